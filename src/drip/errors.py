@@ -1,0 +1,34 @@
+"""The errors a caller may catch; one base class. No logic lives here."""
+
+from __future__ import annotations
+
+
+class DripError(Exception):
+    """Base class of every error that drip raises on purpose.
+
+    The message says what was expected, what came and what to do about it.
+    """
+
+
+class InputError(DripError, ValueError):
+    """An argument or a sample is outside what the function accepts."""
+
+
+class PolicyError(DripError):
+    """A policy cannot be read, is of an unknown format, or belongs to another model."""
+
+
+class ModelError(DripError):
+    """A model cannot be scored: no spatial layer, one logit, NaN in its outputs, wrong input."""
+
+
+class StoreError(DripError):
+    """The store cannot take, keep or give what was asked of it."""
+
+
+class StreamError(DripError):
+    """A source cannot be opened or read."""
+
+
+class ExportError(DripError):
+    """Something cannot be written in the asked format."""

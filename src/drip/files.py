@@ -1,0 +1,81 @@
+"""Atomic writing and digests: the only place that knows how a file is replaced without a torn state."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from drip.errors import DripError
+
+
+def sha256_hex(data: bytes) -> str:
+    """SHA-256 of ``data`` in hexadecimal, 64 characters.
+
+    >>> sha256_hex(b"")[:8]
+    'e3b0c442'
+    """
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no blanks: equal values give equal bytes, so that digests are stable.
+
+    Raises:
+        ValueError: NaN or infinite numbers, which JSON does not have.
+
+    >>> canonical_json({"b": 1, "a": [1.5]})
+    b'{"a":[1.5],"b":1}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def sync_directory(path: Path) -> None:
+    """Make the directory's entries durable (fsync), so that a rename survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path`` that replaces it when the block ends without an error.
+
+    The order is write, fsync, rename, fsync of the folder: a reader or a power cut sees the old
+    file or the new one, never a part. When the block raises, the temporary file is removed.
+
+    Raises:
+        DripError: the folder does not exist or cannot be written.
+    """
+    try:
+        handle = tempfile.NamedTemporaryFile(  # noqa: SIM115  # closed below, before the rename
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+        )
+    except OSError as error:
+        message = f"a writable folder is needed for {path}, got: {error}; choose another path"
+        raise DripError(message) from error
+    temporary = Path(handle.name)
+    try:
+        with handle:
+            yield handle  # type: ignore[misc]  # the wrapper is a BinaryIO in all but its declared type
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that the file is either the old one or the whole new one."""
+    with atomic_writer(path) as handle:
+        handle.write(data)
