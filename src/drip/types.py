@@ -114,6 +114,7 @@ class Observations(Sequence[Observation]):
         return self.named_scores[self.primary]
 
     def __len__(self) -> int:
+        """The number of rows."""
         return len(self.classes)
 
     @overload
@@ -123,13 +124,13 @@ class Observations(Sequence[Observation]):
     def __getitem__(self, index: int | slice | IntArray | BoolArray) -> Observation | Observations:
         """One row as :class:`Observation`, or a subset of the rows as :class:`Observations`."""
         if isinstance(index, (int, np.integer)):
-            time_s = None if self.time_s is None or np.isnan(self.time_s[index]) else float(self.time_s[index])
+            time_s = np.nan if self.time_s is None else float(self.time_s[index])
             return Observation(
                 predicted_class=int(self.classes[index]),
                 logits=self.logits[index],
                 scores={name: float(column[index]) for name, column in self.named_scores.items()},
                 features=None if self.features is None else self.features[index],
-                time_s=time_s,
+                time_s=None if np.isnan(time_s) else time_s,
                 n_bytes=0 if self.n_bytes is None else int(self.n_bytes[index]),
                 content_hash=self.content_hashes[index] if self.content_hashes else "",
             )
@@ -149,6 +150,7 @@ class Observations(Sequence[Observation]):
     def of(cls, *rows: Observation) -> Self:
         """Columns from single observations that all carry the same score names."""
         first = rows[0]
+        features = [row.features for row in rows if row.features is not None]
         return cls(
             classes=np.array([row.predicted_class for row in rows], dtype=np.int64),
             logits=np.stack([row.logits for row in rows]),
@@ -156,7 +158,7 @@ class Observations(Sequence[Observation]):
                 name: np.array([row.scores[name] for row in rows], dtype=np.float64) for name in first.scores
             },
             primary=next(iter(first.scores), "drip"),
-            features=None if first.features is None else np.stack([row.features for row in rows]),  # type: ignore[arg-type]  # one scorer gives features for all rows or for none
+            features=np.stack(features) if features else None,
             time_s=np.array([np.nan if row.time_s is None else row.time_s for row in rows]),
             n_bytes=np.array([row.n_bytes for row in rows], dtype=np.int64),
             content_hashes=tuple(row.content_hash for row in rows),
@@ -196,6 +198,7 @@ class Decisions(Sequence[Decision]):
     reasons: Sequence[str]
 
     def __len__(self) -> int:
+        """The number of rows."""
         return len(self.retain)
 
     @overload
@@ -229,7 +232,7 @@ class Scorer(Protocol):
         ...
 
     def score(self, batch: NDArray[np.float32]) -> Observations:
-        """Score decoded inputs of shape (n, \\*input shape)."""
+        """Score decoded inputs, shape (n, input shape)."""
         ...
 
 

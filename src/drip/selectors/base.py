@@ -1,0 +1,436 @@
+"""What all selection rules share: checks, state, and the three families threshold, window and rank."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from fractions import Fraction
+from math import inf
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from drip.errors import InputError, PolicyError
+from drip.policy import windows_from_json, windows_to_json
+from drip.thresholds import (
+    MIN_CLASS_COUNT,
+    Method,
+    Window,
+    check_fraction,
+    fit_windows,
+    sort_by_class,
+)
+from drip.types import (
+    BoolArray,
+    Decision,
+    Decisions,
+    FloatArray,
+    JsonObject,
+    Observation,
+    Observations,
+)
+
+
+class BaseSelector(ABC):
+    """A selection rule; subclasses say what they need, how they calibrate and how they decide.
+
+    Subclasses set :attr:`name` and implement :meth:`_decide`; rules with limits add :meth:`_calibrate`,
+    :meth:`state` and :meth:`_restore`. ``params`` returns the constructor's arguments, so that a policy
+    file can rebuild the rule.
+    """
+
+    name: ClassVar[str]
+    state_version: ClassVar[int] = 1
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names that the rule reads besides the predicted class: ``logits``, ``features``, score names."""
+        return frozenset()
+
+    @property
+    @abstractmethod
+    def params(self) -> JsonObject:
+        """The constructor's arguments, JSON-serialisable."""
+
+    @classmethod
+    def for_retention(cls, retention: float, **params: Any) -> Self:
+        """The rule that aims at keeping the share ``retention`` of the stream, in (0, 1)."""
+        check_fraction("retention", retention)
+        return cls(retention=retention, **params)  # type: ignore[call-arg]  # rules without it override this
+
+    def calibrate(self, observations: Observations) -> Self:
+        """Set the limits from observations that resemble production.
+
+        Raises:
+            InputError: no observation, a missing column, NaN or infinite values.
+        """
+        if not len(observations):
+            raise InputError(f"selector {self.name!r} needs at least one calibration sample, got none")
+        self._check(observations)
+        self._calibrate(observations)
+        return self
+
+    def decide(self, observation: Observation) -> Decision:
+        """Decide on one observation, in the order of arrival.
+
+        Raises:
+            InputError: a missing column, NaN or infinite values.
+            PolicyError: the rule was not calibrated.
+        """
+        return self.decide_many(Observations.of(observation))[0]
+
+    def decide_many(self, observations: Observations) -> Decisions:
+        """The same decisions as :meth:`decide` row by row, in one call.
+
+        Raises:
+            InputError: a missing column, NaN or infinite values.
+            PolicyError: the rule was not calibrated.
+        """
+        self._check(observations)
+        return self._decide(observations)
+
+    def state(self) -> JsonObject:
+        """Everything that decisions depend on besides :attr:`params`; JSON-serialisable.
+
+        Raises:
+            PolicyError: the rule was not calibrated.
+        """
+        return {}
+
+    def restore(self, state: JsonObject) -> Self:
+        """Continue from a saved :meth:`state`.
+
+        Raises:
+            KeyError, TypeError, ValueError: the state is not one of this rule.
+        """
+        self._restore(state)
+        return self
+
+    def restore_version(self, state: JsonObject, version: int) -> Self:
+        """Restore a state that was saved by the given version of the rule.
+
+        Raises:
+            PolicyError: another version than :attr:`state_version`.
+        """
+        if version != self.state_version:
+            raise PolicyError(
+                f"state version {self.state_version} of rule {self.name!r} is needed, got {version!r}; "
+                "calibrate again"
+            )
+        return self.restore(state)
+
+    @abstractmethod
+    def _decide(self, observations: Observations) -> Decisions:
+        """Decide on checked observations."""
+
+    def _calibrate(self, observations: Observations) -> None:  # noqa: B027  # a default, not a duty
+        """Set the limits from checked observations; rules without limits keep this."""
+
+    def _restore(self, state: JsonObject) -> None:  # noqa: B027  # a default, not a duty
+        """Take over a state; rules without state keep this."""
+
+    def _uncalibrated(self) -> PolicyError:
+        return PolicyError(f"selector {self.name!r} has no limits yet; calibrate it or load a policy")
+
+    def _check(self, observations: Observations) -> None:
+        for needed in sorted(self.needs):
+            column: Any = (
+                getattr(observations, needed)
+                if needed in ("logits", "features")
+                else observations.named_scores.get(needed)
+            )
+            if column is None:
+                raise InputError(
+                    f"selector {self.name!r} reads {needed!r}, got observations with "
+                    f"{', '.join(sorted(observations.named_scores))}; use a scorer that provides it"
+                )
+            finite = np.isfinite(column)
+            if not finite.all():
+                rows = finite if finite.ndim == 1 else finite.all(axis=1)
+                raise InputError(
+                    f"{needed} must be finite, got NaN or infinity in row {int(np.argmin(rows))}; "
+                    "quarantine that sample"
+                )
+
+
+def deterministic(retain: BoolArray, priority: FloatArray, kept: str, discarded: str) -> Decisions:
+    """Decisions of a rule without chance: the keep-probability is one or zero."""
+    reasons = [kept if value else discarded for value in retain.tolist()]
+    return Decisions(retain, priority, retain.astype(np.float64), reasons)
+
+
+class ThresholdSelector(BaseSelector):
+    """Keep what has a utility of at least the calibrated quantile; the utility is the priority.
+
+    Args:
+        retention: Share of the calibration samples to keep, in (0, 1).
+
+    Subclasses implement :meth:`utility`. Ties at the limit are all kept.
+    """
+
+    def __init__(self, retention: float = 0.6) -> None:
+        check_fraction("retention", retention)
+        self._retention = retention
+        self._limit: float | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The logits."""
+        return frozenset({"logits"})
+
+    @property
+    def params(self) -> JsonObject:
+        """Retention."""
+        return {"retention": self._retention}
+
+    @abstractmethod
+    def utility(self, observations: Observations) -> FloatArray:
+        """How much a sample is worth, shape (n,): the larger the better."""
+
+    def state(self) -> JsonObject:
+        """The limit of the utility."""
+        if self._limit is None:
+            raise self._uncalibrated()
+        return {"limit": self._limit}
+
+    def _calibrate(self, observations: Observations) -> None:
+        descending = np.sort(self.utility(observations))[::-1]
+        self._limit = float(descending[count_to_keep(len(descending), self._retention) - 1])
+
+    def _restore(self, state: JsonObject) -> None:
+        self._limit = float(state["limit"])
+
+    def _decide(self, observations: Observations) -> Decisions:
+        if self._limit is None:
+            raise self._uncalibrated()
+        utility = self.utility(observations)
+        return deterministic(utility >= self._limit, utility, self.name, "below-limit")
+
+
+class WindowSelector(BaseSelector):
+    """Discard what lies inside the window of its predicted class; the distance to it is the priority.
+
+    The distance is counted in standard deviations of the class's calibration scores, so that classes
+    compare. A class that never discards has priority 1, like a sample one deviation outside.
+
+    Args:
+        discard_fraction: Share of every class to discard, in (0, 1); the paper's DPW.
+        method: ``min_std`` (section III-A) or ``histogram_peak`` (Algorithm 1).
+        min_class_count: Calibration scores below which a class never discards.
+
+    Subclasses implement :meth:`score`.
+
+    References:
+        DRIP paper, sections III-A and III-B, equations 6, 7 and 9.
+    """
+
+    def __init__(
+        self,
+        discard_fraction: float = 0.4,
+        method: Method = "min_std",
+        min_class_count: int = MIN_CLASS_COUNT,
+    ) -> None:
+        check_fraction("discard_fraction", discard_fraction)
+        self._discard_fraction = discard_fraction
+        self._method: Method = method
+        self._min_class_count = min_class_count
+        self._windows: tuple[Window, ...] = ()
+
+    @classmethod
+    def for_retention(cls, retention: float, **params: Any) -> Self:
+        """The rule that discards the share 1 - ``retention`` of every class."""
+        check_fraction("retention", retention)
+        return cls(discard_fraction=complement(retention), **params)
+
+    @property
+    def params(self) -> JsonObject:
+        """Discard fraction, method and minimum count."""
+        return {
+            "discard_fraction": self._discard_fraction,
+            "method": self._method,
+            "min_class_count": self._min_class_count,
+        }
+
+    @property
+    def window_fraction(self) -> float:
+        """Share of every class inside its window, in (0, 1)."""
+        return self._discard_fraction
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """One window per class; empty before calibration."""
+        return self._windows
+
+    @abstractmethod
+    def score(self, observations: Observations) -> FloatArray:
+        """The scores that the windows are cut from, shape (n,)."""
+
+    def state(self) -> JsonObject:
+        """The windows."""
+        if not self._windows:
+            raise self._uncalibrated()
+        return windows_to_json(self._windows)
+
+    def _calibrate(self, observations: Observations) -> None:
+        parts = sort_by_class(self.score(observations), observations.classes, observations.logits.shape[1])
+        self._set(
+            fit_windows(
+                parts,
+                fraction=self.window_fraction,
+                method=self._method,
+                min_class_count=self._min_class_count,
+            )
+        )
+
+    def _restore(self, state: JsonObject) -> None:
+        self._set(windows_from_json(state))
+
+    def _set(self, windows: tuple[Window, ...]) -> None:
+        self._windows = windows
+        self._lower = np.array([window.lower for window in windows])
+        self._upper = np.array([window.upper for window in windows])
+        self._unit = np.array([window.scale or 1.0 for window in windows])
+
+    def _distances(self, observations: Observations) -> tuple[BoolArray, BoolArray, FloatArray]:
+        """Inside the window, of a class that discards, distance to the window in standard deviations."""
+        if not self._windows:
+            raise self._uncalibrated()
+        scores, classes = self.score(observations), observations.classes
+        lower, upper = self._lower[classes], self._upper[classes]
+        discards = lower < inf
+        inside = (scores >= lower) & (scores <= upper)
+        outside = np.maximum(lower - scores, scores - upper) / self._unit[classes]
+        return inside, discards, np.where(discards, np.maximum(outside, 0.0), 1.0)
+
+    def _decide(self, observations: Observations) -> Decisions:
+        inside, discards, distance = self._distances(observations)
+        decisions = deterministic(~inside, distance, "outside-window", "inside-window")
+        if discards.all():
+            return decisions
+        reasons = [
+            reason if known else "class-never-discards"
+            for reason, known in zip(decisions.reasons, discards.tolist(), strict=True)
+        ]
+        return Decisions(decisions.retain, decisions.priority, decisions.keep_probability, reasons)
+
+
+class RankedSelector(BaseSelector):
+    """Keep the lowest scores of every predicted class; the depth below the class's mean is the priority.
+
+    Args:
+        retention: Share of every class to keep, in (0, 1).
+        min_class_count: Calibration scores below which a class keeps everything.
+
+    Subclasses set :attr:`score_name`. Ties at the limit are all kept. The priority is counted in
+    standard deviations of the class's calibration scores, so that classes compare.
+    """
+
+    score_name: ClassVar[str]
+
+    def __init__(self, retention: float = 0.6, min_class_count: int = MIN_CLASS_COUNT) -> None:
+        check_fraction("retention", retention)
+        self._retention = retention
+        self._min_class_count = min_class_count
+        self._limits: FloatArray | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The score."""
+        return frozenset({self.score_name})
+
+    @property
+    def params(self) -> JsonObject:
+        """Retention and minimum count."""
+        return {"retention": self._retention, "min_class_count": self._min_class_count}
+
+    def state(self) -> JsonObject:
+        """Per class the limit (null where everything is kept), mean and standard deviation."""
+        if self._limits is None:
+            raise self._uncalibrated()
+        return {
+            "limits": [None if limit == inf else limit for limit in self._limits.tolist()],
+            "means": self._means.tolist(),
+            "scales": self._scales.tolist(),
+        }
+
+    def _calibrate(self, observations: Observations) -> None:
+        parts = sort_by_class(
+            observations.named_scores[self.score_name], observations.classes, observations.logits.shape[1]
+        )
+        limits, means, scales = [], [], []
+        for part in parts:
+            enough = len(part) >= max(self._min_class_count, 1)
+            limits.append(float(part[count_to_keep(len(part), self._retention) - 1]) if enough else inf)
+            means.append(float(part.mean()) if len(part) else 0.0)
+            scales.append(float(part.std()) or 1.0 if len(part) else 1.0)
+        self._limits, self._means, self._scales = np.array(limits), np.array(means), np.array(scales)
+
+    def _restore(self, state: JsonObject) -> None:
+        self._limits = np.array([inf if limit is None else float(limit) for limit in state["limits"]])
+        self._means = np.array(state["means"], dtype=np.float64)
+        self._scales = np.array(state["scales"], dtype=np.float64)
+
+    def _decide(self, observations: Observations) -> Decisions:
+        if self._limits is None:
+            raise self._uncalibrated()
+        scores, classes = observations.named_scores[self.score_name], observations.classes
+        depth = (self._means[classes] - scores) / self._scales[classes]
+        return deterministic(scores <= self._limits[classes], depth, self.name, "above-limit")
+
+
+class ChanceSelector(BaseSelector):
+    """Rules that draw one uniform number per observation, in the order of arrival.
+
+    Args:
+        retention: Share of the stream to keep, in (0, 1].
+        seed: Seed of the draws.
+    """
+
+    def __init__(self, retention: float = 0.6, seed: int = 0) -> None:
+        if retention != 1:
+            check_fraction("retention", retention)
+        self._retention = retention
+        self._seed = seed
+        self._rng = np.random.Generator(np.random.PCG64(seed))
+
+    @property
+    def params(self) -> JsonObject:
+        """Retention and seed."""
+        return {"retention": self._retention, "seed": self._seed}
+
+    def state(self) -> JsonObject:
+        """The state of the random generator (PCG64)."""
+        return {"generator": self._rng.bit_generator.state}
+
+    def _restore(self, state: JsonObject) -> None:
+        self._rng.bit_generator.state = state["generator"]
+
+    def _draw(self, observations: Observations) -> FloatArray:
+        return self._rng.random(len(observations))
+
+
+def complement(fraction: float) -> float:
+    """One minus the decimal number that prints: 0.3 for 0.7, where 1 - 0.7 is 0.30000000000000004.
+
+    >>> complement(0.7)
+    0.3
+    """
+    return float(1 - Fraction(str(fraction)))
+
+
+def count_to_keep(n: int, retention: float) -> int:
+    """Number of n calibration samples that a retention means, rounded half up, at least 1.
+
+    >>> count_to_keep(10, 0.25), count_to_keep(3, 0.01)
+    (3, 1)
+    """
+    return max(1, int(Fraction(str(retention)) * n + Fraction(1, 2)))
+
+
+def softmax_ratios(logits: FloatArray) -> FloatArray:
+    """Probabilities over the largest one, exp(logit - max), sorted descending, shape (n, n_classes).
+
+    The first column is one. Uncertainties are sums of the other columns, so that a probability of
+    0.9999999999999999 still has an exact distance from one.
+    """
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.sort(shifted, axis=1)[:, ::-1]

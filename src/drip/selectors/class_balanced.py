@@ -1,0 +1,61 @@
+"""Class-balanced random: rare predicted classes are kept more often."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from drip.selectors.base import ChanceSelector
+from drip.types import Decisions, FloatArray, IntArray, JsonObject, Observations
+
+
+class ClassBalancedRandomSelector(ChanceSelector):
+    """Keep at random, so that every predicted class fills the same quota as far as it can.
+
+    The quota m solves sum_c min(n_c, m) = retention * n on the calibration counts n_c; a sample of
+    class c is kept with probability min(1, m / n_c). A class that calibration never saw is kept.
+    The random draw is the priority.
+    """
+
+    name: ClassVar[str] = "class-balanced-random"
+
+    def __init__(self, retention: float = 0.6, seed: int = 0) -> None:
+        super().__init__(retention, seed)
+        self._probabilities: FloatArray | None = None
+
+    def state(self) -> JsonObject:
+        """The keep-probability of every class, and the generator."""
+        if self._probabilities is None:
+            raise self._uncalibrated()
+        return {**super().state(), "probabilities": self._probabilities.tolist()}
+
+    def _calibrate(self, observations: Observations) -> None:
+        counts = np.bincount(observations.classes, minlength=observations.logits.shape[1])
+        quota = equal_quota(counts, self._retention)
+        self._probabilities = np.minimum(1.0, quota / np.maximum(counts, 1e-9))
+
+    def _restore(self, state: JsonObject) -> None:
+        super()._restore(state)
+        self._probabilities = np.array(state["probabilities"], dtype=np.float64)
+
+    def _decide(self, observations: Observations) -> Decisions:
+        if self._probabilities is None:
+            raise self._uncalibrated()
+        draw = self._draw(observations)
+        probability = self._probabilities[observations.classes]
+        return Decisions(draw < probability, draw, probability, [self.name] * len(observations))
+
+
+def equal_quota(counts: IntArray, retention: float) -> float:
+    """The m with sum_c min(counts_c, m) = retention * sum_c counts_c.
+
+    >>> equal_quota(np.array([10, 90]), 0.5)
+    40.0
+    """
+    wanted = retention * float(counts.sum())
+    ascending = np.sort(counts).astype(np.float64)
+    # With the i smallest classes kept whole, the others share the rest.
+    whole = np.concatenate([[0.0], np.cumsum(ascending)[:-1]])
+    shares = (wanted - whole) / np.arange(len(counts), 0, -1)
+    return float(shares[int(np.argmax(shares <= ascending))])
