@@ -1,0 +1,319 @@
+"""The production phase: one loop from a source through scorer and selector into a sink.
+
+Knows protocols only: no model, no store, no broker. Decisions are made in the order of arrival.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from time import perf_counter
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drip.errors import DripError, InputError, ModelError, StreamError
+from drip.files import sha256_hex
+from drip.media import decode_npy
+from drip.types import (
+    Decisions,
+    DurableSink,
+    Observations,
+    Progress,
+    Sample,
+    Scorer,
+    Selector,
+    Sink,
+    Source,
+)
+
+OnError = Literal["raise", "skip", "quarantine"]
+Prepare = Callable[[bytes, str], NDArray[np.float32]]
+
+
+@dataclass
+class Tally:
+    """What a run has done so far.
+
+    Attributes:
+        n_seen: Samples taken from the source.
+        n_retained: Samples that the rule kept.
+        n_discarded: Samples that the rule discarded.
+        n_skipped: Samples that could not be decoded or scored and were dropped (``on_error="skip"``).
+        n_quarantined: Samples that could not be decoded or scored and were set aside.
+        bytes_seen: Encoded bytes taken from the source.
+        bytes_retained: Encoded bytes of the samples that the rule kept.
+        seen_by_class: Decided samples per predicted class.
+        retained_by_class: Kept samples per predicted class.
+        seconds: Wall-clock seconds by stage: ``prepare``, ``score``, ``decide``, ``store``.
+        interrupted: True when the run was asked to stop before the source ended.
+    """
+
+    n_seen: int = 0
+    n_retained: int = 0
+    n_discarded: int = 0
+    n_skipped: int = 0
+    n_quarantined: int = 0
+    bytes_seen: int = 0
+    bytes_retained: int = 0
+    seen_by_class: dict[int, int] = field(default_factory=dict)
+    retained_by_class: dict[int, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("prepare", "score", "decide", "store"), 0.0)
+    )
+    interrupted: bool = False
+
+    @property
+    def retention(self) -> float:
+        """Share of the decided samples that was kept; NaN before the first."""
+        decided = self.n_retained + self.n_discarded
+        return self.n_retained / decided if decided else float("nan")
+
+    def _count(self, observed: _Observed, decisions: Decisions) -> None:
+        if observed.observations is None:
+            return
+        kept, classes = decisions.retain, observed.observations.classes
+        self.n_retained += int(kept.sum())
+        self.n_discarded += int((~kept).sum())
+        self.bytes_retained += sum(
+            len(sample.data) for sample, keep in zip(observed.samples, kept.tolist(), strict=True) if keep
+        )
+        for counts, members in ((self.seen_by_class, classes), (self.retained_by_class, classes[kept])):
+            for number, count in zip(*np.unique(members, return_counts=True), strict=True):
+                counts[int(number)] = counts.get(int(number), 0) + int(count)
+
+
+def prepare_npy(data: bytes, media_type: str) -> NDArray[np.float32]:  # noqa: ARG001  # the type is checked by the format's magic
+    """Decode npy bytes as they are: for samples that already are model inputs."""
+    return decode_npy(data).astype(np.float32)
+
+
+def run(
+    source: Source | Iterable[Sample],
+    scorer: Scorer,
+    selector: Selector,
+    sink: Sink,
+    *,
+    prepare: Prepare = prepare_npy,
+    batch_size: int = 32,
+    on_error: OnError = "raise",
+    policy_digest: str = "",
+    on_progress: Callable[[Tally], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Tally:
+    """Decide on every sample of a source and hand it to the sink.
+
+    Samples are scored in batches of up to ``batch_size`` and decided one after the other in the order
+    of arrival. With a :class:`~drip.types.DurableSink` the samples of a batch, their decisions, the
+    selector's state and the source's position commit together; a run that is killed continues after
+    the last committed batch when it is started again on the same sink.
+
+    A plain iterable of samples is read ahead by up to one batch; give it a method ``batches`` when
+    code after its ``yield`` acknowledges.
+
+    Args:
+        source: Where samples come from.
+        scorer: Turns decoded inputs into observations.
+        selector: A calibrated rule.
+        sink: Takes every sample, kept or not.
+        prepare: Bytes and media type to one model input, such as :meth:`InputContract.prepare`.
+        batch_size: Largest number of samples scored at once, at least 1.
+        on_error: What a sample that cannot be decoded or scored does: ``raise`` stops, ``skip`` drops
+            and counts it, ``quarantine`` hands it to the sink with the reason and counts it.
+        policy_digest: Identifies the policy; the selector's saved state is taken up only when the
+            interrupted run had the same.
+        on_progress: Called after every batch.
+        stop: Asked after every batch; True ends the run in good order.
+
+    Returns:
+        The counts of this call.
+
+    Raises:
+        InputError: an argument is outside its range, or a bad sample with ``on_error="raise"``.
+        ModelError: a sample that the model cannot score, with ``on_error="raise"``.
+        StoreError: the sink cannot take a sample; what was committed before is safe.
+    """
+    _check_arguments(scorer, selector, sink, batch_size, on_error)
+    _resume(source, selector, sink, policy_digest)
+    tally = Tally()
+    for batch in _batches(source, batch_size):
+        observed = _observe(batch, scorer, prepare, tally.seconds)
+        if on_error == "raise":
+            observed.raise_first()
+        clock = perf_counter()
+        with _transaction(sink):
+            if observed.observations is not None:
+                decisions = selector.decide_many(observed.observations)
+                clock = _lap(tally.seconds, "decide", clock)
+                tally._count(observed, decisions)  # noqa: SLF001  # the loop is its only writer
+                for row, sample in enumerate(observed.samples):
+                    sink.put(sample, observed.observations[row], decisions[row])
+            if isinstance(sink, DurableSink):
+                if on_error == "quarantine":
+                    for sample, error in observed.failures:
+                        sink.quarantine(sample, str(error))
+                cursor = source.cursor if isinstance(source, Source) else None
+                sink.save_progress(Progress(cursor, selector.state(), policy_digest))
+        _lap(tally.seconds, "store", clock)
+        tally.n_seen += len(batch)
+        tally.bytes_seen += sum(len(sample.data) for sample in batch)
+        tally.n_quarantined += len(observed.failures) if on_error == "quarantine" else 0
+        tally.n_skipped += len(observed.failures) if on_error == "skip" else 0
+        if on_progress is not None:
+            on_progress(tally)
+        if stop is not None and stop():
+            tally.interrupted = True
+            break
+    return tally
+
+
+def observe(
+    samples: Iterable[Sample],
+    scorer: Scorer,
+    *,
+    prepare: Prepare = prepare_npy,
+    batch_size: int = 256,
+    on_progress: Callable[[int], None] | None = None,
+) -> Observations:
+    """Score samples without deciding: what calibration needs.
+
+    Args:
+        samples: Any number of samples; they are decoded batch by batch.
+        scorer: Turns decoded inputs into observations.
+        prepare: Bytes and media type to one model input.
+        batch_size: Samples scored at once.
+        on_progress: Called after every batch with the number scored so far.
+
+    Raises:
+        InputError: no sample, or one that cannot be decoded, by its id.
+        ModelError: a sample that the model cannot score, by its id.
+    """
+    parts: list[Observations] = []
+    n_scored = 0
+    for batch in _read_ahead(samples, batch_size):
+        observed = _observe(batch, scorer, prepare, {})
+        observed.raise_first()
+        if observed.observations is not None:
+            parts.append(observed.observations)
+        n_scored += len(batch)
+        if on_progress is not None:
+            on_progress(n_scored)
+    if not parts:
+        raise InputError("at least one sample is needed, got none; check the source")
+    return Observations.concatenate(parts)
+
+
+@dataclass
+class _Observed:
+    """A batch after scoring: the samples that went well, their observations, and the others."""
+
+    samples: list[Sample] = field(default_factory=list)
+    observations: Observations | None = None
+    failures: list[tuple[Sample, DripError]] = field(default_factory=list)
+
+    def raise_first(self) -> None:
+        """Raise the first failure with the sample's id."""
+        for sample, error in self.failures:
+            raise type(error)(f"sample {sample.id!r}: {error}") from error
+
+
+def _observe(
+    batch: Sequence[Sample], scorer: Scorer, prepare: Prepare, seconds: dict[str, float]
+) -> _Observed:
+    clock = perf_counter()
+    observed = _Observed()
+    inputs: list[NDArray[np.float32]] = []
+    for sample in batch:
+        try:
+            inputs.append(prepare(sample.data, sample.media_type))
+            observed.samples.append(sample)
+        except InputError as error:
+            observed.failures.append((sample, error))
+    shapes = {values.shape for values in inputs}
+    if len(shapes) > 1:
+        raise StreamError(
+            f"inputs of one shape are needed, got {sorted(shapes)}; use an InputContract"
+        )
+    clock = _lap(seconds, "prepare", clock)
+    if inputs:
+        _score(scorer, inputs, observed)
+    _lap(seconds, "score", clock)
+    return observed
+
+
+def _score(scorer: Scorer, inputs: list[NDArray[np.float32]], observed: _Observed) -> None:
+    """Score a batch; when it fails, one by one, so that a bad sample does not take others with it."""
+    try:
+        observed.observations = _complete(scorer.score(np.stack(inputs)), observed.samples)
+    except (InputError, ModelError):
+        candidates, observed.samples, parts = observed.samples, [], []
+        for sample, values in zip(candidates, inputs, strict=True):
+            try:
+                parts.append(_complete(scorer.score(values[None]), [sample]))
+                observed.samples.append(sample)
+            except (InputError, ModelError) as error:
+                observed.failures.append((sample, error))
+        observed.observations = Observations.concatenate(parts) if parts else None
+
+
+def _check_arguments(
+    scorer: Scorer, selector: Selector, sink: Sink, batch_size: int, on_error: OnError
+) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size!r}")
+    if on_error not in get_args(OnError):
+        raise InputError(f"on_error must be one of {', '.join(get_args(OnError))}, got {on_error!r}")
+    if on_error == "quarantine" and not isinstance(sink, DurableSink):
+        raise InputError(f"on_error='quarantine' needs a sink with a quarantine, got {type(sink).__name__}")
+    missing = selector.needs - scorer.provides
+    if missing:
+        raise InputError(
+            f"selector {selector.name!r} reads {', '.join(sorted(missing))}, which the scorer does not give "
+            f"(it gives {', '.join(sorted(scorer.provides))}); configure the scorer for it"
+        )
+
+
+def _resume(source: Source | Iterable[Sample], selector: Selector, sink: Sink, policy_digest: str) -> None:
+    progress = sink.load_progress() if isinstance(sink, DurableSink) else None
+    if progress is None:
+        return
+    if progress.policy_digest == policy_digest:
+        selector.restore(progress.selector_state)
+    if progress.cursor is not None and isinstance(source, Source):
+        source.seek(progress.cursor)
+
+
+def _transaction(sink: Sink) -> AbstractContextManager[None]:
+    return sink.transaction() if isinstance(sink, DurableSink) else nullcontext()
+
+
+def _batches(source: Source | Iterable[Sample], batch_size: int) -> Iterator[Sequence[Sample]]:
+    if isinstance(source, Source):
+        return source.batches(batch_size)
+    return _read_ahead(source, batch_size)
+
+
+def _read_ahead(samples: Iterable[Sample], batch_size: int) -> Iterator[Sequence[Sample]]:
+    iterator = iter(samples)
+    while batch := list(islice(iterator, batch_size)):
+        yield batch
+
+
+def _complete(observations: Observations, samples: Sequence[Sample]) -> Observations:
+    """Add what the scorer cannot know: time, size and hash of the encoded bytes."""
+    times = [np.nan if sample.time_s is None else sample.time_s for sample in samples]
+    return replace(
+        observations,
+        time_s=np.array(times, dtype=np.float64),
+        n_bytes=np.array([len(sample.data) for sample in samples], dtype=np.int64),
+        content_hashes=tuple(sha256_hex(sample.data) for sample in samples),
+    )
+
+
+def _lap(seconds: dict[str, float], stage: str, since: float) -> float:
+    now = perf_counter()
+    seconds[stage] = seconds.get(stage, 0.0) + now - since
+    return now
