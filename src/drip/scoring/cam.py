@@ -1,0 +1,168 @@
+"""Class activation maps as pure functions on tensors; no model, no hook and no file lives here.
+
+Everywhere ``activations`` A has shape (N, K, *positions): N samples, K maps, one axis of positions
+for signals and two for images. ``gradients`` G = dy/dA has the same shape, or positions of length
+one where the gradient is the same at every position (average pooling), which saves the copies.
+A *map* is the weighted sum before the ReLU, a *heatmap* the one after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+
+def gradcam_map(activations: Tensor, gradients: Tensor) -> Tensor:
+    r"""Grad-CAM before the ReLU: :math:`M_p = \sum_k a_k A_{k,p}` with :math:`a_k = \frac1Z \sum_p G_{k,p}`.
+
+    Z is the number of positions p. The weights a_k are the channels' mean gradients.
+
+    Args:
+        activations: A, shape (N, K, *positions).
+        gradients: dy/dA, shape (N, K, *positions) or (N, K, 1, ...).
+
+    Returns:
+        M, shape (N, *positions), in the unit of y divided by Z.
+
+    References:
+        DRIP paper, eqs. 1-3; Selvaraju et al. 2017, arXiv:1610.02391.
+
+    >>> a = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    >>> gradcam_map(a, torch.tensor([[[1.0, 3.0], [-1.0, 1.0]]]))
+    tensor([[2., 4.]])
+    """
+    weights = gradients.flatten(2).mean(2, keepdim=True)
+    return _weighted_sum(weights, activations)
+
+
+def hirescam_map(activations: Tensor, gradients: Tensor) -> Tensor:
+    r"""HiResCAM before the ReLU: :math:`M_p = \sum_k G_{k,p} A_{k,p}`, without averaging the gradient.
+
+    Equal to :func:`gradcam_map` where the gradient is the same at every position.
+
+    Args:
+        activations: A, shape (N, K, *positions).
+        gradients: dy/dA, shape (N, K, *positions) or (N, K, 1, ...).
+
+    Returns:
+        M, shape (N, *positions).
+
+    References:
+        Draelos and Carin 2020, arXiv:2011.08891.
+
+    >>> a = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    >>> hirescam_map(a, torch.tensor([[[1.0, 3.0], [-1.0, 1.0]]]))
+    tensor([[-2., 10.]])
+    """
+    return (gradients * activations).sum(1)
+
+
+def layercam_map(activations: Tensor, gradients: Tensor) -> Tensor:
+    r"""LayerCAM before the ReLU: :math:`M_p = \sum_k \max(0, G_{k,p}) A_{k,p}`.
+
+    Equal to :func:`hirescam_map` where no gradient is negative.
+
+    Args:
+        activations: A, shape (N, K, *positions).
+        gradients: dy/dA, shape (N, K, *positions) or (N, K, 1, ...).
+
+    Returns:
+        M, shape (N, *positions).
+
+    References:
+        Jiang et al. 2021, LayerCAM, IEEE TIP 30, eqs. 5-7.
+
+    >>> a = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    >>> layercam_map(a, torch.tensor([[[1.0, 3.0], [-1.0, 1.0]]]))
+    tensor([[ 1., 10.]])
+    """
+    return hirescam_map(activations, gradients.relu())
+
+
+def gradcam_plus_plus_map(activations: Tensor, gradients: Tensor) -> Tensor:
+    r"""Grad-CAM++ before the ReLU: :math:`M_p = \sum_k w_k A_{k,p}`, positive gradients weighted by position.
+
+    .. math:: w_k = \sum_p \alpha_{k,p} \max(0, G_{k,p}), \qquad
+              \alpha_{k,p} = \frac{G_{k,p}^2}{2 G_{k,p}^2 + G_{k,p}^3 \sum_q A_{k,q}}
+
+    A position whose gradient is zero, or whose denominator is, has alpha 0. As in common use the
+    factor exp(y) of the positive gradients is left out: it is one constant per sample.
+
+    Args:
+        activations: A, shape (N, K, *positions).
+        gradients: dy/dA, shape (N, K, *positions) or (N, K, 1, ...).
+
+    Returns:
+        M, shape (N, *positions).
+
+    References:
+        Chattopadhyay et al. 2018, arXiv:1710.11063, eqs. 5, 19.
+
+    >>> a = torch.tensor([[[1.0, 1.0]]])
+    >>> gradcam_plus_plus_map(a, torch.tensor([[[1.0, 0.0]]]))
+    tensor([[0.2500, 0.2500]])
+    """
+    flat = activations.flatten(2)
+    gradient = gradients.flatten(2)
+    n_positions = flat.shape[2]
+    denominator = 2.0 + gradient * flat.sum(2, keepdim=True)  # the formula, divided by G^2
+    usable = (gradient != 0) & (denominator != 0)
+    alpha = torch.where(usable, 1.0 / torch.where(usable, denominator, 1.0), 0.0)
+    weights = (alpha * gradient.relu()).mean(2, keepdim=True) * n_positions
+    return _weighted_sum(weights, activations)
+
+
+MAPS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+    {
+        "gradcam": gradcam_map,
+        "hirescam": hirescam_map,
+        "gradcam++": gradcam_plus_plus_map,
+        "layercam": layercam_map,
+    }
+)
+"""Every method by the name that scorers and policies record."""
+
+
+def mean_over_positions(maps: Tensor) -> Tensor:
+    """Mean of maps (N, *positions) over their positions, shape (N,): the score of a heatmap.
+
+    References:
+        DRIP paper, eqs. 5 and 8.
+
+    >>> mean_over_positions(torch.tensor([[1.0, 2.0, 6.0]]))
+    tensor([3.])
+    """
+    return maps.flatten(1).mean(1)
+
+
+def normalise(heatmaps: Tensor) -> Tensor:
+    r"""Min-max normalisation per map to [0, 1]: :math:`(H - \min H) / (\max H - \min H)`.
+
+    A map of one value only has no range: it becomes zeros, and so does every map of one position.
+
+    Args:
+        heatmaps: H, shape (N, *positions).
+
+    Returns:
+        The normalised maps, same shape.
+
+    >>> normalise(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
+    tensor([[0.0000, 0.5000, 1.0000],
+            [0.0000, 0.0000, 0.0000]])
+    """
+    flat = heatmaps.flatten(1)
+    low = flat.amin(1, keepdim=True)
+    span = flat.amax(1, keepdim=True) - low
+    constant = span == 0  # and not "span > 0", which would turn NaN into zeros
+    scaled = torch.where(constant, 0.0, (flat - low) / torch.where(constant, 1.0, span))
+    return scaled.reshape(heatmaps.shape)
+
+
+def _weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
+    """Sum over maps of weights (N, K, 1) times activations; a matrix product, which copies nothing."""
+    flat = activations.flatten(2)
+    summed = torch.bmm(weights.transpose(1, 2), flat)
+    return summed.reshape(activations.shape[:1] + activations.shape[2:])

@@ -1,0 +1,93 @@
+"""Checks at the boundary: what may enter a model and what may leave it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from drip.errors import InputError, ModelError
+
+Batch = NDArray[np.floating[Any]] | Tensor
+
+
+def to_input(batch: Batch, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The batch as a tensor of the model's type on the model's device, without a graph.
+
+    Raises:
+        InputError: It is neither array nor tensor, has no batch axis, is not floating point, or
+            holds NaN or infinite values (the message names the rows).
+    """
+    if isinstance(batch, np.ndarray):
+        # torch warns of read-only arrays and refuses negative strides
+        ordinary = batch.flags.writeable and batch.flags.c_contiguous
+        tensor = (
+            torch.from_numpy(batch if ordinary else batch.copy(order="C"))
+            if batch.dtype.kind == "f"
+            else None
+        )
+        kind = f"an array of {batch.dtype}"
+    elif isinstance(batch, Tensor):
+        tensor = batch.detach() if batch.is_floating_point() else None
+        kind = f"a tensor of {batch.dtype}"
+    else:
+        raise InputError(f"batch must be a numpy array or a torch tensor, got {type(batch).__name__}")
+    if tensor is None:
+        raise InputError(
+            f"batch must be floating point, got {kind}; scale it as in training, then pass float32"
+        )
+    if tensor.dim() < 2:
+        shape = tuple(tensor.shape)
+        raise InputError(
+            f"batch must have shape (N, *input shape), got {shape}; add the batch axis: batch[None]"
+        )
+    tensor = tensor.to(device=device, dtype=dtype)
+    # one sum finds every NaN and infinity at the price of one pass; only a hit is looked at closely
+    if not torch.isfinite(tensor.sum()):
+        finite = torch.isfinite(tensor.flatten(1)).all(1)
+        if not finite.all():
+            rows = _first_rows(~finite.cpu().numpy())
+            raise InputError(
+                f"inputs must be finite, got NaN or infinity in rows {rows}; drop or repair them"
+            )
+    return tensor
+
+
+def require_finite(what: str, values: NDArray[np.floating[Any]]) -> None:
+    """Check that every row of a model's results is finite.
+
+    Raises:
+        ModelError: Some are not; the message names the rows (A11: never a silent discard).
+    """
+    finite = np.isfinite(values)
+    if not finite.all():
+        rows = _first_rows(~finite.reshape(len(values), -1).all(1))
+        raise ModelError(
+            f"{what} must be finite, got NaN or infinity in rows {rows}; look at these inputs' scale"
+        )
+
+
+def to_classes(classes: Any, n_rows: int, n_classes: int) -> Tensor:
+    """Class indices (N,) as a tensor.
+
+    Raises:
+        InputError: They are not N integers in [0, n_classes).
+    """
+    given = np.asarray(classes)
+    if given.shape != (n_rows,) or given.dtype.kind not in "iu":
+        raise InputError(
+            f"classes must be {n_rows} integers, one per row, got {given.dtype} of shape {given.shape}"
+        )
+    if n_rows and (given.min() < 0 or given.max() >= n_classes):
+        raise InputError(f"classes must be in [0, {n_classes}), got {given.min()} to {given.max()}")
+    return torch.from_numpy(given.astype(np.int64))
+
+
+def _first_rows(bad: NDArray[np.bool_]) -> str:
+    """The first few row indices where ``bad`` holds."""
+    rows = np.flatnonzero(bad)
+    listed = ", ".join(str(row) for row in rows[:8])
+    return listed if len(rows) <= 8 else f"{listed} and {len(rows) - 8} more"

@@ -1,0 +1,243 @@
+"""Three exact ways to the gradient at the target layer; which is used is measured, not assumed.
+
+A plan gives the activations A and, for a linear combination of logits, the gradient dy/dA.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from drip.errors import ModelError
+from drip.scoring.tap import run_tapped
+from drip.scoring.target import Target
+
+RELATIVE_TOLERANCE = 1e-5
+"""Two routes are equal when they differ by at most this share of the largest absolute value (A12)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward pass.
+
+    Attributes:
+        logits: Shape (N, C).
+        activations: A in the layout (N, K, *positions).
+        gradients: Maps classes (N,) and rivals (N,) or None to the gradient of the classes'
+            logits, minus the rivals' where given, in the shape of A or with positions of length one.
+    """
+
+    logits: Tensor
+    activations: Tensor
+    gradients: Callable[[Tensor, Tensor | None], Tensor]
+
+
+class Plan(Protocol):
+    """A way to the gradient at the target layer."""
+
+    name: ClassVar[str]
+
+    def run(self, x: Tensor) -> Pass:
+        """Run the model on a batch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FullAutograd:
+    """Backward through a graph of the whole model: the reference, and the last resort.
+
+    References:
+        DRIP paper, eqs. 1-2.
+    """
+
+    model: nn.Module
+    target: Target
+    name: ClassVar[str] = "full autograd"
+
+    def run(self, x: Tensor) -> Pass:
+        """Run the model on a batch with the graph of every layer kept."""
+        kept: list[Tensor] = []
+
+        def keep(output: Tensor) -> Tensor:
+            kept.append(output)
+            return output.clone()  # a later in-place operation must not reach A
+
+        with torch.enable_grad():
+            # the input needs a gradient, or a frozen model would build no graph at all
+            logits = _tapped(self.model, self.target, x.detach().requires_grad_(), keep)
+        return _autograd_pass(logits, kept[0], self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadVjp:
+    """Backward through the head alone: the backbone runs without a graph, A is where the graph starts."""
+
+    model: nn.Module
+    target: Target
+    name: ClassVar[str] = "head VJP"
+
+    def run(self, x: Tensor) -> Pass:
+        """Run the model on a batch; everything after the target layer builds a graph."""
+        kept: list[Tensor] = []
+
+        def start_graph(output: Tensor) -> Tensor:
+            torch.set_grad_enabled(True)  # noqa: FBT003  # run_tapped puts the mode back
+            leaf = output.detach().requires_grad_()
+            kept.append(leaf)
+            return leaf.clone()  # a later in-place operation must not reach A
+
+        logits = _tapped(self.model, self.target, x, start_graph)
+        return _autograd_pass(logits, kept[0], self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedForm:
+    r"""No backward pass: for a head of average pooling and one linear layer the gradient is known.
+
+    .. math:: y_c = b_c + \sum_k W_{c,k} \frac1Z \sum_p A_{k,p} \quad\Rightarrow\quad
+              \frac{\partial y_c}{\partial A_{k,p}} = \frac{W_{c,k}}{Z}
+
+    Z is the number of positions, W and b are the linear layer's; W is read anew at each call.
+    """
+
+    model: nn.Module
+    target: Target
+    linear: nn.Linear
+    name: ClassVar[str] = "closed form"
+
+    def run(self, x: Tensor) -> Pass:
+        """Run the model on a batch; the gradients have positions of length one."""
+        kept: list[Tensor] = []
+        logits = _tapped(self.model, self.target, x, kept.append)
+        activations = self.target.arrange(kept[0])
+        n_positions = activations.shape[2:].numel()
+        singleton = (1,) * (activations.dim() - 2)
+
+        def gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
+            weight = self.linear.weight
+            rows = weight[classes] if rivals is None else weight[classes] - weight[rivals]
+            return (rows / n_positions).reshape(*rows.shape, *singleton)
+
+        return Pass(logits, activations, gradients)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen plan and what the choice rests on.
+
+    Attributes:
+        plan: The cheapest exact plan.
+        seconds: Best time of one scored example batch by plan name, exact plans only.
+        errors: Largest deviation from full autograd by plan name, as a share of the largest gradient.
+    """
+
+    plan: Plan
+    seconds: dict[str, float]
+    errors: dict[str, float]
+
+
+def choose_plan(model: nn.Module, target: Target, example: Tensor) -> Choice:
+    """Try every plan on an example batch against full autograd and take the fastest that is exact.
+
+    A plan counts as exact when its logits and its gradients of the predicted class and of the two
+    best classes' difference deviate by at most 1e-5 of the largest value. The closed form must
+    moreover hold on activations that no input produced: noise in place of A, which a ReLU hidden
+    between A and the pooling would betray.
+
+    Raises:
+        ModelError: Autograd cannot reach the layer from the logits.
+    """
+    reference = FullAutograd(model, target)
+    truth = reference.run(example)
+    classes, rivals = top_two(truth.logits.detach())
+    expected = [truth.gradients(classes, None), truth.gradients(classes, rivals)]
+
+    sizes = (target.shape[0], truth.logits.shape[1])
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    closed = [ClosedForm(model, target, m) for m in linears if (m.in_features, m.out_features) == sizes]
+    plans: list[Plan] = [plan for plan in closed if _is_affine_in_pooled(plan, example)]
+    plans += [HeadVjp(model, target), reference]
+    chosen: Plan | None = None
+    seconds: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    for plan in plans:
+        run = plan.run(example)
+        deviations = [_deviation(run.logits, truth.logits)]
+        found = [run.gradients(classes, None), run.gradients(classes, rivals)]
+        deviations += [_deviation(got, want) for got, want in zip(found, expected, strict=True)]
+        errors[plan.name] = max(deviations)
+        if errors[plan.name] > RELATIVE_TOLERANCE:
+            continue
+        seconds[plan.name] = _best_time(plan, example, classes)
+        # the plans come in the order of their operations; noise in the clock must not turn it round
+        if chosen is None or seconds[plan.name] < 0.8 * seconds[chosen.name]:
+            chosen = plan
+    if chosen is None:
+        message = f"full autograd must agree with itself, got deviations {errors}"
+        raise ModelError(f"{message}; the model is not deterministic in eval mode: make it so")
+    return Choice(chosen, seconds, errors)
+
+
+def top_two(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the largest and second largest logit of each row, the lower index first on ties."""
+    best = logits.argmax(1)
+    rest = logits.scatter(1, best.unsqueeze(1), -torch.inf)
+    return best, rest.argmax(1)
+
+
+def _tapped(
+    model: nn.Module, target: Target, x: Tensor, on_output: Callable[[Tensor], Tensor | None]
+) -> Tensor:
+    """Logits of one forward pass that hands the target's activation to ``on_output``."""
+    return run_tapped(model, target.module, target.functions, x, on_output)
+
+
+def _autograd_pass(logits: Tensor, tapped: Tensor, target: Target) -> Pass:
+    """A pass whose gradients come from the graph between ``tapped`` and ``logits``."""
+
+    def gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
+        seed = torch.zeros_like(logits).scatter_(1, classes.unsqueeze(1), 1.0)
+        if rivals is not None:
+            seed.scatter_(1, rivals.unsqueeze(1), -1.0)
+        # the rows are independent in eval mode, so one backward gives every sample its own gradient;
+        # the graph stays for a second seed and goes with the pass
+        (gradient,) = torch.autograd.grad(logits, tapped, seed, retain_graph=True)
+        return target.arrange(gradient)
+
+    return Pass(logits.detach(), target.arrange(tapped.detach()), gradients)
+
+
+def _is_affine_in_pooled(plan: ClosedForm, example: Tensor) -> bool:
+    """Whether the logits are W mean(A) + b for any A: tried on noise of both signs in place of A."""
+    kept: list[Tensor] = []
+
+    def replace(output: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(output.shape, generator=generator).to(output)
+        kept.append(noise)
+        return noise.clone()
+
+    logits = _tapped(plan.model, plan.target, example, replace)
+    pooled = plan.target.arrange(kept[0]).flatten(2).mean(2)
+    return _deviation(plan.linear(pooled), logits) <= RELATIVE_TOLERANCE
+
+
+def _deviation(got: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference as a share of the largest absolute expected value."""
+    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
+    return float((got - expected).abs().max() / scale)
+
+
+def _best_time(plan: Plan, example: Tensor, classes: Tensor) -> float:
+    """Shortest of three runs in seconds, gradient included."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        plan.run(example).gradients(classes, None)
+        times.append(time.perf_counter() - start)
+    return min(times)

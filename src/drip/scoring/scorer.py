@@ -1,0 +1,282 @@
+"""TorchScorer: a trained classifier in, observations out; it leaves the model as it found it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from drip.errors import InputError, ModelError
+from drip.scoring.cam import MAPS, mean_over_positions, normalise
+from drip.scoring.inputs import Batch, require_finite, to_classes, to_input
+from drip.scoring.plans import Choice, Pass, Plan, choose_plan, top_two
+from drip.scoring.tap import scoring_mode
+from drip.scoring.target import Reshape, Target, find_target
+from drip.types import IntArray, JsonObject, Observations
+
+Heatmap = Literal["raw", "normalised"]
+_CONTRAST_NAMES = ("contrast", "contrast_mean", "contrast_abs")
+
+
+class TorchScorer:
+    r"""Scores a classifier's inputs with the mean of a class activation map of the predicted class.
+
+    .. math:: H = \max\Bigl(0, \sum_k a_k A_k\Bigr), \quad a_k = \frac1Z \sum_p \frac{\partial f_c}{\partial A_{k,p}},
+              \qquad \mathrm{score} = \frac1Z \sum_p H_p
+
+    A are the K maps of Z positions p that enter the head, f_c is the logit (before softmax) of the
+    predicted class c, the lowest index on ties. The model runs forward once per call; only its head,
+    or nothing at all, is differentiated (:attr:`plan`). Parameters, gradients, hooks and training
+    flags of the model stay as they are; dropout and batch normalisation run in eval mode.
+
+    The target layer and the plan are fixed with ``example``, or else with the first batch. Build a
+    new scorer after exchanging layers; new weights in the same layers need none.
+
+    Outputs after a sigmoid or softmax, and multi-label models, cannot be told from logits with
+    certainty: give a model that ends with one logit per class (:meth:`describe` warns of rows that
+    sum to one).
+
+    Args:
+        model: The classifier; returns logits (N, C), or an object or mapping with ``logits``.
+        layer: Dotted name of the target layer; None finds it (:attr:`layer` says which).
+        heatmap: ``raw`` as in the paper's equations, or ``normalised``: each heatmap to [0, 1]
+            before the mean, another statistic altogether.
+        contrast: Also score the map M of f_c1 - f_c2, the two largest logits (lower index first on
+            ties), and make ``contrast`` the primary score.
+        method: ``gradcam`` (the paper's), ``hirescam``, ``gradcam++`` or ``layercam``.
+        reshape: For layers that do not give (N, K, \*positions), such as tokens: brings their
+            output there. Square token grids need none.
+        example: A few inputs, shape (N, \*input shape), to fix layer and plan at once.
+        device: Where to score; the model is moved there. None leaves it where it is.
+
+    Raises:
+        InputError: An option is unknown, or the example is no batch of finite floats.
+        ModelError: The model has no layer to score, or no logits.
+
+    References:
+        DRIP paper, eqs. 1-5 and 8.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    >>> scorer = TorchScorer(net, example=np.zeros((1, 1, 8, 8), dtype=np.float32))
+    >>> scorer.layer, scorer.plan.name
+    ('1', 'closed form')
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | None = None,
+        heatmap: Heatmap = "raw",
+        contrast: bool = False,  # noqa: FBT001, FBT002  # the name others script against
+        method: str = "gradcam",
+        reshape: Reshape | None = None,
+        example: Batch | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if heatmap not in get_args(Heatmap):
+            raise InputError(f"heatmap must be one of {get_args(Heatmap)}, got {heatmap!r}")
+        if method not in MAPS:
+            raise InputError(f"method must be one of {tuple(MAPS)}, got {method!r}")
+        self._model = model if device is None else model.to(device)
+        self._modules = tuple(model.modules())
+        self._asked_layer = layer
+        self._reshape = reshape
+        self._heatmap: Heatmap = heatmap
+        self._contrast = contrast
+        self._primary = "contrast" if contrast else "drip"
+        self._method = method
+        self._map = MAPS[method]
+        self._target: Target | None = None
+        self._choice: Choice | None = None
+        self._notes: tuple[str, ...] = ()
+        self._lock = threading.RLock()  # hooks and training flags are the model's, not the call's
+        reference = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), None)
+        if reference is None:
+            raise ModelError("the model must have parameters, got none; give the trained model")
+        self._device = reference.device
+        self._dtype = reference.dtype
+        if example is not None:
+            self._prepare(self._checked(example))
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Names that the observations carry: ``logits``, ``features`` and the scores."""
+        return frozenset(("logits", "features", *self._score_names()))
+
+    @property
+    def layer(self) -> str:
+        """Dotted name of the target layer, with the functions that follow it, as in ``conv2+relu``."""
+        return self._prepared_target().name
+
+    @property
+    def plan(self) -> Plan:
+        """The way to the gradient that was chosen; ``plan.name`` says it in words."""
+        self._prepared_target()
+        assert self._choice is not None  # noqa: S101  # set together with the target
+        return self._choice.plan
+
+    @property
+    def score_definition(self) -> JsonObject:
+        """What the primary score is, for a policy's provenance; JSON-serialisable."""
+        target = self._prepared_target()
+        return {
+            "name": self._primary,
+            "method": self._method,
+            "heatmap": self._heatmap,
+            "contrast": self._contrast,
+            "layer": target.name,
+            "layer_shape": list(target.shape),
+        }
+
+    def describe(self) -> str:
+        """Layer, plan, its timing against the others, and warnings; for people."""
+        target = self._prepared_target()
+        assert self._choice is not None  # noqa: S101  # set together with the target
+        shape = " x ".join(str(size) for size in target.shape)
+        lines = [
+            f"target layer   {target.name} ({type(target.module).__name__}, {shape})",
+            f"score          {self._method}, {self._heatmap} heatmap{', contrastive' if self._contrast else ''}",
+            f"plan           {self.plan.name}",
+        ]
+        for name, seconds in self._choice.seconds.items():
+            error = self._choice.errors[name]
+            lines.append(f"  {name:<13}{1e3 * seconds:.3g} ms on the example, deviation {error:.1g}")
+        lines += [f"note: {note}" for note in self._notes]
+        return "\n".join(lines)
+
+    def score(self, batch: Batch) -> Observations:
+        r"""Scores, classes, logits and pooled features of a batch, as if each sample came alone.
+
+        Args:
+            batch: Inputs, shape (N, \*input shape), floating point, finite; N may be 0.
+
+        Returns:
+            Columns of N rows: ``named_scores`` has ``drip`` (mean of the heatmap as configured) and
+            with ``contrast`` also ``contrast`` = mean max(0, M), ``contrast_mean`` = mean M and
+            ``contrast_abs`` = mean \|M\|; ``features`` is the mean of A over its positions, float32.
+
+        Raises:
+            InputError: The batch has another shape or type than the model takes, or is not finite.
+            ModelError: A logit or score is NaN or infinite, or the model changed its structure.
+        """
+        x = self._checked(batch)
+        if len(x) == 0:
+            return self._no_rows(x)
+        with self._lock, scoring_mode(self._modules):
+            run = self._run(x)
+            best, rival = top_two(run.logits) if self._contrast else (run.logits.argmax(1), None)
+            named = {"drip": mean_over_positions(self._heatmaps(run, best))}
+            if rival is not None:
+                difference = self._map(run.activations, run.gradients(best, rival))
+                named["contrast"] = mean_over_positions(difference.relu())
+                named["contrast_mean"] = mean_over_positions(difference)
+                named["contrast_abs"] = mean_over_positions(difference.abs())
+            features = run.activations.flatten(2).mean(2)
+            columns = {name: _float64(column) for name, column in named.items()}
+            logits = _float64(run.logits)
+        require_finite("logits", logits)
+        for name, column in columns.items():
+            require_finite(f"{name} scores", column)
+        return Observations(
+            classes=best.cpu().numpy(),
+            logits=logits,
+            named_scores=columns,
+            primary=self._primary,
+            features=features.float().cpu().numpy(),
+        )
+
+    def heatmap(self, batch: Batch, classes: IntArray | None = None) -> NDArray[np.float32]:
+        r"""Heatmaps for pictures: after the ReLU, normalised if so configured, at feature-map size.
+
+        Args:
+            batch: Inputs, shape (N, \*input shape).
+            classes: The class to explain for each row, in [0, n_classes), shape (N,); None takes the
+                predicted ones.
+
+        Returns:
+            Heatmaps, shape (N, \*positions).
+
+        Raises:
+            InputError: As :meth:`score`, or classes are not N valid class indices.
+            ModelError: As :meth:`score`.
+        """
+        x = self._checked(batch)
+        if len(x) == 0:
+            self._no_rows(x)
+            return np.zeros((0, *self._prepared_target().shape[1:]), dtype=np.float32)
+        with self._lock, scoring_mode(self._modules):
+            run = self._run(x)
+            chosen = (
+                run.logits.argmax(1)
+                if classes is None
+                else to_classes(classes, *run.logits.shape).to(x.device)
+            )
+            heatmaps = self._heatmaps(run, chosen).float().cpu().numpy()
+        require_finite("heatmaps", heatmaps.reshape(len(heatmaps), -1))
+        return heatmaps
+
+    def _score_names(self) -> tuple[str, ...]:
+        return ("drip", *_CONTRAST_NAMES) if self._contrast else ("drip",)
+
+    def _heatmaps(self, run: Pass, classes: Tensor) -> Tensor:
+        heatmaps = self._map(run.activations, run.gradients(classes, None)).relu_()
+        return normalise(heatmaps) if self._heatmap == "normalised" else heatmaps
+
+    def _checked(self, batch: Batch) -> Tensor:
+        return to_input(batch, self._dtype, self._device)
+
+    def _run(self, x: Tensor) -> Pass:
+        """One forward pass by the chosen plan, which the first batch fixes."""
+        if self._choice is None:
+            self._prepare(x)
+        elif x.dim() != self._input_dim:
+            message = (
+                f"batch must have {self._input_dim} axes as the first one had, got shape {tuple(x.shape)}"
+            )
+            raise InputError(f"{message}; a single sample needs its batch axis too: batch[None]")
+        return self.plan.run(x)
+
+    def _prepare(self, x: Tensor) -> None:
+        """Fix target layer and plan on one or two samples."""
+        example = x[:2] if len(x) > 1 else torch.cat((x, x.flip(-1)))
+        with self._lock, scoring_mode(self._modules):
+            example = example.clone()  # an inference-mode caller's tensor cannot enter a graph
+            target = find_target(self._model, example, self._asked_layer, self._reshape)
+            choice = choose_plan(self._model, target, example)
+            logits = choice.plan.run(example).logits.double()
+        notes = target.notes
+        sums = (logits.sum(1), logits.exp().sum(1))
+        if any(torch.allclose(total, torch.ones_like(total), atol=1e-4) for total in sums):
+            notes += (
+                "the outputs look like (log-)probabilities; the method's f_c is the logit before softmax",
+            )
+        self._target, self._choice, self._notes = target, choice, notes
+        self._input_dim = x.dim()
+        self._n_classes = logits.shape[1]
+
+    def _prepared_target(self) -> Target:
+        if self._target is None:
+            raise InputError("the target layer is not known yet; pass example= or score a batch first")
+        return self._target
+
+    def _no_rows(self, x: Tensor) -> Observations:
+        """The columns of an empty batch; where nothing was scored yet, noise of its shape fixes the layer."""
+        if self._choice is None:
+            generator = torch.Generator().manual_seed(0)
+            self._prepare(torch.randn((2, *x.shape[1:]), generator=generator).to(x))
+        return Observations(
+            classes=np.zeros(0, dtype=np.int64),
+            logits=np.zeros((0, self._n_classes)),
+            named_scores={name: np.zeros(0) for name in self._score_names()},
+            primary=self._primary,
+            features=np.zeros((0, self._prepared_target().shape[0]), dtype=np.float32),
+        )
+
+
+def _float64(values: Tensor) -> NDArray[np.float64]:
+    """A float64 array on the host; results cross every boundary in this type."""
+    return values.double().cpu().numpy()
