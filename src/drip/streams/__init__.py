@@ -1,0 +1,36 @@
+"""Sources of samples, one file per system; `open_source(url)` finds the one for a URL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from drip.errors import StreamError
+from drip.streams.dataset import DatasetSource
+from drip.streams.folder import FolderSource
+from drip.types import Source
+
+__all__ = ["SCHEMES", "DatasetSource", "FolderSource", "open_source"]
+
+SCHEMES: dict[str, Callable[[str], Source]] = {
+    "file": lambda url: FolderSource(Path(unquote(urlsplit(url).path))),
+    "dataset": lambda url: DatasetSource.by_name(urlsplit(url).netloc or urlsplit(url).path),
+}
+"""Scheme of a URL to the function that opens it."""
+
+
+def open_source(url: str) -> Source:
+    """The source that a URL names: a folder's path, ``file:///folder`` or ``dataset:mnist``.
+
+    Raises:
+        StreamError: an unknown scheme, or a source that cannot be opened.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme in SCHEMES:
+        return SCHEMES[scheme](url)
+    if "://" in url:
+        raise StreamError(
+            f"a folder or a URL of {', '.join(f'{name}:' for name in SCHEMES)} is needed, got {url!r}"
+        )
+    return FolderSource(Path(url))

@@ -1,0 +1,67 @@
+"""Rows of a data set as a stream: for experiments, demonstrations and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Self
+
+import numpy as np
+
+from drip.datasets import ImageDataset, load_mnist
+from drip.errors import StreamError
+from drip.types import IntArray, Sample
+
+
+class DatasetSource:
+    """Chosen rows of a data set, in the given order, encoded as PNG when they are asked for.
+
+    Delivery: at least once; the cursor is the number of samples already yielded.
+
+    Args:
+        dataset: Images with labels.
+        rows: Rows to yield, in order; default all.
+    """
+
+    def __init__(self, dataset: ImageDataset, rows: Sequence[int] | IntArray | None = None) -> None:
+        self._dataset = dataset
+        self._rows = np.arange(len(dataset)) if rows is None else np.asarray(rows)
+        self._position = 0
+
+    @classmethod
+    def by_name(cls, name: str) -> Self:
+        """All rows of a data set by name: ``mnist``.
+
+        Raises:
+            StreamError: no such data set.
+        """
+        loaders = {"mnist": load_mnist}
+        if name not in loaders:
+            raise StreamError(f"a data set of {', '.join(loaders)} is needed, got {name!r}")
+        return cls(loaders[name]())
+
+    def __len__(self) -> int:
+        """The number of samples, those behind the cursor included."""
+        return len(self._rows)
+
+    @property
+    def cursor(self) -> str | None:
+        """Number of samples yielded so far."""
+        return str(self._position)
+
+    def seek(self, cursor: str) -> None:
+        """Continue behind the first ``cursor`` samples.
+
+        Raises:
+            StreamError: not a position in this source.
+        """
+        if not cursor.isdecimal() or int(cursor) > len(self._rows):
+            raise StreamError(f"a position of 0 to {len(self._rows)} is needed, got {cursor!r}")
+        self._position = int(cursor)
+
+    def batches(self, max_samples: int) -> Iterator[list[Sample]]:
+        """Lists of up to ``max_samples`` samples."""
+        while self._position < len(self._rows):
+            rows = self._rows[self._position : self._position + max_samples]
+            batch = list(self._dataset.samples(rows.tolist()))
+            self._position += len(batch)
+            yield batch
