@@ -52,7 +52,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     file or the new one, never a part. When the block raises, the temporary file is removed.
 
     Raises:
-        DripError: the folder does not exist or cannot be written.
+        DripError: the folder does not exist or cannot be written, ``path`` is a folder, the disk is full.
     """
     try:
         handle = tempfile.NamedTemporaryFile(  # noqa: SIM115  # closed below, before the rename
@@ -70,6 +70,10 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         temporary.chmod(0o644)
         temporary.replace(path)
         sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        message = f"a writable file is needed at {path}, got: {error}; free space or choose another path"
+        raise DripError(message) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -143,6 +143,7 @@ class Policy:
 
         Raises:
             InputError: an argument is outside its range.
+            TypeError: ``provenance`` has a name that :class:`Provenance` does not have.
 
         References:
             DRIP paper, section III-A, equations 6 and 7, Algorithm 1.
@@ -161,8 +162,8 @@ class Policy:
             },
             state=windows_to_json(windows),
         )
-        if provenance is None or isinstance(provenance, Mapping):
-            provenance = Provenance(**{"n_samples": len(scores), **(provenance or {})})
+        if not isinstance(provenance, Provenance):
+            provenance = _provenance({"n_samples": len(scores), **(provenance or {})})
         return cls(recipe, n_classes, provenance, class_histograms(parts))
 
     @classmethod
@@ -263,17 +264,27 @@ class Policy:
                 "install the version of drip that wrote the file or calibrate again"
             )
         try:
-            recipe = Recipe(**content["recipe"])
-            provenance = Provenance(
-                **{**content["provenance"], "class_names": tuple(content["provenance"]["class_names"])}
+            canonical_json(content)  # NaN and infinity are nowhere allowed
+            _expect("policy", content, n_classes=int, recipe=dict, provenance=dict, histograms=list)
+            _expect("recipe", content["recipe"], name=str, params=dict, state=dict, state_version=int)
+            _expect(
+                "provenance",
+                content["provenance"],
+                **dict.fromkeys(("model_digest", "layer", "data"), str),
+                **dict.fromkeys(("score", "input_contract"), dict),
+                n_samples=int,
+                class_names=list,
             )
+            for part in content["histograms"]:
+                _expect("histogram", part, low=float, high=float, counts=list)
+            provenance = _provenance(content["provenance"])
             histograms = tuple(
-                Histogram(float(part["low"]), float(part["high"]), tuple(map(int, part["counts"])))
+                Histogram(float(part["low"]), float(part["high"]), tuple(part["counts"]))
                 for part in content["histograms"]
             )
-            policy = cls(recipe, int(content["n_classes"]), provenance, histograms)
+            policy = cls(Recipe(**content["recipe"]), content["n_classes"], provenance, histograms)
             _check(policy)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise PolicyError(
                 f"a complete policy is needed, got one with a bad part: {error!r}; calibrate again"
             ) from error
@@ -297,7 +308,7 @@ class Policy:
         """
         try:
             content = json.loads(Path(path).read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise PolicyError(
                 f"a readable policy file is needed at {path}, got: {error}; calibrate again or copy it anew"
             ) from error
@@ -318,7 +329,8 @@ def class_histograms(parts: Sequence[NDArray[np.float64]]) -> tuple[Histogram, .
         if not len(part):
             histograms.append(Histogram(0.0, 0.0, ()))
             continue
-        edges = np.linspace(part[0], part[-1], _N_BINS + 1)
+        # Halves, so that the range of scores near the limits of float64 does not overflow.
+        edges = 2.0 * np.linspace(part[0] / 2.0, part[-1] / 2.0, _N_BINS + 1)
         ranks = np.searchsorted(part, edges, side="left")
         ranks[0], ranks[-1] = 0, len(part)
         counts = np.diff(ranks) if part[-1] > part[0] else np.array([len(part)])
@@ -342,16 +354,26 @@ def windows_to_json(windows: Sequence[Window]) -> JsonObject:
 
 def windows_from_json(state: JsonObject) -> tuple[Window, ...]:
     """The windows of :func:`windows_to_json`."""
-    return tuple(
-        Window(
-            **{
-                **part,
-                "lower": inf if part["lower"] is None else float(part["lower"]),
-                "upper": -inf if part["upper"] is None else float(part["upper"]),
-            }
-        )
-        for part in state["windows"]
+    return tuple(_window(index, part) for index, part in enumerate(state["windows"]))
+
+
+def _window(index: int, part: JsonObject) -> Window:
+    keeps_all = part["never_because"] is not None
+    name = f"window of class {index}"
+    _expect(
+        name,
+        part,
+        **dict.fromkeys(("lower", "upper"), type(None) if keeps_all else float),
+        **dict.fromkeys(("calibration_discard", "expected_discard", "scale"), float),
+        n=int,
+        never_because=str if keeps_all else type(None),
     )
+    numbers = {key: float(part[key]) for key in ("calibration_discard", "expected_discard", "scale")}
+    lower, upper = (inf, -inf) if keeps_all else (float(part["lower"]), float(part["upper"]))
+    window = Window(**{**part, **numbers, "lower": lower, "upper": upper})
+    if not keeps_all and not -inf < window.lower <= window.upper < inf:
+        raise ValueError(f"{name} is {window.lower} to {window.upper}")
+    return window
 
 
 def _check(policy: Policy) -> None:
@@ -359,13 +381,25 @@ def _check(policy: Policy) -> None:
         raise ValueError(f"n_classes is {policy.n_classes}")
     if policy.histograms and len(policy.histograms) != policy.n_classes:
         raise ValueError(f"{len(policy.histograms)} histograms for {policy.n_classes} classes")
-    if "windows" not in policy.recipe.state:
-        return
-    if len(policy.windows) != policy.n_classes:
+    for histogram in policy.histograms:
+        if not all(type(count) is int and count >= 0 for count in histogram.counts):
+            raise ValueError(f"counts are {_brief(histogram.counts)}")
+    if "windows" in policy.recipe.state and len(policy.windows) != policy.n_classes:
         raise ValueError(f"{len(policy.windows)} windows for {policy.n_classes} classes")
-    for index, window in enumerate(policy.windows):
-        if window.discards == (window.lower == inf) or (window.discards and not window.lower <= window.upper):
-            raise ValueError(f"window of class {index} is {window.lower} to {window.upper}")
+
+
+def _provenance(content: Mapping[str, Any]) -> Provenance:
+    return Provenance(**{**content, "class_names": tuple(content.get("class_names", ()))})
+
+
+def _expect(what: str, part: Any, **types: type) -> None:
+    if not isinstance(part, dict):
+        raise TypeError(f"{what} is {_brief(part)}")
+    for key, kind in types.items():
+        # JSON writes 1.0 as 1 in other languages; bool is an int in Python alone.
+        allowed = (int, float) if kind is float else kind
+        if not isinstance(part[key], allowed) or (isinstance(part[key], bool)):
+            raise TypeError(f"{key} of {what} is {_brief(part[key])}, not {kind.__name__}")
 
 
 def _brief(value: Any) -> str:

@@ -83,7 +83,7 @@ def window_deviations(ordered: FloatArray, size: int) -> FloatArray:
     added, never subtracted, so the relative error stays near machine precision whatever lies outside.
 
     Args:
-        ordered: Scores in ascending order, float64, shape (n,).
+        ordered: Scores in ascending order, float64, shape (n,); squares of their range must not overflow.
         size: Window size w, 2 <= w <= n.
 
     Returns:
@@ -116,7 +116,8 @@ def window_deviations(ordered: FloatArray, size: int) -> FloatArray:
     means = sums / size
     deviations = np.sqrt(np.maximum(squares / size - means * means, 0.0))
     # A window that is exactly one block does not contain its cut, which may lie far away.
-    deviations[::size] = blocks[: len(deviations[::size])].std(axis=1)
+    # Distances from its first score, or the mean of a large offset would round to another score.
+    deviations[::size] = prefix[: len(deviations[::size])].std(axis=1)
     return cast("FloatArray", deviations)
 
 
@@ -141,8 +142,9 @@ def densest_window(ordered: FloatArray, fraction: float) -> tuple[int, int]:
     (1, 4)
     """
     size = window_size(len(ordered), fraction)
-    deviations = window_deviations(ordered, size)
-    tolerance = _RELATIVE_TIE * (ordered[-1] - ordered[0])
+    scaled, _ = _scaled(ordered)
+    deviations = window_deviations(scaled, size)
+    tolerance = _RELATIVE_TIE * (scaled[-1] - scaled[0])
     start = int(np.argmax(deviations <= deviations.min() + tolerance))
     return start, start + size
 
@@ -169,7 +171,8 @@ def histogram_peak(ordered: FloatArray, fraction: float) -> tuple[int, int]:
     """
     n = len(ordered)
     needed = ceil(Fraction(str(fraction)) * n)
-    edges = np.searchsorted(ordered, _bin_edges(ordered), side="left")
+    scaled, _ = _scaled(ordered)
+    edges = np.searchsorted(scaled, _bin_edges(scaled), side="left")
     edges[0], edges[-1] = 0, n
     counts = np.diff(edges)
     left = right = int(np.argmax(counts))
@@ -188,9 +191,13 @@ def _bin_edges(ordered: FloatArray) -> FloatArray:
     low, high = float(ordered[0]), float(ordered[-1])
     quartile_1, quartile_3 = np.quantile(ordered, [0.25, 0.75])
     width = 2.0 * (quartile_3 - quartile_1) / n ** (1 / 3)
-    # Without spread in the middle half the rule has no answer; Sturges' does.
-    n_bins = (high - low) / width if width > 0 else np.log2(n) + 1
-    return np.linspace(low, high, int(min(max(ceil(n_bins), 1), _MAX_BINS)) + 1)
+    if width <= 0:  # without spread in the middle half the rule has no answer; Sturges' does
+        n_bins = ceil(np.log2(n) + 1)
+    elif width * _MAX_BINS <= high - low:
+        n_bins = _MAX_BINS
+    else:
+        n_bins = max(ceil((high - low) / width), 1)
+    return np.linspace(low, high, n_bins + 1)
 
 
 _METHODS = {"min_std": densest_window, "histogram_peak": histogram_peak}
@@ -224,7 +231,7 @@ def fit_window(
     'ties: the window would hold 100.0 % of the scores, 25.0 % were asked for'
     """
     n = len(ordered)
-    scale = float(np.std(ordered)) if n else 0.0
+    _, scale = mean_and_deviation(ordered)
     if n < max(min_class_count, 2):
         reason = f"too few: {n} calibration scores, at least {max(min_class_count, 2)} are needed"
         return Window(inf, -inf, n, 0.0, 0.0, scale, reason)
@@ -243,6 +250,30 @@ def fit_window(
             inside += _count_inside(fresh, low, high)
         expected = inside / n
     return Window(lower, upper, n, held, expected, scale)
+
+
+def mean_and_deviation(ordered: FloatArray) -> tuple[float, float]:
+    """Mean and population standard deviation of sorted scores; (0, 0) when there are none.
+
+    Equal scores have exactly their value as mean and a deviation of exactly zero, and neither large
+    offsets nor squares beyond the range of float64 spoil the digits.
+
+    >>> mean_and_deviation(np.full(30, 0.1))
+    (0.1, 0.0)
+    """
+    if not len(ordered):
+        return 0.0, 0.0
+    scaled, exponent = _scaled(ordered)
+    anchor = scaled[len(scaled) // 2]
+    distances = scaled - anchor
+    return float(np.ldexp(anchor + distances.mean(), exponent)), float(np.ldexp(distances.std(), exponent))
+
+
+def _scaled(ordered: FloatArray) -> tuple[FloatArray, int]:
+    # A power of two brings the largest magnitude to [0.5, 1): exact, and squares neither overflow nor
+    # vanish. What it pushes below the smallest float64 is far below the tie tolerance.
+    exponent = int(np.frexp(max(abs(ordered[0]), abs(ordered[-1])))[1])
+    return np.ldexp(ordered, -exponent), exponent
 
 
 def _limits(ordered: FloatArray, fraction: float, method: Method) -> tuple[float, float, float]:

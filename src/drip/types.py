@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Protocol, Self, overload, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from drip.errors import InputError
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -148,9 +150,20 @@ class Observations(Sequence[Observation]):
 
     @classmethod
     def of(cls, *rows: Observation) -> Self:
-        """Columns from single observations that all carry the same score names."""
+        """Columns from single observations that all carry the same score names, and features all or none.
+
+        Raises:
+            InputError: no row, or only some rows with features.
+        """
+        if not rows:
+            raise InputError("at least one observation is needed, got none; columns take their names from it")
         first = rows[0]
         features = [row.features for row in rows if row.features is not None]
+        if len(features) not in (0, len(rows)):
+            raise InputError(
+                f"features are needed in all observations or in none, got {len(features)} of {len(rows)}; "
+                "use one scorer for the batch"
+            )
         return cls(
             classes=np.array([row.predicted_class for row in rows], dtype=np.int64),
             logits=np.stack([row.logits for row in rows]),

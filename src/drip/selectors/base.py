@@ -17,6 +17,7 @@ from drip.thresholds import (
     Window,
     check_fraction,
     fit_windows,
+    mean_and_deviation,
     sort_by_class,
 )
 from drip.types import (
@@ -53,8 +54,7 @@ class BaseSelector(ABC):
 
     @classmethod
     def for_retention(cls, retention: float, **params: Any) -> Self:
-        """The rule that aims at keeping the share ``retention`` of the stream, in (0, 1)."""
-        check_fraction("retention", retention)
+        """The rule that aims at keeping the share ``retention`` of the stream."""
         return cls(retention=retention, **params)  # type: ignore[call-arg]  # rules without it override this
 
     def calibrate(self, observations: Observations) -> Self:
@@ -128,6 +128,16 @@ class BaseSelector(ABC):
     def _restore(self, state: JsonObject) -> None:  # noqa: B027  # a default, not a duty
         """Take over a state; rules without state keep this."""
 
+    def _check_classes(self, observations: Observations, n_classes: int) -> None:
+        classes = observations.classes
+        outside = (classes < 0) | (classes >= n_classes)
+        if outside.any():
+            row = int(np.argmax(outside))
+            raise InputError(
+                f"classes must be in [0, {n_classes}), got {int(classes[row])} in row {row}; "
+                f"calibrate {self.name!r} with the model that scores the stream"
+            )
+
     def _uncalibrated(self) -> PolicyError:
         return PolicyError(f"selector {self.name!r} has no limits yet; calibrate it or load a policy")
 
@@ -150,6 +160,12 @@ class BaseSelector(ABC):
                     f"{needed} must be finite, got NaN or infinity in row {int(np.argmin(rows))}; "
                     "quarantine that sample"
                 )
+
+
+def within_float64(values: FloatArray) -> FloatArray:
+    """Quotients that overflowed, cut to the largest finite number: priorities are finite."""
+    largest = np.finfo(np.float64).max
+    return np.clip(values, -largest, largest)
 
 
 def deterministic(retain: BoolArray, priority: FloatArray, kept: str, discarded: str) -> Decisions:
@@ -294,12 +310,14 @@ class WindowSelector(BaseSelector):
         """Inside the window, of a class that discards, distance to the window in standard deviations."""
         if not self._windows:
             raise self._uncalibrated()
+        self._check_classes(observations, len(self._windows))
         scores, classes = self.score(observations), observations.classes
         lower, upper = self._lower[classes], self._upper[classes]
         discards = lower < inf
         inside = (scores >= lower) & (scores <= upper)
-        outside = np.maximum(lower - scores, scores - upper) / self._unit[classes]
-        return inside, discards, np.where(discards, np.maximum(outside, 0.0), 1.0)
+        with np.errstate(over="ignore"):
+            outside = np.maximum(lower - scores, scores - upper) / self._unit[classes]
+        return inside, discards, np.where(discards, within_float64(np.maximum(outside, 0.0)), 1.0)
 
     def _decide(self, observations: Observations) -> Decisions:
         inside, discards, distance = self._distances(observations)
@@ -360,8 +378,9 @@ class RankedSelector(BaseSelector):
         for part in parts:
             enough = len(part) >= max(self._min_class_count, 1)
             limits.append(float(part[count_to_keep(len(part), self._retention) - 1]) if enough else inf)
-            means.append(float(part.mean()) if len(part) else 0.0)
-            scales.append(float(part.std()) or 1.0 if len(part) else 1.0)
+            mean, scale = mean_and_deviation(part)
+            means.append(mean)
+            scales.append(scale or 1.0)
         self._limits, self._means, self._scales = np.array(limits), np.array(means), np.array(scales)
 
     def _restore(self, state: JsonObject) -> None:
@@ -372,8 +391,10 @@ class RankedSelector(BaseSelector):
     def _decide(self, observations: Observations) -> Decisions:
         if self._limits is None:
             raise self._uncalibrated()
+        self._check_classes(observations, len(self._limits))
         scores, classes = observations.named_scores[self.score_name], observations.classes
-        depth = (self._means[classes] - scores) / self._scales[classes]
+        with np.errstate(over="ignore"):
+            depth = within_float64((self._means[classes] - scores) / self._scales[classes])
         return deterministic(scores <= self._limits[classes], depth, self.name, "above-limit")
 
 
@@ -432,5 +453,8 @@ def softmax_ratios(logits: FloatArray) -> FloatArray:
     The first column is one. Uncertainties are sums of the other columns, so that a probability of
     0.9999999999999999 still has an exact distance from one.
     """
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.sort(shifted, axis=1)[:, ::-1]
+    # Row-contiguous, or the order of a sum would depend on the layout and the size of the batch.
+    rows = np.ascontiguousarray(logits, dtype=np.float64)
+    with np.errstate(over="ignore"):  # a gap beyond float64 is a ratio of zero
+        gaps = rows - rows.max(axis=1, keepdims=True)
+    return np.sort(np.exp(gaps), axis=1)[:, ::-1]

@@ -15,7 +15,8 @@ class ClassBalancedRandomSelector(ChanceSelector):
 
     The quota m solves sum_c min(n_c, m) = retention * n on the calibration counts n_c; a sample of
     class c is kept with probability min(1, m / n_c). A class that calibration never saw is kept.
-    The random draw is the priority.
+    The priority is 1 - draw / probability: uniform in [0, 1] among the kept samples of every class, so
+    that a store over budget evicts from all classes alike, and below 0 for what is discarded.
     """
 
     name: ClassVar[str] = "class-balanced-random"
@@ -31,7 +32,9 @@ class ClassBalancedRandomSelector(ChanceSelector):
         return {**super().state(), "probabilities": self._probabilities.tolist()}
 
     def _calibrate(self, observations: Observations) -> None:
-        counts = np.bincount(observations.classes, minlength=observations.logits.shape[1])
+        n_classes = observations.logits.shape[1]
+        self._check_classes(observations, n_classes)
+        counts = np.bincount(observations.classes, minlength=n_classes)
         quota = equal_quota(counts, self._retention)
         self._probabilities = np.minimum(1.0, quota / np.maximum(counts, 1e-9))
 
@@ -42,9 +45,11 @@ class ClassBalancedRandomSelector(ChanceSelector):
     def _decide(self, observations: Observations) -> Decisions:
         if self._probabilities is None:
             raise self._uncalibrated()
+        self._check_classes(observations, len(self._probabilities))
         draw = self._draw(observations)
         probability = self._probabilities[observations.classes]
-        return Decisions(draw < probability, draw, probability, [self.name] * len(observations))
+        priority = 1.0 - draw / probability
+        return Decisions(draw < probability, priority, probability, [self.name] * len(observations))
 
 
 def equal_quota(counts: IntArray, retention: float) -> float:

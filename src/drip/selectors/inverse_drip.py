@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from drip.selectors.base import complement, deterministic
 from drip.selectors.drip_window import DripSelector
-from drip.types import Decisions, Observations
+from drip.types import Decisions, JsonObject, Observations
 
 
 class InverseDripSelector(DripSelector):
@@ -17,6 +17,13 @@ class InverseDripSelector(DripSelector):
     """
 
     name: ClassVar[str] = "inverse-drip"
+
+    def state(self) -> JsonObject:
+        """The windows, not under DRIP's name for them: its readers would discard what this rule keeps."""
+        return {"kept_windows": super().state()["windows"]}
+
+    def _restore(self, state: JsonObject) -> None:
+        super()._restore({"windows": state["kept_windows"]})
 
     @property
     def window_fraction(self) -> float:
