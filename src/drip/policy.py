@@ -370,7 +370,8 @@ def _window(index: int, part: JsonObject) -> Window:
     )
     numbers = {key: float(part[key]) for key in ("calibration_discard", "expected_discard", "scale")}
     lower, upper = (inf, -inf) if keeps_all else (float(part["lower"]), float(part["upper"]))
-    window = Window(**{**part, **numbers, "lower": lower, "upper": upper})
+    columns: JsonObject = {**part, **numbers, "lower": lower, "upper": upper}
+    window = Window(**columns)
     if not keeps_all and not -inf < window.lower <= window.upper < inf:
         raise ValueError(f"{name} is {window.lower} to {window.upper}")
     return window
@@ -381,6 +382,8 @@ def _check(policy: Policy) -> None:
         raise ValueError(f"n_classes is {policy.n_classes}")
     if policy.histograms and len(policy.histograms) != policy.n_classes:
         raise ValueError(f"{len(policy.histograms)} histograms for {policy.n_classes} classes")
+    if not all(isinstance(name, str) for name in policy.provenance.class_names):
+        raise ValueError(f"class_names are {_brief(policy.provenance.class_names)}")
     for histogram in policy.histograms:
         if not all(type(count) is int and count >= 0 for count in histogram.counts):
             raise ValueError(f"counts are {_brief(histogram.counts)}")
@@ -398,7 +401,7 @@ def _expect(what: str, part: Any, **types: type) -> None:
     for key, kind in types.items():
         # JSON writes 1.0 as 1 in other languages; bool is an int in Python alone.
         allowed = (int, float) if kind is float else kind
-        if not isinstance(part[key], allowed) or (isinstance(part[key], bool)):
+        if not isinstance(part[key], allowed) or isinstance(part[key], bool):
             raise TypeError(f"{key} of {what} is {_brief(part[key])}, not {kind.__name__}")
 
 
