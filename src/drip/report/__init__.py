@@ -2,6 +2,39 @@
 
 from __future__ import annotations
 
-from drip.report.model import Arm, GalleryItem, RunReport
+from drip.report.findings import Verdict, findings, verdict
+from drip.report.model import (
+    ALL_DATA,
+    BASELINE,
+    DRIP,
+    MARGIN,
+    RANDOM,
+    Arm,
+    GalleryItem,
+    Paired,
+    RunReport,
+    compare,
+    standard_error,
+)
+from drip.report.page import to_html, write_html
+from drip.report.table import to_markdown_table
 
-__all__ = ["Arm", "GalleryItem", "RunReport"]
+__all__ = [
+    "ALL_DATA",
+    "BASELINE",
+    "DRIP",
+    "MARGIN",
+    "RANDOM",
+    "Arm",
+    "GalleryItem",
+    "Paired",
+    "RunReport",
+    "Verdict",
+    "compare",
+    "findings",
+    "standard_error",
+    "to_html",
+    "to_markdown_table",
+    "verdict",
+    "write_html",
+]

@@ -99,7 +99,9 @@ class RunReport:
         gallery: Samples to show; may be empty.
         class_counts_seen: Production samples per *predicted* class, shape (n_classes,).
         class_counts_kept: How many of these the policy kept, shape (n_classes,).
-        decision_includes: What the time per decision covers.
+        decision_includes: What the time per decision covers, and on which machine.
+        n_errors: Production samples that the deployed model got wrong; None where it is unknown.
+        gallery_choice: How the samples of the gallery were chosen.
         notes: Sentences to print below the findings, such as deviations from the protocol.
         version: Version of drip; empty for the installed one.
     """
@@ -120,6 +122,8 @@ class RunReport:
     class_counts_seen: IntArray
     class_counts_kept: IntArray
     decision_includes: str = ""
+    n_errors: int | None = None
+    gallery_choice: str = ""
     notes: Sequence[str] = ()
     version: str = ""
 
@@ -141,6 +145,7 @@ class RunReport:
                 )
             if (
                 arm.correct is not None
+                and self.n_test
                 and not abs(float(arm.correct.mean()) - arm.accuracy) < 0.5 / self.n_test
             ):
                 raise InputError(

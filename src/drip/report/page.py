@@ -1,0 +1,309 @@
+"""The page: sections of HTML around findings, table and drawings; one file, no scripts, no requests.
+
+Assembly only: sentences come from ``findings``, cells from ``table``, drawings from ``figures``.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from drip.files import write_atomically
+from drip.report import figures
+from drip.report.findings import decision_times, findings, verdict
+from drip.report.gallery import gallery_section
+from drip.report.model import DRIP, RANDOM, RunReport, ratio, standard_error
+from drip.report.quantities import byte_size, count, percent, significant
+from drip.report.table import COLUMNS, rows, uncertainty
+from drip.types import JsonObject
+
+_MARKS = {"better": "\u25b2", "worse": "\u25bc", "no-gain": "=", "unknown": "?"}
+
+
+def write_html(report: RunReport, path: str | Path) -> None:
+    """Write the page; the file is replaced in one step.
+
+    Args:
+        report: The numbers of one run.
+        path: The file, such as ``report.html``.
+
+    Raises:
+        DripError: the folder does not exist or cannot be written.
+    """
+    write_atomically(Path(path), to_html(report).encode())
+
+
+def to_html(report: RunReport) -> str:
+    """The page as one self-contained HTML document; equal numbers give an equal text.
+
+    Everything that comes from the report is escaped; pictures are data URIs; a content security policy
+    in the page forbids it to load anything else.
+
+    Args:
+        report: The numbers of one run.
+    """
+    style = files("drip.report").joinpath("style.css").read_text(encoding="utf-8")
+    body = "\n".join(
+        part
+        for part in (
+            _header(report),
+            _findings_section(report),
+            _arms_section(report),
+            _classes_section(report),
+            _retention_section(report),
+            gallery_section(report),
+            _times_section(report),
+            _footer(report),
+        )
+        if part
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
+        f"<title>{text(report.title)}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def text(value: object) -> str:
+    """Escaped text in which a number and its unit stay on one line.
+
+    >>> text("a < 5 %")
+    'a &lt; 5&nbsp;%'
+    """
+    return escape(str(value)).replace(" %", "&nbsp;%")
+
+
+def _header(report: RunReport) -> str:
+    outcome = verdict(report)
+    facts = [
+        ("Data set", text(report.dataset)),
+        ("Model", text(report.model)),
+        ("Seed", text(report.seed)),
+        ("drip", text(_version(report))),
+        ("Run again with", f"<code>{text(report.command)}</code>"),
+    ]
+    listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
+    return (
+        '<header>\n<p class="brand">DRIP <span>run report</span></p>\n'
+        f"<h1>{text(report.title)}</h1>\n"
+        f'<p class="verdict {outcome.outcome}"><b aria-hidden="true">{_MARKS[outcome.outcome]}</b> '
+        f"<strong>{text(outcome.headline)}.</strong> {text(outcome.sentence)}</p>\n"
+        f"{_tiles(report)}\n{_split(report)}\n"
+        f'<dl class="facts">{listed}</dl>\n</header>'
+    )
+
+
+def _tiles(report: RunReport) -> str:
+    drip, random, times = report.arm(DRIP), report.arm(RANDOM), decision_times(report)
+    tiles: list[tuple[str, str, str]] = []
+    if drip is not None:
+        against = "" if random is None else f"random: {percent(random.accuracy, 2)}"
+        tiles.append(("Accuracy with DRIP", percent(drip.accuracy, 2), against))
+        tiles.append(
+            (
+                "Kept of the stream",
+                percent(report.retention(drip)),
+                f"{count(drip.n_kept)} of {count(report.n_seen)} samples",
+            )
+        )
+        saved = report.bytes_seen - drip.bytes_kept
+        tiles.append(
+            (
+                "Storage saved",
+                percent(ratio(saved, report.bytes_seen)),
+                f"{byte_size(saved)} of {byte_size(report.bytes_seen)}",
+            )
+        )
+    if times is not None:
+        tiles.append(
+            (
+                "Time per decision",
+                f"{significant(times[1])} ms",
+                f"median; 95 % within {significant(times[2])} ms",
+            )
+        )
+    cells = "".join(
+        f'<div class="tile"><span>{text(name)}</span><b>{text(value)}</b><small>{text(note)}</small></div>'
+        for name, value, note in tiles
+    )
+    return f'<div class="tiles">{cells}</div>' if cells else ""
+
+
+def _split(report: RunReport) -> str:
+    total = sum(report.split.values())
+    if not total:
+        return ""
+    bars = "".join(f'<i style="flex-grow:{max(size, 0)}"></i>' for size in report.split.values())
+    legend = "".join(
+        f"<li><i></i><b>{text(name)}</b> {count(size)} <small>{percent(size / total)}</small></li>"
+        for name, size in report.split.items()
+    )
+    return f'<div class="split"><div class="parts" aria-hidden="true">{bars}</div><ul>{legend}</ul></div>'
+
+
+def _findings_section(report: RunReport) -> str:
+    # The verdict heads the page already; the list continues from there.
+    items = "".join(f"<li>{text(sentence)}</li>" for sentence in findings(report)[1:])
+    notes = "".join(f'<p class="note">{text(note)}</p>' for note in report.notes)
+    return f'<section>\n<h2>What happened</h2>\n<ul class="findings">{items}</ul>\n{notes}</section>'
+
+
+def _arms_section(report: RunReport) -> str:
+    if not report.arms:
+        return ""
+    errors = [standard_error(arm.accuracy, report.n_test) for arm in report.arms]
+    pairs = [(arm.accuracy, error) for arm, error in zip(report.arms, errors, strict=True)]
+    scale = figures.accuracy_scale(pairs)
+    random = report.arm(RANDOM)
+    reference = None if random is None else random.accuracy
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name in (*COLUMNS[:2], "", *COLUMNS[2:]))
+    lines = []
+    for row, error in zip(rows(report), errors, strict=True):
+        kind = "drip" if row.arm.name == DRIP else "other"
+        drawing = "" if scale is None else figures.interval(row.arm.accuracy, error, scale, reference, kind)
+        small = f"<small>{text(row.explanation)}</small>" if row.explanation else ""
+        cells = [
+            f'<td data-label="{text(name)}">{text(cell)}</td>'
+            for name, cell in zip(COLUMNS[1:], row.cells[1:], strict=True)
+        ]
+        cells.insert(1, f'<td class="drawing">{drawing}</td>')
+        lines.append(
+            f'<tr class="{kind}"><th scope="row">{text(row.cells[0])}{small}</th>{"".join(cells)}</tr>'
+        )
+    axis = "" if scale is None else figures.interval_axis(scale)
+    foot = f'<tr class="axis-row"><td></td><td></td><td class="drawing">{axis}</td><td colspan="8"></td></tr>'
+    reading = "Dot: accuracy; bar: two standard errors to either side; dashed line: the random arm. "
+    return (
+        '<section>\n<h2>Arms</h2>\n<p class="lead">Every arm is trained on the training set plus what '
+        "its rule kept of the same production stream, and tested on the same test set.</p>\n"
+        f'<table class="arms"><thead><tr>{head}</tr></thead><tbody>\n'
+        + "\n".join(lines)
+        + f"\n{foot}</tbody></table>\n"
+        f'<p class="caption">{reading}{text(uncertainty(report))}</p>\n</section>'
+    )
+
+
+def _classes_section(report: RunReport) -> str:
+    if not report.windows:
+        return ""
+    histograms = report.policy.histograms
+    scales = figures.score_scales(histograms, figures.PANEL_START, figures.PANEL_STOP)
+    panels = []
+    for index, window in enumerate(report.windows):
+        name = report.class_name(index)
+        n_seen = int(report.class_counts_seen[index])
+        actual = ratio(n_seen - int(report.class_counts_kept[index]), n_seen)
+        asked = report.asked_discard
+        shares = (
+            ("asked", "n/a" if asked is None else percent(asked)),
+            ("in-sample", percent(window.calibration_discard)),
+            ("expected", percent(window.expected_discard)),
+            ("actual", percent(actual)),
+        )
+        listed = "".join(f"<div><dt>{label}</dt><dd>{text(value)}</dd></div>" for label, value in shares)
+        drawing = (
+            figures.class_histogram(histograms[index], window, scales[index], name) if histograms else ""
+        )
+        why = "" if window.discards else f'<p class="why">{text(window.never_because)}</p>'
+        panels.append(
+            f'<figure class="{"" if window.discards else "keeps"}"><figcaption><b>{text(name)}</b> '
+            f"<small>{count(window.n)} scores</small></figcaption>{drawing}{why}<dl>{listed}</dl></figure>"
+        )
+    shared = len({(scale.low, scale.high) for scale in scales}) == 1
+    axis = "All classes share one axis" if shared else "Every class has its own axis"
+    return (
+        '<section>\n<h2>Windows per class</h2>\n<p class="lead">The DRIP score is the mean of the '
+        "Grad-CAM heatmap of the predicted class. Calibration finds, per class, the densest run of scores: the window. In "
+        "production a sample inside the window of its predicted class counts as typical and is discarded; "
+        "one outside is kept.</p>\n"
+        f'<div class="panels">{"".join(panels)}</div>\n'
+        '<p class="caption">Calibration scores; dark bars on a shaded band lie inside the window, dashed '
+        f"lines are its limits. {axis}; heights are relative to the fullest bin of the class. Share discarded: "
+        "<b>asked</b> of calibration (DPW), <b>in-sample</b> among the calibration scores, <b>expected</b> "
+        "of fresh scores by cross-fitting on two halves, <b>actual</b> in production.</p>\n</section>"
+    )
+
+
+def _retention_section(report: RunReport) -> str:
+    seen = np.asarray(report.class_counts_seen)
+    kept = np.asarray(report.class_counts_kept)
+    most, total_seen, total_kept = int(seen.max(initial=0)), int(seen.sum()), int(kept.sum())
+    lines = []
+    for index, (n_seen, n_kept) in enumerate(zip(seen.tolist(), kept.tolist(), strict=True)):
+        never = bool(report.windows) and not report.windows[index].discards
+        mark = " <small>never discards</small>" if never else ""
+        lines.append(
+            f'<tr><th scope="row">{text(report.class_name(index))}{mark}</th>'
+            f'<td class="drawing">{figures.share_bar(n_seen, n_kept, most)}</td>'
+            f"<td>{count(n_seen)}</td><td>{count(n_kept)}</td>"
+            f"<td>{text(percent(ratio(n_kept, n_seen)))}</td></tr>"
+        )
+    return (
+        '<section>\n<h2>Kept per class</h2>\n<table class="retention"><thead><tr>'
+        '<th scope="col">Predicted class</th><th scope="col"></th><th scope="col">Seen</th><th scope="col">Kept</th><th scope="col">Share'
+        f'</th></tr></thead><tbody>\n{"".join(lines)}\n<tr class="total"><th scope="row">all</th>'
+        f"<td></td><td>{count(total_seen)}</td><td>{count(total_kept)}</td>"
+        f"<td>{text(percent(ratio(total_kept, total_seen)))}</td></tr></tbody></table>\n"
+        '<p class="caption">Outline: production samples that the model put into the class; filled: kept by '
+        "the policy.</p>\n</section>"
+    )
+
+
+def _times_section(report: RunReport) -> str:
+    times = decision_times(report)
+    if times is None:
+        return ""
+    finite = report.decision_ms[np.isfinite(report.decision_ms)]
+    listed = "".join(
+        f"<div><dt>{name}</dt><dd>{significant(value)} ms</dd></div>"
+        for name, value in zip(("mean", "median", "95th percentile"), times, strict=True)
+    )
+    includes = f"{text(report.decision_includes)}. " if report.decision_includes else ""
+    beyond = int(np.count_nonzero(finite > 2.0 * times[2]))
+    cut = f" {count(beyond)} longer ones lie beyond the axis." if beyond else ""
+    return (
+        f'<section class="times-section">\n<h2>Time per decision</h2>\n<dl class="numbers">{listed}</dl>\n'
+        f"{figures.time_histogram(finite, times[1:])}\n"
+        f'<p class="caption">{includes}{count(len(finite))} decisions, in milliseconds; dashed: median and '
+        f"95th percentile.{cut}</p>\n</section>"
+    )
+
+
+def _footer(report: RunReport) -> str:
+    provenance = report.policy.provenance
+    facts = [
+        ("Rule", report.policy.recipe.name),
+        ("Parameters", _pairs(report.policy.recipe.params)),
+        ("Target layer", provenance.layer),
+        ("Score", _pairs(provenance.score)),
+        ("Calibrated on", f"{provenance.data} ({count(provenance.n_samples)} samples)".strip()),
+        ("Model digest", provenance.model_digest),
+        ("Policy digest", report.policy.digest),
+    ]
+    listed = "".join(
+        f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts if value
+    )
+    return (
+        f'<footer>\n<h2>Policy</h2>\n<dl class="facts">{listed}</dl>\n'
+        f"<p>Written by drip {text(_version(report))}. "
+        "This file is complete: it loads nothing and runs no script.</p>\n</footer>"
+    )
+
+
+def _pairs(values: JsonObject) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in values.items())
+
+
+def _version(report: RunReport) -> str:
+    if report.version:
+        return report.version
+    import drip  # noqa: PLC0415  # the package root may import every room; this one must not at import
+
+    return drip.__version__
