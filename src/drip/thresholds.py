@@ -27,6 +27,7 @@ TIE_EXCESS = 0.05
 
 _RELATIVE_TIE = 1e-12
 _MAX_BINS = 100_000
+_N_PARTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,8 @@ class Window:
         upper: Largest score in the window, L_upper (eq. 7); -inf when the class never discards.
         n: Number of calibration scores of the class.
         calibration_discard: Share of these scores inside the window, in [0, 1].
-        expected_discard: Share of fresh scores expected inside, in [0, 1]: estimated on the half of
-            the calibration scores that the window was not fitted on, both ways round.
+        expected_discard: Share of fresh scores expected inside, in [0, 1]: five-fold cross-validation,
+            because a window holds fewer of the fresh scores than of those that chose it.
         scale: Standard deviation of the calibration scores; the unit of a distance to the window.
         never_because: Why the class never discards, or None when it does.
     """
@@ -212,8 +213,8 @@ def fit_window(
 ) -> Window:
     """The window of one class from its sorted calibration scores.
 
-    A class with fewer than ``min_class_count`` scores, or with ties so heavy that the window would
-    hold more than ``fraction`` + 0.05 of them, never discards.
+    A class with fewer than ``min_class_count`` scores, or with ties so heavy that the densest window
+    would hold more than ``fraction`` + 0.05 of them, never discards.
 
     Args:
         ordered: Finite scores in ascending order, float64, shape (n,); n may be 0.
@@ -236,18 +237,19 @@ def fit_window(
         reason = f"too few: {n} calibration scores, at least {max(min_class_count, 2)} are needed"
         return Window(inf, -inf, n, 0.0, 0.0, scale, reason)
     lower, upper, held = _limits(ordered, fraction, method)
-    if held > fraction + TIE_EXCESS:
-        reason = f"ties: the window would hold {held:.1%} of the scores, {fraction:.1%} were asked for"
+    # The densest window exceeds its share by ties alone; a histogram's also by the width of its bins.
+    tied = _limits(ordered, fraction, "min_std")[2]
+    if round(tied * n) > (Fraction(str(fraction)) + Fraction(str(TIE_EXCESS))) * n:
+        reason = f"ties: the window would hold {tied:.1%} of the scores, {fraction:.1%} were asked for"
         return Window(inf, -inf, n, 0.0, 0.0, scale, reason.replace("%", " %"))
-    # Neighbours in rank go to different halves by a fixed coin, so that neither half is a grid of the other.
-    coin = np.random.default_rng(n).random(n) < 0.5
-    halves = (ordered[coin], ordered[~coin])
     expected = held
-    if min(map(len, halves)) >= 2:
+    if n > 2:
+        # Ranks go to the parts at random, so that none is a grid of the others.
+        part = np.random.default_rng(n).permutation(np.arange(n) % _N_PARTS)
         inside = 0
-        for fitted, fresh in (halves, halves[::-1]):
-            low, high, _ = _limits(fitted, fraction, method)
-            inside += _count_inside(fresh, low, high)
+        for left_out in range(min(n, _N_PARTS)):
+            low, high, _ = _limits(ordered[part != left_out], fraction, method)
+            inside += _count_inside(ordered[part == left_out], low, high)
         expected = inside / n
     return Window(lower, upper, n, held, expected, scale)
 
@@ -334,11 +336,18 @@ def fit_windows(
         DRIP paper, section III-A step 4f.
     """
     check_fraction("discard_fraction", fraction)
-    if method not in _METHODS:
-        raise InputError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
-    if min_class_count < 0:
-        raise InputError(f"min_class_count must be at least 0, got {min_class_count!r}")
+    check_method(method)
+    check_count("min_class_count", min_class_count)
     return tuple(fit_window(part, fraction, method, min_class_count=min_class_count) for part in parts)
+
+
+def complement(fraction: float) -> float:
+    """One minus the decimal number that prints: 0.3 for 0.7, where 1 - 0.7 is 0.30000000000000004.
+
+    >>> complement(0.7)
+    0.3
+    """
+    return float(1 - Fraction(str(fraction)))
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -349,6 +358,26 @@ def check_fraction(name: str, value: float) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
         raise InputError(f"{name} must be in (0, 1), got {value!r}")
+
+
+def check_method(method: str) -> None:
+    """Refuse an unknown way to place a window.
+
+    Raises:
+        InputError: with the known ones.
+    """
+    if not isinstance(method, str) or method not in _METHODS:
+        raise InputError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse what is not an integer of at least 0.
+
+    Raises:
+        InputError: with the name and what came.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(f"{name} must be an integer of at least 0, got {value!r}")
 
 
 def check_scores(

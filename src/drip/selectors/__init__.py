@@ -81,7 +81,7 @@ def from_policy(policy: Policy) -> BaseSelector:
     recipe = policy.recipe
     try:
         return create(recipe.name, **recipe.params).restore_version(recipe.state, recipe.state_version)
-    except (InputError, KeyError, TypeError, ValueError) as error:
+    except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise PolicyError(
             f"the policy's rule {recipe.name!r} cannot be rebuilt: {error}; install the version or package "
             "that wrote the policy, or calibrate again"

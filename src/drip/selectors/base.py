@@ -15,7 +15,10 @@ from drip.thresholds import (
     MIN_CLASS_COUNT,
     Method,
     Window,
+    check_count,
     check_fraction,
+    check_method,
+    complement,
     fit_windows,
     mean_and_deviation,
     sort_by_class,
@@ -246,6 +249,8 @@ class WindowSelector(BaseSelector):
         min_class_count: int = MIN_CLASS_COUNT,
     ) -> None:
         check_fraction("discard_fraction", discard_fraction)
+        check_method(method)
+        check_count("min_class_count", min_class_count)
         self._discard_fraction = discard_fraction
         self._method: Method = method
         self._min_class_count = min_class_count
@@ -346,6 +351,7 @@ class RankedSelector(BaseSelector):
 
     def __init__(self, retention: float = 0.6, min_class_count: int = MIN_CLASS_COUNT) -> None:
         check_fraction("retention", retention)
+        check_count("min_class_count", min_class_count)
         self._retention = retention
         self._min_class_count = min_class_count
         self._limits: FloatArray | None = None
@@ -387,6 +393,8 @@ class RankedSelector(BaseSelector):
         self._limits = np.array([inf if limit is None else float(limit) for limit in state["limits"]])
         self._means = np.array(state["means"], dtype=np.float64)
         self._scales = np.array(state["scales"], dtype=np.float64)
+        if not len(self._limits) == len(self._means) == len(self._scales) or not (self._scales > 0).all():
+            raise ValueError("limits, means and scales must have one number per class, scales above 0")
 
     def _decide(self, observations: Observations) -> Decisions:
         if self._limits is None:
@@ -407,8 +415,9 @@ class ChanceSelector(BaseSelector):
     """
 
     def __init__(self, retention: float = 0.6, seed: int = 0) -> None:
-        if retention != 1:
+        if isinstance(retention, bool) or retention != 1:
             check_fraction("retention", retention)
+        check_count("seed", seed)
         self._retention = retention
         self._seed = seed
         self._rng = np.random.Generator(np.random.PCG64(seed))
@@ -427,15 +436,6 @@ class ChanceSelector(BaseSelector):
 
     def _draw(self, observations: Observations) -> FloatArray:
         return self._rng.random(len(observations))
-
-
-def complement(fraction: float) -> float:
-    """One minus the decimal number that prints: 0.3 for 0.7, where 1 - 0.7 is 0.30000000000000004.
-
-    >>> complement(0.7)
-    0.3
-    """
-    return float(1 - Fraction(str(fraction)))
 
 
 def count_to_keep(n: int, retention: float) -> int:

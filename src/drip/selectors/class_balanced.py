@@ -40,7 +40,10 @@ class ClassBalancedRandomSelector(ChanceSelector):
 
     def _restore(self, state: JsonObject) -> None:
         super()._restore(state)
-        self._probabilities = np.array(state["probabilities"], dtype=np.float64)
+        probabilities = np.array(state["probabilities"], dtype=np.float64)
+        if probabilities.ndim != 1 or not ((probabilities > 0) & (probabilities <= 1)).all():
+            raise ValueError(f"probabilities must be one number in (0, 1] per class, got {probabilities}")
+        self._probabilities = probabilities
 
     def _decide(self, observations: Observations) -> Decisions:
         if self._probabilities is None:

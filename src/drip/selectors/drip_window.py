@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from drip.errors import InputError
 from drip.selectors.base import WindowSelector
 from drip.thresholds import MIN_CLASS_COUNT, Method
 from drip.types import FloatArray, JsonObject, Observations
@@ -32,6 +33,8 @@ class DripSelector(WindowSelector):
         score: str = "drip",
     ) -> None:
         super().__init__(discard_fraction, method, min_class_count)
+        if not isinstance(score, str):
+            raise InputError(f"score must be the name of a score, got {score!r}")
         self._score_name = score
 
     @property

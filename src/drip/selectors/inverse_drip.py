@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from drip.selectors.base import complement, deterministic
+from drip.selectors.base import deterministic
 from drip.selectors.drip_window import DripSelector
+from drip.thresholds import complement
 from drip.types import Decisions, JsonObject, Observations
 
 
