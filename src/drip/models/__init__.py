@@ -13,6 +13,7 @@ if importlib.util.find_spec("torch") is None:
     _MESSAGE = 'drip.models needs torch, which is not installed; run: pip install "drip-edge[torch]"'
     raise DripError(_MESSAGE)
 
+from drip.models.loading import load_model
 from drip.models.small import AudioCNN, SmallCNN
 
-__all__ = ["AudioCNN", "SmallCNN"]
+__all__ = ["AudioCNN", "SmallCNN", "load_model"]

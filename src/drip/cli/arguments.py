@@ -1,0 +1,95 @@
+"""Arguments that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """A size such as ``500MB``, ``2GB``, ``64MiB`` or ``1000000`` in bytes.
+
+    Raises:
+        typer.BadParameter: anything else.
+
+    >>> parse_bytes("1.5kB"), parse_bytes("2MiB"), parse_bytes("7")
+    (1500, 2097152, 7)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if match is None or (match[3] and not match[2]):
+        raise typer.BadParameter(f"a size such as 500MB or 2GiB is needed, got {text!r}")
+    return round(float(match[1]) * (_BINARY if match[3] else _UNITS)[match[2]])
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas.
+
+    Raises:
+        typer.BadParameter: anything else.
+
+    >>> parse_numbers("0.485,0.456")
+    (0.485, 0.456)
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"numbers separated by commas are needed, got {text!r}") from error
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Sizes separated by commas or ``x``.
+
+    Raises:
+        typer.BadParameter: anything else.
+
+    >>> parse_shape("3x224x224")
+    (3, 224, 224)
+    """
+    try:
+        return tuple(int(part) for part in re.split(r"[,x]", text))
+    except ValueError as error:
+        raise typer.BadParameter(f"sizes such as 3,224,224 are needed, got {text!r}") from error
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Ask whether SIGINT or SIGTERM came; a second one interrupts at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # the signal API's signature
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        help="The model as *package.module:factory*, a callable without arguments that returns a "
+        "torch.nn.Module; the current folder is searched.",
+        show_default=False,
+    ),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(help="File with the model's state_dict (torch.save).", exists=True, dir_okay=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+StoreArgument = Annotated[Path, typer.Argument(help="The store's file.", show_default=False)]

@@ -1,0 +1,102 @@
+"""`drip calibrate`: a policy from a model and a folder of samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from drip.cli.arguments import (
+    JsonOption,
+    ModelArgument,
+    WeightsOption,
+    parse_numbers,
+    parse_shape,
+)
+from drip.cli.output import print_facts, print_json, print_table, progress_bar
+from drip.media import Resize
+
+if TYPE_CHECKING:
+    from drip.policy import Policy
+
+
+def calibrate(
+    model: ModelArgument,
+    *,
+    data: Annotated[
+        Path, typer.Option(help="Folder of samples that resemble production; labels are not used.")
+    ],
+    shape: Annotated[
+        str, typer.Option(help="Shape of one input: channels,height,width or channels,samples.")
+    ],
+    weights: WeightsOption = None,
+    out: Annotated[Path, typer.Option(help="Where to write the policy.")] = Path("policy.json"),
+    rule: Annotated[str, typer.Option(help="Selection rule: drip, margin, random, ...")] = "drip",
+    dpw: Annotated[
+        float, typer.Option(help="Discard Percentage Window: share of the stream to discard, in (0, 1).")
+    ] = 0.4,
+    mean: Annotated[str, typer.Option(help="Mean per channel that training subtracted.")] = "0",
+    std: Annotated[str, typer.Option(help="Standard deviation per channel that training divided by.")] = "1",
+    resize: Annotated[
+        Resize, typer.Option(help="Other sizes: *exact* refuses, *stretch* resizes, *crop* cuts the middle.")
+    ] = "exact",
+    sample_rate: Annotated[int, typer.Option(help="Sample rate of audio in Hz.")] = 0,
+    layer: Annotated[str | None, typer.Option(help="Target layer by name; found when not given.")] = None,
+    heatmap: Annotated[str, typer.Option(help="*raw* or *normalised* heatmap.")] = "raw",
+    cam: Annotated[
+        str, typer.Option(help="Class activation map: gradcam, hirescam, gradcam++, layercam.")
+    ] = "gradcam",
+    class_names: Annotated[str, typer.Option(help="Names separated by commas, in the order of logits.")] = "",
+    json_output: JsonOption = False,
+) -> None:
+    """Find the limits of every class and write them as a policy.
+
+    Example: drip calibrate mymodel:build --weights w.pt --data frames/ --shape 3,96,96 --dpw 0.4
+    """
+    from drip.media import InputContract
+    from drip.models import load_model
+    from drip.workflow import ScoreOptions, calibrate_folder
+
+    contract = InputContract(parse_shape(shape), resize, parse_numbers(mean), parse_numbers(std), sample_rate)
+    names = tuple(name.strip() for name in class_names.split(",")) if class_names else ()
+    with progress_bar("scoring") as update:
+        policy = calibrate_folder(
+            load_model(model, weights), data, contract, rule=rule, discard_fraction=dpw,
+            score=ScoreOptions(layer, heatmap, cam), class_names=names,
+            on_progress=lambda done, total: update(done, total, ""),
+        )  # fmt: skip
+    policy.save(out)
+    print_json(policy.to_json()) if json_output else print_policy(policy, out)
+
+
+def print_policy(policy: Policy, path: Path) -> None:
+    """The policy for people."""
+    provenance = policy.provenance
+    print_facts(
+        f"Policy {path}",
+        {
+            "rule": policy.recipe.name,
+            "model": f"{provenance.model_digest[:12]}..., layer {provenance.layer}",
+            "score": f"{provenance.score['method']}, {provenance.score['heatmap']} heatmap",
+            "calibrated on": f"{provenance.n_samples} samples of {provenance.data}",
+        },
+    )
+    if "windows" not in policy.recipe.state:
+        return
+    names = provenance.class_names or tuple(map(str, range(policy.n_classes)))
+    print_table(
+        "Discarded between the limits",
+        ["class", "lower", "upper", "n", "expected discard", "note"],
+        [
+            [
+                name,
+                f"{window.lower:.4g}" if window.discards else "-",
+                f"{window.upper:.4g}" if window.discards else "-",
+                str(window.n),
+                f"{window.expected_discard:.1%}",
+                f"never discards ({window.never_because})" if window.never_because else "",
+            ]
+            for name, window in zip(names, policy.windows, strict=True)
+        ],
+    )

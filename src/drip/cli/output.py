@@ -1,0 +1,129 @@
+"""What commands print: tables for people, JSON for scripts, errors and progress on standard error."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+
+def print_error(message: str) -> None:
+    """One line on standard error."""
+    Console(stderr=True, soft_wrap=True).print(
+        Text("error: ", style="bold red").append(message, style="default")
+    )
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on standard output; NaN becomes null."""
+    sys.stdout.write(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def print_facts(title: str, facts: Mapping[str, object]) -> None:
+    """A two-column table on standard output."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in facts.items():
+        table.add_row(name, Text(str(value)))
+    Console().print(table)
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on standard output; all columns but the first are flush right."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int | None, str], None]]:
+    """A bar on standard error; call it with done, total (or None) and a note. Silent without a terminal."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(label, total=None, note="")
+
+        def update(done: int, total: int | None, note: str) -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield update
+
+
+@contextmanager
+def progress_stages() -> Iterator[Callable[[str, int, int | None, str], None]]:
+    """A bar on standard error for each stage of long work; without a terminal, a line for each stage."""
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bar:
+
+        def update(stage: str, done: int, total: int | None, note: str) -> None:
+            if stage not in tasks:
+                for task in tasks.values():
+                    bar.stop_task(task)
+                tasks[stage] = bar.add_task(stage, total=total, note=note)
+                if not console.is_terminal:
+                    console.print(stage)
+            bar.update(tasks[stage], completed=done, total=total, note=note)
+
+        yield update
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Sentences, one a line, on standard output."""
+    console = Console()
+    for line in lines:
+        console.print(Text(f"- {line}"))
+
+
+def format_bytes(count: float) -> str:
+    """A size in decimal units, three digits.
+
+    >>> format_bytes(999), format_bytes(1_640_000)
+    ('999 B', '1.64 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

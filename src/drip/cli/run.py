@@ -1,0 +1,91 @@
+"""`drip run`: decide on a stream and keep what the policy retains."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from drip.cli.arguments import (
+    JsonOption,
+    ModelArgument,
+    WeightsOption,
+    parse_bytes,
+    stop_on_signals,
+)
+from drip.cli.output import format_bytes, print_error, print_facts, print_json, progress_bar
+from drip.cli.store import print_stats
+from drip.pipeline import OnError
+
+if TYPE_CHECKING:
+    from drip.pipeline import Tally
+    from drip.store import StoreStats
+
+
+def run(
+    model: ModelArgument,
+    *,
+    policy: Annotated[Path, typer.Option(help="The policy of this model, from drip calibrate.")],
+    source: Annotated[str, typer.Option(help="A folder of images, audio files or arrays, or a URL.")],
+    store: Annotated[Path, typer.Option(help="The store's file; made when it does not exist.")],
+    weights: WeightsOption = None,
+    budget: Annotated[
+        str, typer.Option(help="Most bytes that the store takes on disk, such as 500MB or 2GiB.")
+    ] = "1GB",
+    eviction: Annotated[
+        str, typer.Option(help="Over budget: drop the lowest *priority* first, or *fifo* the oldest.")
+    ] = "priority",
+    on_error: Annotated[
+        OnError, typer.Option(help="A sample that cannot be decoded: *quarantine*, *skip* or *raise*.")
+    ] = "quarantine",
+    batch_size: Annotated[int, typer.Option(help="Samples scored at once; 1 decides each at once.")] = 32,
+    json_output: JsonOption = False,
+) -> None:
+    """Stream samples through the policy into a store; started again, it continues where it stopped.
+
+    Example: drip run mymodel:build --weights w.pt --policy policy.json --source frames/ --store kept.db
+    """
+    from drip.models import load_model
+    from drip.policy import Policy
+    from drip.store import RetentionStore
+    from drip.streams import open_source
+    from drip.workflow import run_stream
+
+    with (
+        RetentionStore(store, budget_bytes=parse_bytes(budget), eviction=eviction) as kept,
+        stop_on_signals() as stop,
+        progress_bar("deciding") as update,
+    ):
+        stream = open_source(source)
+        total = len(stream) if isinstance(stream, Sized) else None
+        tally = run_stream(
+            load_model(model, weights), Policy.load(policy), stream, kept,
+            batch_size=batch_size, on_error=on_error, stop=stop,
+            on_progress=lambda tally: update(tally.n_seen, total, f"{tally.retention:.1%} kept"),
+        )  # fmt: skip
+        stats = kept.stats()
+    print_run(tally, stats, json_output=json_output)
+    if tally.interrupted:
+        print_error("interrupted; what was committed is safe, the same command continues")
+        raise typer.Exit(130)
+
+
+def print_run(tally: Tally, stats: StoreStats, *, json_output: bool) -> None:
+    """The counts of this call and the state of the store."""
+    if json_output:
+        print_json({"run": {**asdict(tally), "retention": tally.retention}, "store": asdict(stats)})
+        return
+    per_sample = sum(tally.seconds[stage] for stage in ("score", "decide")) / max(tally.n_seen, 1)
+    print_facts(
+        "This run",
+        {
+            "seen": f"{tally.n_seen} samples, {format_bytes(tally.bytes_seen)}",
+            "retained": f"{tally.n_retained} ({tally.retention:.1%}), {format_bytes(tally.bytes_retained)}",
+            "set aside": f"{tally.n_quarantined} in quarantine, {tally.n_skipped} skipped",
+            "score and decide": f"{1e3 * per_sample:.2f} ms per sample",
+        },
+    )
+    print_stats(stats)

@@ -1,0 +1,105 @@
+"""`drip store`: look at, check and export what was kept."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from drip.cli.arguments import JsonOption, StoreArgument
+from drip.cli.output import format_bytes, print_error, print_facts, print_json, print_table
+
+if TYPE_CHECKING:
+    from drip.store import StoreStats
+
+app = typer.Typer(help="Look at, check and export what was kept.", no_args_is_help=True)
+
+
+@app.command()
+def stats(store: StoreArgument, *, json_output: JsonOption = False) -> None:
+    """Count what was seen, kept, discarded, evicted and set aside.
+
+    Example: drip store stats kept.db
+    """
+    from drip.store import RetentionStore
+
+    with RetentionStore.open_readonly(store) as kept:
+        found = kept.stats()
+    print_json(asdict(found)) if json_output else print_stats(found)
+
+
+@app.command()
+def check(store: StoreArgument, *, json_output: JsonOption = False) -> None:
+    """Verify the file, every stored sample and every count; exit code 1 when something is wrong.
+
+    Example: drip store check kept.db
+    """
+    from drip.store import RetentionStore
+
+    with RetentionStore.open_readonly(store) as kept:
+        report = kept.check()
+    if json_output:
+        print_json({**asdict(report), "ok": report.ok})
+    elif report.ok:
+        print_facts(f"Store {store}", {"sound": f"{report.n_samples} samples hashed again, no problem found"})
+    for problem in report.problems if not json_output else ():
+        print_error(problem)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    store: StoreArgument,
+    *,
+    to: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    layout: Annotated[
+        Literal["folder", "webdataset"],
+        typer.Option("--format", help="*folder*: one folder per class; *webdataset*: tar shards."),
+    ] = "folder",
+    labels: Annotated[
+        Literal["true", "human", "predicted"], typer.Option(help="Whose labels name the classes.")
+    ] = "true",
+    class_names: Annotated[str, typer.Option(help="Names separated by commas, in the order of logits.")] = "",
+    json_output: JsonOption = False,
+) -> None:
+    """Write the kept samples as an image folder or as WebDataset shards.
+
+    Example: drip store export kept.db --to kept/ --labels predicted
+    """
+    from drip.store import RetentionStore, export_folder, export_webdataset
+
+    names = tuple(name.strip() for name in class_names.split(",")) if class_names else ()
+    write = export_folder if layout == "folder" else export_webdataset
+    with RetentionStore.open_readonly(store) as kept:
+        written = write(kept, to, labels=labels, class_names=names)
+    if json_output:
+        print_json(asdict(written))
+    else:
+        print_facts(f"Exported to {to}", {"written": f"{written.n_samples} samples"})
+
+
+def print_stats(stats: StoreStats) -> None:
+    """The store in numbers, for people."""
+    print_facts(
+        "Store",
+        {
+            "seen": stats.seen,
+            "kept": f"{stats.kept}, {format_bytes(stats.kept_bytes)}",
+            "discarded": stats.discarded,
+            "evicted": stats.evicted,
+            "duplicates": stats.duplicates,
+            "quarantined": stats.quarantined,
+            "on disk": f"{format_bytes(stats.disk_bytes)} of {format_bytes(stats.budget_bytes)}",
+        },
+    )
+    print_table(
+        "By predicted class",
+        ["class", "seen", "kept", "discarded", "evicted"],
+        [
+            [str(index), str(part.seen), str(part.kept), str(part.discarded), str(part.evicted)]
+            for index, part in sorted(stats.classes.items())
+        ],
+    )

@@ -1,0 +1,357 @@
+"""The demonstration: the whole method on real handwritten digits, one sample at a time, with a report."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from drip.datasets import ImageDataset, load_mnist, split_rows
+from drip.errors import InputError
+from drip.models import SmallCNN
+from drip.pipeline import observe, run
+from drip.policy import Policy, Provenance, class_histograms
+from drip.report import Arm, GalleryItem, RunReport
+from drip.retrain import ArrayExamples, TrainConfig, predict, retrain, train
+from drip.scoring import TorchScorer, model_digest
+from drip.selectors import create, from_policy
+from drip.selectors.counting import match_count
+from drip.store import RetentionStore
+from drip.streams import DatasetSource
+from drip.thresholds import complement, sort_by_class
+from drip.types import BoolArray, FloatArray, IntArray, Observations
+
+SHARES = (0.4, 0.2, 0.4)
+"""Training, test and production, the paper's split (section IV-A.1)."""
+
+CALIBRATION_SHARE = 0.2
+"""Part of the training set that is held out to find the limits (docs/decisions.md, A7)."""
+
+STORE_BUDGET_BYTES = 256_000_000
+_N_TIMED = 300
+_MODEL = "drip.models:SmallCNN"
+
+OnStage = Callable[[str, int, int | None, str], None]
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """What the demonstration runs.
+
+    Attributes:
+        out: Folder for the model, the policy, the store and the report; replaced when it is an
+            earlier demonstration's.
+        seed: Seed of the split, of every training and of the random arm.
+        discard_fraction: Share of the production stream to discard (the paper's DPW), in (0, 1).
+        epochs: Passes over the data per training; None takes 10, or 4 for more than 10,000 digits.
+    """
+
+    out: Path
+    seed: int = 0
+    discard_fraction: float = 0.4
+    epochs: int | None = None
+
+
+def run_demo(config: DemoConfig, on_stage: OnStage = lambda *_: None) -> RunReport:
+    """Train, calibrate, stream, keep, retrain and compare, on MNIST.
+
+    Args:
+        config: What to run.
+        on_stage: Called with the stage, what is done of it, the total or None, and a note.
+
+    Returns:
+        All numbers and pictures of the report; ``model.pt``, ``policy.json`` and ``kept.db`` lie in
+        the folder.
+
+    Raises:
+        InputError: the folder exists and is not an earlier demonstration's.
+    """
+    demo = _Demo(config, load_mnist(), on_stage)
+    demo.prepare_folder()
+    demo.stream()
+    return demo.report()
+
+
+class _Demo:
+    """One run; each property is computed once, in the order in which it is first asked for."""
+
+    def __init__(self, config: DemoConfig, dataset: ImageDataset, on_stage: OnStage) -> None:
+        self._config = config
+        self._dataset = dataset
+        self._on_stage = on_stage
+        first, self._test, self._production = split_rows(len(dataset), SHARES, config.seed)
+        self._train, self._calibration = split_rows(
+            len(first), (1 - CALIBRATION_SHARE, CALIBRATION_SHARE), config.seed
+        )
+        self._train, self._calibration = first[self._train], first[self._calibration]
+        epochs = config.epochs or (10 if len(dataset) <= 10_000 else 4)
+        self._training = TrainConfig(epochs=epochs, seed=config.seed)
+
+    def prepare_folder(self) -> None:
+        """Make the folder; an earlier demonstration's files in it go."""
+        out = self._config.out
+        if out.exists():
+            if any(out.iterdir()) and not (out / "policy.json").exists():
+                raise InputError(f"a new folder or an earlier demonstration's is needed, got {out}")
+            shutil.rmtree(out)
+        out.mkdir(parents=True)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The deployed model, trained on the training part."""
+        model = self._fit("training the model to deploy", np.zeros(0, np.int64))
+        torch.save(model.state_dict(), self._config.out / "model.pt")
+        return model
+
+    @cached_property
+    def scorer(self) -> _Recorder:
+        """The scorer, which remembers what it observed."""
+        return _Recorder(TorchScorer(self.model, example=self._dataset.inputs(self._train[:2])))
+
+    @cached_property
+    def calibration(self) -> Observations:
+        """Observations of the calibration part."""
+        self._on_stage("calibrating", 0, None, "")
+        return observe(
+            self._dataset.samples(self._calibration.tolist()),
+            self.scorer.inner,
+            prepare=self._dataset.contract.prepare,
+        )
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The DRIP policy, written to ``policy.json``."""
+        observations = self.calibration
+        n_classes = observations.logits.shape[1]
+        selector = create("drip", discard_fraction=self._config.discard_fraction).calibrate(observations)
+        policy = Policy.of(
+            selector,
+            n_classes=n_classes,
+            provenance=Provenance(
+                model_digest=model_digest(self.model),
+                layer=self.scorer.inner.layer,
+                score=self.scorer.inner.score_definition,
+                data=f"{self._dataset.name}, held out from training",
+                n_samples=len(observations),
+                input_contract=self._dataset.contract.to_json(),
+                class_names=self._dataset.class_names,
+            ),
+            histograms=class_histograms(sort_by_class(observations.scores, observations.classes, n_classes)),
+        )
+        policy.save(self._config.out / "policy.json")
+        return policy
+
+    def stream(self) -> None:
+        """The production phase: every production digit through the policy into the store."""
+        source = DatasetSource(self._dataset, self._production)
+        selector = from_policy(self.policy)
+        with self._store() as store:
+            run(
+                source,
+                self.scorer,
+                selector,
+                store,
+                prepare=self._dataset.contract.prepare,
+                policy_digest=self.policy.digest,
+                on_progress=lambda tally: self._on_stage(
+                    "streaming", tally.n_seen, len(source), f"{tally.retention:.1%} kept"
+                ),
+            )
+
+    @cached_property
+    def arms(self) -> tuple[Arm, ...]:
+        """Baseline, all-data, DRIP, and random and margin at exactly DRIP's count."""
+        with self._store() as store:
+            kept = np.array(sorted(self._position(stored.sample.id) for stored in store), dtype=np.int64)
+        count, seed = len(kept), self._config.seed
+        margin = create("margin", retention=complement(self._config.discard_fraction))
+        wanted = margin.calibrate(self.calibration).decide_many(self.scorer.observations).retain
+        rows = {
+            "all-data": np.arange(len(self._production)),
+            "drip": kept,
+            "random": match_count(np.zeros(len(self._production), np.bool_), count, seed),
+            "margin": match_count(wanted, count, seed),
+        }
+        baseline = self._arm("baseline", self.model, np.zeros(0, np.int64), self._seconds_of_model)
+        arms = [baseline]
+        for name, chosen in rows.items():
+            clock = perf_counter()
+            model = self._retrain_from_store() if name == "drip" else self._fit(f"retraining: {name}", chosen)
+            arms.append(self._arm(name, model, chosen, perf_counter() - clock))
+        return tuple(arms)
+
+    @cached_property
+    def decision_ms(self) -> FloatArray:
+        """Milliseconds from prepared input to decision, one sample at a time."""
+        self._on_stage("timing decisions", 0, None, "")
+        selector = from_policy(self.policy)
+        inputs = self._dataset.inputs(self._production[:_N_TIMED])
+        times = []
+        for row in range(len(inputs)):
+            clock = perf_counter()
+            selector.decide(self.scorer.inner.score(inputs[row : row + 1])[0])
+            times.append(1e3 * (perf_counter() - clock))
+        return np.array(times)
+
+    def report(self) -> RunReport:
+        """All numbers and pictures."""
+        decisions = from_policy(self.policy).decide_many(self.scorer.observations)
+        classes = self.scorer.observations.classes
+        n_classes = self.policy.n_classes
+        options = "".join(
+            f" --{name} {value}"
+            for name, value in (("seed", self._config.seed), ("epochs", self._training.epochs))
+        )
+        return RunReport(
+            title="DRIP on handwritten digits",
+            dataset=self._dataset.name,
+            split={
+                "train": len(self._train),
+                "calibration": len(self._calibration),
+                "production": len(self._production),
+                "test": len(self._test),
+            },
+            model=f"{_MODEL}, {sum(p.numel() for p in self.model.parameters()):,} parameters, "
+            f"{self._training.epochs} epochs per training",
+            command=f"drip demo --out {self._config.out}{options} --dpw {self._config.discard_fraction}",
+            seed=self._config.seed,
+            policy=self.policy,
+            arms=self.arms,
+            n_test=len(self._test),
+            n_seen=len(self._production),
+            bytes_seen=int(self._n_bytes.sum()),
+            decision_ms=self.decision_ms,
+            decision_includes="forward pass, score and decision of one prepared digit, on this machine's CPU",
+            gallery=self._gallery(decisions.retain, decisions.priority),
+            class_counts_seen=np.bincount(classes, minlength=n_classes),
+            class_counts_kept=np.bincount(classes[decisions.retain], minlength=n_classes),
+        )
+
+    def _store(self) -> RetentionStore:
+        return RetentionStore(self._config.out / "kept.db", budget_bytes=STORE_BUDGET_BYTES)
+
+    def _examples(self, rows: IntArray) -> ArrayExamples:
+        return ArrayExamples(self._dataset.inputs(rows), self._dataset.labels[rows])
+
+    def _fit(self, stage: str, positions: IntArray) -> nn.Module:
+        """Train from scratch on the training part plus these positions of the production stream."""
+        clock = perf_counter()
+        parts = [self._examples(self._train), self._examples(self._production[positions])]
+        model = train(SmallCNN, *parts, config=self._training, on_epoch=self._on_epoch(stage))
+        if not len(positions):
+            self._seconds_of_model = perf_counter() - clock
+        return model
+
+    def _retrain_from_store(self) -> nn.Module:
+        with self._store() as store:
+            return retrain(
+                SmallCNN,
+                self._examples(self._train),
+                store,
+                prepare=self._dataset.contract.prepare,
+                config=self._training,
+                on_epoch=self._on_epoch("retraining: drip"),
+            )
+
+    def _on_epoch(self, stage: str) -> Callable[[int, float], None]:
+        self._on_stage(stage, 0, self._training.epochs, "")
+        return lambda epoch, loss: self._on_stage(stage, epoch, self._training.epochs, f"loss {loss:.3f}")
+
+    def _arm(self, name: str, model: nn.Module, positions: IntArray, seconds: float) -> Arm:
+        correct = predict(model, self._dataset.inputs(self._test)) == self._dataset.labels[self._test]
+        return Arm(
+            name=name,
+            accuracy=float(correct.mean()),
+            n_train=len(self._train) + len(positions),
+            n_kept=len(positions),
+            bytes_kept=int(self._n_bytes[positions].sum()),
+            seconds=seconds,
+            correct=correct,
+            errors_kept_share=float(np.isin(np.flatnonzero(self._wrong), positions).mean()),
+        )
+
+    @cached_property
+    def _wrong(self) -> BoolArray:
+        return self.scorer.observations.classes != self._dataset.labels[self._production]
+
+    @cached_property
+    def _n_bytes(self) -> IntArray:
+        return np.array([len(sample.data) for sample in self._dataset.samples(self._production.tolist())])
+
+    @cached_property
+    def _positions(self) -> dict[int, int]:
+        return {row: position for position, row in enumerate(self._production.tolist())}
+
+    def _position(self, sample_id: str) -> int:
+        return self._positions[int(sample_id)]
+
+    def _gallery(self, retain: BoolArray, distance: FloatArray) -> list[GalleryItem]:
+        positions = gallery_positions(retain, self._wrong, distance, seed=self._config.seed)
+        rows = self._production[positions]
+        heatmaps = self.scorer.inner.heatmap(self._dataset.inputs(rows))
+        observations = self.scorer.observations
+        return [
+            GalleryItem(
+                image=self._dataset.images[row],
+                heatmap=heatmap,
+                predicted=int(observations.classes[position]),
+                label=int(self._dataset.labels[row]),
+                score=float(observations.scores[position]),
+                retained=bool(retain[position]),
+                distance=float(distance[position]),
+            )
+            for row, position, heatmap in zip(rows.tolist(), positions, heatmaps, strict=True)
+        ]
+
+
+class _Recorder:
+    """A scorer that remembers what it observed, for the arms that decide on the same stream."""
+
+    def __init__(self, inner: TorchScorer) -> None:
+        self.inner = inner
+        self._parts: list[Observations] = []
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return self.inner.provides
+
+    @property
+    def observations(self) -> Observations:
+        return Observations.concatenate(self._parts)
+
+    def score(self, batch: NDArray[np.float32]) -> Observations:
+        self._parts.append(self.inner.score(batch))
+        return self._parts[-1]
+
+
+def gallery_positions(
+    retain: BoolArray, wrong: BoolArray, distance: FloatArray, *, seed: int, n_each: int = 12
+) -> Sequence[int]:
+    """Which samples to show: kept ones (a third of them wrong, a third the most distant) and discarded ones.
+
+    Args:
+        retain: Decisions, shape (n,).
+        wrong: Where the model is wrong, shape (n,).
+        distance: Distance to the window, shape (n,).
+        seed: Seed of the random choice.
+        n_each: Most kept, and most discarded, samples.
+    """
+    order = np.random.default_rng(seed).permutation(len(retain))
+    third = n_each // 3
+    kept = [int(row) for row in order if retain[row] and wrong[row]][:third]
+    farthest = np.argsort(-np.where(retain, distance, -np.inf), kind="stable")
+    kept += [int(row) for row in farthest[: 2 * third] if retain[row] and row not in kept][:third]
+    kept += [int(row) for row in order if retain[row] and not wrong[row] and row not in kept][
+        : n_each - len(kept)
+    ]
+    discarded = [int(row) for row in order if not retain[row] and wrong[row]][:third]
+    discarded += [int(row) for row in order if not retain[row] and not wrong[row]][: n_each - len(discarded)]
+    return kept + discarded

@@ -1,0 +1,49 @@
+"""A user's own model: made by a named callable, with weights from a file that cannot run code."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from drip.errors import ModelError
+
+
+def load_model(factory: str, weights: str | Path | None) -> nn.Module:
+    """The model that ``package.module:factory`` makes, with the weights of a file.
+
+    The current folder is searched for modules, as ``python -m`` does. Weights are read without
+    executing code from the file.
+
+    Args:
+        factory: Dotted module, a colon, and a callable without arguments that returns the model.
+        weights: A file with a ``state_dict``, from ``torch.save``; None keeps the factory's weights.
+
+    Raises:
+        ModelError: no such module or callable, or a file that does not fit the model.
+    """
+    module_name, colon, name = factory.partition(":")
+    if not (module_name and colon and name):
+        raise ModelError(f"a model as package.module:factory is needed, got {factory!r}")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        model = getattr(importlib.import_module(module_name), name)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ModelError(
+            f"a callable without arguments is needed at {factory!r}, got: {error}; check name and folder"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{factory!r} must return a torch.nn.Module, got {type(model).__name__}")
+    if weights is not None:
+        try:
+            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"a state_dict that fits {factory!r} is needed at {weights}, got: {error}"
+            ) from error
+    return model.eval()
