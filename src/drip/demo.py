@@ -20,7 +20,7 @@ from drip.models import SmallCNN
 from drip.pipeline import observe, run
 from drip.policy import Policy, Provenance, class_histograms
 from drip.report import Arm, GalleryItem, RunReport
-from drip.retrain import ArrayExamples, TrainConfig, predict, retrain, train
+from drip.retrain import Examples, TrainConfig, predict, retrain, train
 from drip.scoring import TorchScorer, model_digest
 from drip.selectors import create, from_policy
 from drip.selectors.counting import match_count
@@ -221,7 +221,8 @@ class _Demo:
             },
             model=f"{_MODEL}, {sum(p.numel() for p in self.model.parameters()):,} parameters, "
             f"{self._training.epochs} epochs per training",
-            command=f"drip demo --out {self._config.out}{options} --dpw {self._config.discard_fraction}",
+            command=f"drip demo --out {self._config.out} --seed {self._config.seed} "
+            f"--dpw {self._config.discard_fraction} --epochs {self._training.epochs}",
             seed=self._config.seed,
             policy=self.policy,
             arms=self.arms,
@@ -238,8 +239,8 @@ class _Demo:
     def _store(self) -> RetentionStore:
         return RetentionStore(self._config.out / "kept.db", budget_bytes=STORE_BUDGET_BYTES)
 
-    def _examples(self, rows: IntArray) -> ArrayExamples:
-        return ArrayExamples(self._dataset.inputs(rows), self._dataset.labels[rows])
+    def _examples(self, rows: IntArray) -> Examples:
+        return Examples(self._dataset.inputs(rows), self._dataset.labels[rows])
 
     def _fit(self, stage: str, positions: IntArray) -> nn.Module:
         """Train from scratch on the training part plus these positions of the production stream."""
@@ -280,7 +281,7 @@ class _Demo:
 
     @cached_property
     def _wrong(self) -> BoolArray:
-        return self.scorer.observations.classes != self._dataset.labels[self._production]
+        return np.not_equal(self.scorer.observations.classes, self._dataset.labels[self._production])
 
     @cached_property
     def _n_bytes(self) -> IntArray:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -54,15 +54,8 @@ class TrainConfig:
             )
 
 
-class Examples(Protocol):
-    """Labelled inputs that a training loop fetches by row."""
-
-    inputs: NDArray[np.float32]
-    labels: IntArray
-
-
 @dataclass(frozen=True)
-class ArrayExamples:
+class Examples:
     """Labelled inputs in memory, or in a memory map.
 
     Attributes:
@@ -166,7 +159,7 @@ def stored_examples(
     prepare: Callable[[bytes, str], NDArray[np.float32]],
     labels: Labels = "true",
     memory_bytes: int = 2**30,
-) -> Iterator[ArrayExamples]:
+) -> Iterator[Examples]:
     """The labelled samples of a store as model inputs, while the block runs.
 
     Args:
@@ -186,7 +179,7 @@ def stored_examples(
     inputs = _prepared((stored for stored in store if label_of(stored, labels) is not None), prepare)
     first = next(inputs, None)
     if first is None:
-        yield ArrayExamples(np.zeros((0,), np.float32), found)
+        yield Examples(np.zeros((0,), np.float32), found)
         return
     shape = (len(found), *first.shape)
     with tempfile.TemporaryFile() as spill:
@@ -198,7 +191,7 @@ def stored_examples(
         array[0] = first
         for row, values in enumerate(inputs, start=1):
             array[row] = values
-        yield ArrayExamples(array, found)
+        yield Examples(array, found)
 
 
 def label_of(stored: StoredSample, labels: Labels) -> int | None:
@@ -270,16 +263,3 @@ def _fetch(parts: Sequence[Examples], rows: IntArray) -> tuple[torch.Tensor, tor
             labels.append(part.labels[mine])
         offset += len(part.labels)
     return torch.from_numpy(np.concatenate(inputs)), torch.from_numpy(np.concatenate(labels))
-
-
-__all__ = [
-    "ArrayExamples",
-    "Examples",
-    "Labels",
-    "TrainConfig",
-    "label_of",
-    "predict",
-    "retrain",
-    "stored_examples",
-    "train",
-]

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from drip.report import RunReport
 
 
+_FILES = {"report": "report.html", "store": "kept.db", "policy": "policy.json", "model": "model.pt"}
+
+
 def demo(
     *,
     out: Annotated[Path, typer.Option(help="Folder for model, policy, store and report.")] = Path(

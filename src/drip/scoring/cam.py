@@ -34,7 +34,9 @@ def gradcam_map(activations: Tensor, gradients: Tensor) -> Tensor:
     >>> gradcam_map(a, torch.tensor([[[1.0, 3.0], [-1.0, 1.0]]]))
     tensor([[2., 4.]])
     """
-    weights = gradients.flatten(2).mean(2, keepdim=True)
+    weights = gradients.flatten(2)
+    if weights.shape[2] > 1:
+        weights = weights.mean(2, keepdim=True)
     return _weighted_sum(weights, activations)
 
 
@@ -135,7 +137,7 @@ def mean_over_positions(maps: Tensor) -> Tensor:
     >>> mean_over_positions(torch.tensor([[1.0, 2.0, 6.0]]))
     tensor([3.])
     """
-    return maps.flatten(1).mean(1)
+    return maps.mean(tuple(range(1, maps.dim())))
 
 
 def normalise(heatmaps: Tensor) -> Tensor:
@@ -163,6 +165,5 @@ def normalise(heatmaps: Tensor) -> Tensor:
 
 def _weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
     """Sum over maps of weights (N, K, 1) times activations; a matrix product, which copies nothing."""
-    flat = activations.flatten(2)
-    summed = torch.bmm(weights.transpose(1, 2), flat)
-    return summed.reshape(activations.shape[:1] + activations.shape[2:])
+    summed = torch.bmm(weights.transpose(1, 2), activations.flatten(2)).squeeze(1)
+    return summed if activations.dim() == 3 else summed.unflatten(1, activations.shape[2:])

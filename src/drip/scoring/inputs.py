@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,10 @@ def to_input(batch: Batch, dtype: torch.dtype, device: torch.device) -> Tensor:
         raise InputError(
             f"batch must have shape (N, *input shape), got {shape}; add the batch axis: batch[None]"
         )
-    tensor = tensor.to(device=device, dtype=dtype)
+    if tensor.dtype != dtype or tensor.device != device:
+        tensor = tensor.to(device=device, dtype=dtype)
     # one sum finds every NaN and infinity at the price of one pass; only a hit is looked at closely
-    if not torch.isfinite(tensor.sum()):
+    if not math.isfinite(tensor.sum()):
         finite = torch.isfinite(tensor.flatten(1)).all(1)
         if not finite.all():
             rows = _first_rows(~finite.cpu().numpy())
@@ -62,9 +64,8 @@ def require_finite(what: str, values: NDArray[np.floating[Any]]) -> None:
     Raises:
         ModelError: Some are not; the message names the rows (A11: never a silent discard).
     """
-    finite = np.isfinite(values)
-    if not finite.all():
-        rows = _first_rows(~finite.reshape(len(values), -1).all(1))
+    if not np.isfinite(values).all():
+        rows = _first_rows(~np.isfinite(values).reshape(len(values), -1).all(1))
         raise ModelError(
             f"{what} must be finite, got NaN or infinity in rows {rows}; look at these inputs' scale"
         )

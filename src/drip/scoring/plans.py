@@ -5,6 +5,7 @@ A plan gives the activations A and, for a linear combination of logits, the grad
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,42 +87,68 @@ class HeadVjp:
         kept: list[Tensor] = []
 
         def start_graph(output: Tensor) -> Tensor:
-            torch.set_grad_enabled(True)  # noqa: FBT003  # run_tapped puts the mode back
+            torch.set_grad_enabled(True)
             leaf = output.detach().requires_grad_()
             kept.append(leaf)
             return leaf.clone()  # a later in-place operation must not reach A
 
-        logits = _tapped(self.model, self.target, x, start_graph)
+        with torch.no_grad():  # puts back what start_graph switches
+            logits = _tapped(self.model, self.target, x, start_graph)
         return _autograd_pass(logits, kept[0], self.target)
 
 
 @dataclass(frozen=True, slots=True)
 class ClosedForm:
-    r"""No backward pass: for a head of average pooling and one linear layer the gradient is known.
+    r"""No graph and no backward: the gradient of a head of linear layers with ReLU between is written down.
 
-    .. math:: y_c = b_c + \sum_k W_{c,k} \frac1Z \sum_p A_{k,p} \quad\Rightarrow\quad
-              \frac{\partial y_c}{\partial A_{k,p}} = \frac{W_{c,k}}{Z}
+    For average pooling and one linear layer, and for flattening and L of them:
 
-    Z is the number of positions, W and b are the linear layer's; W is read anew at each call.
+    .. math:: \frac{\partial y_c}{\partial A_{k,p}} = \frac{W_{c,k}}{Z}, \qquad
+              \frac{\partial y_c}{\partial \mathrm{vec}(A)} =
+              W_1^\top \bigl(m_1 \circ \cdots W_{L-1}^\top (m_{L-1} \circ W_L[c])\bigr)
+
+    Z is the number of positions, W_i the weight of layer i, read anew at each call, and m_i is 1
+    where its output is positive after the ReLU, else 0. Dropout is the identity in eval mode.
+    Whether a model's head is of this kind is tried in :func:`choose_plan`, not read off its code.
+
+    Attributes:
+        model: The classifier.
+        target: The target layer.
+        linears: W_1 to W_L in the order of execution.
     """
 
     model: nn.Module
     target: Target
-    linear: nn.Linear
+    linears: tuple[nn.Linear, ...]
     name: ClassVar[str] = "closed form"
 
     def run(self, x: Tensor) -> Pass:
-        """Run the model on a batch; the gradients have positions of length one."""
+        """Run the model on a batch; after average pooling the gradients have positions of length one."""
         kept: list[Tensor] = []
-        logits = _tapped(self.model, self.target, x, kept.append)
+        hidden: list[Tensor] = []
+
+        def keep_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            hidden.append(inputs[0])
+
+        handles = [linear.register_forward_pre_hook(keep_input) for linear in self.linears[1:]]
+        try:
+            logits = _tapped(self.model, self.target, x, kept.append)
+        finally:
+            for handle in handles:
+                handle.remove()
         activations = self.target.arrange(kept[0])
         n_positions = activations.shape[2:].numel()
-        singleton = (1,) * (activations.dim() - 2)
+        pooled = self.linears[0].in_features == activations.shape[1]
+        shape = activations.shape[:2] + (1,) * (activations.dim() - 2) if pooled else activations.shape
 
         def gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
-            weight = self.linear.weight
-            rows = weight[classes] if rivals is None else weight[classes] - weight[rivals]
-            return (rows / n_positions).reshape(*rows.shape, *singleton)
+            last = self.linears[-1].weight
+            gradient = last.index_select(0, classes)
+            if rivals is not None:
+                gradient = gradient - last.index_select(0, rivals)
+            for linear, after_relu in zip(self.linears[-2::-1], reversed(hidden), strict=True):
+                gradient = (gradient * (after_relu > 0)) @ linear.weight
+            return (gradient / n_positions if pooled else gradient).reshape(shape)
 
         return Pass(logits, activations, gradients)
 
@@ -153,24 +180,20 @@ def choose_plan(model: nn.Module, target: Target, example: Tensor) -> Choice:
         ModelError: Autograd cannot reach the layer from the logits.
     """
     reference = FullAutograd(model, target)
+    head = HeadVjp(model, target)
+    linears = _linears_after(model, target, example)
+    plans: list[Plan] = [head, reference]
+    if linears and linears[0].in_features in (target.shape[0], math.prod(target.shape)):
+        closed = ClosedForm(model, target, linears)
+        if _agrees_on_noise(closed, head, example):
+            plans.insert(0, closed)
     truth = reference.run(example)
-    classes, rivals = top_two(truth.logits.detach())
-    expected = [truth.gradients(classes, None), truth.gradients(classes, rivals)]
-
-    sizes = (target.shape[0], truth.logits.shape[1])
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    closed = [ClosedForm(model, target, m) for m in linears if (m.in_features, m.out_features) == sizes]
-    plans: list[Plan] = [plan for plan in closed if _is_affine_in_pooled(plan, example)]
-    plans += [HeadVjp(model, target), reference]
+    classes, rivals = top_two(truth.logits)
     chosen: Plan | None = None
     seconds: dict[str, float] = {}
     errors: dict[str, float] = {}
     for plan in plans:
-        run = plan.run(example)
-        deviations = [_deviation(run.logits, truth.logits)]
-        found = [run.gradients(classes, None), run.gradients(classes, rivals)]
-        deviations += [_deviation(got, want) for got, want in zip(found, expected, strict=True)]
-        errors[plan.name] = max(deviations)
+        errors[plan.name] = _largest_deviation(plan.run(example), truth)
         if errors[plan.name] > RELATIVE_TOLERANCE:
             continue
         seconds[plan.name] = _best_time(plan, example, classes)
@@ -212,19 +235,45 @@ def _autograd_pass(logits: Tensor, tapped: Tensor, target: Target) -> Pass:
     return Pass(logits.detach(), target.arrange(tapped.detach()), gradients)
 
 
-def _is_affine_in_pooled(plan: ClosedForm, example: Tensor) -> bool:
-    """Whether the logits are W mean(A) + b for any A: tried on noise of both signs in place of A."""
-    kept: list[Tensor] = []
+def _linears_after(model: nn.Module, target: Target, example: Tensor) -> tuple[nn.Linear, ...]:
+    """The linear layers that run after the target layer, in order."""
+    found: list[nn.Linear] = []
+    handles = [
+        module.register_forward_pre_hook(lambda linear, _inputs: found.append(linear))
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        _tapped(model, target, example, lambda _output: found.clear())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(found)
 
-    def replace(output: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(output.shape, generator=generator).to(output)
-        kept.append(noise)
-        return noise.clone()
 
-    logits = _tapped(plan.model, plan.target, example, replace)
-    pooled = plan.target.arrange(kept[0]).flatten(2).mean(2)
-    return _deviation(plan.linear(pooled), logits) <= RELATIVE_TOLERANCE
+def _agrees_on_noise(plan: ClosedForm, head: HeadVjp, example: Tensor) -> bool:
+    """Whether the closed form holds with noise of both signs in place of the layer's output."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return torch.randn(output.shape, generator=generator.manual_seed(0)).to(output)
+
+    handle = plan.target.module.register_forward_hook(noise)  # runs before the hook of the plans
+    try:
+        found, expected = plan.run(example), head.run(example)
+        return _largest_deviation(found, expected) <= RELATIVE_TOLERANCE
+    except RuntimeError:  # the layers do not fit one another: another kind of head
+        return False
+    finally:
+        handle.remove()
+
+
+def _largest_deviation(run: Pass, truth: Pass) -> float:
+    """Largest deviation of logits and gradients, of the best class and of its lead over the second."""
+    classes, rivals = top_two(truth.logits)
+    pairs = [(run.logits, truth.logits)]
+    pairs += [(run.gradients(classes, other), truth.gradients(classes, other)) for other in (None, rivals)]
+    return max(_deviation(found, expected) for found, expected in pairs)
 
 
 def _deviation(got: Tensor, expected: Tensor) -> float:

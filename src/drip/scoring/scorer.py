@@ -14,7 +14,7 @@ from drip.errors import InputError, ModelError
 from drip.scoring.cam import MAPS, mean_over_positions, normalise
 from drip.scoring.inputs import Batch, require_finite, to_classes, to_input
 from drip.scoring.plans import Choice, Pass, Plan, choose_plan, top_two
-from drip.scoring.tap import scoring_mode
+from drip.scoring.tap import ScoringMode
 from drip.scoring.target import Reshape, Target, find_target
 from drip.types import IntArray, JsonObject, Observations
 
@@ -166,7 +166,7 @@ class TorchScorer:
         x = self._checked(batch)
         if len(x) == 0:
             return self._no_rows(x)
-        with self._lock, scoring_mode(self._modules):
+        with self._lock, ScoringMode(self._modules):
             run = self._run(x)
             best, rival = top_two(run.logits) if self._contrast else (run.logits.argmax(1), None)
             named = {"drip": mean_over_positions(self._heatmaps(run, best))}
@@ -175,7 +175,7 @@ class TorchScorer:
                 named["contrast"] = mean_over_positions(difference.relu())
                 named["contrast_mean"] = mean_over_positions(difference)
                 named["contrast_abs"] = mean_over_positions(difference.abs())
-            features = run.activations.flatten(2).mean(2)
+            features = run.activations.mean(tuple(range(2, run.activations.dim())))
             columns = {name: _float64(column) for name, column in named.items()}
             logits = _float64(run.logits)
         require_finite("logits", logits)
@@ -208,7 +208,7 @@ class TorchScorer:
         if len(x) == 0:
             self._no_rows(x)
             return np.zeros((0, *self._prepared_target().shape[1:]), dtype=np.float32)
-        with self._lock, scoring_mode(self._modules):
+        with self._lock, ScoringMode(self._modules):
             run = self._run(x)
             chosen = (
                 run.logits.argmax(1)
@@ -238,12 +238,12 @@ class TorchScorer:
                 f"batch must have {self._input_dim} axes as the first one had, got shape {tuple(x.shape)}"
             )
             raise InputError(f"{message}; a single sample needs its batch axis too: batch[None]")
-        return self.plan.run(x)
+        return self._choice.plan.run(x)
 
     def _prepare(self, x: Tensor) -> None:
         """Fix target layer and plan on one or two samples."""
         example = x[:2] if len(x) > 1 else torch.cat((x, x.flip(-1)))
-        with self._lock, scoring_mode(self._modules):
+        with self._lock, ScoringMode(self._modules):
             example = example.clone()  # an inference-mode caller's tensor cannot enter a graph
             target = find_target(self._model, example, self._asked_layer, self._reshape)
             choice = choose_plan(self._model, target, example)
@@ -279,4 +279,4 @@ class TorchScorer:
 
 def _float64(values: Tensor) -> NDArray[np.float64]:
     """A float64 array on the host; results cross every boundary in this type."""
-    return values.double().cpu().numpy()
+    return values.cpu().numpy().astype(np.float64)

@@ -269,28 +269,33 @@ def _arranged_shape(output: Tensor, layout: Reshape | None, name: str) -> tuple[
 
 def _functions_after(model: nn.Module, module: nn.Module, example: Tensor) -> tuple[str, ...]:
     """Names of the backbone functions that ``forward`` applies to the module's output, in order."""
-    names: list[str] = []
-
-    def on_step(name: str, result: Tensor) -> Tensor | None:
-        if name not in _FOLLOWED:
-            if result is not chain.tail:  # dropout in eval mode hands its input on
-                chain.tail = None
-            return None
-        names.append(name)
-        return result
-
-    chain = FunctionChain(on_step)
-
-    def start(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        chain.tail = output
-
-    handle = module.register_forward_hook(start)
+    chain = _BackboneChain()
+    handle = module.register_forward_hook(lambda _module, _inputs, output: chain.start(output))
     try:
         with chain:
             model(example)
     finally:
         handle.remove()
-    return tuple(names)
+    return tuple(chain.names)
+
+
+class _BackboneChain(FunctionChain):
+    """Collects the names of the functions that belong to the backbone, up to the first that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self._ended = False
+
+    def step(self, name: str, result: Tensor) -> Tensor | None:
+        """Take the step if the function belongs to the backbone."""
+        if self._ended:
+            return None
+        if name in _FOLLOWED:
+            self.names.append(name)
+            return result
+        self._ended = name not in {"dropout", "contiguous"}  # in eval mode these hand their input on
+        return None
 
 
 def _gradient(target: Target, model: nn.Module, example: Tensor) -> Tensor | None:
@@ -298,11 +303,12 @@ def _gradient(target: Target, model: nn.Module, example: Tensor) -> Tensor | Non
     kept: list[Tensor] = []
 
     def start_graph(output: Tensor) -> Tensor:
-        torch.set_grad_enabled(True)  # noqa: FBT003  # run_tapped puts the mode back
+        torch.set_grad_enabled(True)
         kept.append(output.detach().requires_grad_())
         return kept[0].clone()
 
-    logits = run_tapped(model, target.module, target.functions, example, start_graph)
+    with torch.no_grad():  # puts back what start_graph switches
+        logits = run_tapped(model, target.module, target.functions, example, start_graph)
     if not logits.requires_grad:
         return None
     seed = torch.zeros_like(logits).scatter_(1, logits.detach().argmax(1, keepdim=True), 1.0)
