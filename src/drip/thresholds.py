@@ -28,6 +28,7 @@ TIE_EXCESS = 0.05
 _RELATIVE_TIE = 1e-12
 _MAX_BINS = 100_000
 _N_PARTS = 5
+_MANY = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,9 @@ class Window:
         upper: Largest score in the window, L_upper (eq. 7); -inf when the class never discards.
         n: Number of calibration scores of the class.
         calibration_discard: Share of these scores inside the window, in [0, 1].
-        expected_discard: Share of fresh scores expected inside, in [0, 1]: five-fold cross-validation,
-            because a window holds fewer of the fresh scores than of those that chose it.
+        expected_discard: Share of fresh scores expected inside, in [0, 1]: five-fold cross-validation
+            (one fold above 10,000 scores), because a window holds fewer of the fresh scores than of
+            those that chose it.
         scale: Standard deviation of the calibration scores; the unit of a distance to the window.
         never_because: Why the class never discards, or None when it does.
     """
@@ -238,7 +240,7 @@ def fit_window(
         return Window(inf, -inf, n, 0.0, 0.0, scale, reason)
     lower, upper, held = _limits(ordered, fraction, method)
     # The densest window exceeds its share by ties alone; a histogram's also by the width of its bins.
-    tied = _limits(ordered, fraction, "min_std")[2]
+    tied = held if method == "min_std" else _limits(ordered, fraction, "min_std")[2]
     if round(tied * n) > (Fraction(str(fraction)) + Fraction(str(TIE_EXCESS))) * n:
         reason = f"ties: the window would hold {tied:.1%} of the scores, {fraction:.1%} were asked for"
         return Window(inf, -inf, n, 0.0, 0.0, scale, reason.replace("%", " %"))
@@ -246,11 +248,12 @@ def fit_window(
     if n > 2:
         # Ranks go to the parts at random, so that none is a grid of the others.
         part = np.random.default_rng(n).permutation(np.arange(n) % _N_PARTS)
-        inside = 0
-        for left_out in range(min(n, _N_PARTS)):
+        inside = n_fresh = 0
+        for left_out in range(min(n, _N_PARTS) if n <= _MANY else 1):
             low, high, _ = _limits(ordered[part != left_out], fraction, method)
-            inside += _count_inside(ordered[part == left_out], low, high)
-        expected = inside / n
+            fresh = ordered[part == left_out]
+            inside, n_fresh = inside + _count_inside(fresh, low, high), n_fresh + len(fresh)
+        expected = inside / n_fresh
     return Window(lower, upper, n, held, expected, scale)
 
 
