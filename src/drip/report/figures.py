@@ -81,8 +81,8 @@ def _wide(low: float, high: float, start: float, stop: float) -> Scale:
     return Scale(low - pad, low + pad, start, stop)
 
 
-_PANEL_WIDTH, _PANEL_HEIGHT, _PANEL_TOP, _PANEL_FLOOR = 260.0, 132.0, 22.0, 108.0
-PANEL_START, PANEL_STOP = 8.0, 252.0
+_PANEL_WIDTH, _PANEL_HEIGHT, _PANEL_TOP, _PANEL_FLOOR = 200.0, 118.0, 22.0, 98.0
+PANEL_START, PANEL_STOP = 4.0, 196.0
 
 
 def class_histogram(histogram: Histogram, window: Window, scale: Scale, name: str) -> str:
@@ -125,7 +125,7 @@ def class_histogram(histogram: Histogram, window: Window, scale: Scale, name: st
 def _limit_labels(window: Window, left: float, right: float) -> str:
     lower, upper = significant(window.lower), significant(window.upper)
     # Labels grow away from the window; near an edge of the panel they turn inwards and share one line.
-    room = 6.0 * max(len(lower), len(upper)) + 3.0
+    room = 7.0 * max(len(lower), len(upper)) + 3.0
     if left - room >= 0 and right + room <= _PANEL_WIDTH:
         return (
             f'<text class="limit-label" x="{left - 3:.1f}" y="15" text-anchor="end">{lower}</text>'
@@ -139,7 +139,7 @@ def _bars(histogram: Histogram, window: Window, scale: Scale) -> str:
     tallest = max(histogram.counts, default=0)
     if not tallest:
         x = (PANEL_START + PANEL_STOP) / 2
-        return f'<text class="tick" x="{x:.1f}" y="70" text-anchor="middle">no calibration scores</text>'
+        return f'<text class="tick" x="{x:.1f}" y="64" text-anchor="middle">no calibration scores</text>'
     edges = np.linspace(histogram.low, histogram.high, len(histogram.counts) + 1)
     outside: list[str] = []
     inside: list[str] = []
@@ -168,7 +168,7 @@ def _bar(left: float, right: float, height: float) -> str:
 def _axis(scale: Scale, y: float) -> str:
     marks = [f'<line class="axis" x1="{scale.start:.1f}" x2="{scale.stop:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>']
     for value in scale.ticks():
-        x, text = scale(value), significant(value)
+        x, text = scale(value), f"{value:g}"
         anchor = "start" if x < scale.start + 8 else "end" if x > scale.stop - 8 else "middle"
         marks.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{y:.1f}" y2="{y + 3:.1f}"/>')
         marks.append(f'<text class="tick" x="{x:.1f}" y="{y + 15:.1f}" text-anchor="{anchor}">{text}</text>')
@@ -242,7 +242,7 @@ def interval(accuracy: float, error: float, scale: Scale, reference: float | Non
 def interval_axis(scale: Scale) -> str:
     """The axis below a column of :func:`interval`, in per cent."""
     parts = [f'<line class="axis" x1="{scale.start}" x2="{scale.stop}" y1="1" y2="1"/>']
-    ticks = scale.ticks(3)
+    ticks = scale.ticks(5)
     for value in ticks:
         x = scale(value)
         anchor = "start" if x < 18 else "end" if x > 182 else "middle"
@@ -265,11 +265,12 @@ def share_bar(seen: int, kept: int, most: int) -> str:
         f'<rect class="seen" x="1" y="2" width="{max(unit * seen, 0.5):.1f}" height="12"/>',
         f'<rect class="kept" x="1" y="2" width="{unit * kept:.1f}" height="12"/>',
     ]
-    return _svg(300.0, 16.0, "share", f"{kept} of {seen} kept", parts)
+    drawing = _svg(300.0, 16.0, "share", f"{kept} of {seen} kept", parts)
+    return drawing.replace("<svg ", '<svg preserveAspectRatio="none" ', 1)
 
 
 def time_histogram(milliseconds: FloatArray, marks: tuple[float, float]) -> str:
-    """Times per decision up to three times the 95th percentile, with the median and that percentile marked.
+    """Times per decision up to twice the 95th percentile, with the median and that percentile marked.
 
     Args:
         milliseconds: Finite times, shape (n,), n at least 1.

@@ -100,7 +100,7 @@ def verdict(report: RunReport) -> Verdict:
         return Verdict(
             "no-gain",
             "DRIP is no better than random in this run",
-            f"{numbers}{gap}; chance alone explains that much ({error}).",
+            f"{numbers}{gap}; chance alone can explain that much ({error}).",
         )
     word: Literal["better", "worse"] = "better" if pair.difference > 0 else "worse"
     return Verdict(
@@ -117,7 +117,9 @@ def _gain(report: RunReport) -> str:
     if baseline and everything and _measured(baseline, everything):
         room = compare(everything, baseline, report.n_test)
         if room.exceeds_chance and room.difference > 0:
-            parts.append(f"Keeping everything gains {points(room.difference)} over keeping nothing.")
+            parts.append(
+                f"Keeping everything gains {points(room.difference, signed=False)} over keeping nothing."
+            )
         else:
             parts.append(
                 f"Keeping everything instead of nothing changes the accuracy by {points(room.difference)}, "
@@ -128,7 +130,8 @@ def _gain(report: RunReport) -> str:
     if baseline and drip and _measured(baseline, drip):
         pair = compare(drip, baseline, report.n_test)
         share = percent(report.retention(drip))
-        parts.append(f"DRIP's {share} of the stream {_change(pair.difference)} over keeping nothing.")
+        chance = "" if pair.exceeds_chance else ", no more than chance can explain"
+        parts.append(f"Keeping DRIP's {share} {_change(pair.difference)} over keeping nothing{chance}.")
     if everything and drip and _measured(everything, drip):
         parts.append(f"Against keeping everything {_against(drip, everything, report.n_test)}.")
     return " ".join(parts)
@@ -147,14 +150,14 @@ def _against(drip: Arm, other: Arm, n_test: int) -> str:
     if pair.difference == 0:
         return "DRIP is equal"
     side = "ahead" if pair.difference > 0 else "behind"
-    chance = "more than" if pair.exceeds_chance else "no more than"
-    return f"DRIP is {points(pair.difference, signed=False)} {side}, {chance} chance explains"
+    chance = "more than chance explains" if pair.exceeds_chance else "no more than chance can explain"
+    return f"DRIP is {points(pair.difference, signed=False)} {side}, {chance}"
 
 
 def _change(difference: float) -> str:
     if difference == 0:
-        return "change nothing"
-    return f"{'gain' if difference > 0 else 'lose'} {points(difference, signed=False)}"
+        return "gains nothing"
+    return f"{'gains' if difference > 0 else 'loses'} {points(difference, signed=False)}"
 
 
 def _errors(report: RunReport) -> str:
@@ -179,7 +182,7 @@ def _errors(report: RunReport) -> str:
     if abs(gap) <= 2.0 * sqrt(retention * (1.0 - retention) / report.n_errors):
         return (
             f"{text} DRIP keeps {percent(retention)} of all samples, so it does not single out the errors: "
-            "chance alone explains the difference."
+            "chance alone can explain the difference."
         )
     more = "more often" if gap > 0 else "less often"
     return f"{text} DRIP keeps errors {more} than samples in general ({percent(retention)}), beyond chance."
@@ -193,15 +196,10 @@ def _retention(report: RunReport) -> str:
     if not report.windows or report.asked_discard is None:
         return f"The policy discarded {percent(share)} of {count(n_seen)} samples."
     asked = report.asked_discard
-    gap = share - asked
-    relation = (
-        "as asked"
-        if f"{100 * share:.1f}" == f"{100 * asked:.1f}"
-        else f"{points(gap, signed=False)} {'more' if gap > 0 else 'less'}"
-    )
+    relation = "as" if percent(share) == percent(asked) else "more than" if share > asked else "less than"
     text = (
         f"Asked to discard {percent(asked)} of every class (DPW), the policy discarded {percent(share)} "
-        f"of {count(n_seen)} samples, {relation}"
+        f"of {count(n_seen)} samples, {relation} asked"
     )
     expected = np.array([window.expected_discard for window in report.windows])
     forecast = float(np.sum(expected * report.class_counts_seen)) / n_seen

@@ -36,8 +36,9 @@ def gallery_section(report: RunReport) -> str:
     return (
         f'<section class="gallery">\n<h2>What the model looked at</h2>\n<p class="lead">{choice}'
         "Left the sample, right its Grad-CAM heatmap for the predicted class, each scaled to its own "
-        "maximum. The strip shows the score in the range of that class&rsquo;s calibration scores, the window "
-        "shaded; distances count in standard deviations (&sigma;) of these.</p>\n"
+        "maximum. Below: the predicted class and whether it is right; the score as a mark in the range of "
+        "that class&rsquo;s calibration scores, its window shaded; the score as a number, and its distance "
+        "to the window in standard deviations (&sigma;) of the calibration scores.</p>\n"
         f"{''.join(groups)}</section>"
     )
 
@@ -73,7 +74,7 @@ def _ruler(report: RunReport, item: GalleryItem) -> str:
 
 def _place(item: GalleryItem) -> str:
     if not isfinite(item.distance):
-        return "class never discards"
+        return "no window"
     if item.distance <= 0:
         return "inside the window"
     return f"{significant(item.distance, 2)} \u03c3 outside"

@@ -17,7 +17,7 @@ from drip.report.findings import decision_times, findings, verdict
 from drip.report.gallery import gallery_section
 from drip.report.model import DRIP, RANDOM, RunReport, ratio, standard_error
 from drip.report.quantities import byte_size, count, percent, significant
-from drip.report.table import COLUMNS, rows, uncertainty
+from drip.report.table import Row, rows, uncertainty
 from drip.types import JsonObject
 
 _MARKS = {"better": "\u25b2", "worse": "\u25bc", "no-gain": "=", "unknown": "?"}
@@ -155,6 +155,19 @@ def _findings_section(report: RunReport) -> str:
     return f'<section>\n<h2>What happened</h2>\n<ul class="findings">{items}</ul>\n{notes}</section>'
 
 
+_CELLS: tuple[tuple[str, int, int | None], ...] = (
+    ("Accuracy", 1, None),
+    ("Minus random", 2, None),
+    ("Kept", 3, 4),
+    ("Stored", 5, 6),
+    ("Model errors kept", 7, None),
+    ("Training", 9, 8),
+)
+"""Name of a cell of the page's table, the column of its value and that of the small print below it."""
+
+_SMALL = {6: "saves {}", 8: "on {} samples"}
+
+
 def _arms_section(report: RunReport) -> str:
     if not report.arms:
         return ""
@@ -163,22 +176,20 @@ def _arms_section(report: RunReport) -> str:
     scale = figures.accuracy_scale(pairs)
     random = report.arm(RANDOM)
     reference = None if random is None else random.accuracy
-    head = "".join(f'<th scope="col">{text(name)}</th>' for name in (*COLUMNS[:2], "", *COLUMNS[2:]))
+    names = ["Arm", *(name for name, _, _ in _CELLS)]
+    names.insert(2, "\u00b1 2 standard errors")
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name in names)
     lines = []
     for row, error in zip(rows(report), errors, strict=True):
         kind = "drip" if row.arm.name == DRIP else "other"
         drawing = "" if scale is None else figures.interval(row.arm.accuracy, error, scale, reference, kind)
         small = f"<small>{text(row.explanation)}</small>" if row.explanation else ""
-        cells = [
-            f'<td data-label="{text(name)}">{text(cell)}</td>'
-            for name, cell in zip(COLUMNS[1:], row.cells[1:], strict=True)
-        ]
+        cells = [_cell(row, *cell) for cell in _CELLS]
         cells.insert(1, f'<td class="drawing">{drawing}</td>')
-        lines.append(
-            f'<tr class="{kind}"><th scope="row">{text(row.cells[0])}{small}</th>{"".join(cells)}</tr>'
-        )
+        title = f'<th scope="row">{text(row.cells[0])}{small}</th>'
+        lines.append(f'<tr class="{kind}">{title}{"".join(cells)}</tr>')
     axis = "" if scale is None else figures.interval_axis(scale)
-    foot = f'<tr class="axis-row"><td></td><td></td><td class="drawing">{axis}</td><td colspan="8"></td></tr>'
+    foot = f'<tr class="axis-row"><td></td><td></td><td class="drawing">{axis}</td><td colspan="5"></td></tr>'
     reading = "Dot: accuracy; bar: two standard errors to either side; dashed line: the random arm. "
     return (
         '<section>\n<h2>Arms</h2>\n<p class="lead">Every arm is trained on the training set plus what '
@@ -188,6 +199,13 @@ def _arms_section(report: RunReport) -> str:
         + f"\n{foot}</tbody></table>\n"
         f'<p class="caption">{reading}{text(uncertainty(report))}</p>\n</section>'
     )
+
+
+def _cell(row: Row, name: str, column: int, below: int | None) -> str:
+    small = ""
+    if below is not None:
+        small = f" <small>{text(_SMALL.get(below, '{}').format(row.cells[below]))}</small>"
+    return f'<td data-label="{text(name)}"><span>{text(row.cells[column])}{small}</span></td>'
 
 
 def _classes_section(report: RunReport) -> str:
@@ -220,14 +238,14 @@ def _classes_section(report: RunReport) -> str:
     axis = "All classes share one axis" if shared else "Every class has its own axis"
     return (
         '<section>\n<h2>Windows per class</h2>\n<p class="lead">The DRIP score is the mean of the '
-        "Grad-CAM heatmap of the predicted class. Calibration finds, per class, the densest run of scores: the window. In "
-        "production a sample inside the window of its predicted class counts as typical and is discarded; "
-        "one outside is kept.</p>\n"
+        "Grad-CAM heatmap of the predicted class. Calibration finds, per class, the densest run of scores: "
+        "the window. In production a sample inside the window of its predicted class counts as typical "
+        "and is discarded; one outside is kept.</p>\n"
         f'<div class="panels">{"".join(panels)}</div>\n'
         '<p class="caption">Calibration scores; dark bars on a shaded band lie inside the window, dashed '
-        f"lines are its limits. {axis}; heights are relative to the fullest bin of the class. Share discarded: "
-        "<b>asked</b> of calibration (DPW), <b>in-sample</b> among the calibration scores, <b>expected</b> "
-        "of fresh scores by cross-fitting on two halves, <b>actual</b> in production.</p>\n</section>"
+        f"lines are its limits. {axis}; heights are relative to the fullest bin of the class. Share "
+        "discarded: <b>asked</b> of calibration (DPW), <b>in-sample</b> among the calibration scores, "
+        "<b>expected</b> of fresh scores by cross-fitting on two halves, <b>actual</b> in production.</p>\n</section>"
     )
 
 
@@ -247,8 +265,9 @@ def _retention_section(report: RunReport) -> str:
         )
     return (
         '<section>\n<h2>Kept per class</h2>\n<table class="retention"><thead><tr>'
-        '<th scope="col">Predicted class</th><th scope="col"></th><th scope="col">Seen</th><th scope="col">Kept</th><th scope="col">Share'
-        f'</th></tr></thead><tbody>\n{"".join(lines)}\n<tr class="total"><th scope="row">all</th>'
+        '<th scope="col">Predicted class</th><th scope="col"></th><th scope="col">Seen</th>'
+        '<th scope="col">Kept</th><th scope="col">Share</th></tr></thead><tbody>\n'
+        f'{"".join(lines)}\n<tr class="total"><th scope="row">all</th>'
         f"<td></td><td>{count(total_seen)}</td><td>{count(total_kept)}</td>"
         f"<td>{text(percent(ratio(total_kept, total_seen)))}</td></tr></tbody></table>\n"
         '<p class="caption">Outline: production samples that the model put into the class; filled: kept by '

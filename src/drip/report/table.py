@@ -36,8 +36,8 @@ _TITLES = {
     BASELINE: ("baseline", "nothing kept"),
     ALL_DATA: ("all-data", "everything kept"),
     DRIP: ("DRIP", "outside the window"),
-    RANDOM: ("random", "as many, at random"),
-    MARGIN: ("margin", "as many, smallest margin"),
+    RANDOM: ("random", "drawn at random"),
+    MARGIN: ("margin", "smallest margin"),
 }
 
 
@@ -68,8 +68,6 @@ def rows(report: RunReport) -> list[Row]:
 def _row(report: RunReport, arm: Arm) -> Row:
     title, explanation = _TITLES.get(arm.name, (arm.name, ""))
     random = report.arm(RANDOM)
-    if random is not None and arm.n_kept != random.n_kept:
-        explanation = explanation.removeprefix("as many, ")
     error = standard_error(arm.accuracy, report.n_test)
     accuracy = percent(arm.accuracy, 2)
     if isfinite(error):
