@@ -137,7 +137,9 @@ def run_tapped(
         message = f"the target layer must run exactly once per forward pass, it ran {calls} times"
         raise ModelError(f"{message}; choose a layer that does")
     if chain is not None and chain.remaining:
-        message = f"the target layer's output must pass {'+'.join(functions)}, {chain.remaining[0]!r} did not come"
+        message = (
+            f"the target layer's output must pass {'+'.join(functions)}, {chain.remaining[0]!r} did not come"
+        )
         raise ModelError(f"{message}; build the scorer anew after changing the model")
     return logits_of(output, len(x))
 
