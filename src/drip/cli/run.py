@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sized
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -36,7 +36,7 @@ def run(
         str, typer.Option(help="Most bytes that the store takes on disk, such as 500MB or 2GiB.")
     ] = "1GB",
     eviction: Annotated[
-        str, typer.Option(help="Over budget: drop the lowest *priority* first, or *fifo* the oldest.")
+        Literal["priority", "fifo"], typer.Option(help="Over budget: drop the lowest *priority* first, or *fifo* the oldest.")
     ] = "priority",
     on_error: Annotated[
         OnError, typer.Option(help="A sample that cannot be decoded: *quarantine*, *skip* or *raise*.")
