@@ -183,7 +183,7 @@ def freeze_all_but_last_seven(model: EfficientNetB0) -> EfficientNetB0:
     """
     for parameter in model.parameters():
         parameter.requires_grad = False
-    for part in (*model.features[5:], model.classifier):
+    for part in (model.features[5:], model.classifier):
         for parameter in part.parameters():
             parameter.requires_grad = True
     return model

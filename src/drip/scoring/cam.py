@@ -166,4 +166,4 @@ def normalise(heatmaps: Tensor) -> Tensor:
 def _weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
     """Sum over maps of weights (N, K, 1) times activations; a matrix product, which copies nothing."""
     summed = torch.bmm(weights.transpose(1, 2), activations.flatten(2)).squeeze(1)
-    return summed if activations.dim() == 3 else summed.unflatten(1, activations.shape[2:])
+    return summed.reshape(activations.shape[:1] + activations.shape[2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -10,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from drip.errors import InputError, ModelError
+from drip.errors import DripError, InputError, ModelError
 from drip.scoring.cam import MAPS, mean_over_positions, normalise
 from drip.scoring.inputs import Batch, require_finite, to_classes, to_input
 from drip.scoring.plans import Choice, Pass, Plan, choose_plan, top_two
-from drip.scoring.tap import ScoringMode
+from drip.scoring.tap import ScoringMode, logits_of
 from drip.scoring.target import Reshape, Target, find_target
 from drip.types import IntArray, JsonObject, Observations
 
@@ -22,11 +23,22 @@ Heatmap = Literal["raw", "normalised"]
 _CONTRAST_NAMES = ("contrast", "contrast_mean", "contrast_abs")
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What the example or the first batch fixed."""
+
+    target: Target
+    choice: Choice
+    notes: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    n_classes: int
+
+
 class TorchScorer:
     r"""Scores a classifier's inputs with the mean of a class activation map of the predicted class.
 
-    .. math:: H = \max\Bigl(0, \sum_k a_k A_k\Bigr), \quad a_k = \frac1Z \sum_p \frac{\partial f_c}{\partial A_{k,p}},
-              \qquad \mathrm{score} = \frac1Z \sum_p H_p
+    .. math:: a_k = \frac1Z \sum_p \frac{\partial f_c}{\partial A_{k,p}}, \quad
+              H = \max\Bigl(0, \sum_k a_k A_k\Bigr), \quad \mathrm{score} = \frac1Z \sum_p H_p
 
     A are the K maps of Z positions p that enter the head, f_c is the logit (before softmax) of the
     predicted class c, the lowest index on ties. The model runs forward once per call; only its head,
@@ -60,7 +72,8 @@ class TorchScorer:
     References:
         DRIP paper, eqs. 1-5 and 8.
 
-    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    >>> head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *head)
     >>> scorer = TorchScorer(net, example=np.zeros((1, 1, 8, 8), dtype=np.float32))
     >>> scorer.layer, scorer.plan.name
     ('1', 'closed form')
@@ -90,9 +103,7 @@ class TorchScorer:
         self._primary = "contrast" if contrast else "drip"
         self._method = method
         self._map = MAPS[method]
-        self._target: Target | None = None
-        self._choice: Choice | None = None
-        self._notes: tuple[str, ...] = ()
+        self._prepared: _Prepared | None = None
         self._lock = threading.RLock()  # hooks and training flags are the model's, not the call's
         reference = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), None)
         if reference is None:
@@ -100,7 +111,11 @@ class TorchScorer:
         self._device = reference.device
         self._dtype = reference.dtype
         if example is not None:
-            self._prepare(self._checked(example))
+            x = self._checked(example)
+            if len(x) == 0:
+                raise InputError("example must hold at least one sample, got none")
+            with self._lock, ScoringMode(self._modules):
+                self._prepare(x.clone())
 
     @property
     def provides(self) -> frozenset[str]:
@@ -110,19 +125,17 @@ class TorchScorer:
     @property
     def layer(self) -> str:
         """Dotted name of the target layer, with the functions that follow it, as in ``conv2+relu``."""
-        return self._prepared_target().name
+        return self._fixed().target.name
 
     @property
     def plan(self) -> Plan:
         """The way to the gradient that was chosen; ``plan.name`` says it in words."""
-        self._prepared_target()
-        assert self._choice is not None  # noqa: S101  # set together with the target
-        return self._choice.plan
+        return self._fixed().choice.plan
 
     @property
     def score_definition(self) -> JsonObject:
         """What the primary score is, for a policy's provenance; JSON-serialisable."""
-        target = self._prepared_target()
+        target = self._fixed().target
         return {
             "name": self._primary,
             "method": self._method,
@@ -134,19 +147,18 @@ class TorchScorer:
 
     def describe(self) -> str:
         """Layer, plan, its timing against the others, and warnings; for people."""
-        target = self._prepared_target()
-        assert self._choice is not None  # noqa: S101  # set together with the target
-        shape = " x ".join(str(size) for size in target.shape)
+        fixed = self._fixed()
+        shape = " x ".join(str(size) for size in fixed.target.shape)
+        kind = f"{self._method}, {self._heatmap} heatmap" + (", contrastive" if self._contrast else "")
         lines = [
-            f"target layer   {target.name} ({type(target.module).__name__}, {shape})",
-            f"score          {self._method}, {self._heatmap} heatmap{', contrastive' if self._contrast else ''}",
-            f"plan           {self.plan.name}",
+            f"target layer  {fixed.target.name} ({type(fixed.target.module).__name__}, {shape})",
+            f"score         {kind}",
+            f"plan          {fixed.choice.plan.name}",
         ]
-        for name, seconds in self._choice.seconds.items():
-            error = self._choice.errors[name]
-            lines.append(f"  {name:<13}{1e3 * seconds:.3g} ms on the example, deviation {error:.1g}")
-        lines += [f"note: {note}" for note in self._notes]
-        return "\n".join(lines)
+        for name, seconds in fixed.choice.seconds.items():
+            error = fixed.choice.errors[name]
+            lines.append(f"  {name:<14}{1e3 * seconds:.3g} ms on the example, deviation {error:.1g}")
+        return "\n".join([*lines, *(f"note: {note}" for note in fixed.notes)])
 
     def score(self, batch: Batch) -> Observations:
         r"""Scores, classes, logits and pooled features of a batch, as if each sample came alone.
@@ -207,7 +219,7 @@ class TorchScorer:
         x = self._checked(batch)
         if len(x) == 0:
             self._no_rows(x)
-            return np.zeros((0, *self._prepared_target().shape[1:]), dtype=np.float32)
+            return np.zeros((0, *self._fixed().target.shape[1:]), dtype=np.float32)
         with self._lock, ScoringMode(self._modules):
             run = self._run(x)
             chosen = (
@@ -219,61 +231,76 @@ class TorchScorer:
         require_finite("heatmaps", heatmaps.reshape(len(heatmaps), -1))
         return heatmaps
 
-    def _score_names(self) -> tuple[str, ...]:
-        return ("drip", *_CONTRAST_NAMES) if self._contrast else ("drip",)
-
     def _heatmaps(self, run: Pass, classes: Tensor) -> Tensor:
         heatmaps = self._map(run.activations, run.gradients(classes, None)).relu_()
         return normalise(heatmaps) if self._heatmap == "normalised" else heatmaps
+
+    def _score_names(self) -> tuple[str, ...]:
+        return ("drip", *_CONTRAST_NAMES) if self._contrast else ("drip",)
 
     def _checked(self, batch: Batch) -> Tensor:
         return to_input(batch, self._dtype, self._device)
 
     def _run(self, x: Tensor) -> Pass:
-        """One forward pass by the chosen plan, which the first batch fixes."""
-        if self._choice is None:
-            self._prepare(x)
-        elif x.dim() != self._input_dim:
-            message = (
-                f"batch must have {self._input_dim} axes as the first one had, got shape {tuple(x.shape)}"
-            )
+        """One forward pass by the chosen plan, which the first batch fixes; inside ScoringMode."""
+        if x.is_inference():
+            x = x.clone()  # an inference-mode caller's tensor cannot enter a graph
+        fixed = self._prepared or self._prepare(x)
+        if x.dim() != 1 + len(fixed.input_shape):
+            expected = ("N", *fixed.input_shape)
+            message = f"batch must have as many axes as {expected}, got shape {tuple(x.shape)}"
             raise InputError(f"{message}; a single sample needs its batch axis too: batch[None]")
-        return self._choice.plan.run(x)
+        try:
+            return fixed.choice.plan.run(x)
+        except RuntimeError as error:
+            if tuple(x.shape[1:]) == fixed.input_shape:
+                raise ModelError(f"the model failed on a batch of shape {tuple(x.shape)}: {error}") from error
+            expected = ("N", *fixed.input_shape)
+            raise InputError(
+                f"batch must have shape {expected} or another that the model takes, got {tuple(x.shape)}; "
+                f"the model says: {error}"
+            ) from error
 
-    def _prepare(self, x: Tensor) -> None:
-        """Fix target layer and plan on one or two samples."""
+    def _prepare(self, x: Tensor) -> _Prepared:
+        """Fix target layer and plan on one or two samples; inside ScoringMode."""
         example = x[:2] if len(x) > 1 else torch.cat((x, x.flip(-1)))
-        with self._lock, ScoringMode(self._modules):
-            example = example.clone()  # an inference-mode caller's tensor cannot enter a graph
-            target = find_target(self._model, example, self._asked_layer, self._reshape)
-            choice = choose_plan(self._model, target, example)
-            logits = choice.plan.run(example).logits.double()
+        try:
+            logits = logits_of(self._model(example), len(example))
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, DripError):
+                raise
+            message = f"the model must take the batch, it failed on shape {tuple(x.shape)}: {error}"
+            raise InputError(
+                f"{message}; give the batch axis, channels and size that the model expects"
+            ) from error
+        require_finite("logits", _float64(logits))
+        target = find_target(self._model, example, self._asked_layer, self._reshape)
+        choice = choose_plan(self._model, target, example)
+        sums = torch.stack((logits.sum(1) if logits.min() >= 0 else logits[:, 0], logits.exp().sum(1)))
         notes = target.notes
-        sums = (logits.sum(1), logits.exp().sum(1))
-        if any(torch.allclose(total, torch.ones_like(total), atol=1e-4) for total in sums):
-            notes += (
-                "the outputs look like (log-)probabilities; the method's f_c is the logit before softmax",
-            )
-        self._target, self._choice, self._notes = target, choice, notes
-        self._input_dim = x.dim()
-        self._n_classes = logits.shape[1]
+        if ((sums - 1).abs() < 1e-4).all(1).any():
+            notes += ("the outputs look like (log-)probabilities; the score wants the logits before softmax",)
+        self._prepared = _Prepared(target, choice, notes, tuple(x.shape[1:]), logits.shape[1])
+        return self._prepared
 
-    def _prepared_target(self) -> Target:
-        if self._target is None:
+    def _fixed(self) -> _Prepared:
+        if self._prepared is None:
             raise InputError("the target layer is not known yet; pass example= or score a batch first")
-        return self._target
+        return self._prepared
 
     def _no_rows(self, x: Tensor) -> Observations:
         """The columns of an empty batch; where nothing was scored yet, noise of its shape fixes the layer."""
-        if self._choice is None:
+        fixed = self._prepared
+        if fixed is None:
             generator = torch.Generator().manual_seed(0)
-            self._prepare(torch.randn((2, *x.shape[1:]), generator=generator).to(x))
+            with self._lock, ScoringMode(self._modules):
+                fixed = self._prepare(torch.randn((2, *x.shape[1:]), generator=generator).to(x))
         return Observations(
             classes=np.zeros(0, dtype=np.int64),
-            logits=np.zeros((0, self._n_classes)),
+            logits=np.zeros((0, fixed.n_classes)),
             named_scores={name: np.zeros(0) for name in self._score_names()},
             primary=self._primary,
-            features=np.zeros((0, self._prepared_target().shape[0]), dtype=np.float32),
+            features=np.zeros((0, fixed.target.shape[0]), dtype=np.float32),
         )
 
 

@@ -30,6 +30,7 @@ class ScoringMode:
         self._modes: list[AbstractContextManager[Any]] = []
 
     def __enter__(self) -> None:
+        """Switch to eval mode without a graph."""
         self._training = [module for module in self._modules if module.training]
         for module in self._training:
             module.training = False
@@ -40,6 +41,7 @@ class ScoringMode:
             mode.__enter__()
 
     def __exit__(self, *_exception: object) -> None:
+        """Put every mode and flag back."""
         for mode in reversed(self._modes):
             mode.__exit__(None, None, None)
         for module in self._training:
@@ -121,7 +123,10 @@ def run_tapped(
         if not isinstance(output, Tensor):
             message = f"the target layer must give one tensor, got {type(output).__name__}"
             raise ModelError(f"{message}; choose a layer inside it")
-        return on_output(output) if chain is None else chain.start(output)
+        if chain is None:
+            return on_output(output)
+        chain.start(output)
+        return None
 
     chain = _NamedChain(functions, on_output) if functions else None
     handle = layer.register_forward_hook(hook)

@@ -29,9 +29,11 @@ _CHANNELS_FIRST = (
 )  # fmt: skip
 _STRIDED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _FOLLOWED = frozenset(
-    "relu relu_ relu6 leaky_relu leaky_relu_ prelu elu elu_ selu selu_ gelu silu silu_ hardswish mish tanh "
-    "max_pool1d max_pool2d max_pool3d batch_norm".split()
-)
+    (
+        "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "elu", "elu_", "selu", "selu_", "gelu",
+        "silu", "hardswish", "mish", "tanh", "max_pool1d", "max_pool2d", "max_pool3d", "batch_norm",
+    )
+)  # fmt: skip
 """Functions that still belong to the backbone when ``forward`` applies them to the last layer's output."""
 
 
@@ -244,7 +246,7 @@ def tokens_to_grid(tokens: Tensor) -> Tensor:
     for skipped in (0, 1):
         side = math.isqrt(n_tokens - skipped)
         if side > 0 and side * side == n_tokens - skipped:
-            return tokens[:, skipped:].transpose(1, 2).unflatten(2, (side, side))
+            return tokens[:, skipped:].transpose(1, 2).reshape(len(tokens), -1, side, side)
     message = f"tokens must form a square grid with at most one class token, got {n_tokens} tokens"
     raise ModelError(f"{message}; give reshape=, a function from (N, T, C) to (N, K, *positions)")
 
@@ -336,14 +338,14 @@ def _carries_everything(target: Target, model: nn.Module, example: Tensor) -> bo
 
 
 def _with_shape_of(target: Target, model: nn.Module, example: Tensor) -> Target:
-    """The target with its final shape, which following functions may have changed, and a note on one position."""
+    """The target with its final shape, which functions may have changed, and a note on one position."""
     kept: list[Tensor] = []
     run_tapped(model, target.module, target.functions, example, kept.append)
     shape = _arranged_shape(kept[0], target.reshape, target.name)
     target = Target(target.layer, target.functions, target.module, target.reshape, shape, target.notes)
     if math.prod(shape[1:]) == 1:
-        note = "the feature map has one position: the score is a function of the logit alone, heatmaps say nothing"
-        return _note(target, note)
+        note = "the feature map has one position: the score is a function of the logit alone"
+        return _note(target, f"{note}, heatmaps say nothing")
     return target
 
 
