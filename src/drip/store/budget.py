@@ -1,0 +1,206 @@
+"""How a byte budget is divided between the file, its write-ahead log and the log's index.
+
+Arithmetic, and a gauge that reads the log's length from its file; nothing here opens a database.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from drip.errors import StoreError
+
+KIB = 1024
+MIB = 1024 * KIB
+
+_LOG_HEADER_BYTES = 32  # https://sqlite.org/walformat.html: header of the log, then frames
+_FRAME_HEADER_BYTES = 24
+_INDEX_BLOCK_BYTES = 32 * KIB  # the -shm file grows in blocks, each indexing 4096 frames,
+_INDEX_BLOCK_FRAMES = 4096  # of which the first block gives 34 to its own header
+_INDEX_FIRST_LOST = 34
+
+SMALL_PAGE = 1024
+LARGE_PAGE = 4096
+_LARGE_PAGE_FROM_BYTES = 128 * MIB
+
+# Upper limits for one operation, generous against what the B-trees do: a put touches 9 trees, an eviction 6,
+# of depth 4 at most; both almost always dirty one page each, a split up to four per level.
+PUT_FRAMES = 48
+EVICT_FRAMES = 16
+RESERVE_PAGES = 48  # free pages that an insert may need for splits; never given to blobs
+FIXED_PAGES = 28  # schema, empty trees, pointer map
+_MIN_PAGES = 160
+_MIN_LOG_FRAMES = 192
+_MAX_LOG_BYTES = 64 * MIB
+_AUDIT_SHARE = 4  # a quarter of the file at most
+_QUARANTINE_SHARE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The shares of one budget, fixed while a store is open, so that their sum never exceeds it.
+
+    ``max_pages * page_size + log_bytes + index_bytes <= budget_bytes``: SQLite itself refuses to grow the
+    file beyond ``max_pages`` (PRAGMA max_page_count); the store resets the log before it outgrows
+    ``log_frames``.
+
+    Attributes:
+        budget_bytes: What all files of the store may take together.
+        page_size: Bytes of a database page.
+        log_frames: Frames (a page and 24 bytes) the log may hold.
+        max_pages: Pages the file may have.
+    """
+
+    budget_bytes: int
+    page_size: int
+    log_frames: int
+    max_pages: int
+
+    @classmethod
+    def plan(cls, budget_bytes: int, *, page_size: int | None = None, log_bytes: int | None = None) -> Self:
+        """Divide a budget.
+
+        The log gets a quarter, 64 MiB at most: a bigger log takes bigger transactions, a bigger file keeps
+        more samples. Pages are small up to budgets where a log of 64 MiB no longer needs it: evictions
+        touch scattered pages, and each costs the log a whole one.
+
+        Args:
+            budget_bytes: The whole budget.
+            page_size: Of an existing file; None chooses 1024 below 128 MiB and 4096 from there.
+            log_bytes: The log's share; None as above.
+
+        Raises:
+            StoreError: the budget or the log's share is too small; the message names the minimum.
+
+        >>> layout = Layout.plan(64 * 1024 * 1024)
+        >>> layout.page_size, layout.log_frames, layout.max_pages
+        (1024, 16008, 49024)
+        """
+        if page_size is None:
+            page_size = LARGE_PAGE if budget_bytes >= _LARGE_PAGE_FROM_BYTES else SMALL_PAGE
+        frame_bytes = page_size + _FRAME_HEADER_BYTES
+        least_log_bytes = _LOG_HEADER_BYTES + _MIN_LOG_FRAMES * frame_bytes
+        minimum = least_log_bytes + index_bytes(_MIN_LOG_FRAMES) + _MIN_PAGES * page_size
+        if budget_bytes < minimum:
+            message = (
+                f"budget_bytes must be at least {minimum} (for pages of {page_size} bytes), "
+                f"got {budget_bytes!r}; raise it"
+            )
+            raise StoreError(message)
+        if log_bytes is None:
+            log_bytes = max(min(budget_bytes // 4, _MAX_LOG_BYTES), least_log_bytes)
+        log_frames = (log_bytes - _LOG_HEADER_BYTES) // frame_bytes
+        rest = budget_bytes - _LOG_HEADER_BYTES - log_frames * frame_bytes - index_bytes(log_frames)
+        max_pages = rest // page_size
+        if log_frames < _MIN_LOG_FRAMES or max_pages < _MIN_PAGES:
+            message = (
+                f"log_bytes must be at least {least_log_bytes} and leave "
+                f"{_MIN_PAGES * page_size} of the budget of {budget_bytes} to the file, "
+                f"got {log_bytes!r}; leave it out to have it chosen"
+            )
+            raise StoreError(message)
+        return cls(budget_bytes, page_size, log_frames, max_pages)
+
+    @property
+    def audit_bytes(self) -> int:
+        """Share of the audit."""
+        return self.max_pages * self.page_size // _AUDIT_SHARE
+
+    @property
+    def quarantine_bytes(self) -> int:
+        """Share of the quarantine."""
+        return self.max_pages * self.page_size // _QUARANTINE_SHARE
+
+    @property
+    def cache_pages(self) -> int:
+        """Page cache of the writer: also the most pages a transaction holds back from the log."""
+        return max(64, min(self.log_frames // 4, 4096))
+
+    @property
+    def max_sample_bytes(self) -> int:
+        """Data and records of the biggest sample that passes the log and fits an otherwise empty file."""
+        shared = self.max_pages // _AUDIT_SHARE + self.max_pages // _QUARANTINE_SHARE
+        in_file = self.max_pages - RESERVE_PAGES - FIXED_PAGES - shared
+        in_log = (
+            self.log_frames - PUT_FRAMES - 2 * EVICT_FRAMES - self.log_frames // 8
+        )  # the last: an audit trim
+        in_log -= self.map_pages_of(in_log)
+        return (min(in_file, in_log) - 2) * self.payload_bytes
+
+    @property
+    def payload_bytes(self) -> int:
+        """What an overflow page carries, less a little for row headers."""
+        return self.page_size - 16
+
+    def pages_of(self, n_bytes: int) -> int:
+        """Pages that a row of ``n_bytes`` takes at most, its leaf included."""
+        return n_bytes // self.payload_bytes + 2
+
+    def map_pages_of(self, n_pages: int) -> int:
+        """Pages of the pointer map and the free list that change when ``n_pages`` scattered pages do."""
+        n_maps = self.max_pages // (self.page_size // 5) + 1
+        return min(n_pages, n_maps) + n_pages // (self.page_size // 8)
+
+
+def index_bytes(log_frames: int) -> int:
+    """Size of the -shm file for a log of ``log_frames`` frames."""
+    return _INDEX_BLOCK_BYTES * -(-(log_frames + _INDEX_FIRST_LOST) // _INDEX_BLOCK_FRAMES)
+
+
+class LogGauge:
+    """Reads how many frames the log holds from its file.
+
+    After a reset SQLite writes the log from its beginning under a new salt and leaves the file's size as
+    it is. So the frames of the current generation are those that carry the header's salt, they come
+    first, and a binary search finds the last: a dozen small reads. Frames of a transaction in progress
+    that left the page cache are counted too, which no SQLite interface of Python tells.
+
+    Reading this file is harmless; the database and its -shm must never be opened beside SQLite, since
+    closing them would drop the process's POSIX locks.
+    """
+
+    def __init__(self, path: Path, page_size: int) -> None:
+        self._path = path.with_name(path.name + "-wal")
+        self._frame_bytes = page_size + _FRAME_HEADER_BYTES
+        self._file: BinaryIO | None = None
+        self._stale_salt: bytes | None = None
+
+    def n_frames(self) -> int:
+        """Frames in the current generation: at least those that count, at most what the file holds."""
+        if self._file is None:
+            try:
+                self._file = self._path.open("rb", buffering=0)
+            except FileNotFoundError:
+                return 0
+        salt = self._salt()
+        if len(salt) < 8 or salt == self._stale_salt:
+            return 0
+        low = 0
+        high = max(0, (self._file.seek(0, 2) - _LOG_HEADER_BYTES) // self._frame_bytes)
+        while low < high:
+            middle = (low + high + 1) // 2
+            self._file.seek(_LOG_HEADER_BYTES + (middle - 1) * self._frame_bytes + 8)
+            if self._file.read(8) == salt:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def mark_reset(self) -> None:
+        """Say that the next commit will write the log from its beginning."""
+        self._stale_salt = None
+        if self.n_frames():
+            self._stale_salt = self._salt()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _salt(self) -> bytes:
+        if self._file is None:
+            return b""
+        self._file.seek(16)
+        return self._file.read(8)

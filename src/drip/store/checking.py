@@ -1,0 +1,84 @@
+"""Tells whether a store is sound: SQLite's own checks, every blob against its hash, counters against rows."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from drip.store import codec
+from drip.store.connection import disk_bytes
+from drip.store.records import CheckReport
+from drip.store.tally import Tally
+
+_MAX_PROBLEMS = 100  # a damaged file has one on every page
+
+
+def check(connection: sqlite3.Connection, path: Path, budget_bytes: int) -> CheckReport:
+    """Look at everything; reads the whole file.
+
+    Complexity: one pass over all pages and one SHA-256 of every kept byte.
+    """
+    problems: list[str] = []
+    n_samples = 0
+    try:
+        connection.execute("BEGIN")  # one snapshot, whatever a writer does meanwhile
+        try:
+            for (line,) in connection.execute(f"PRAGMA integrity_check({_MAX_PROBLEMS})").fetchall():
+                if line != "ok":
+                    problems.append(f"SQLite: {line}")
+            for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check").fetchall():
+                problems.append(f"row {row} of {table} must refer to a row of {parent}, got none")
+            n_samples = _check_blobs(connection, problems)
+            problems.extend(_counter_problems(connection))
+        finally:
+            connection.execute("ROLLBACK")
+    except sqlite3.DatabaseError as error:
+        problems.append(f"SQLite: {error}")
+    n_bytes = disk_bytes(path)
+    if n_bytes > budget_bytes:
+        problems.append(f"the files must take at most {budget_bytes} bytes, got {n_bytes}")
+    return CheckReport(str(path), n_samples, tuple(problems[:_MAX_PROBLEMS]))
+
+
+def _check_blobs(connection: sqlite3.Connection, problems: list[str]) -> int:
+    n_samples = 0
+    sql = """SELECT kept.id, sample_id, content_hash, n_bytes, data
+        FROM kept LEFT JOIN blobs ON blobs.id = kept.id"""
+    with closing(connection.execute(sql)) as rows:
+        for key, sample_id, digest, n_bytes, data in rows:
+            n_samples += 1
+            name = f"sample {sample_id!r} (key {key})"
+            if data is None:
+                problems.append(f"{name} must have data, got none")
+            elif len(data) != n_bytes or codec.sha256(data) != digest:
+                problems.append(f"{name} must have the hash and size it was kept with, got others")
+    sql = "SELECT id, sample_id, content_hash, data FROM quarantine WHERE data IS NOT NULL"
+    with closing(connection.execute(sql)) as rows:
+        for key, sample_id, digest, data in rows:
+            if codec.sha256(data) != digest:
+                problems.append(
+                    f"quarantined sample {sample_id!r} (key {key}) must have its hash, got another"
+                )
+    return n_samples
+
+
+def _counter_problems(connection: sqlite3.Connection) -> Iterator[str]:
+    tally = Tally()
+    tally.load(connection.cursor())
+    sql = "SELECT predicted_class, count(*), sum(n_bytes) FROM kept GROUP BY predicted_class"
+    rows = {key: (count, n_bytes) for key, count, n_bytes in connection.execute(sql).fetchall()}
+    for key in sorted(rows.keys() | tally.classes.keys()):
+        entry = tally.touch(key)
+        if (entry.kept, entry.kept_bytes) != rows.get(key, (0, 0)):
+            yield (
+                f"class {key} must count the kept rows and bytes {rows.get(key, (0, 0))}, "
+                f"got {(entry.kept, entry.kept_bytes)}"
+            )
+        if entry.seen != entry.kept + entry.discarded + entry.evicted + entry.duplicates:
+            yield f"class {key} must add up to what was seen, got {entry.counts()}"
+    sql = "SELECT count(*) FROM blobs WHERE id NOT IN (SELECT id FROM kept)"
+    (n_orphans,) = connection.execute(sql).fetchone()
+    if n_orphans:
+        yield f"every blob must belong to a kept sample, got {n_orphans} that do not"

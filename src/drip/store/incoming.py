@@ -1,0 +1,117 @@
+"""One decision, validated and encoded before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from drip.errors import InputError, StoreError
+from drip.store import codec
+from drip.store.budget import PUT_FRAMES, Layout
+from drip.types import Decision, Observation, Sample
+
+_AUDIT_OVERHEAD_BYTES = 96  # of an audit row and its index entry, beside texts and logits
+
+
+@dataclass(slots=True)
+class Incoming:
+    """What a put writes, and how much room it takes.
+
+    Attributes:
+        sample: The sample.
+        digest: SHA-256 of its data, 32 bytes.
+        predicted_class: What the model said.
+        retain: The decision.
+        priority: Never NaN.
+        probability: Keep probability or None.
+        reason: The decision's word.
+        label: The label that came along, or None.
+        time_s: Of the sample, else of the observation; None for NaN.
+        scores: JSON.
+        logits: float32 bytes, or None where the store keeps none.
+        meta: JSON or None.
+        row_bytes: What the audit counts for its row.
+        audit_pages: Pages of the audit row at most.
+        n_pages: Pages of all rows at most.
+        n_frames: Pages that change at most, evictions not counted.
+    """
+
+    sample: Sample
+    digest: bytes
+    predicted_class: int
+    retain: bool
+    priority: float
+    probability: float | None
+    reason: str
+    label: int | None
+    time_s: float | None
+    scores: str
+    logits: bytes | None
+    meta: str | None
+    row_bytes: int
+    audit_pages: int
+    n_pages: int
+    n_frames: int
+
+
+def prepare(
+    sample: Sample,
+    observation: Observation,
+    decision: Decision,
+    *,
+    layout: Layout,
+    scores: codec.ScoreCodec,
+    with_logits: bool,
+) -> Incoming:
+    """Validate and encode.
+
+    Raises:
+        InputError: NaN priority, a wrong content hash, an unusable id.
+        StoreError: the sample can never fit.
+    """
+    codec.require_sample(sample)
+    priority = float(decision.priority)
+    if priority != priority:  # noqa: PLR0124  # NaN, twice as fast as isnan
+        message = (
+            f"decision.priority of sample {sample.id!r} must be a number, got {priority!r}; "
+            "use -inf for the lowest"
+        )
+        raise InputError(message)
+    retain = bool(decision.retain)
+    digest = codec.content_digest(sample, observation, verify=retain)
+    score_text = scores.encode(observation.scores)
+    logits = codec.encode_logits(observation.logits) if with_logits else None
+    meta = codec.encode_meta(sample.meta) if sample.meta else None
+    n_texts = len(score_text) + len(sample.id) + len(decision.reason) + len(sample.media_type)
+    n_logits = 0 if logits is None else len(logits)
+    n_history = 4 * n_texts + n_logits
+    n_bytes = (
+        n_history + len(sample.data) + (0 if meta is None else len(meta.encode())) if retain else n_history
+    )
+    if n_bytes > layout.max_sample_bytes:
+        message = (
+            f"a sample and what is recorded with it must fit {layout.max_sample_bytes} bytes in a store of "
+            f"budget_bytes={layout.budget_bytes}, got {n_bytes} bytes for sample {sample.id!r}; "
+            "raise budget_bytes or log_bytes, or shrink the sample"
+        )
+        raise StoreError(message)
+    n_pages = layout.pages_of(n_bytes)
+    time_s = observation.time_s if sample.time_s is None else sample.time_s
+    return Incoming(
+        sample,
+        digest,
+        int(observation.predicted_class),
+        retain,
+        priority,
+        None if decision.keep_probability is None else float(decision.keep_probability),
+        decision.reason,
+        None if sample.label is None else int(sample.label),
+        # NaN stands for an unknown time in columns of times.
+        None if time_s is None or time_s != time_s else float(time_s),  # noqa: PLR0124
+        score_text,
+        logits,
+        meta,
+        2 * n_texts + n_logits + _AUDIT_OVERHEAD_BYTES,
+        layout.pages_of(n_history),
+        n_pages,
+        PUT_FRAMES + n_pages + layout.map_pages_of(n_pages),
+    )

@@ -1,0 +1,463 @@
+"""The writing half of the store: transactions, puts, quarantine, progress and labels.
+
+One writer per store. Every method validates before it writes; after the first write of an operation a
+failure rolls the whole transaction back.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from drip.errors import InputError, StoreError
+from drip.store import codec
+from drip.store.budget import EVICT_FRAMES, PUT_FRAMES
+from drip.store.connection import explain, explained
+from drip.store.eviction import AuditRing, Evictor
+from drip.store.incoming import Incoming, prepare
+from drip.store.quarantine import Quarantine
+from drip.store.records import Outcome
+from drip.store.settings import Settings
+from drip.store.space import Space, TransactionFullError
+from drip.store.tally import ClassTally, Tally
+from drip.types import Decision, Observation, Progress, Sample
+
+Room = tuple[int, float | None]
+
+_GROWTH_PAGES = 12  # pages that index and table splits of one put may take beside its own bytes
+
+_INSERT_AUDIT = (
+    "INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+)
+_INSERT_KEPT = (
+    "INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, 0, ?, ?, ?) ON CONFLICT DO NOTHING"
+)
+_INSERT_BLOB = "INSERT INTO blobs VALUES (?, ?)"
+_NEXT_KEY = (
+    "SELECT max(coalesce((SELECT max(id) FROM audit), 0), coalesce((SELECT max(id) FROM kept), 0)) + 1"
+)
+
+
+class Writer:
+    """Writes into an open store; the shape of its public methods is :class:`drip.types.DurableSink`."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, path: Path, space: Space, settings: Settings, policy_digest: str
+    ) -> None:
+        self._connection = connection
+        self._cursor = connection.cursor()
+        self._path = path
+        self.settings = settings
+        self.space = space
+        self.tally = Tally()
+        layout = space.layout
+        self.ring = AuditRing(settings.audit_rows, layout.audit_bytes, layout.log_frames // 16)
+        self.quarantine_shelf = Quarantine(self._cursor, layout.quarantine_bytes, layout.max_sample_bytes)
+        self._evictor = Evictor(self._cursor, space, self.tally, self.ring, settings.eviction)
+        self._scores = codec.ScoreCodec()
+        self._data_version = -1
+        self._next_key = 1
+        self._first_key = 1
+        self._in_transaction = False
+        self._failure: str | None = None
+        self._policy: int | None = None
+        self._reload()
+        self.policy_digest = policy_digest
+
+    # -- transactions --------------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit what happens inside as one; see :meth:`drip.store.RetentionStore.transaction`."""
+        if self._in_transaction:
+            raise StoreError(
+                "a transaction must be closed before the next begins, got a nested one; use the outer"
+            )
+        limit = self.space.layout.log_frames
+        digest = self.policy_digest
+        with explained(self._path, "write to"):
+            self._begin(limit // 2, limit * 3 // 4)
+        self._in_transaction = True
+        try:
+            yield
+            self._require_no_failure()
+            with explained(self._path, "write to"):
+                self._commit()
+        except BaseException:
+            self.policy_digest = digest
+            with explained(self._path, "roll back"):
+                self._rollback()
+            raise
+        finally:
+            self._in_transaction = False
+            self._failure = None
+
+    def run(self, rooms: Sequence[Room], n_frames: int, action: Callable[[], None]) -> None:
+        """Do ``action`` in the open transaction, or in one of its own.
+
+        Args:
+            rooms: The pages that the action asks for, in its order, each with the priority of an incoming
+                sample or None when what comes must get its room.
+            n_frames: Pages that the action changes, evictions not counted.
+            action: Writes; runs again when evictions had to be committed before it.
+        """
+        try:
+            if self._in_transaction:
+                self._run_inside(action)
+                return
+            try:
+                self._run_alone(n_frames, action, self.space.soft_frames)
+            except TransactionFullError:
+                # The evictions did not fit the log together with what they make room for.
+                for n_pages, priority in rooms:
+                    self._make_room_ahead(n_pages, priority)
+                self._run_alone(n_frames, action, 0)
+        except sqlite3.Error as error:
+            raise explain(error, self._path, "write to") from error
+        except (UnicodeEncodeError, OverflowError) as error:
+            message = (
+                f"texts must be UTF-8 and integers fit 64 bits, got: {error}; clean the sample or decision"
+            )
+            raise InputError(message) from error
+
+    def _run_inside(self, action: Callable[[], None]) -> None:
+        if self._failure is not None:
+            message = (
+                f"the transaction failed earlier ({self._failure}) and will be rolled back; leave its block"
+            )
+            raise StoreError(message)
+        try:
+            action()
+        except BaseException as error:
+            self._failure = repr(error)
+            raise
+
+    def _require_no_failure(self) -> None:
+        if self._failure is not None:
+            message = (
+                f"every put of a transaction must succeed, got a swallowed failure ({self._failure}); "
+                "the transaction is rolled back: let the error leave its block"
+            )
+            raise StoreError(message)
+
+    def _run_alone(self, n_frames: int, action: Callable[[], None], soft_frames: int) -> None:
+        self._begin(n_frames, soft_frames)
+        try:
+            action()
+            self._commit()
+        except BaseException:
+            self._rollback()
+            raise
+
+    def _begin(self, n_frames: int, soft_frames: int) -> None:
+        space = self.space
+        space.require_disk()
+        while True:
+            space.prepare_log(n_frames, soft_frames)
+            self._cursor.execute("BEGIN IMMEDIATE")
+            if self._cursor.execute("PRAGMA data_version").fetchone()[0] == self._data_version:
+                break
+            # Another writer came in between: what is remembered of the file is out of date.
+            try:
+                self._reload()
+                if space.log_frames + n_frames <= space.layout.log_frames:
+                    break
+            except BaseException:
+                self._rollback_only()
+                raise
+            self._rollback_only()
+        self._first_key = self._next_key
+
+    def _commit(self) -> None:
+        self.tally.save(self._cursor)
+        self._cursor.execute("COMMIT")
+
+    def _rollback_only(self) -> None:
+        if self._connection.in_transaction:
+            self._cursor.execute("ROLLBACK")
+
+    def _rollback(self) -> None:
+        self._rollback_only()
+        self._reload()
+
+    def _reload(self) -> None:
+        """Forget what is remembered of the file and read it again."""
+        cursor = self._cursor
+        (self._data_version,) = cursor.execute("PRAGMA data_version").fetchone()
+        self.space.look_up_log()
+        self.space.look_up_free_pages()
+        self.tally.load(cursor)
+        self.ring.load(cursor)
+        self.quarantine_shelf.load()
+        self._policy = None
+        (self._next_key,) = cursor.execute(_NEXT_KEY).fetchone()
+        if Settings.load(cursor) != self.settings:
+            message = (
+                f"the settings of {self._path} must not change while it is open, got other ones from another "
+                "process; open the store again"
+            )
+            raise StoreError(message)
+
+    def _make_room_ahead(self, n_pages: int, priority: float | None) -> None:
+        """Evict in transactions of their own; each is complete in itself."""
+        space = self.space
+        at_most = max(1, space.layout.log_frames // (8 * EVICT_FRAMES))
+        while True:
+            self._begin(space.layout.log_frames // 2, space.layout.log_frames // 2)
+            try:
+                space.start_operation(0)
+                n_before = self.tally.total("evicted")
+                self._evictor.make_room(n_pages, priority, at_most=at_most)
+                is_done = self.tally.total("evicted") == n_before
+                self._commit()
+            except BaseException:
+                self._rollback()
+                raise
+            if is_done:
+                return
+
+    # -- puts ----------------------------------------------------------------------------------------
+
+    def put(self, sample: Sample, observation: Observation, decision: Decision) -> None:
+        """Record one decision; see :meth:`drip.store.RetentionStore.put`."""
+        incoming = prepare(
+            sample,
+            observation,
+            decision,
+            layout=self.space.layout,
+            scores=self._scores,
+            with_logits=self.settings.audit_logits,
+        )
+        rooms = ((incoming.audit_pages, None), (incoming.n_pages, incoming.priority))
+        n_frames = incoming.n_frames + self.ring.trim_frames
+        self.run(rooms[: 1 + incoming.retain], n_frames, partial(self._record, incoming))
+
+    def _record(self, put: Incoming) -> None:
+        space = self.space
+        space.start_operation(put.n_frames)
+        if self.ring.is_full:
+            self.ring.trim(self._cursor, space)
+        if not space.has_pages(put.audit_pages):
+            self._evictor.make_room(put.audit_pages, None)
+        entry = self.tally.touch(put.predicted_class)
+        policy = self._policy_id() if self._policy is None else self._policy
+        key = self._next_key
+        sample = put.sample
+        row = (
+            key,
+            sample.id,
+            int.from_bytes(put.digest[:8], "big", signed=True),
+            policy,
+            int(put.retain),  # Outcome.KEPT or Outcome.DISCARDED
+            int(put.retain),
+            put.priority,
+            put.probability,
+            put.reason,
+            put.predicted_class,
+            put.label,
+            len(sample.data),
+            put.time_s,
+            put.row_bytes,
+            put.scores,
+            put.logits,
+        )
+        if not self._cursor.execute(_INSERT_AUDIT, row).rowcount:
+            entry.redelivered += 1
+            return
+        self._next_key = key + 1
+        self.ring.rows += 1
+        self.ring.bytes += put.row_bytes
+        entry.seen += 1
+        if put.time_s is not None:
+            entry.span(put.time_s)
+        if put.retain:
+            self._keep(put, key, policy, entry)
+        else:
+            entry.discarded += 1
+            space.free_pages -= put.audit_pages + _GROWTH_PAGES
+
+    def _keep(self, put: Incoming, key: int, policy: int, entry: ClassTally) -> None:
+        space = self.space
+        sample = put.sample
+        if not space.has_pages(put.n_pages):
+            # Only now, since a duplicate needs no room and most samples are none.
+            find = "SELECT 1 FROM kept WHERE content_hash = ?"
+            if self._cursor.execute(find, (put.digest,)).fetchall():
+                self._count_duplicate(key, put.digest, entry)
+                return
+            if not self._evictor.make_room(put.n_pages, put.priority):
+                self._mark(key, Outcome.EVICTED)
+                entry.evicted += 1
+                return
+        row = (
+            key,
+            sample.id,
+            put.digest,
+            sample.media_type,
+            policy,
+            put.priority,
+            put.probability,
+            put.reason,
+            put.predicted_class,
+            put.label,
+            len(sample.data),
+            sample.time_s,
+            put.scores,
+            put.meta,
+        )
+        if not self._cursor.execute(_INSERT_KEPT, row).rowcount:
+            self._count_duplicate(key, put.digest, entry)
+            return
+        self._cursor.execute(_INSERT_BLOB, (key, sample.data))
+        entry.kept += 1
+        entry.kept_bytes += len(sample.data)
+        space.free_pages -= put.n_pages + _GROWTH_PAGES
+
+    def _count_duplicate(self, key: int, digest: bytes, entry: ClassTally) -> None:
+        self._cursor.execute("UPDATE kept SET repeats = repeats + 1 WHERE content_hash = ?", (digest,))
+        self._mark(key, Outcome.DUPLICATE)
+        entry.duplicates += 1
+
+    def _mark(self, key: int, outcome: Outcome) -> None:
+        self._cursor.execute("UPDATE audit SET outcome = ? WHERE id = ?", (int(outcome), key))
+
+    # -- quarantine, progress, labels ------------------------------------------------------------------
+
+    def quarantine(self, sample: Sample, reason: str) -> None:
+        """Set a sample aside; see :meth:`drip.store.RetentionStore.quarantine`."""
+        codec.require_sample(sample)
+        meta = codec.encode_meta(sample.meta)
+        layout = self.space.layout
+        shelf = self.quarantine_shelf
+        n_pages = layout.pages_of(shelf.row_bytes(sample, reason, meta))
+        n_frames = PUT_FRAMES + n_pages + layout.map_pages_of(n_pages)
+
+        def record() -> None:
+            self.space.start_operation(n_frames)
+            if not self.space.has_pages(n_pages):
+                self._evictor.make_room(n_pages, None)
+            shelf.add(self.space, sample, reason, meta)
+            self.space.free_pages -= n_pages + _GROWTH_PAGES
+
+        self.run(((n_pages, None),), n_frames, record)
+
+    def save_progress(self, progress: Progress) -> None:
+        """Remember where the run stands; see :meth:`drip.store.RetentionStore.save_progress`."""
+        state = json.dumps(progress.selector_state)
+        layout = self.space.layout
+        n_bytes = len(state) + len(progress.cursor or "") * 4
+        if n_bytes > layout.max_sample_bytes:
+            message = (
+                f"cursor and selector state must fit {layout.max_sample_bytes} bytes in a store of "
+                f"budget_bytes={layout.budget_bytes}, got {n_bytes}; raise budget_bytes"
+            )
+            raise StoreError(message)
+        n_pages = layout.pages_of(n_bytes)
+        n_frames = PUT_FRAMES + n_pages + layout.map_pages_of(n_pages)
+        digest = self.policy_digest
+
+        def record() -> None:
+            self.space.start_operation(n_frames)
+            if not self.space.has_pages(n_pages):
+                self._evictor.make_room(n_pages, None)
+            if progress.policy_digest != self.policy_digest:
+                was_unknown = not self.policy_digest
+                self.policy_digest = progress.policy_digest
+                self._policy = None
+                if was_unknown:
+                    self._name_policy_of_transaction()
+            policy = self._policy_id() if self._policy is None else self._policy
+            self._cursor.execute(
+                "INSERT OR REPLACE INTO progress VALUES (1, ?, ?, ?)", (policy, progress.cursor, state)
+            )
+            self.space.free_pages -= n_pages + _GROWTH_PAGES
+
+        try:
+            self.run(((n_pages, None),), n_frames, record)
+        except BaseException:
+            self.policy_digest = digest
+            self._policy = None
+            raise
+
+    def set_label(self, key: int, label: int | None) -> None:
+        """Give a kept sample a human label; see :meth:`drip.store.RetentionStore.set_label`."""
+
+        def record() -> None:
+            self.space.start_operation(PUT_FRAMES)
+            if not self.space.has_pages(1):
+                self._evictor.make_room(1, None)
+            self._cursor.execute("UPDATE kept SET human_label = ? WHERE id = ?", (label, key))
+            self.space.free_pages -= 2
+
+        self.run(((1, None),), PUT_FRAMES, record)
+
+    def _policy_id(self) -> int:
+        """The row of the current policy's digest, made when it is new."""
+        find = "SELECT id FROM policies WHERE digest = ?"
+        rows = self._cursor.execute(find, (self.policy_digest,)).fetchall()
+        if not rows:
+            self._cursor.execute("INSERT INTO policies (digest) VALUES (?)", (self.policy_digest,))
+            rows = self._cursor.execute(find, (self.policy_digest,)).fetchall()
+        policy = self._policy = int(rows[0][0])
+        return policy
+
+    def _name_policy_of_transaction(self) -> None:
+        """A run that saves its first progress after its first puts names their policy afterwards."""
+        n_rows = self._next_key - self._first_key
+        if not self._in_transaction or not n_rows:
+            return
+        self.space.reserve_frames(3 * n_rows + PUT_FRAMES)
+        row = (self._policy_id(), self._first_key)
+        self._cursor.execute("UPDATE OR IGNORE audit SET policy = ? WHERE id >= ? AND policy = 0", row)
+        self._cursor.execute("UPDATE kept SET policy = ? WHERE id >= ? AND policy = 0", row)
+
+    # -- a smaller budget ------------------------------------------------------------------------------
+
+    @property
+    def is_over_budget(self) -> bool:
+        """True when the file or one of its shares is bigger than the layout says."""
+        return (
+            self.space.look_up_free_pages() < 0
+            or self._n_pages() > self.space.layout.max_pages
+            or self.ring.rows > self.ring.max_rows
+            or self.ring.bytes > self.ring.max_bytes
+            or self.quarantine_shelf.is_over
+        )
+
+    def _n_pages(self) -> int:
+        return int(self._cursor.execute("PRAGMA page_count").fetchone()[0])
+
+    def shrink(self) -> None:
+        """Bring a file that was bigger into its share: evict, then give the free pages back to the disk.
+
+        In transactions that fit the log; until this returns the former budget holds.
+        """
+        space = self.space
+        layout = space.layout
+
+        def trim() -> None:
+            space.start_operation(0)
+            self.ring.trim(self._cursor, space)
+
+        def drop() -> None:
+            space.start_operation(0)
+            self.quarantine_shelf.drop_oldest(space)
+
+        while self.ring.rows > self.ring.max_rows or self.ring.bytes > self.ring.max_bytes:
+            self._run_alone(self.ring.trim_frames, trim, space.soft_frames)
+        while self.quarantine_shelf.is_over:
+            self._run_alone(PUT_FRAMES, drop, space.soft_frames)
+        self._make_room_ahead(0, None)
+        while True:
+            n_over = self._n_pages() - layout.max_pages
+            if n_over <= 0:
+                break
+            space.truncate_log()
+            n_steps = min(n_over, layout.log_frames // 8)
+            self._cursor.execute(f"PRAGMA incremental_vacuum({n_steps})").fetchall()
+        space.truncate_log()
+        space.apply_limits()
