@@ -52,7 +52,7 @@ class Scale:
         step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= raw * 0.999)
         first = ceil(self.low / step - 1e-9)
         last = floor(self.high / step + 1e-9)
-        return [round(rank * step, 10) for rank in range(first, last + 1)]
+        return [float(f"{rank * step:.12g}") for rank in range(first, last + 1)]
 
 
 def score_scales(histograms: Iterable[Histogram], start: float, stop: float) -> list[Scale]:
@@ -242,11 +242,10 @@ def interval(accuracy: float, error: float, scale: Scale, reference: float | Non
 def interval_axis(scale: Scale) -> str:
     """The axis below a column of :func:`interval`, in per cent."""
     parts = [f'<line class="axis" x1="{scale.start}" x2="{scale.stop}" y1="1" y2="1"/>']
-    ticks = scale.ticks(5)
-    for value in ticks:
+    for value in scale.ticks(5):
         x = scale(value)
         anchor = "start" if x < 18 else "end" if x > 182 else "middle"
-        text = f"{100 * value:.4g}" + (" %" if value == ticks[-1] else "")
+        text = f"{100 * value:.4g}"
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="1" y2="5"/>')
         parts.append(f'<text class="tick" x="{x:.1f}" y="16" text-anchor="{anchor}">{text}</text>')
     return _svg(200.0, 20.0, "interval", "axis of the accuracy in per cent", parts)

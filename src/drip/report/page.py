@@ -16,11 +16,11 @@ from drip.report import figures
 from drip.report.findings import decision_times, findings, verdict
 from drip.report.gallery import gallery_section
 from drip.report.model import DRIP, RANDOM, RunReport, ratio, standard_error
-from drip.report.quantities import byte_size, count, percent, significant
+from drip.report.quantities import MISSING, byte_size, count, percent, significant
 from drip.report.table import Row, rows, uncertainty
 from drip.types import JsonObject
 
-_MARKS = {"better": "\u25b2", "worse": "\u25bc", "no-gain": "=", "unknown": "?"}
+_MARKS = {"better": "\u25b2", "worse": "\u25bc", "no-gain": "\u2248", "unknown": "?"}
 
 
 def write_html(report: RunReport, path: str | Path) -> None:
@@ -177,7 +177,7 @@ def _arms_section(report: RunReport) -> str:
     random = report.arm(RANDOM)
     reference = None if random is None else random.accuracy
     names = ["Arm", *(name for name, _, _ in _CELLS)]
-    names.insert(2, "\u00b1 2 standard errors")
+    names.insert(2, "\u00b1 2 standard errors, in %")
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in names)
     lines = []
     for row, error in zip(rows(report), errors, strict=True):
@@ -220,12 +220,14 @@ def _classes_section(report: RunReport) -> str:
         actual = ratio(n_seen - int(report.class_counts_kept[index]), n_seen)
         asked = report.asked_discard
         shares = (
-            ("asked", "n/a" if asked is None else percent(asked)),
+            ("asked", MISSING if asked is None else percent(asked)),
             ("in-sample", percent(window.calibration_discard)),
             ("expected", percent(window.expected_discard)),
             ("actual", percent(actual)),
         )
-        listed = "".join(f"<div><dt>{label}</dt><dd>{text(value)}</dd></div>" for label, value in shares)
+        listed = "".join(
+            f"<div><dt>{label}</dt><dd>{value.removesuffix(' %')}</dd></div>" for label, value in shares
+        )
         drawing = (
             figures.class_histogram(histograms[index], window, scales[index], name) if histograms else ""
         )
@@ -244,8 +246,9 @@ def _classes_section(report: RunReport) -> str:
         f'<div class="panels">{"".join(panels)}</div>\n'
         '<p class="caption">Calibration scores; dark bars on a shaded band lie inside the window, dashed '
         f"lines are its limits. {axis}; heights are relative to the fullest bin of the class. Share "
-        "discarded: <b>asked</b> of calibration (DPW), <b>in-sample</b> among the calibration scores, "
-        "<b>expected</b> of fresh scores by cross-fitting on two halves, <b>actual</b> in production.</p>\n</section>"
+        "discarded, in per cent: <b>asked</b> of calibration (DPW), <b>in-sample</b> among the calibration "
+        "scores, <b>expected</b> of fresh scores by cross-fitting on two halves, <b>actual</b> in "
+        "production.</p>\n</section>"
     )
 
 
@@ -284,7 +287,7 @@ def _times_section(report: RunReport) -> str:
         f"<div><dt>{name}</dt><dd>{significant(value)} ms</dd></div>"
         for name, value in zip(("mean", "median", "95th percentile"), times, strict=True)
     )
-    includes = f"{text(report.decision_includes)}. " if report.decision_includes else ""
+    includes = f"A decision includes: {text(report.decision_includes)}. " if report.decision_includes else ""
     beyond = int(np.count_nonzero(finite > 2.0 * times[2]))
     cut = f" {count(beyond)} longer ones lie beyond the axis." if beyond else ""
     return (
