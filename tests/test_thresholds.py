@@ -213,7 +213,7 @@ def test_histogram_grows_to_the_left_when_the_neighbours_are_equal():
     ordered = np.repeat([-2.0, 0.0, 2.0, 4.0, 6.0], [1, 6, 10, 6, 1])
     assert histogram_peak(ordered, 10 / 25) == (7, 17)
     assert histogram_peak(ordered, 0.6) == (0, 17)
-    assert histogram_peak(np.repeat([-2.0, 0.0, 2.0, 4.0, 6.0], [1, 5, 10, 6, 2]), 0.6) == (6, 24)
+    assert histogram_peak(np.repeat([-2.0, 0.0, 2.0, 4.0, 6.0], [1, 5, 10, 6, 2]), 0.6) == (6, 22)
 
 
 @pytest.mark.parametrize("scale", [1e-320, 1e-160, 1e200, 1.7e308])
@@ -336,10 +336,9 @@ def test_expected_discard_of_few_scores_corrects_most_of_the_optimism():
 
 
 def test_a_histogram_window_is_not_taken_for_ties_because_its_bins_are_wide():
-    scores = np.sort(np.random.default_rng(0).normal(0, 1, 60))
-    window = fit_window(scores, 0.2, "histogram_peak")
+    window = fit_window(np.linspace(0.0, 1.0, 40), 0.1, "histogram_peak")
     assert window.discards
-    assert window.calibration_discard > 0.25
+    assert window.calibration_discard == 0.25
 
 
 def test_expected_discard_is_the_same_every_time():
@@ -423,7 +422,7 @@ def test_a_fraction_inside_the_open_unit_interval_is_taken(value):
 
 @pytest.mark.parametrize("value", [-1, 1.0, True, "1", None])
 def test_a_count_that_is_not_a_natural_number_is_refused(value):
-    with pytest.raises(InputError, match="^n must be an integer of at least 0, got"):
+    with pytest.raises(InputError, match=r"^n must be an integer of at least 0, got"):
         check_count("n", value)
     check_count("n", 0)
     check_count("n", 7)
@@ -431,7 +430,7 @@ def test_a_count_that_is_not_a_natural_number_is_refused(value):
 
 @pytest.mark.parametrize("value", ["median", None, ["min_std"]])
 def test_an_unknown_method_is_refused(value):
-    with pytest.raises(InputError, match="^method must be one of min_std, histogram_peak, got"):
+    with pytest.raises(InputError, match=r"^method must be one of min_std, histogram_peak, got"):
         check_method(value)
 
 
@@ -440,7 +439,7 @@ def test_an_unknown_method_is_refused(value):
     [{"fraction": 1.5}, {"fraction": 0.4, "method": "x"}, {"fraction": 0.4, "min_class_count": -1}],
 )
 def test_windows_refuse_arguments_outside_their_range(arguments):
-    with pytest.raises(InputError, match="^(discard_fraction|method|min_class_count) must be "):
+    with pytest.raises(InputError, match=r"^(discard_fraction|method|min_class_count) must be "):
         fit_windows([np.arange(30.0)], **arguments)
 
 
