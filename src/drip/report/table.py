@@ -121,7 +121,7 @@ def uncertainty(report: RunReport) -> str:
             "(McNemar: only test samples on which the two arms disagree count). "
             if paired
             else "\u201cMinus random\u201d is in points with both standard errors added in quadrature, "
-            "as if the arms had separate test sets; that overstates the error. "
+            "as if the arms had separate test sets; that usually overstates the error. "
         )
     return text + "Neither error covers the random seed or the split: only repeated runs show these."
 
