@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import drip
 from drip.errors import DripError
 from drip.policy import Policy, Recipe
 from drip.report import Arm, findings, to_html, to_markdown_table, write_html
@@ -240,6 +241,31 @@ def test_the_bars_of_a_histogram_hold_its_counts(make_report):
     area = sum(float(height) * float(width) for height, width in re.findall(r"v-([\d.]+)h([\d.]+)v", drawing))
     counts = np.array(policy.histograms[0].counts)
     assert area == pytest.approx((98 - 22 - 4) * counts.sum() / counts.max(), rel=0.01)
+
+
+def test_limits_at_the_edge_of_a_panel_share_one_label(make_report):
+    policy = make_report.policy()
+    window = replace(policy.windows[0], lower=0.0, upper=0.1)
+    drawing = class_histogram(policy.histograms[0], window, Scale(0.0, 1.0, 4.0, 196.0), "cat")
+    assert "0 to 0.100" in drawing
+
+
+def test_equal_scores_are_drawn_as_one_bar_and_marked_as_ties():
+    policy = Policy.fit(np.full(50, 2.5), np.zeros(50, dtype=np.int64), n_classes=2, discard_fraction=0.4)
+    scale = score_scales(policy.histograms, 0.0, 100.0)[0]
+    drawing = class_histogram(policy.histograms[0], policy.windows[0], scale, "only")
+    assert 'd="M48.00 98.0v-72.00h4.00v72.00z"' in drawing
+    assert "never discards, ties" in drawing
+
+
+def test_a_class_that_never_discards_gives_no_distance(make_report):
+    page = words(to_html(make_report(gallery=[make_report.item(predicted=1, label=1, distance=1.0)])))
+    assert "no window" in page
+    assert "outside" not in page.split("What the model looked at")[1].split("Time per decision")[0]
+
+
+def test_without_a_given_version_the_installed_one_is_named(make_report):
+    assert drip.__version__ in words(to_html(make_report(version="")))
 
 
 def test_classes_share_an_axis_unless_one_of_them_would_vanish(make_report):

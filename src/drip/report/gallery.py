@@ -53,7 +53,7 @@ def _card(report: RunReport, item: GalleryItem) -> str:
     else:
         verdict = f'<p class="call"><b>{predicted}</b> <span>&#10003; right</span></p>'
     kind = "card wrong" if item.wrong else "card"
-    score = f"{significant(item.score)} <small>{escape(_place(item))}</small>"
+    score = f"{significant(item.score)} <small>{escape(_place(report, item))}</small>"
     return (
         f'<figure class="{kind}"><div class="pair">'
         f'<img class="pixels" alt="sample, predicted {predicted}, true class {truth}" '
@@ -72,8 +72,9 @@ def _ruler(report: RunReport, item: GalleryItem) -> str:
     return figures.score_ruler(item.score, histograms[item.predicted], report.windows[item.predicted])
 
 
-def _place(item: GalleryItem) -> str:
-    if not isfinite(item.distance):
+def _place(report: RunReport, item: GalleryItem) -> str:
+    windows = report.windows
+    if not isfinite(item.distance) or not windows or not windows[item.predicted].discards:
         return "no window"
     if item.distance <= 0:
         return "inside the window"

@@ -61,7 +61,8 @@ class GalleryItem:
         score: DRIP score.
         retained: What the rule decided.
         distance: From the nearest limit of the class's window, in standard deviations of the class's
-            calibration scores; positive outside, 0 or negative inside; NaN for a class that never discards.
+            calibration scores; positive outside, 0 or negative inside. Ignored for a class
+            that never discards.
     """
 
     image: NDArray[np.uint8]

@@ -247,7 +247,7 @@ def _classes_section(report: RunReport) -> str:
         '<p class="caption">Calibration scores; dark bars on a shaded band lie inside the window, dashed '
         f"lines are its limits. {axis}; heights are relative to the fullest bin of the class. Share "
         "discarded, in per cent: <b>asked</b> of calibration (DPW), <b>in-sample</b> among the calibration "
-        "scores, <b>expected</b> of fresh scores by cross-fitting on two halves, <b>actual</b> in "
+        "scores, <b>expected</b> of fresh scores by cross-validation, <b>actual</b> in "
         "production.</p>\n</section>"
     )
 

@@ -42,8 +42,8 @@ def count(number: int) -> str:
 def byte_size(n_bytes: int) -> str:
     """A size in decimal units, three significant digits.
 
-    >>> byte_size(999), byte_size(1_234_567), byte_size(45_600_000)
-    ('999 B', '1.23 MB', '45.6 MB')
+    >>> byte_size(999), byte_size(1_234_567), byte_size(45_600_000), byte_size(7_000_000_000)
+    ('999 B', '1.23 MB', '45.6 MB', '7.00 GB')
     """
     size = float(n_bytes)
     for unit in ("B", "kB", "MB"):
@@ -67,6 +67,8 @@ def significant(value: float, digits: int = 3) -> str:
 
     >>> significant(0.041259), significant(12.345), significant(1234.5), significant(0.0)
     ('0.0413', '12.3', '1,234', '0')
+    >>> significant(1.5e-9), significant(float("inf"))
+    ('1.50e\u221209', 'n/a')
     """
     if not isfinite(value):
         return MISSING
