@@ -122,7 +122,7 @@ def split_rows(n: int, shares: Sequence[float], seed: int) -> tuple[IntArray, ..
     >>> [len(part) for part in split_rows(10, (0.4, 0.2, 0.4), seed=0)]
     [4, 2, 4]
     """
-    if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
+    if not shares or not (min(shares) > 0 and abs(sum(shares) - 1) <= 1e-9):
         raise InputError(f"shares must be positive and sum to 1, got {tuple(shares)!r}")
     order = np.random.default_rng(seed).permutation(n).astype(np.int64)
     ends = np.round(np.cumsum(shares)[:-1] * n).astype(int)

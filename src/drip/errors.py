@@ -1,4 +1,4 @@
-"""The errors a caller may catch; one base class. No logic lives here."""
+"""The errors a caller may catch; one base class. No logic lives here but the wording they share."""
 
 from __future__ import annotations
 
@@ -32,3 +32,14 @@ class StreamError(DripError):
 
 class ExportError(DripError):
     """Something cannot be written in the asked format."""
+
+
+def missing_extra(room: str, package: str, extra: str) -> DripError:
+    """The error of a room whose package is not installed, with the command that installs it.
+
+    >>> print(missing_extra("drip.scoring", "torch", "torch"))
+    drip.scoring needs torch, which cannot be imported; run: pip install "drip-edge[torch]"
+    """
+    return DripError(
+        f'{room} needs {package}, which cannot be imported; run: pip install "drip-edge[{extra}]"'
+    )

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, cast, get_args
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from drip.errors import InputError
 from drip.types import JsonObject
@@ -38,6 +38,10 @@ MEDIA_TYPES: Mapping[str, str] = {
 SUFFIXES: Mapping[str, str] = {kind: suffix for suffix, kind in MEDIA_TYPES.items() if suffix != ".jpeg"}
 """File suffix by media type; what exports write."""
 
+# What the decoders may open for a media type: bytes of another format are refused, not guessed at.
+_IMAGE_FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/bmp": "BMP"}
+_AUDIO_FORMATS = {"audio/wav": ("WAV", "WAVEX"), "audio/flac": ("FLAC",)}
+
 _DEFAULT_MAX_VALUES = 64_000_000
 
 
@@ -50,7 +54,8 @@ class InputContract:
             any shape of an array.
         resize: ``exact`` refuses other sizes; ``stretch`` resizes both sides; ``crop`` resizes the
             shorter side and cuts the middle. Audio: ``crop`` cuts or zero-pads at the end. Bilinear
-            with antialiasing.
+            with antialiasing. Transparency and orientation tags are ignored; 16-bit images keep their
+            high byte; of an animation the first frame counts.
         mean: Subtracted per channel, after scaling values to [0, 1] (images) or [-1, 1] (audio).
         std: Divided by, per channel.
         sample_rate_hz: Required rate of audio; 0 for images and arrays.
@@ -71,17 +76,22 @@ class InputContract:
         Raises:
             InputError: a field is outside its range.
         """
-        if not self.shape or any(side < 1 for side in self.shape):
+        if not self.shape or not all(_is_count(side) and side > 0 for side in self.shape):
             raise InputError(f"shape must be positive sizes such as (3, 224, 224), got {self.shape!r}")
         if self.resize not in get_args(Resize):
             raise InputError(f"resize must be one of {', '.join(get_args(Resize))}, got {self.resize!r}")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, self.shape[0]) or not np.isfinite(values).all():
+            if len(values) not in (1, self.shape[0]) or not np.isfinite(_float32(values)).all():
                 raise InputError(
                     f"{name} must be one finite number or one per channel ({self.shape[0]}), got {values!r}"
                 )
-        if min(self.std) <= 0:
+        if _float32(self.std).min() <= 0:
             raise InputError(f"std must be positive, got {self.std!r}")
+        if not (_is_count(self.sample_rate_hz) and _is_count(self.max_values) and self.max_values > 0):
+            raise InputError(
+                "sample_rate_hz must be a rate from 0 and max_values a count from 1, "
+                f"got {self.sample_rate_hz!r} and {self.max_values!r}"
+            )
 
     def prepare(self, data: bytes, media_type: str) -> NDArray[np.float32]:
         """Decode one sample.
@@ -105,19 +115,19 @@ class InputContract:
         if media_type not in SUFFIXES:
             raise InputError(f"media type must be one of {', '.join(SUFFIXES)}, got {media_type!r}")
         if kind == "image":
-            values = self._image(data)
+            values = self._image(data, media_type)
         elif kind == "audio":
-            values = self._audio(data)
+            values = self._audio(data, media_type)
         else:
-            values = decode_npy(data, max_values=self.max_values).astype(np.float32)
+            values = _float32(decode_npy(data, max_values=self.max_values))
         if values.shape != self.shape:
             raise InputError(f"an input of shape {self.shape} is needed, got {values.shape}")
+        channels = (-1,) + (1,) * (len(self.shape) - 1)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+            values = (values - _float32(self.mean).reshape(channels)) / _float32(self.std).reshape(channels)
         if not np.isfinite(values).all():
             raise InputError("finite values are needed, got NaN or infinity; check the sensor or the encoder")
-        channels = (-1,) + (1,) * (len(self.shape) - 1)
-        mean = np.asarray(self.mean, dtype=np.float32).reshape(channels)
-        std = np.asarray(self.std, dtype=np.float32).reshape(channels)
-        return (values - mean) / std
+        return values
 
     def to_json(self) -> JsonObject:
         """The fields as JSON, for policies and model files."""
@@ -132,12 +142,12 @@ class InputContract:
         Raises:
             InputError: unknown or malformed fields.
         """
-        fields: Any = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
-        }
         try:
+            fields: Any = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
+            }
             return cls(**fields)
-        except TypeError as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise InputError(f"an input contract is needed, got {content!r}: {error}") from error
 
     def _check_count(self, count: int, what: str) -> None:
@@ -146,19 +156,23 @@ class InputContract:
                 f"at most {self.max_values} {what} are decoded, got {count}; raise max_values if it is wanted"
             )
 
-    def _image(self, data: bytes) -> NDArray[np.float32]:
+    def _image(self, data: bytes, media_type: str) -> NDArray[np.float32]:
         if len(self.shape) != 3 or self.shape[0] not in (1, 3):
             raise InputError(f"an image needs a shape of (1 or 3, height, width), got {self.shape}")
         n_channels, height, width = self.shape
         try:
             with warnings.catch_warnings():
-                # Pillow warns of large pictures; they are refused here, before they are decoded.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                with Image.open(io.BytesIO(data)) as opened:
+                # Large pictures are refused here, before they are decoded; odd metadata is ignored.
+                warnings.simplefilter("ignore")
+                with Image.open(io.BytesIO(data), formats=(_IMAGE_FORMATS[media_type],)) as opened:
                     self._check_count(opened.width * opened.height, "pixels")
-                    picture = opened.convert("L" if n_channels == 1 else "RGB")
+                    picture = _eight_bits(opened).convert("L" if n_channels == 1 else "RGB")
         except InputError:
             raise
+        except UnidentifiedImageError as error:
+            raise InputError(
+                f"bytes of type {media_type} are needed, got {len(data)} that begin with {data[:8]!r}"
+            ) from error
         except Exception as error:  # Pillow's decoders raise many types on corrupt bytes
             raise InputError(
                 f"a complete image is needed, got {len(data)} bytes that fail: {error}"
@@ -179,21 +193,32 @@ class InputContract:
             return picture.resize((width, height), Image.Resampling.BILINEAR)
         scale = max(width / picture.width, height / picture.height)
         size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
         left, top = (size[0] - width) // 2, (size[1] - height) // 2
-        return picture.crop((left, top, left + width, top + height))
+        # Only the cut is computed: a picture of extreme proportions would take all memory when resized.
+        across, down = picture.width / size[0], picture.height / size[1]
+        box = (
+            left * across,
+            top * down,
+            min((left + width) * across, picture.width),
+            min((top + height) * down, picture.height),
+        )
+        return picture.resize((width, height), Image.Resampling.BILINEAR, box)
 
-    def _audio(self, data: bytes) -> NDArray[np.float32]:
+    def _audio(self, data: bytes, media_type: str) -> NDArray[np.float32]:
         if len(self.shape) != 2:
             raise InputError(f"audio needs a shape of (channels, samples), got {self.shape}")
         n_channels, n_samples = self.shape
         try:
             with soundfile.SoundFile(io.BytesIO(data)) as sound:
                 self._check_count(sound.frames * sound.channels, "audio values")
-                rate = sound.samplerate
+                rate, n_frames, form = sound.samplerate, sound.frames, sound.format
                 values = cast("NDArray[np.float32]", sound.read(dtype="float32", always_2d=True)).T
         except soundfile.SoundFileError as error:
             raise InputError(f"complete audio is needed, got {len(data)} bytes that fail: {error}") from error
+        if form not in _AUDIO_FORMATS[media_type]:
+            raise InputError(f"bytes of type {media_type} are needed, got the format {form}")
+        if values.shape[1] < n_frames or _is_cut_riff(data):
+            raise InputError(f"complete audio is needed, got {len(data)} bytes that end too early")
         if rate != self.sample_rate_hz:
             raise InputError(
                 f"audio at {self.sample_rate_hz} Hz is needed, got {rate} Hz; resample it at the source"
@@ -209,6 +234,29 @@ class InputContract:
         fitted = np.zeros(self.shape, dtype=np.float32)
         fitted[:, : values.shape[1]] = values[:, :n_samples]
         return fitted
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _float32(values: Any) -> NDArray[np.float32]:
+    """The values as float32; what is too large becomes infinite, without a warning."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values).astype(np.float32)
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """High byte of a 16-bit grey picture, as Pillow does with colours; it would clip greys to white."""
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
+
+
+def _is_cut_riff(data: bytes) -> bool:
+    """True where a WAV file is shorter than it says; recorders that stream leave the size open."""
+    declared = int.from_bytes(data[4:8], "little")
+    return data[:4] == b"RIFF" and declared != 0xFFFFFFFF and declared + 8 > len(data) + 1
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -240,15 +288,21 @@ def decode_npy(data: bytes, *, max_values: int = _DEFAULT_MAX_VALUES) -> NDArray
         read_header = (
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )
-        shape, _, dtype = read_header(stream)
-    except (ValueError, OSError, EOFError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy warns of headers that Python 2 wrote
+            shape, is_fortran, dtype = read_header(stream)
+    except Exception as error:  # numpy parses the header as Python source, which fails in many ways
         raise InputError(f"an npy array is needed, got {len(data)} bytes that fail: {error}") from error
     if dtype.hasobject or dtype.kind not in "buif":
         raise InputError(f"an array of numbers is needed, got dtype {dtype}")
-    if math.prod(shape) > max_values:
+    if any(side < 0 for side in shape) or math.prod(shape) > max_values:
         raise InputError(f"an array of at most {max_values} values is needed, got shape {shape}")
-    if len(data) - stream.tell() < math.prod(shape) * dtype.itemsize:
+    if len(data) - stream.tell() != math.prod(shape) * dtype.itemsize:
         raise InputError(
             f"a complete npy array is needed, got {len(data)} bytes for shape {shape}; send it anew"
         )
-    return cast("NDArray[Any]", np.load(io.BytesIO(data), allow_pickle=False))
+    values = np.frombuffer(data, dtype, offset=stream.tell()) if math.prod(shape) else np.empty(0, dtype)
+    try:
+        return values.reshape(shape, order="F" if is_fortran else "C").copy()
+    except ValueError as error:  # more axes, or longer ones, than numpy has
+        raise InputError(f"an array of numbers is needed, got shape {shape}: {error}") from error

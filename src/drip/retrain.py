@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from drip.errors import InputError, ModelError, missing_extra
+
+try:
+    import torch
+except ImportError as error:
+    raise missing_extra("drip.retrain", "torch", "torch") from error
+
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from drip.errors import InputError, ModelError
 from drip.store import RetentionStore, StoredSample
 from drip.types import IntArray
 
@@ -98,13 +105,18 @@ def train(
         The trained model, in eval mode.
 
     Raises:
-        InputError: no example.
+        InputError: fewer than two examples, inputs of several shapes, or a label that is no class.
         ModelError: the loss is NaN or infinite.
     """
     config = config or TrainConfig()
     total = sum(len(part.labels) for part in parts)
-    if total == 0:
-        raise InputError("at least one training example is needed, got none; check the store and the labels")
+    if total < 2:
+        raise InputError(
+            f"at least two training examples are needed, got {total}; check the store and the labels"
+        )
+    shapes = {part.inputs.shape[1:] for part in parts if len(part.labels)}
+    if len(shapes) > 1:
+        raise InputError(f"inputs of one shape are needed, got {sorted(shapes)}; prepare all parts alike")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = model_factory()
@@ -173,25 +185,23 @@ def stored_examples(
     """
     if labels not in get_args(Labels):
         raise InputError(f"labels must be one of {', '.join(get_args(Labels))}, got {labels!r}")
-    found = np.fromiter(
-        (label for stored in store if (label := label_of(stored, labels)) is not None), dtype=np.int64
-    )
-    inputs = _prepared((stored for stored in store if label_of(stored, labels) is not None), prepare)
-    first = next(inputs, None)
-    if first is None:
-        yield Examples(np.zeros((0,), np.float32), found)
-        return
-    shape = (len(found), *first.shape)
+    count = sum(label_of(stored, labels) is not None for stored in store)
+    array: NDArray[np.float32] = np.zeros((0,), np.float32)
+    found: list[int] = []
     with tempfile.TemporaryFile() as spill:
-        array: NDArray[np.float32]
-        if first.nbytes * len(found) <= memory_bytes:
-            array = np.empty(shape, np.float32)
-        else:
-            array = np.memmap(spill, np.float32, "w+", shape=shape)
-        array[0] = first
-        for row, values in enumerate(inputs, start=1):
-            array[row] = values
-        yield Examples(array, found)
+        # A device may still write: what came or went since the count must not leave a hole.
+        for label, values in islice(_labelled(store, prepare, labels), count):
+            if not found:
+                shape = (count, *values.shape)
+                in_memory = values.nbytes * count <= memory_bytes
+                array = (
+                    np.empty(shape, np.float32)
+                    if in_memory
+                    else np.memmap(spill, np.float32, "w+", shape=shape)
+                )
+            array[len(found)] = values
+            found.append(label)
+        yield Examples(array[: len(found)], np.array(found, dtype=np.int64))
 
 
 def label_of(stored: StoredSample, labels: Labels) -> int | None:
@@ -213,14 +223,17 @@ def predict(model: nn.Module, inputs: NDArray[np.float32], batch_size: int = 512
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-def _prepared(
-    stored: Iterable[StoredSample], prepare: Callable[[bytes, str], NDArray[np.float32]]
-) -> Iterator[NDArray[np.float32]]:
-    for item in stored:
+def _labelled(
+    store: RetentionStore, prepare: Callable[[bytes, str], NDArray[np.float32]], labels: Labels
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    for stored in store:
+        label = label_of(stored, labels)
+        if label is None:
+            continue
         try:
-            yield prepare(item.sample.data, item.sample.media_type)
+            yield label, prepare(stored.sample.data, stored.sample.media_type)
         except InputError as error:
-            raise InputError(f"stored sample {item.sample.id!r}: {error}") from error
+            raise InputError(f"stored sample {stored.sample.id!r}: {error}") from error
 
 
 def _fit(
@@ -230,8 +243,8 @@ def _fit(
     config: TrainConfig,
     on_epoch: Callable[[int, float], None] | None,
 ) -> None:
-    # A last batch of one example would break batch normalisation; it joins the batch before.
-    n_steps = max(1, round(total / config.batch_size))
+    # A batch of one example would break batch normalisation: batches are equal to one, at least two.
+    n_steps = max(1, min(round(total / config.batch_size), total // 2))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -243,7 +256,9 @@ def _fit(
         for rows in np.array_split(order.permutation(total), n_steps):
             inputs, labels = _fetch(parts, rows)
             optimiser.zero_grad(set_to_none=True)
-            loss = cross_entropy(model(inputs.to(config.device)), labels.to(config.device))
+            logits = model(inputs.to(config.device))
+            _check_labels(labels, logits.shape[1])
+            loss = cross_entropy(logits, labels.to(config.device))
             loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
             optimiser.step()
             schedule.step()
@@ -263,3 +278,11 @@ def _fetch(parts: Sequence[Examples], rows: IntArray) -> tuple[torch.Tensor, tor
             labels.append(part.labels[mine])
         offset += len(part.labels)
     return torch.from_numpy(np.concatenate(inputs)), torch.from_numpy(np.concatenate(labels))
+
+
+def _check_labels(labels: torch.Tensor, n_classes: int) -> None:
+    if labels.min() < 0 or labels.max() >= n_classes:
+        raise InputError(
+            f"labels must be in [0, {n_classes}), got {int(labels.min())} to {int(labels.max())}; "
+            "correct them in the store"
+        )

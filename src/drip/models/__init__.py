@@ -5,13 +5,12 @@ EfficientNet-B0 and MobileNetV2 have torchvision's ``state_dict`` key names, so 
 
 from __future__ import annotations
 
-import importlib.util
+from drip.errors import missing_extra
 
-from drip.errors import DripError
-
-if importlib.util.find_spec("torch") is None:
-    _MESSAGE = 'drip.models needs torch, which is not installed; run: pip install "drip-edge[torch]"'
-    raise DripError(_MESSAGE)
+try:
+    import torch  # noqa: F401  # only to say early how to install it
+except ImportError as error:
+    raise missing_extra("drip.models", "torch", "torch") from error
 
 from drip.models.efficientnet import EfficientNetB0, freeze_all_but_last_seven
 from drip.models.loading import load_model

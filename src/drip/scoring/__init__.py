@@ -8,15 +8,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np  # noqa: F401  # used by the doctest
 
-from drip.errors import DripError
+from drip.errors import missing_extra
 
-if importlib.util.find_spec("torch") is None:
-    _MESSAGE = 'drip.scoring needs torch, which is not installed; run: pip install "drip-edge[torch]"'
-    raise DripError(_MESSAGE)
+try:
+    import torch  # noqa: F401  # only to say early how to install it
+except ImportError as error:
+    raise missing_extra("drip.scoring", "torch", "torch") from error
 
 from drip.scoring.digest import model_digest
 from drip.scoring.scorer import TorchScorer
