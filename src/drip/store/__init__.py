@@ -3,6 +3,7 @@
 Public: :class:`RetentionStore` and what it gives back. Decides nothing and knows no model.
 """
 
+from drip.store.exports import export_image_folder, export_webdataset
 from drip.store.records import (
     AuditRow,
     CheckReport,
@@ -25,4 +26,6 @@ __all__ = [
     "RetentionStore",
     "StoreStats",
     "StoredSample",
+    "export_image_folder",
+    "export_webdataset",
 ]

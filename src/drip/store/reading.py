@@ -18,7 +18,7 @@ from drip.types import Decision, Progress, Sample
 _CHUNK = 256
 
 _KEPT = """SELECT kept.id, sample_id, content_hash, media_type, digest, priority, keep_probability, reason,
-    predicted_class, true_label, human_label, repeats, time_s, scores, meta
+    predicted_class, true_label, human_label, repeats, time_s, scores, meta, annotator
     FROM kept JOIN policies ON policies.id = kept.policy"""
 _AUDIT = """SELECT audit.id, sample_id, digest, outcome, retain, priority, keep_probability, reason,
     predicted_class, label, n_bytes, time_s, scores, logits
@@ -154,7 +154,7 @@ class Reader:
 
 def _stored_sample(row: tuple[Any, ...], data: Any) -> StoredSample:
     key, sample_id, digest, media_type, policy, priority, probability, reason, predicted, *rest = row
-    true_label, human_label, repeats, time_s, scores, meta = rest
+    true_label, human_label, repeats, time_s, scores, meta, annotator = rest
     return StoredSample(
         key=key,
         sample=Sample(sample_id, data, media_type, true_label, time_s, codec.decode_meta(meta)),
@@ -164,6 +164,7 @@ def _stored_sample(row: tuple[Any, ...], data: Any) -> StoredSample:
         content_hash=digest.hex(),
         policy_digest=policy,
         human_label=human_label,
+        annotator=annotator or "",
         repeats=repeats,
     )
 

@@ -324,12 +324,13 @@ class RetentionStore:
         self._open_connection()
         return self._reader.progress()
 
-    def set_label(self, sample: int | str, label: int | None) -> None:
+    def set_label(self, sample: int | str, label: int | None, *, annotator: str = "") -> None:
         """Give a kept sample a human label; it wins over a label that came with the sample.
 
         Args:
             sample: :attr:`StoredSample.key`, or a sample id that only one kept sample has.
             label: Class index; None takes a human label back.
+            annotator: Who says so, for the record.
 
         Raises:
             InputError: a label that is no class index.
@@ -349,7 +350,7 @@ class RetentionStore:
                 "use the key of an iterated sample (it may have been evicted)"
             )
             raise StoreError(message)
-        writer.set_label(keys[0], None if label is None else int(label))
+        writer.set_label(keys[0], None if label is None else int(label), annotator)
 
     # -- reading ---------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from drip.errors import StoreError
 
 APPLICATION_ID = 0x44524950  # "DRIP"
-VERSION = 1
+VERSION = 2
 
 # One number runs through the store: audit.id = kept.id = blobs.id = the number of the decision. Age, the
 # audit mark of an eviction and the blob's place therefore need no further index.
@@ -60,7 +60,8 @@ STATEMENTS: Sequence[str] = (
         repeats INTEGER NOT NULL DEFAULT 0,
         time_s REAL,
         scores TEXT NOT NULL,
-        meta TEXT
+        meta TEXT,
+        annotator TEXT
     )""",
     "CREATE UNIQUE INDEX kept_content ON kept (content_hash)",
     "CREATE INDEX kept_priority ON kept (priority)",
@@ -107,7 +108,9 @@ STATEMENTS: Sequence[str] = (
 
 # version -> what turns a file of that version into the next one. Statements only add (columns, tables), so
 # that a migration writes a few pages and fits the log's share of any budget.
-MIGRATIONS: Mapping[int, Sequence[str]] = MappingProxyType({})
+MIGRATIONS: Mapping[int, Sequence[str]] = MappingProxyType(
+    {1: ("ALTER TABLE kept ADD COLUMN annotator TEXT",)}
+)
 
 
 def identify(connection: sqlite3.Connection, path: Path) -> int | None:
@@ -124,8 +127,8 @@ def identify(connection: sqlite3.Connection, path: Path) -> int | None:
     if application_id != APPLICATION_ID:
         message = (
             f"{path} must be a drip store (application_id {APPLICATION_ID:#x}), "
-            f"got an SQLite file of another program (application_id {application_id:#x}, {n_objects} tables); "
-            "choose another path"
+            f"got an SQLite file of another program (application_id {application_id:#x}, "
+            f"{n_objects} tables); choose another path"
         )
         raise StoreError(message)
     if not 1 <= version <= VERSION:

@@ -34,9 +34,10 @@ _INSERT_AUDIT = (
     "INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
 _INSERT_KEPT = (
-    "INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, 0, ?, ?, ?) ON CONFLICT DO NOTHING"
+    "INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, 0, ?, ?, ?, NULL) ON CONFLICT DO NOTHING"
 )
 _INSERT_BLOB = "INSERT INTO blobs VALUES (?, ?)"
+_LABEL = "UPDATE kept SET human_label = ?, annotator = ? WHERE id = ?"
 _NEXT_KEY = (
     "SELECT max(coalesce((SELECT max(id) FROM audit), 0), coalesce((SELECT max(id) FROM kept), 0)) + 1"
 )
@@ -383,14 +384,14 @@ class Writer:
             self._policy = None
             raise
 
-    def set_label(self, key: int, label: int | None) -> None:
+    def set_label(self, key: int, label: int | None, annotator: str) -> None:
         """Give a kept sample a human label; see :meth:`drip.store.RetentionStore.set_label`."""
 
         def record() -> None:
             self.space.start_operation(PUT_FRAMES)
             if not self.space.has_pages(1):
                 self._evictor.make_room(1, None)
-            self._cursor.execute("UPDATE kept SET human_label = ? WHERE id = ?", (label, key))
+            self._cursor.execute(_LABEL, (label, annotator or None, key))
             self.space.free_pages -= 2
 
         self.run(((1, None),), PUT_FRAMES, record)

@@ -1,0 +1,280 @@
+"""Writes kept samples where training tools read them: an image folder, or WebDataset shards.
+
+Reads any iterable of stored samples; knows no database. What is written appears complete or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from drip.errors import ExportError, InputError
+from drip.files import atomic_writer, sync_directory, write_atomically
+from drip.store.records import StoredSample
+
+Labels = Literal["true", "predicted", "human"]
+LABELS: tuple[str, ...] = ("true", "predicted", "human")
+
+_EXTENSIONS = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/webp": "webp",
+    "image/bmp": "bmp",
+    "image/tiff": "tif",
+    "audio/wav": "wav",
+    "audio/x-wav": "wav",
+    "audio/vnd.wave": "wav",
+    "audio/flac": "flac",
+    "audio/x-flac": "flac",
+    "application/x-npy": "npy",
+    "application/json": "data.json",
+    "text/plain": "txt",
+}
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_MAX_NAME = 80
+
+
+def class_of(record: StoredSample, labels: Labels) -> int | None:
+    """The class index under which a sample is exported, None when it has none.
+
+    Args:
+        record: The sample.
+        labels: ``"true"``: the label that came with it; ``"human"``: the one a person gave;
+            ``"predicted"``: what the model said.
+    """
+    if labels == "true":
+        return record.sample.label
+    return record.human_label if labels == "human" else record.predicted_class
+
+
+def file_stem(record: StoredSample) -> str:
+    """A file name for a sample: unique by its key, readable by its id, and never a path.
+
+    Everything but letters, digits, ``-`` and ``_`` becomes ``-``, so that no id can leave the folder, hide
+    a file or look like an extension.
+    """
+    readable = _UNSAFE.sub("-", record.sample.id).strip("-")[:_MAX_NAME]
+    return f"{record.key:09d}-{readable}" if readable else f"{record.key:09d}"
+
+
+def extension_of(media_type: str) -> str:
+    """The usual file extension of a media type, ``bin`` when there is none.
+
+    >>> extension_of("image/png"), extension_of("application/x-unknown")
+    ('png', 'bin')
+    """
+    return _EXTENSIONS.get(media_type.partition(";")[0].strip().lower(), "bin")
+
+
+def record_json(record: StoredSample, labels: Labels) -> dict[str, Any]:
+    """What is known of a sample besides its bytes, as JSON values.
+
+    Infinite numbers become text, since JSON has none.
+    """
+    decision = record.decision
+    return {
+        "annotator": record.annotator,
+        "class": class_of(record, labels),
+        "content_hash": record.content_hash,
+        "human_label": record.human_label,
+        "id": record.sample.id,
+        "keep_probability": decision.keep_probability,
+        "key": record.key,
+        "label_state": record.label_state.value,
+        "media_type": record.sample.media_type,
+        "meta": dict(record.sample.meta),
+        "policy_digest": record.policy_digest,
+        "predicted_class": record.predicted_class,
+        "priority": _json_number(decision.priority),
+        "reason": decision.reason,
+        "scores": {name: _json_number(value) for name, value in record.scores.items()},
+        "time_s": record.sample.time_s,
+        "true_label": record.sample.label,
+    }
+
+
+def export_image_folder(
+    records: Iterable[StoredSample],
+    folder: Path,
+    *,
+    labels: Labels,
+    class_names: Sequence[str] | None = None,
+) -> int:
+    """Write ``<folder>/<class name>/<key>-<id>.<extension>`` and ``<folder>/records.jsonl``.
+
+    The layout is the one of ``torchvision.datasets.ImageFolder``. Everything is written into a temporary
+    folder beside the target and synced, and the folder is renamed at the end.
+
+    Args:
+        records: The samples, such as a store or ``store.samples(...)``.
+        folder: A path that does not exist yet, or an empty folder.
+        labels: ``"true"``, ``"predicted"`` or ``"human"``; samples without such a label are left out.
+        class_names: Names by class index; None uses the numbers.
+
+    Returns:
+        How many samples were written.
+
+    Raises:
+        ExportError: the folder is not empty or cannot be written, or a class index has no name.
+        InputError: unknown ``labels``, or names that are no plain and distinct folder names.
+    """
+    _require_labels(labels)
+    if class_names is not None:
+        _require_names(class_names)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        message = f"a new or empty folder is needed to export to, got {str(folder)!r}; choose another"
+        raise ExportError(message)
+    try:
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
+    except OSError as error:
+        message = f"a writable place is needed for {str(folder)!r}, got: {error}; choose another"
+        raise ExportError(message) from error
+    try:
+        n_written = 0
+        lines: list[str] = []
+        for record in records:
+            index = class_of(record, labels)
+            if index is None:
+                continue
+            place = temporary / _class_name(index, class_names)
+            place.mkdir(exist_ok=True)
+            path = place / f"{file_stem(record)}.{extension_of(record.sample.media_type)}"
+            write_atomically(path, record.sample.data)
+            line = {"file": f"{place.name}/{path.name}", **record_json(record, labels)}
+            lines.append(json.dumps(line, sort_keys=True) + "\n")
+            n_written += 1
+        write_atomically(temporary / "records.jsonl", "".join(lines).encode())
+        temporary.chmod(0o755)
+        temporary.replace(folder)
+        sync_directory(folder.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        message = (
+            f"{str(folder)!r} must be writable to the end, got: {error}; free some space and export again"
+        )
+        raise ExportError(message) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return n_written
+
+
+def export_webdataset(
+    records: Iterable[StoredSample], pattern: str, *, labels: Labels, max_count: int = 10_000
+) -> list[Path]:
+    """Write WebDataset shards: tar files in which the members of a sample share the name before the dot.
+
+    A sample has ``<stem>.cls`` (class index, where it has one), ``<stem>.<extension>`` (its bytes) and
+    ``<stem>.json`` (scores, decision, labels), in this order. Equal samples give equal bytes: owners,
+    times and modes are constant. Each shard is synced and renamed into place when it is complete.
+
+    Args:
+        records: The samples.
+        pattern: Path with one number field, such as ``out/shard-%06d.tar``.
+        labels: What ``.cls`` holds; samples without such a label are written without it.
+        max_count: Samples per shard.
+
+    Returns:
+        The shards' paths, in order.
+
+    Raises:
+        ExportError: the folder cannot be written, or a shard of that name exists.
+        InputError: unknown ``labels``, ``max_count`` below 1, or a pattern without its number field.
+    """
+    _require_labels(labels)
+    if isinstance(max_count, bool) or not isinstance(max_count, int) or max_count < 1:
+        message = f"max_count must be a positive integer, got {max_count!r}"
+        raise InputError(message)
+    try:
+        different = pattern % 0 != pattern % 1
+    except (TypeError, ValueError):
+        different = False
+    if not different:
+        message = f"pattern must have one number field such as shard-%06d.tar, got {pattern!r}; add it"
+        raise InputError(message)
+    paths: list[Path] = []
+    remaining = iter(records)
+    while (first := next(remaining, None)) is not None:
+        path = Path(pattern % len(paths))
+        if path.exists():
+            message = f"a shard must not exist yet, got {str(path)!r}; remove it or choose another pattern"
+            raise ExportError(message)
+        try:
+            with (
+                atomic_writer(path) as handle,
+                tarfile.open(fileobj=handle, mode="w", format=tarfile.GNU_FORMAT) as tar,
+            ):
+                _add(tar, first, labels)
+                for record in islice(remaining, max_count - 1):
+                    _add(tar, record, labels)
+        except OSError as error:
+            message = (
+                f"{str(path)!r} must be writable to the end, got: {error}; free some space and export again"
+            )
+            raise ExportError(message) from error
+        paths.append(path)
+    return paths
+
+
+def _add(tar: tarfile.TarFile, record: StoredSample, labels: Labels) -> None:
+    for extension, data in _members(record, labels):
+        entry = tarfile.TarInfo(f"{file_stem(record)}.{extension}")
+        entry.size = len(data)
+        entry.mode = 0o444
+        tar.addfile(entry, io.BytesIO(data))
+
+
+def _members(record: StoredSample, labels: Labels) -> Iterator[tuple[str, bytes]]:
+    index = class_of(record, labels)
+    if index is not None:
+        yield "cls", str(index).encode()
+    yield extension_of(record.sample.media_type), record.sample.data
+    yield "json", json.dumps(record_json(record, labels), sort_keys=True).encode()
+
+
+def _class_name(index: int, class_names: Sequence[str] | None) -> str:
+    if class_names is None:
+        return str(index)
+    if not 0 <= index < len(class_names):
+        message = (
+            f"class_names must name every class, got {len(class_names)} names and class {index}; add names"
+        )
+        raise ExportError(message)
+    return class_names[index]
+
+
+def _require_labels(labels: str) -> None:
+    if labels not in LABELS:
+        message = f"labels must be one of {LABELS}, got {labels!r}"
+        raise InputError(message)
+
+
+def _require_names(class_names: Sequence[str]) -> None:
+    for name in class_names:
+        if (
+            not name
+            or name in {".", ".."}
+            or name.startswith(".")
+            or "/" in name
+            or "\\" in name
+            or "\0" in name
+        ):
+            message = (
+                f"class_names must be plain folder names, got {name!r}; leave out slashes and leading dots"
+            )
+            raise InputError(message)
+    if len({name.casefold() for name in class_names}) != len(class_names) or "records.jsonl" in class_names:
+        message = f"class_names must be distinct and none may be records.jsonl, got {list(class_names)!r}"
+        raise InputError(message)
+
+
+def _json_number(value: float) -> float | str:
+    return value if abs(value) < float("inf") else repr(value)
