@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,12 +9,18 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from drip.datasets import ImageDataset, load_mnist, split_rows
-from drip.errors import InputError
+from drip.errors import InputError, missing_extra
+
+try:
+    import torch
+except ImportError as error:
+    raise missing_extra("drip.demo", "torch", "demo") from error
+
+from torch import nn
+
 from drip.models import SmallCNN
 from drip.pipeline import observe, run
 from drip.policy import Policy, Provenance, class_histograms
@@ -37,6 +42,7 @@ CALIBRATION_SHARE = 0.2
 
 STORE_BUDGET_BYTES = 256_000_000
 _N_TIMED = 300
+_FILES = ("model.pt", "policy.json", "report.html", "kept.db", "kept.db-wal", "kept.db-shm")
 _MODEL = "drip.models:SmallCNN"
 
 OnStage = Callable[[str, int, int | None, str], None]
@@ -72,7 +78,7 @@ def run_demo(config: DemoConfig, on_stage: OnStage = lambda *_: None) -> RunRepo
         the folder.
 
     Raises:
-        InputError: the folder exists and is not an earlier demonstration's.
+        InputError: the folder holds anything but an earlier demonstration, or cannot be written.
     """
     demo = _Demo(config, load_mnist(), on_stage)
     demo.prepare_folder()
@@ -92,17 +98,25 @@ class _Demo:
             len(first), (1 - CALIBRATION_SHARE, CALIBRATION_SHARE), config.seed
         )
         self._train, self._calibration = first[self._train], first[self._calibration]
-        epochs = config.epochs or (10 if len(dataset) <= 10_000 else 4)
-        self._training = TrainConfig(epochs=epochs, seed=config.seed)
+        default = 10 if len(dataset) <= 10_000 else 4
+        self._training = TrainConfig(
+            epochs=default if config.epochs is None else config.epochs, seed=config.seed
+        )
 
     def prepare_folder(self) -> None:
-        """Make the folder; an earlier demonstration's files in it go."""
+        """Make the folder; an earlier demonstration's files in it go, nobody else's."""
         out = self._config.out
-        if out.exists():
-            if any(out.iterdir()) and not (out / "policy.json").exists():
-                raise InputError(f"a new folder or an earlier demonstration's is needed, got {out}")
-            shutil.rmtree(out)
-        out.mkdir(parents=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            others = sorted(path.name for path in out.iterdir() if path.name not in _FILES)
+            if others:
+                raise InputError(
+                    f"a new folder or an earlier demonstration's is needed, got {out} with {others[0]!r}"
+                )
+            for name in _FILES:
+                (out / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"a folder that can be written is needed, got: {error}") from error
 
     @cached_property
     def model(self) -> nn.Module:
@@ -206,10 +220,6 @@ class _Demo:
         decisions = from_policy(self.policy).decide_many(self.scorer.observations)
         classes = self.scorer.observations.classes
         n_classes = self.policy.n_classes
-        options = "".join(
-            f" --{name} {value}"
-            for name, value in (("seed", self._config.seed), ("epochs", self._training.epochs))
-        )
         return RunReport(
             title="DRIP on handwritten digits",
             dataset=self._dataset.name,

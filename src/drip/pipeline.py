@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from drip.errors import DripError, InputError, ModelError, StreamError
+from drip.errors import DripError, InputError, ModelError
 from drip.files import sha256_hex
 from drip.media import decode_npy
 from drip.types import (
@@ -112,7 +112,8 @@ def run(
     the last committed batch when it is started again on the same sink.
 
     A plain iterable of samples is read ahead by up to one batch; give it a method ``batches`` when
-    code after its ``yield`` acknowledges.
+    code after its ``yield`` acknowledges. After an exception build source and selector anew: they may
+    have advanced beyond what was committed.
 
     Args:
         source: Where samples come from.
@@ -232,11 +233,6 @@ def _observe(
             observed.samples.append(sample)
         except InputError as error:
             observed.failures.append((sample, error))
-    shapes = {values.shape for values in inputs}
-    if len(shapes) > 1:
-        raise StreamError(
-            f"inputs of one shape are needed, got {sorted(shapes)}; use an InputContract"
-        )
     clock = _lap(seconds, "prepare", clock)
     if inputs:
         _score(scorer, inputs, observed)
@@ -247,7 +243,7 @@ def _observe(
 def _score(scorer: Scorer, inputs: list[NDArray[np.float32]], observed: _Observed) -> None:
     """Score a batch; when it fails, one by one, so that a bad sample does not take others with it."""
     try:
-        observed.observations = _complete(scorer.score(np.stack(inputs)), observed.samples)
+        observed.observations = _complete(scorer.score(_stacked(inputs)), observed.samples)
     except (InputError, ModelError):
         candidates, observed.samples, parts = observed.samples, [], []
         for sample, values in zip(candidates, inputs, strict=True):
@@ -257,6 +253,13 @@ def _score(scorer: Scorer, inputs: list[NDArray[np.float32]], observed: _Observe
             except (InputError, ModelError) as error:
                 observed.failures.append((sample, error))
         observed.observations = Observations.concatenate(parts) if parts else None
+
+
+def _stacked(inputs: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    shapes = {values.shape for values in inputs}
+    if len(shapes) > 1:
+        raise InputError(f"inputs of one shape are needed, got {sorted(shapes)}; use an InputContract")
+    return np.stack(inputs)
 
 
 def _check_arguments(
@@ -303,7 +306,10 @@ def _read_ahead(samples: Iterable[Sample], batch_size: int) -> Iterator[Sequence
 
 
 def _complete(observations: Observations, samples: Sequence[Sample]) -> Observations:
-    """Add what the scorer cannot know: time, size and hash of the encoded bytes."""
+    """Check that all is finite; add what the scorer cannot know: time, size and hash of the bytes."""
+    for name, column in {"logits": observations.logits, **observations.named_scores}.items():
+        if not np.isfinite(column).all():
+            raise ModelError(f"finite {name} are needed, got NaN or infinity; look at the input's scale")
     times = [np.nan if sample.time_s is None else sample.time_s for sample in samples]
     return replace(
         observations,

@@ -319,7 +319,7 @@ class Source(Protocol):
         ...
 
     def seek(self, cursor: str) -> None:
-        """Continue after the given position."""
+        """Continue after the given position; at the start when it is of another source."""
         ...
 
 

@@ -15,7 +15,7 @@ from drip.types import IntArray, Sample
 class DatasetSource:
     """Chosen rows of a data set, in the given order, encoded as PNG when they are asked for.
 
-    Delivery: at least once; the cursor is the number of samples already yielded.
+    Delivery: at least once; the cursor is the number of samples already yielded, and the set's name.
 
     Args:
         dataset: Images with labels.
@@ -45,18 +45,21 @@ class DatasetSource:
 
     @property
     def cursor(self) -> str | None:
-        """Number of samples yielded so far."""
-        return str(self._position)
+        """Number of samples yielded so far, and of which data set."""
+        return f"{self._position} of {self._dataset.name}"
 
     def seek(self, cursor: str) -> None:
-        """Continue behind the first ``cursor`` samples.
+        """Continue behind the samples yielded before; at the start for another data set.
 
         Raises:
             StreamError: not a position in this source.
         """
-        if not cursor.isdecimal() or int(cursor) > len(self._rows):
+        position, _, name = cursor.partition(" of ")
+        if name != self._dataset.name:
+            position = "0"
+        if not position.isdecimal() or int(position) > len(self._rows):
             raise StreamError(f"a position of 0 to {len(self._rows)} is needed, got {cursor!r}")
-        self._position = int(cursor)
+        self._position = int(position)
 
     def batches(self, max_samples: int) -> Iterator[list[Sample]]:
         """Lists of up to ``max_samples`` samples."""

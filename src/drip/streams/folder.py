@@ -17,15 +17,16 @@ class FolderSource:
     The identity of a sample is its relative path, its time the file's modification time. With
     ``class_names`` the name of the folder that a file lies in is its true label.
 
-    Delivery: at least once. Files are never touched; the cursor is the path of the last file, so a
-    restarted run continues behind it. Files that appear later and sort earlier are not seen by it.
+    Delivery: at least once. Files are never touched; the cursor is the folder and the path of the last
+    file, so a restarted run continues behind it, and a run on another folder starts at its first file.
+    Files that appear later and sort earlier are not seen by it.
 
     Args:
-        folder: The folder; links to folders are not followed.
+        folder: The folder; links to folders are not followed, hidden files and folders left out.
         class_names: Names of the classes in the order of the logits; or None for unlabelled files.
 
     Raises:
-        StreamError: no such folder, or no file of a known type in it.
+        StreamError: no such folder, one that cannot be listed, or no file of a known type in it.
     """
 
     def __init__(self, folder: str | Path, class_names: Sequence[str] | None = None) -> None:
@@ -33,12 +34,12 @@ class FolderSource:
         if not self._folder.is_dir():
             raise StreamError(f"a folder is needed, got {str(folder)!r}; check the path")
         self._classes = {name: index for index, name in enumerate(class_names or ())}
-        self._paths = sorted(self._find())
+        self._paths = dict(sorted(self._find()))
         if not self._paths:
             raise StreamError(
                 f"files with the suffixes {', '.join(MEDIA_TYPES)} are needed, got none below {folder}"
             )
-        self._cursor: str | None = None
+        self._last: str | None = None
 
     def __len__(self) -> int:
         """The number of files, those behind the cursor included."""
@@ -47,16 +48,17 @@ class FolderSource:
     @property
     def subfolders(self) -> tuple[str, ...]:
         """Sorted names of the folders that files lie in: the class names of a labelled folder."""
-        return tuple(sorted({Path(path).parent.name for path in self._paths} - {""}))
+        return tuple(sorted({path.parent.name for path in self._paths.values()} - {""}))
 
     @property
     def cursor(self) -> str | None:
-        """Relative path of the last yielded file."""
-        return self._cursor
+        """The folder, two slashes, and the relative path of the last yielded file."""
+        return None if self._last is None else f"{self._place}//{self._last}"
 
     def seek(self, cursor: str) -> None:
-        """Continue behind the file with this relative path, whether it still exists or not."""
-        self._cursor = cursor
+        """Continue behind that file, whether it still exists or not; at the start for another folder."""
+        place, _, last = cursor.rpartition("//")
+        self._last = last if place == self._place else None
 
     def batches(self, max_samples: int) -> Iterator[list[Sample]]:
         """Lists of up to ``max_samples`` samples.
@@ -64,30 +66,45 @@ class FolderSource:
         Raises:
             StreamError: a file that was listed cannot be read.
         """
-        cursor = self._cursor
-        remaining = [path for path in self._paths if cursor is None or path > cursor]
+        last = self._last
+        remaining = [name for name in self._paths if last is None or name > last]
         for start in range(0, len(remaining), max_samples):
             chunk = remaining[start : start + max_samples]
-            batch = [self._read(path) for path in chunk]
-            self._cursor = chunk[-1]
+            batch = [self._read(name) for name in chunk]
+            self._last = chunk[-1]
             yield batch
 
-    def _find(self) -> Iterator[str]:
-        for root, _, names in os.walk(self._folder):
+    @property
+    def _place(self) -> str:
+        return _printable(self._folder.resolve())
+
+    def _find(self) -> Iterator[tuple[str, Path]]:
+        for root, folders, names in os.walk(self._folder, onerror=self._refuse):
+            folders[:] = [name for name in folders if not name.startswith(".")]
             for name in names:
                 if Path(name).suffix.lower() in MEDIA_TYPES and not name.startswith("."):
-                    yield (Path(root) / name).relative_to(self._folder).as_posix()
+                    path = (Path(root) / name).relative_to(self._folder)
+                    yield _printable(path), path
 
-    def _read(self, path: str) -> Sample:
+    def _refuse(self, error: OSError) -> None:
+        raise StreamError(f"a readable folder is needed at {error.filename}, got: {error}") from error
+
+    def _read(self, name: str) -> Sample:
+        path = self._paths[name]
         place = self._folder / path
         try:
             data, modified = place.read_bytes(), place.stat().st_mtime
         except OSError as error:
             raise StreamError(f"a readable file is needed at {place}, got: {error}") from error
         return Sample(
-            id=path,
+            id=name,
             data=data,
             media_type=MEDIA_TYPES[place.suffix.lower()],
             label=self._classes.get(place.parent.name),
             time_s=modified,
         )
+
+
+def _printable(path: Path) -> str:
+    """The path as text that any store takes: bytes that are no UTF-8 are written as escapes."""
+    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
