@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
+from types import ModuleType
 
 import pytest
 
@@ -17,3 +19,14 @@ def require_tool(name: str, install: str) -> str:
             pytest.fail(reason)
         pytest.skip(reason)
     return path
+
+
+def require_module(name: str, install: str) -> ModuleType:
+    """A module; skips with the line that installs it, or fails where DRIP_REQUIRE=1 forbids skips."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        reason = f"{name} is needed for this test: {install}"
+        if os.environ.get("DRIP_REQUIRE") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)

@@ -1,0 +1,193 @@
+"""Every plan equals autograd through the whole model, on six kinds of heads and EfficientNet-B0."""
+
+import numpy as np
+import pytest
+import torch
+from heads import HEADS, assert_routes_equal, build, oracle, score_of
+from support import require_module
+
+from drip.models import AudioCNN, EfficientNetB0, MobileNetV2, SmallCNN
+from drip.scoring import TorchScorer
+from drip.scoring.cam import MAPS
+from drip.scoring.plans import ClosedForm, FullAutograd, HeadVjp
+
+METHODS = tuple(MAPS)
+# HiResCAM is left out for tokens: the last block normalises them first, so their gradient is orthogonal
+# to them and the map is zero up to rounding
+CASES = [(head, method) for head in HEADS for method in METHODS if (head, method) != ("tokens", "hirescam")]
+
+
+@pytest.mark.parametrize(("head", "method"), CASES)
+def test_scores_equal_full_autograd(head, method):
+    model, batch, layer = build(head)
+    scorer = TorchScorer(model, layer=layer, method=method)
+    observations = scorer.score(batch)
+    maps, logits, activations = oracle(model, layer, batch, method)
+    assert_routes_equal(observations.scores, score_of(maps))
+    assert_routes_equal(observations.logits, logits)
+    assert_routes_equal(observations.features, activations.mean(tuple(range(2, activations.ndim))))
+    assert (observations.classes == logits.argmax(1)).all()
+
+
+@pytest.mark.parametrize(("head", "method"), CASES)
+def test_normalised_scores_equal_full_autograd(head, method):
+    model, batch, layer = build(head)
+    found = TorchScorer(model, layer=layer, method=method, heatmap="normalised").score(batch).scores
+    expected = score_of(oracle(model, layer, batch, method)[0], normalised=True)
+    assert_routes_equal(found, expected)
+
+
+@pytest.mark.parametrize(("head", "method"), CASES)
+def test_contrastive_scores_equal_full_autograd(head, method):
+    model, batch, layer = build(head)
+    observations = TorchScorer(model, layer=layer, method=method, contrast=True).score(batch)
+    maps = oracle(model, layer, batch, method, rival=True)[0].reshape(len(batch), -1)
+    assert_routes_equal(observations.scores, np.maximum(maps, 0).mean(1))
+    assert_routes_equal(observations.named_scores["contrast_mean"], maps.mean(1))
+    assert_routes_equal(observations.named_scores["contrast_abs"], np.abs(maps).mean(1))
+    plain = oracle(model, layer, batch, method)[0]
+    assert_routes_equal(observations.named_scores["drip"], score_of(plain))
+    assert observations.primary == "contrast"
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_plan_that_applies_gives_the_same_scores(head):
+    model, batch, layer = build(head)
+    scorer = TorchScorer(model, layer=layer, example=batch)
+    fixed = scorer._prepared
+    expected = score_of(oracle(model, layer, batch)[0])
+    plans = [HeadVjp(model, fixed.target), FullAutograd(model, fixed.target), scorer.plan]
+    for plan in plans:
+        with torch.no_grad():
+            run = plan.run(torch.from_numpy(batch))
+            maps = MAPS["gradcam"](run.activations, run.gradients(run.logits.argmax(1), None))
+        assert_routes_equal(score_of(maps.numpy()), expected)
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [("gap_linear", ClosedForm), ("flatten_fc", ClosedForm), ("hardswish_mlp", None), ("before_max_pool", None)],
+)
+def test_the_closed_form_is_tried_exactly_where_it_holds(head, kind):
+    model, batch, layer = build(head)
+    scorer = TorchScorer(model, layer=layer, example=batch)
+    exact = scorer._prepared.choice.errors
+    assert ("closed form" in exact) == (kind is ClosedForm)
+    assert all(error <= 1e-5 for error in exact.values())
+
+
+@pytest.mark.parametrize("head", [name for name in HEADS if name != "before_max_pool"])
+def test_the_target_is_found_without_help(head):
+    model, batch, layer = build(head)
+    found = TorchScorer(model, example=batch).layer
+    # the squeeze-and-excitation head has a convolution of its own, which is the last activation
+    assert found in ({layer, "1.conv"} if head == "squeeze_head" else {layer})
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "shape_of_layer"),
+    [
+        (SmallCNN(3, 10, width=4), (3, 32, 32), [16, 8, 8]),
+        (AudioCNN(5, n_samples=4000, width=4, hidden=8), (1, 4000), [32, 3]),
+        (MobileNetV2(7), (3, 64, 64), [1280, 2, 2]),
+        (EfficientNetB0(10), (3, 64, 64), [1280, 2, 2]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_shipped_models_equal_full_autograd(model, shape, shape_of_layer):
+    batch = np.random.default_rng(1).normal(size=(3, *shape)).astype(np.float32)
+    scorer = TorchScorer(model.eval(), contrast=True, example=batch)
+    assert scorer.layer == "features"
+    assert scorer.score_definition["layer_shape"] == shape_of_layer
+    observations = scorer.score(batch)
+    assert_routes_equal(observations.named_scores["drip"], score_of(oracle(model, "features", batch)[0]))
+    contrast = oracle(model, "features", batch, rival=True)[0]
+    assert_routes_equal(observations.scores, score_of(contrast))
+
+
+@pytest.mark.parametrize("head", ["gap_linear", "flatten_fc", "hardswish_mlp", "squeeze_head"])
+def test_scores_equal_captum(head):
+    attr = require_module("captum.attr", "pip install captum")
+    model, batch, layer = build(head)
+    scores = TorchScorer(model, layer=layer).score(batch)
+    cam = attr.LayerGradCam(model, model.get_submodule(layer))
+    maps = cam.attribute(torch.from_numpy(batch), target=torch.from_numpy(scores.classes), relu_attributions=True)
+    assert_routes_equal(scores.scores, maps.detach().flatten(1).double().mean(1).numpy())
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("heatmap", ["raw", "normalised"])
+def test_a_batch_scores_as_its_samples_one_by_one(head, heatmap):
+    model, batch, layer = build(head)
+    scorer = TorchScorer(model, layer=layer, heatmap=heatmap, contrast=True, example=batch)
+    together = scorer.score(batch)
+    for row in range(len(batch)):
+        alone = scorer.score(batch[row : row + 1])
+        for name, column in together.named_scores.items():
+            assert alone.named_scores[name][0] == pytest.approx(column[row], rel=1e-4, abs=1e-6)
+
+
+def test_pooled_linear_heads_give_the_logit_back():
+    model, batch, _ = build("gap_linear")
+    observations = TorchScorer(model, contrast=True).score(batch)
+    bias = model[1][3].bias.detach().double().numpy()
+    n_positions = 9 * 11
+    maps = oracle(model, "0", batch)[0]
+    best = observations.classes
+    expected = (observations.logits[np.arange(len(batch)), best] - bias[best]) / n_positions
+    assert_routes_equal(maps.reshape(len(batch), -1).mean(1), expected)
+    order = np.argsort(-observations.logits, axis=1, kind="stable")
+    first, second = order[:, 0], order[:, 1]
+    rows = np.arange(len(batch))
+    margin = observations.logits[rows, first] - observations.logits[rows, second]
+    expected = (margin - (bias[first] - bias[second])) / n_positions
+    assert_routes_equal(observations.named_scores["contrast_mean"], expected)
+
+
+def test_gradcam_and_hirescam_are_one_on_pooled_linear_heads():
+    model, batch, _ = build("gap_linear")
+    gradcam = TorchScorer(model, method="gradcam").score(batch).scores
+    hirescam = TorchScorer(model, method="hirescam").score(batch).scores
+    assert_routes_equal(hirescam, gradcam)
+
+
+def test_hirescam_of_tokens_before_a_normalisation_is_zero():
+    model, batch, layer = build("tokens")
+    hirescam = TorchScorer(model, layer=layer, method="hirescam").score(batch).scores
+    gradcam = TorchScorer(model, layer=layer, method="gradcam").score(batch).scores
+    assert hirescam.max() < 1e-4 * gradcam.max()
+
+
+def test_layercam_joins_them_where_no_weight_is_negative():
+    model, batch, _ = build("gap_linear")
+    with torch.no_grad():
+        model[1][3].weight.abs_()
+    gradcam = TorchScorer(model, method="gradcam").score(batch).scores
+    layercam = TorchScorer(model, method="layercam").score(batch).scores
+    assert_routes_equal(layercam, gradcam)
+
+
+def test_heatmaps_explain_the_asked_classes():
+    model, batch, layer = build("gap_linear")
+    scorer = TorchScorer(model)
+    classes = np.array([4, 0, 1, 2, 3, 0])
+    maps = oracle(model, layer, batch, classes=classes)[0]
+    assert_routes_equal(scorer.heatmap(batch, classes), np.maximum(maps, 0))
+    predicted = oracle(model, layer, batch)[0]
+    assert_routes_equal(scorer.heatmap(batch), np.maximum(predicted, 0))
+
+
+def test_tied_logits_take_the_lowest_indices():
+    model, batch, layer = build("gap_linear")
+    with torch.no_grad():
+        model[1][3].weight[1:] = model[1][3].weight[1]
+        model[1][3].bias[:] = torch.tensor([-50.0, 1.0, 1.0, 1.0, 1.0])
+    observations = TorchScorer(model, layer=layer, contrast=True).score(batch)
+    assert (observations.classes == 1).all()
+    assert (observations.named_scores["contrast_abs"] == 0).all()
+    with torch.no_grad():
+        model[1][3].weight[2] += 0.1  # the second of the tied classes, at a lowered bias
+        model[1][3].bias[:] = torch.tensor([-50.0, 100.0, 50.0, 50.0, 50.0])
+    maps = oracle(model, layer, batch, rival=True)[0]
+    found = TorchScorer(model, layer=layer, contrast=True).score(batch).named_scores["contrast_mean"]
+    assert_routes_equal(found, maps.reshape(len(batch), -1).mean(1))
