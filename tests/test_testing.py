@@ -160,8 +160,7 @@ class AcknowledgesEarly(ListSource):
 
 class NeverAcknowledges(ListSource):
     def batches(self, max_samples):
-        for batch in super().batches(max_samples):
-            yield batch
+        yield from super().batches(max_samples)
         self.acknowledged = 0
 
 
