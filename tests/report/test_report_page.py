@@ -178,7 +178,7 @@ def test_kept_and_discarded_samples_are_apart(make_report):
     assert "Kept 3 shown, 2 of them predicted wrong" in page
     assert "Discarded 1 shown, 0 of them predicted wrong" in page
     assert "0.50 \u03c3 outside" in page
-    assert "inside the window" in page
+    assert "0.250 inside" in page
     assert "no window" in page
 
 

@@ -107,7 +107,8 @@ def verdict(report: RunReport) -> Verdict:
         word,
         f"DRIP is {word} than random in this run",
         f"{numbers}{gap}, more than chance explains ({error}). "
-        "It is one run with one seed: repeat it with others before relying on it.",
+        "It is one run with one seed, and this error does not cover what another seed would change: "
+        "repeat it with others before relying on it.",
     )
 
 

@@ -77,5 +77,5 @@ def _place(report: RunReport, item: GalleryItem) -> str:
     if not isfinite(item.distance) or not windows or not windows[item.predicted].discards:
         return "no window"
     if item.distance <= 0:
-        return "inside the window"
+        return "inside"
     return f"{significant(item.distance, 2)} \u03c3 outside"
