@@ -10,16 +10,12 @@ import os
 import sqlite3
 from pathlib import Path
 
-from drip.errors import StoreError
+from drip.errors import StoreError, TransactionFullError
 from drip.store.budget import RESERVE_PAGES, Layout, LogGauge
 
 _SOFT_BYTES = 4 * 1024 * 1024  # SQLite's own automatic checkpoint comes at 1000 pages of 4096 bytes
 _RETRY_FRAMES = 64  # how far the log grows before a checkpoint that a reader blocked is tried again
 _PINNED_PAGES = 16  # pages that an operation holds beside the cache
-
-
-class TransactionFullError(StoreError):
-    """What the transaction has written and wants to write does not fit the log's share."""
 
 
 class Space:
@@ -109,10 +105,11 @@ class Space:
         Raises:
             StoreError: a reader has kept the log from being reset for ``timeout_s``.
         """
-        if self.log_frames + n_frames <= soft_frames:
+        limit = min(soft_frames, self.layout.log_frames - n_frames)
+        if self.log_frames <= limit:
             return
         self.look_up_log()
-        if self.log_frames + n_frames <= soft_frames:
+        if self.log_frames <= limit:
             return
         must = self.log_frames + n_frames > self.layout.log_frames
         if must or self.log_frames >= self._retry_at:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from drip.errors import InputError, StoreError
+from drip.errors import InputError, StoreError, TransactionFullError
 from drip.store import codec
 from drip.store.budget import EVICT_FRAMES, PUT_FRAMES
 from drip.store.connection import explain, explained
@@ -22,7 +22,7 @@ from drip.store.incoming import Incoming, prepare
 from drip.store.quarantine import Quarantine
 from drip.store.records import Outcome
 from drip.store.settings import Settings
-from drip.store.space import Space, TransactionFullError
+from drip.store.space import Space
 from drip.store.tally import ClassTally, Tally
 from drip.types import Decision, Observation, Progress, Sample
 
@@ -81,7 +81,7 @@ class Writer:
         limit = self.space.layout.log_frames
         digest = self.policy_digest
         with explained(self._path, "write to"):
-            self._begin(limit // 2, limit * 3 // 4)
+            self._begin(limit // 2, limit // 4)
         self._in_transaction = True
         try:
             yield
@@ -126,11 +126,7 @@ class Writer:
             raise InputError(message) from error
 
     def _run_inside(self, action: Callable[[], None]) -> None:
-        if self._failure is not None:
-            message = (
-                f"the transaction failed earlier ({self._failure}) and will be rolled back; leave its block"
-            )
-            raise StoreError(message)
+        self._require_no_failure()
         try:
             action()
         except BaseException as error:
@@ -208,7 +204,7 @@ class Writer:
         space = self.space
         at_most = max(1, space.layout.log_frames // (8 * EVICT_FRAMES))
         while True:
-            self._begin(space.layout.log_frames // 2, space.layout.log_frames // 2)
+            self._begin(space.layout.log_frames // 2, 0)
             try:
                 space.start_operation(0)
                 n_before = self.tally.total("evicted")
@@ -459,6 +455,7 @@ class Writer:
                 break
             space.truncate_log()
             n_steps = min(n_over, layout.log_frames // 8)
-            self._cursor.execute(f"PRAGMA incremental_vacuum({n_steps})").fetchall()
+            # As a script, because execute() steps only once through a pragma without result columns.
+            self._cursor.executescript(f"PRAGMA incremental_vacuum({n_steps})")
         space.truncate_log()
         space.apply_limits()

@@ -1,0 +1,32 @@
+"""Samples, observations and decisions for the store's tests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from drip.types import Decision, Observation, Sample
+
+LOGITS = np.array([0.5, -1.0, 0.25])
+
+
+def sample(name="s", data=None, **more):
+    return Sample(name, f"data of {name}".encode() if data is None else data, "image/png", **more)
+
+
+def observation(predicted_class=1, **more):
+    return Observation(predicted_class, LOGITS, {"drip": 0.5}, **more)
+
+
+def keep(priority=0.5):
+    return Decision(True, priority, 0.25, "margin")
+
+
+DROP = Decision(False, 0.5, None, "inside-window")
+
+
+def put(store, name="s", priority=0.5, data=None, predicted_class=1):
+    store.put(sample(name, data), observation(predicted_class), keep(priority))
+
+
+def names(store):
+    return [record.sample.id for record in store]
