@@ -26,6 +26,10 @@ class StoreError(DripError):
     """The store cannot take, keep or give what was asked of it."""
 
 
+class TransactionFullError(StoreError):
+    """A transaction is larger than the store can commit at once; nothing of it was written."""
+
+
 class StreamError(DripError):
     """A source cannot be opened or read."""
 

@@ -6,8 +6,9 @@ Knows protocols only: no model, no store, no broker. Decisions are made in the o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from time import perf_counter
 from typing import Literal, get_args
@@ -15,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from drip.errors import DripError, InputError, ModelError
+from drip.errors import DripError, InputError, ModelError, TransactionFullError
 from drip.files import sha256_hex
 from drip.media import decode_npy
 from drip.types import (
@@ -144,20 +145,22 @@ def run(
         observed = _observe(batch, scorer, prepare, tally.seconds)
         if on_error == "raise":
             observed.raise_first()
+        writes: list[Callable[[], None]] = []
         clock = perf_counter()
-        with _transaction(sink):
-            if observed.observations is not None:
-                decisions = selector.decide_many(observed.observations)
-                clock = _lap(tally.seconds, "decide", clock)
-                tally._count(observed, decisions)  # noqa: SLF001  # the loop is its only writer
-                for row, sample in enumerate(observed.samples):
-                    sink.put(sample, observed.observations[row], decisions[row])
-            if isinstance(sink, DurableSink):
-                if on_error == "quarantine":
-                    for sample, error in observed.failures:
-                        sink.quarantine(sample, str(error))
-                cursor = source.cursor if isinstance(source, Source) else None
-                sink.save_progress(Progress(cursor, selector.state(), policy_digest))
+        if observed.observations is not None:
+            decisions = selector.decide_many(observed.observations)
+            rows = zip(observed.samples, observed.observations, decisions, strict=True)
+            writes += [partial(sink.put, *row) for row in rows]
+            tally._count(observed, decisions)  # noqa: SLF001  # the loop is its only writer
+        clock = _lap(tally.seconds, "decide", clock)
+        if isinstance(sink, DurableSink):
+            if on_error == "quarantine":
+                writes += [
+                    partial(sink.quarantine, sample, str(error)) for sample, error in observed.failures
+                ]
+            cursor = source.cursor if isinstance(source, Source) else None
+            writes.append(partial(sink.save_progress, Progress(cursor, selector.state(), policy_digest)))
+        _commit(sink, writes)
         _lap(tally.seconds, "store", clock)
         tally.n_seen += len(batch)
         tally.bytes_seen += sum(len(sample.data) for sample in batch)
@@ -289,8 +292,23 @@ def _resume(source: Source | Iterable[Sample], selector: Selector, sink: Sink, p
         source.seek(progress.cursor)
 
 
-def _transaction(sink: Sink) -> AbstractContextManager[None]:
-    return sink.transaction() if isinstance(sink, DurableSink) else nullcontext()
+def _commit(sink: Sink, writes: Sequence[Callable[[], None]]) -> None:
+    """Write in one transaction, or in halves when that is more than the sink commits at once.
+
+    The progress is the last write, so it never runs ahead of the samples. A kill between the halves
+    delivers the first one again, with the same decisions, which a durable sink recognises.
+    """
+    transaction = sink.transaction() if isinstance(sink, DurableSink) else nullcontext()
+    try:
+        with transaction:
+            for write in writes:
+                write()
+    except TransactionFullError:
+        if len(writes) == 1:
+            raise
+        middle = len(writes) // 2
+        _commit(sink, writes[:middle])
+        _commit(sink, writes[middle:])
 
 
 def _batches(source: Source | Iterable[Sample], batch_size: int) -> Iterator[Sequence[Sample]]:
