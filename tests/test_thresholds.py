@@ -195,11 +195,22 @@ def test_histogram_peak_is_that_of_a_counting_loop(seed, fraction):
     assert histogram_peak(ordered, fraction) == brute_histogram(ordered.tolist(), fraction)
 
 
+@pytest.mark.parametrize("fraction", [0.2, 0.65, 0.75, 0.9, 0.99])
+def test_histogram_peak_of_lumpy_scores_is_that_of_a_counting_loop(fraction):
+    rng = np.random.default_rng(8)
+    two_heaps = np.concatenate([rng.normal(0, 0.1, 60), rng.normal(10, 0.1, 140)])
+    no_quartiles = np.concatenate([np.zeros(60), rng.uniform(-7.0, 7.0, 40)])
+    for scores in (two_heaps, -two_heaps, no_quartiles, no_quartiles[:88]):
+        ordered = np.sort(scores)
+        assert histogram_peak(ordered, fraction) == brute_histogram(ordered.tolist(), fraction)
+
+
 @pytest.mark.parametrize(
     ("scores", "fraction", "expected"),
     [
         ([0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0], 0.5, (1, 7)),  # no spread in the middle: Sturges
         ([3.0] * 30, 0.5, (0, 30)),
+        ([0.0, 0.0, 1.0, 1.0], 0.25, (0, 4)),  # one bin
         ([0.0, 1.0, 2.0, 3.0], 0.25, (0, 2)),  # two equal bins: the first
         ([0.0, 1.0, 2.0, 3.0], 0.51, (0, 4)),  # at its left there is nothing
     ],
@@ -402,6 +413,10 @@ def test_windows_of_all_classes_come_in_their_order():
     scores = np.concatenate([rng.normal(0, 1, 100), rng.normal(50, 1, 100)])
     parts = sort_by_class(scores, np.repeat([2, 0], 100), 3)
     high, empty, low = fit_windows(parts, fraction=0.3)
+    assert fit_windows(parts, fraction=0.3, method="histogram_peak") == tuple(
+        fit_window(part, 0.3, "histogram_peak") for part in parts
+    )
+    assert fit_windows(parts, fraction=0.3, method="histogram_peak")[0] != high
     assert high.lower > 40
     assert low.upper < 10
     assert empty.never_because == "too few: 0 calibration scores, at least 20 are needed"

@@ -124,6 +124,12 @@ def test_rare_classes_are_kept_whole_and_others_share_the_rest():
     assert set(decisions.reasons) == {"class-balanced-random"}
 
 
+def test_a_class_that_calibration_never_saw_is_kept_at_any_rate():
+    calibration = replace(fake_observations(100, 3), classes=np.repeat([0, 1], 50))
+    rule = create("class-balanced-random", retention=0.001).calibrate(calibration)
+    assert rule.state()["probabilities"] == pytest.approx([0.001, 0.001, 1.0], rel=1e-12)
+
+
 def test_eviction_by_priority_takes_from_all_balanced_classes_alike():
     base = fake_observations(6000, 3)
     classes = np.random.default_rng(99).choice(3, 6000, p=[0.1, 0.2, 0.7])  # not the rule's own draws

@@ -1,0 +1,99 @@
+"""Rules are found in this package and in others, by name, once each; the families are no rules."""
+
+import pkgutil
+
+import numpy as np
+import pytest
+
+import drip.selectors
+from drip.errors import InputError
+from drip.selectors import BaseSelector, available, create
+from drip.selectors.base import deterministic
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """Discovery from the start, and afterwards again without what the test added."""
+    available.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    available.cache_clear()
+
+
+def rules():
+    return {name: rule for name, rule in available().items() if rule.__module__.startswith("drip.selectors.")}
+
+
+@pytest.mark.usefixtures("fresh")
+def test_every_rule_has_its_own_file_and_is_found_under_its_own_name():
+    files = {module.name for module in pkgutil.iter_modules(drip.selectors.__path__)} - {"base"}
+    homes = [rule.__module__.rpartition(".")[2] for rule in rules().values()]
+    assert len(set(homes)) == len(homes) >= 12
+    assert set(homes) <= files
+    assert all(rule.name == name for name, rule in rules().items())
+    assert all("name" in vars(rule) for rule in rules().values())
+    assert {"drip", "inverse-drip", "margin", "random", "reservoir"} <= set(rules())
+
+
+@pytest.mark.usefixtures("fresh")
+def test_discovery_runs_once():
+    assert available() is available()
+
+
+class _Entry:
+    def __init__(self, load):
+        self.load = load
+
+
+def test_rules_of_other_packages_come_through_entry_points(fresh):
+    asked = []
+
+    def load():
+        class Nothing(BaseSelector):
+            name = "test-nothing"
+
+            @property
+            def params(self):
+                return {}
+
+            def _decide(self, observations):
+                n = len(observations)
+                return deterministic(np.zeros(n, dtype=np.bool_), np.zeros(n), "", "nothing")
+
+        return Nothing
+
+    def entry_points(*, group):
+        asked.append(group)
+        return [_Entry(load)]
+
+    fresh.setattr(drip.selectors, "entry_points", entry_points)
+    assert asked == []
+    assert available()["test-nothing"].name == "test-nothing"
+    assert asked == ["drip.selectors"]
+    assert create("test-nothing").params == {}
+    with pytest.raises(InputError, match="'test-nothing' does not take these arguments"):
+        create("test-nothing", retention=0.5)
+
+
+DEFAULTS = {
+    "discard_fraction": 0.4,
+    "method": "min_std",
+    "min_class_count": 20,
+    "retention": 0.6,
+    "score": "drip",
+    "seed": 0,
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(rules()) - {"reservoir"}))
+def test_defaults_are_those_of_the_paper_and_equal_in_all_rules(name):
+    params = available()[name]().params
+    assert params == {key: DEFAULTS[key] for key in params}
+
+
+@pytest.mark.parametrize("name", sorted(set(rules()) - {"keep-all"}))
+def test_the_asked_retention_is_a_parameter(name):
+    params = create(name, retention=0.7).params
+    assert params.get("retention", 0.7) == 0.7
+    assert params.get("discard_fraction", 0.3) == 0.3
+    assert "retention" in params or "discard_fraction" in params
