@@ -36,7 +36,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/demo.done: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) --editable '.[demo]'
+	$(PIP) --editable '.[torch]'
 	touch $@
 
 .venv/dev.done: pyproject.toml constraints.txt | .venv/bin/python

@@ -41,6 +41,11 @@ CALIBRATION_SHARE = 0.2
 """Part of the training set that is held out to find the limits (docs/decisions.md, A7)."""
 
 STORE_BUDGET_BYTES = 256_000_000
+
+GALLERY_CHOICE = (
+    "Of the kept digits up to a third are random ones that the model got wrong, a third those farthest from "
+    "their window, the rest random right ones; of the discarded up to a third are wrong, the rest right."
+)
 _N_TIMED = 300
 _FILES = ("model.pt", "policy.json", "report.html", "kept.db", "kept.db-wal", "kept.db-shm")
 _MODEL = "drip.models:SmallCNN"
@@ -240,8 +245,10 @@ class _Demo:
             n_seen=len(self._production),
             bytes_seen=int(self._n_bytes.sum()),
             decision_ms=self.decision_ms,
+            n_errors=int(self._wrong.sum()),
             decision_includes="forward pass, score and decision of one prepared digit, on this machine's CPU",
             gallery=self._gallery(decisions.retain, decisions.priority),
+            gallery_choice=GALLERY_CHOICE,
             class_counts_seen=np.bincount(classes, minlength=n_classes),
             class_counts_kept=np.bincount(classes[decisions.retain], minlength=n_classes),
         )
@@ -277,6 +284,7 @@ class _Demo:
         return lambda epoch, loss: self._on_stage(stage, epoch, self._training.epochs, f"loss {loss:.3f}")
 
     def _arm(self, name: str, model: nn.Module, positions: IntArray, seconds: float) -> Arm:
+        n_errors = int(self._wrong.sum())
         correct = predict(model, self._dataset.inputs(self._test)) == self._dataset.labels[self._test]
         return Arm(
             name=name,
@@ -286,7 +294,7 @@ class _Demo:
             bytes_kept=int(self._n_bytes[positions].sum()),
             seconds=seconds,
             correct=correct,
-            errors_kept_share=float(np.isin(np.flatnonzero(self._wrong), positions).mean()),
+            errors_kept_share=float(self._wrong[positions].sum() / n_errors) if n_errors else None,
         )
 
     @cached_property
