@@ -1,5 +1,6 @@
 """Margin, entropy and least confidence against fifty-digit arithmetic."""
 
+from dataclasses import replace
 from decimal import Decimal, localcontext
 
 import numpy as np
@@ -111,3 +112,11 @@ def test_counts_to_keep_round_half_up_and_are_never_zero():
 def test_ratios_are_sorted_from_one():
     ratios = softmax_ratios(np.log([[1.0, 4.0, 2.0]]))
     assert ratios[0].tolist() == pytest.approx([1.0, 0.5, 0.25], rel=1e-15)
+
+
+@pytest.mark.parametrize("name", ["margin", "least-confidence", "entropy"])
+def test_float32_logits_are_counted_in_float64(name):
+    rows = np.random.default_rng(4).normal(0, 6, (20, 5)).astype(np.float32)
+    utility = create(name).utility(replace(observations(rows), logits=rows))
+    assert utility.dtype == np.float64
+    assert utility.tolist() == create(name).utility(observations(rows)).tolist()
