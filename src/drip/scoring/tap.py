@@ -70,6 +70,9 @@ class FunctionChain(TorchFunctionMode):
         follows = self._tail is not None and source is self._tail
         result = func(*args, **kwargs)
         if follows and isinstance(result, Tensor):
+            if "dropout" in func.__name__:  # the identity in eval mode
+                self._tail = result
+                return result
             stepped = self.step(func.__name__, result)
             if stepped is not None:
                 self._tail = result = stepped

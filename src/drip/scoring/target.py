@@ -141,9 +141,9 @@ def _named_target(
 ) -> Target:
     """The target of an explicit name, with notes where it is not what the automatic choice allows."""
     name, *functions = layer.split("+")
-    modules = dict(model.named_modules())
-    if not name or name not in modules:
-        near = difflib.get_close_matches(name, modules, n=4, cutoff=0.4) or list(modules)[1:5]
+    modules = {name: module for name, module in model.named_modules() if name}
+    if name not in modules:
+        near = difflib.get_close_matches(name, modules, n=4, cutoff=0.4) or list(modules)[:4]
         raise ModelError(
             f"layer must name a module of the model, got {layer!r}; near matches: {', '.join(near)}"
         )
@@ -296,7 +296,7 @@ class _BackboneChain(FunctionChain):
         if name in _FOLLOWED:
             self.names.append(name)
             return result
-        self._ended = name not in {"dropout", "contiguous"}  # in eval mode these hand their input on
+        self._ended = True
         return None
 
 

@@ -1,0 +1,285 @@
+"""Every refusal says what was expected, what came, and what to do."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from heads import build
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  # torch's own custom
+
+from drip.errors import InputError, ModelError
+from drip.models import EfficientNetB0, SmallCNN
+from drip.scoring import TorchScorer
+
+IMAGES = np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype(np.float32)
+
+
+class Wrapped(nn.Module):
+    """A small network whose output goes through a function."""
+
+    def __init__(self, after):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = SmallCNN(1, 3, width=2)
+        self.after = after
+
+    def forward(self, x):
+        return self.after(self.net(x))
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        (lambda y: y[:, :1], "at least two logits per sample, got \\(2, 1\\).*torch.cat"),
+        (lambda y: y[:, :, None], "logits of shape \\(2, n_classes\\), got \\(2, 3, 1\\)"),
+        (lambda y: y.mean(), "logits of shape"),
+        (lambda y: (y, y), "an object with .logits, got tuple"),
+        (lambda y: {"scores": y}, "an object with .logits, got dict"),
+        (lambda y: y / 0, "logits must be finite.*rows 0, 1"),
+    ],
+    ids=["one logit", "3-D", "0-D", "tuple", "dict", "infinite"],
+)
+def test_models_without_class_logits_are_refused(after, message):
+    with pytest.raises(ModelError, match=message):
+        TorchScorer(Wrapped(after)).score(IMAGES)
+
+
+@pytest.mark.parametrize("after", [lambda y: SimpleNamespace(logits=y), lambda y: {"logits": y}])
+def test_objects_and_mappings_with_logits_are_taken(after):
+    expected = TorchScorer(Wrapped(lambda y: y)).score(IMAGES).scores
+    assert np.array_equal(TorchScorer(Wrapped(after)).score(IMAGES).scores, expected)
+
+
+@pytest.mark.parametrize("after", [lambda y: y.softmax(1), lambda y: y.log_softmax(1)])
+def test_probabilities_are_noted(after):
+    assert "look like (log-)probabilities" in TorchScorer(Wrapped(after), example=IMAGES).describe()
+    assert "note" not in TorchScorer(Wrapped(lambda y: y), example=IMAGES).describe()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_inputs_that_are_not_finite_are_named(value):
+    scorer = TorchScorer(SmallCNN(1, 3, width=2), example=IMAGES)
+    batch = IMAGES.copy()
+    batch[1, 0, 3, 4] = value
+    with pytest.raises(InputError, match="inputs must be finite, got NaN or infinity in rows 1;"):
+        scorer.score(batch)
+
+
+def test_huge_finite_inputs_are_not_mistaken_for_infinity():
+    scorer = TorchScorer(SmallCNN(1, 3, width=2), example=IMAGES)
+    with pytest.raises(ModelError, match="must be finite"):  # their logits overflow
+        scorer.score(np.full((1, 1, 8, 8), 3e38, dtype=np.float32))
+
+
+def test_logits_that_are_not_finite_are_named():
+    model = Wrapped(lambda y: torch.where(torch.arange(len(y))[:, None] == 2, torch.nan, y))
+    with pytest.raises(ModelError, match="logits must be finite, got NaN or infinity in rows 2;"):
+        TorchScorer(model).score(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (IMAGES.astype(np.uint8), "floating point, got an array of uint8"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.int32), "floating point, got a tensor of torch.int32"),
+        (IMAGES.tolist(), "numpy array or a torch tensor, got list"),
+        (np.float32(1.0).reshape(1), "\\(N, \\*input shape\\), got \\(1,\\)"),
+        (IMAGES[0], "as many axes as \\('N', 1, 8, 8\\), got shape \\(1, 8, 8\\)"),
+        (np.zeros((1, 3, 8, 8), np.float32), "\\('N', 1, 8, 8\\) or another.*got \\(1, 3, 8, 8\\)"),
+    ],
+    ids=["uint8", "int32", "list", "1-D", "no batch axis", "channels"],
+)
+def test_batches_of_another_kind_are_refused(batch, message):
+    scorer = TorchScorer(SmallCNN(1, 3, width=2), example=IMAGES)
+    with pytest.raises(InputError, match=message):
+        scorer.score(batch)
+
+
+def test_a_first_batch_of_the_wrong_shape_is_refused():
+    with pytest.raises(InputError, match="the model must take the batch, it failed on shape \\(1, 3, 8, 8\\)"):
+        TorchScorer(SmallCNN(1, 3)).score(np.zeros((1, 3, 8, 8), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heatmap": "minmax"}, "heatmap must be one of \\('raw', 'normalised'\\), got 'minmax'"),
+        ({"method": "eigencam"}, "method must be one of .*got 'eigencam'"),
+        ({"example": IMAGES[:0]}, "at least one sample"),
+    ],
+)
+def test_unknown_options_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        TorchScorer(SmallCNN(1, 3), **options)
+
+
+def test_properties_of_an_unprepared_scorer_ask_for_an_example():
+    scorer = TorchScorer(SmallCNN(1, 3))
+    for name in ("layer", "plan", "score_definition"):
+        with pytest.raises(InputError, match="pass example= or score a batch first"):
+            getattr(scorer, name)
+
+
+def test_a_module_without_parameters_is_refused():
+    with pytest.raises(ModelError, match="must have parameters"):
+        TorchScorer(nn.Flatten())
+
+
+@pytest.mark.parametrize("layer", ["feature", "featurs.8", ""])
+def test_an_unknown_layer_lists_near_matches(layer):
+    model = EfficientNetB0(3)
+    with pytest.raises(ModelError, match=f"got '{layer}'; near matches: .*features"):
+        TorchScorer(model, layer=layer, example=np.zeros((1, 3, 32, 32), np.float32))
+
+
+def test_a_layer_after_the_pooling_is_refused():
+    with pytest.raises(ModelError, match="'classifier' must give \\(N, K, \\*positions\\), got \\(2, 3\\)"):
+        TorchScorer(SmallCNN(1, 3), layer="classifier", example=IMAGES)
+
+
+class Odd(nn.Module):
+    """A convolution that never runs, one that runs twice, one whose output is dropped."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.unused = nn.Conv2d(4, 4, 1)
+        self.twice = nn.Conv2d(4, 4, 1)
+        self.dropped = nn.Conv2d(4, 4, 1)
+        self.mixed = nn.LSTM(4, 4, batch_first=True)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = self.twice(self.twice(x))
+        self.dropped(x)
+        pooled = x.mean((2, 3))
+        self.mixed(pooled[:, None])
+        return self.fc(pooled)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("unused", "exactly once per forward pass, it ran 0 times"),
+        ("twice", "exactly once per forward pass, it ran 2 times"),
+        ("dropped", "the logits must depend on the target layer, they do not depend on 'dropped'"),
+        ("mixed", "must give one tensor, got tuple"),
+        ("stem+relu", "'relu' did not come"),
+    ],
+)
+def test_a_layer_that_cannot_be_scored_says_why(layer, message):
+    with pytest.raises(ModelError, match=message):
+        TorchScorer(Odd(), layer=layer, example=IMAGES)
+
+
+def test_a_branch_that_is_dropped_is_not_taken_for_the_target():
+    assert TorchScorer(Odd(), example=IMAGES).layer == "stem"
+
+
+def test_a_model_without_positions_is_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(ModelError, match=r"layer with output \(N, K, L\) or \(N, K, H, W\).*3 \(2, 3\)"):
+        TorchScorer(model, example=IMAGES)
+
+
+class Functional(nn.Module):
+    """As in many tutorials: nonlinearity and pooling are functions, not modules."""
+
+    def __init__(self, order):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1 = nn.Conv2d(1, 4, 3)
+        self.conv2 = nn.Conv2d(4, 6, 3)
+        self.drop = nn.Dropout2d()
+        self.fc = nn.Linear(6 * 4, 3)
+        self.order = order
+
+    def forward(self, x):
+        x = F.relu(self.conv1(x))
+        x = self.drop(self.conv2(x))
+        x = F.max_pool2d(F.relu(x), 2) if self.order == "relu first" else F.relu(F.max_pool2d(x, 2), inplace=True)
+        return self.fc(torch.flatten(x, 1))
+
+
+@pytest.mark.parametrize("order", ["relu first", "pool first"])
+def test_functions_of_forward_belong_to_the_activation(order):
+    model = Functional(order).eval()
+    scorer = TorchScorer(model, example=IMAGES)
+    assert scorer.layer == {"relu first": "conv2+relu+max_pool2d", "pool first": "conv2+max_pool2d+relu"}[order]
+    x = torch.from_numpy(IMAGES)
+    with torch.no_grad():
+        a = F.max_pool2d(F.relu(model.conv2(F.relu(model.conv1(x)))), 2)
+    a.requires_grad_()
+    logits = model.fc(a.flatten(1))
+    (gradient,) = torch.autograd.grad(logits.amax(1).sum(), a)
+    expected = (gradient.mean((2, 3), keepdim=True) * a).sum(1).relu().mean((1, 2)).detach().numpy()
+    found = scorer.score(IMAGES)
+    assert np.allclose(found.scores, expected, rtol=1e-5, atol=1e-7)
+    assert np.allclose(found.features, a.detach().mean((2, 3)))
+    again = TorchScorer(model, layer=scorer.layer).score(IMAGES)
+    assert np.array_equal(again.scores, found.scores)
+
+
+class Shortcut(nn.Module):
+    """The sum that enters the head is made in forward, outside any module."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(1, 4, 3)
+        self.branch = nn.Conv2d(4, 4, 1)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.fc(F.relu(x + self.branch(x)).mean((2, 3)))
+
+
+def test_a_shortcut_outside_any_module_is_reported():
+    with pytest.raises(ModelError, match="a part of it bypasses 'branch'.*layer='branch'"):
+        TorchScorer(Shortcut(), example=IMAGES)
+    scorer = TorchScorer(Shortcut(), layer="branch", example=IMAGES)
+    assert "bypasses this layer" in scorer.describe()
+
+
+def test_an_activation_changed_in_place_afterwards_is_scored_as_it_was():
+    torch.manual_seed(0)
+    head = [nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), *head).eval()
+    found = TorchScorer(model, layer="1").score(IMAGES)
+    model[2].inplace = False
+    expected = TorchScorer(model, layer="1").score(IMAGES)
+    assert np.allclose(found.scores, expected.scores, rtol=1e-6)
+    assert np.array_equal(found.features, expected.features)
+    assert found.features.min() < 0
+
+
+def test_one_position_is_allowed_and_noted():
+    scorer = TorchScorer(EfficientNetB0(3), example=np.zeros((1, 3, 32, 32), np.float32))
+    assert scorer.layer == "features"
+    assert scorer.score_definition["layer_shape"] == [1280, 1, 1]
+    assert "one position" in scorer.describe()
+
+
+def test_tokens_that_form_no_square_ask_for_a_reshape():
+    model, batch, _ = build("tokens")
+    wide = np.concatenate([batch, batch], axis=3)  # 4 x 8 patches and a class token
+    with pytest.raises(ModelError, match="square grid with at most one class token, got 33 tokens.*reshape="):
+        TorchScorer(model, example=wide)
+
+    def grid(tokens):
+        return tokens[:, 1:].transpose(1, 2).reshape(len(tokens), -1, 4, 8)
+
+    scorer = TorchScorer(model, reshape=grid, example=wide)
+    assert scorer.score_definition["layer_shape"] == [16, 4, 8]
+    assert scorer.layer == "blocks.1"
+
+
+@pytest.mark.parametrize("classes", [[0, 1], [0, 1, 3], [-1, 0, 0], [0.0, 1.0, 2.0]])
+def test_heatmaps_of_impossible_classes_are_refused(classes):
+    scorer = TorchScorer(SmallCNN(1, 3, width=2), example=IMAGES)
+    with pytest.raises(InputError, match="classes must be"):
+        scorer.heatmap(IMAGES, classes)

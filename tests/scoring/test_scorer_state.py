@@ -1,0 +1,182 @@
+"""The scorer leaves the model as it found it, whatever the caller's modes are, and also on errors."""
+
+import numpy as np
+import pytest
+import torch
+from heads import HEADS, build
+from torch import nn
+
+from drip.errors import DripError
+from drip.models import SmallCNN
+from drip.scoring import TorchScorer
+
+
+def snapshot(model):
+    hooks = [
+        (len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks))
+        for module in model.modules()
+    ]
+    flags = [module.training for module in model.modules()]
+    parameters = [
+        (parameter.detach().clone(), parameter.requires_grad, parameter.grad) for parameter in model.parameters()
+    ]
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    return hooks, flags, parameters, buffers
+
+
+def assert_same(before, after):
+    assert before[0] == after[0]
+    assert before[1] == after[1]
+    for (value, required, grad), (value_after, required_after, grad_after) in zip(before[2], after[2], strict=True):
+        assert torch.equal(value, value_after)
+        assert required == required_after
+        assert grad is grad_after
+    for value, value_after in zip(before[3], after[3], strict=True):
+        assert torch.equal(value, value_after)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_nothing_of_the_model_changes(head):
+    model, batch, layer = build(head)
+    model.train()
+    next(model.children()).eval()
+    for index, parameter in enumerate(model.parameters()):
+        parameter.requires_grad = index % 2 == 0
+    before = snapshot(model)
+    scorer = TorchScorer(model, layer=layer, contrast=True)
+    scorer.score(batch)
+    scorer.score(batch)
+    scorer.heatmap(batch)
+    assert_same(before, snapshot(model))
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_callers_grad_mode_neither_matters_nor_changes(head, mode):
+    model, batch, layer = build(head)
+    expected = TorchScorer(model, layer=layer, contrast=True).score(batch)
+    with mode():
+        modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        scorer = TorchScorer(model, layer=layer, contrast=True, example=torch.from_numpy(batch) * 1)
+        found = scorer.score(torch.from_numpy(batch) * 1)
+        assert modes == (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    for name, column in expected.named_scores.items():
+        assert np.allclose(found.named_scores[name], column, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_training_mode_and_frozen_weights_do_not_change_the_scores(head):
+    model, batch, layer = build(head)
+    expected = TorchScorer(model, layer=layer).score(batch).scores
+    model.train().requires_grad_(requires_grad=False)
+    found = TorchScorer(model, layer=layer).score(batch).scores
+    assert np.array_equal(found, expected)
+
+
+class Breaks(nn.Module):
+    """Raises on demand, after the target layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = SmallCNN(1, 3, width=2)
+        self.broken = False
+
+    def forward(self, x):
+        if self.broken:
+            self.net(x)
+            raise RuntimeError("the sensor bus is down")
+        return self.net(x)
+
+
+def test_an_exception_restores_everything():
+    model = Breaks().train()
+    batch = np.zeros((2, 1, 8, 8), dtype=np.float32)
+    scorer = TorchScorer(model, example=batch)
+    before = snapshot(model)
+    model.broken = True
+    with pytest.raises(DripError, match="the sensor bus is down"):
+        scorer.score(batch)
+    with pytest.raises(DripError, match="the sensor bus is down"):
+        TorchScorer(model, example=batch)
+    assert torch.is_grad_enabled()
+    assert_same(before, snapshot(model))
+
+
+def test_new_weights_in_the_same_layers_count_at_once():
+    torch.manual_seed(0)
+    model = SmallCNN(1, 3, width=2)
+    batch = np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype(np.float32)
+    scorer = TorchScorer(model, example=batch)
+    first = scorer.score(batch).scores
+    with torch.no_grad():
+        model.classifier.weight.data.copy_(model.classifier.weight * 2)
+        model.classifier.bias.zero_()
+    assert np.allclose(scorer.score(batch).scores, TorchScorer(model).score(batch).scores)
+    assert not np.allclose(scorer.score(batch).scores, first)
+
+
+@pytest.mark.parametrize("flaw", ["read only", "reversed", "float64", "transposed", "tensor"])
+def test_any_ordinary_float_batch_is_taken(flaw):
+    model, batch, layer = build("gap_linear")
+    scorer = TorchScorer(model, layer=layer)
+    expected = scorer.score(batch.copy()).scores
+    given = batch
+    if flaw == "read only":
+        given.flags.writeable = False
+    elif flaw == "reversed":
+        given = batch[:, :, ::-1].copy()[:, :, ::-1]
+    elif flaw == "float64":
+        given = batch.astype(np.float64)
+    elif flaw == "transposed":
+        given = np.ascontiguousarray(batch.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    else:
+        given = torch.from_numpy(batch).requires_grad_()
+    assert np.allclose(scorer.score(given).scores, expected, rtol=1e-6)
+
+
+def test_results_are_plain_arrays_of_documented_types():
+    model, batch, _ = build("gap_linear")
+    scorer = TorchScorer(model, contrast=True)
+    observations = scorer.score(batch)
+    assert observations.classes.dtype == np.int64
+    assert observations.logits.dtype == np.float64
+    assert observations.features.dtype == np.float32
+    assert all(column.dtype == np.float64 for column in observations.named_scores.values())
+    assert scorer.provides == {"logits", "features", "drip", "contrast", "contrast_mean", "contrast_abs"}
+    assert set(observations.named_scores) == scorer.provides - {"logits", "features"}
+    observations.scores[0] = 1.0  # no view into torch's memory that refuses writing
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_an_empty_batch_gives_empty_columns(prepared):
+    model, batch, _ = build("gap_linear")
+    scorer = TorchScorer(model, contrast=True, example=batch if prepared else None)
+    observations = scorer.score(batch[:0])
+    assert len(observations) == 0
+    assert observations.logits.shape == (0, 5)
+    assert observations.features.shape == (0, 8)
+    assert observations.scores.shape == (0,)
+    assert scorer.heatmap(batch[:0]).shape == (0, 9, 11)
+
+
+def test_other_input_sizes_are_fine_where_the_model_takes_them():
+    model, batch, _ = build("gap_linear")
+    scorer = TorchScorer(model, example=batch)
+    larger = np.random.default_rng(3).normal(size=(2, 3, 20, 16)).astype(np.float32)
+    assert np.allclose(scorer.score(larger).scores, TorchScorer(model).score(larger).scores, rtol=1e-6)
+
+
+def test_the_definition_names_what_was_scored():
+    model, batch, _ = build("gap_linear")
+    scorer = TorchScorer(model, contrast=True, heatmap="normalised", method="layercam", example=batch)
+    assert scorer.score_definition == {
+        "name": "contrast",
+        "method": "layercam",
+        "heatmap": "normalised",
+        "contrast": True,
+        "layer": "0",
+        "layer_shape": [8, 9, 11],
+    }
+    text = scorer.describe()
+    for word in ("target layer  0 (Sequential, 8 x 9 x 11)", "closed form", "head VJP", "full autograd", " ms "):
+        assert word in text
