@@ -352,6 +352,23 @@ def test_a_histogram_window_is_not_taken_for_ties_because_its_bins_are_wide():
     assert window.calibration_discard == 0.25
 
 
+@pytest.mark.parametrize("n", [100, 10_000, 10_001])
+def test_expected_discard_is_a_share_of_the_scores_left_out(n):
+    window = fit_window(np.sort(np.random.default_rng(n).gamma(2, 1, n)), 0.4)
+    left_out = n if n <= 10_000 else ceil(n / 5)  # one part of a large class is enough
+    assert window.expected_discard * left_out == pytest.approx(round(window.expected_discard * left_out))
+    assert n > 10_000 or not (window.expected_discard * n / 5).is_integer()
+    assert window.expected_discard == pytest.approx(window.calibration_discard, abs=0.2 if n == 100 else 0.02)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_expected_discard_of_a_handful_is_a_share(n):
+    window = fit_window(np.arange(float(n)) ** 3, 0.99, min_class_count=0)
+    assert window.discards
+    assert 0.0 <= window.expected_discard <= 1.0
+    assert n > 2 or window.expected_discard == window.calibration_discard == 1.0
+
+
 def test_expected_discard_is_the_same_every_time():
     scores = np.sort(np.random.default_rng(1).gamma(2, 1, 333))
     first = fit_window(scores, 0.4)
