@@ -305,7 +305,8 @@ def _commit(sink: Sink, writes: Sequence[Callable[[], None]]) -> None:
                 write()
     except TransactionFullError:
         if len(writes) == 1:
-            raise
+            writes[0]()  # on its own a write may commit the evictions that it needs before itself
+            return
         middle = len(writes) // 2
         _commit(sink, writes[:middle])
         _commit(sink, writes[middle:])
