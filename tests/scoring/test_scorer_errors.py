@@ -98,7 +98,9 @@ def test_batches_of_another_kind_are_refused(batch, message):
 
 
 def test_a_first_batch_of_the_wrong_shape_is_refused():
-    with pytest.raises(InputError, match="the model must take the batch, it failed on shape \\(1, 3, 8, 8\\)"):
+    with pytest.raises(
+        InputError, match="the model must take the batch, it failed on shape \\(1, 3, 8, 8\\)"
+    ):
         TorchScorer(SmallCNN(1, 3)).score(np.zeros((1, 3, 8, 8), np.float32))
 
 
@@ -200,7 +202,11 @@ class Functional(nn.Module):
     def forward(self, x):
         x = F.relu(self.conv1(x))
         x = self.drop(self.conv2(x))
-        x = F.max_pool2d(F.relu(x), 2) if self.order == "relu first" else F.relu(F.max_pool2d(x, 2), inplace=True)
+        x = (
+            F.max_pool2d(F.relu(x), 2)
+            if self.order == "relu first"
+            else F.relu(F.max_pool2d(x, 2), inplace=True)
+        )
         return self.fc(torch.flatten(x, 1))
 
 
@@ -208,7 +214,9 @@ class Functional(nn.Module):
 def test_functions_of_forward_belong_to_the_activation(order):
     model = Functional(order).eval()
     scorer = TorchScorer(model, example=IMAGES)
-    assert scorer.layer == {"relu first": "conv2+relu+max_pool2d", "pool first": "conv2+max_pool2d+relu"}[order]
+    assert (
+        scorer.layer == {"relu first": "conv2+relu+max_pool2d", "pool first": "conv2+max_pool2d+relu"}[order]
+    )
     x = torch.from_numpy(IMAGES)
     with torch.no_grad():
         a = F.max_pool2d(F.relu(model.conv2(F.relu(model.conv1(x)))), 2)
@@ -239,7 +247,7 @@ class Shortcut(nn.Module):
 
 
 def test_a_shortcut_outside_any_module_is_reported():
-    with pytest.raises(ModelError, match="a part of it bypasses 'branch'.*layer='branch'"):
+    with pytest.raises(ModelError, match=r"a part of it bypasses 'branch'.*layer='branch'"):
         TorchScorer(Shortcut(), example=IMAGES)
     scorer = TorchScorer(Shortcut(), layer="branch", example=IMAGES)
     assert "bypasses this layer" in scorer.describe()
@@ -267,7 +275,9 @@ def test_one_position_is_allowed_and_noted():
 def test_tokens_that_form_no_square_ask_for_a_reshape():
     model, batch, _ = build("tokens")
     wide = np.concatenate([batch, batch], axis=3)  # 4 x 8 patches and a class token
-    with pytest.raises(ModelError, match="square grid with at most one class token, got 33 tokens.*reshape="):
+    with pytest.raises(
+        ModelError, match=r"square grid with at most one class token, got 33 tokens.*reshape="
+    ):
         TorchScorer(model, example=wide)
 
     def grid(tokens):

@@ -66,7 +66,12 @@ def test_every_plan_that_applies_gives_the_same_scores(head):
 
 @pytest.mark.parametrize(
     ("head", "kind"),
-    [("gap_linear", ClosedForm), ("flatten_fc", ClosedForm), ("hardswish_mlp", None), ("before_max_pool", None)],
+    [
+        ("gap_linear", ClosedForm),
+        ("flatten_fc", ClosedForm),
+        ("hardswish_mlp", None),
+        ("before_max_pool", None),
+    ],
 )
 def test_the_closed_form_is_tried_exactly_where_it_holds(head, kind):
     model, batch, layer = build(head)
@@ -113,7 +118,9 @@ def test_scores_equal_captum(head):
     model, batch, layer = build(head)
     scores = TorchScorer(model, layer=layer).score(batch)
     cam = attr.LayerGradCam(model, model.get_submodule(layer))
-    maps = cam.attribute(torch.from_numpy(batch), target=torch.from_numpy(scores.classes), relu_attributions=True)
+    maps = cam.attribute(
+        torch.from_numpy(batch), target=torch.from_numpy(scores.classes), relu_attributions=True
+    )
     assert_routes_equal(scores.scores, maps.detach().flatten(1).double().mean(1).numpy())
 
 

@@ -18,7 +18,8 @@ def snapshot(model):
     ]
     flags = [module.training for module in model.modules()]
     parameters = [
-        (parameter.detach().clone(), parameter.requires_grad, parameter.grad) for parameter in model.parameters()
+        (parameter.detach().clone(), parameter.requires_grad, parameter.grad)
+        for parameter in model.parameters()
     ]
     buffers = [buffer.clone() for buffer in model.buffers()]
     return hooks, flags, parameters, buffers
@@ -27,7 +28,9 @@ def snapshot(model):
 def assert_same(before, after):
     assert before[0] == after[0]
     assert before[1] == after[1]
-    for (value, required, grad), (value_after, required_after, grad_after) in zip(before[2], after[2], strict=True):
+    for (value, required, grad), (value_after, required_after, grad_after) in zip(
+        before[2], after[2], strict=True
+    ):
         assert torch.equal(value, value_after)
         assert required == required_after
         assert grad is grad_after
@@ -178,5 +181,11 @@ def test_the_definition_names_what_was_scored():
         "layer_shape": [8, 9, 11],
     }
     text = scorer.describe()
-    for word in ("target layer  0 (Sequential, 8 x 9 x 11)", "closed form", "head VJP", "full autograd", " ms "):
+    for word in (
+        "target layer  0 (Sequential, 8 x 9 x 11)",
+        "closed form",
+        "head VJP",
+        "full autograd",
+        " ms ",
+    ):
         assert word in text

@@ -122,14 +122,22 @@ def load_features(model: nn.Module, path: Path | str) -> None:
             weights = {name: torch.from_numpy(archive[name]) for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ModelError(f"weights must be a readable npz file of arrays, got {path}: {error}") from error
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise ModelError(f"the arrays of {path} must have the model's shapes; {error}") from error
-    missing = [name for name in missing if not name.startswith("classifier.") and "num_batches" not in name]
-    if missing or unexpected:
-        found = f"missing {missing[:3]}, unexpected {unexpected[:3]}"
-        raise ModelError(f"{path} must hold the model's features, got {found}; try first_expansion=True")
+    state = model.state_dict()
+    optional = {
+        name for name in state if name.startswith("classifier.") or name.endswith("num_batches_tracked")
+    }
+    missing = state.keys() - weights.keys() - optional
+    unexpected = weights.keys() - state.keys()
+    misfits = {name for name in weights.keys() & state.keys() if weights[name].shape != state[name].shape}
+    for what, names in (
+        ("not in the file", missing),
+        ("not in the model", unexpected),
+        ("misshaped", misfits),
+    ):
+        if names:
+            example = f"{len(names)} names {what}, such as {min(names)}"
+            raise ModelError(f"{path} must fit the model, got {example}; try first_expansion=True")
+    model.load_state_dict(weights, strict=False)
 
 
 def _convolution(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch  # noqa: F401  # used by the doctests
 from torch import Tensor, nn
 
+from drip.errors import ModelError
+
 
 class SmallCNN(nn.Module):
     """Three blocks of convolution, batch normalisation, ReLU, then average pooling and a linear layer.
@@ -54,6 +56,9 @@ class AudioCNN(nn.Module):
         hidden: Units of the first linear layer.
         dropout: Probability of dropout before the first linear layer, in training.
 
+    Raises:
+        ModelError: The input is too short for four blocks.
+
     References:
         DRIP paper, section IV-B.2.
 
@@ -76,7 +81,10 @@ class AudioCNN(nn.Module):
             *_block_1d(2 * width, 4 * width),
             *_block_1d(4 * width, 8 * width),
         )
-        n_positions = -(-n_samples // 4) // 256
+        # the first convolution gives floor(n / 4) + 1 positions, each pooling a quarter of them
+        n_positions = (n_samples // 4 + 1) // 256
+        if n_positions < 1:
+            raise ModelError(f"n_samples must be at least 1020, got {n_samples}; pad the recordings")
         self.classifier = nn.Sequential(
             nn.Flatten(),
             nn.Dropout(dropout),

@@ -30,8 +30,8 @@ _CHANNELS_FIRST = (
 _STRIDED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _FOLLOWED = frozenset(
     (
-        "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "elu", "elu_", "selu", "selu_", "gelu",
-        "silu", "hardswish", "mish", "tanh", "max_pool1d", "max_pool2d", "max_pool3d", "batch_norm",
+        "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "elu", "elu_", "selu", "selu_",
+        "gelu", "silu", "hardswish", "mish", "tanh", "max_pool1d", "max_pool2d", "max_pool3d", "batch_norm",
     )
 )  # fmt: skip
 """Functions that still belong to the backbone when ``forward`` applies them to the last layer's output."""

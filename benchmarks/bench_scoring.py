@@ -1,0 +1,212 @@
+"""What a score costs beside the classification: time and memory against a plain forward and two peers.
+
+Run on an idle machine: ``python benchmarks/bench_scoring.py``. One torch thread; every repetition
+runs all rows of a case in a fresh random order; ratios of medians and of minima are printed and the
+raw timings appended to ``results/scoring.jsonl``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import drip
+from drip.models import AudioCNN, EfficientNetB0, SmallCNN
+from drip.scoring import TorchScorer
+
+RESULTS = Path(__file__).parent / "results" / "scoring.jsonl"
+ROWS = ("plain", "drip", "captum", "torchcam")
+MAX_LOAD = 0.3
+"""Load average of the last minute above which the machine is too busy to time anything."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with a batch.
+
+    Attributes:
+        make: Makes the model with random weights.
+        shape: Shape of the batch.
+        repetitions: How often each row runs.
+    """
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    repetitions: int
+
+
+CASES = {
+    "efficientnet_b0_224_b1": Case(EfficientNetB0, (1, 3, 224, 224), 100),
+    "efficientnet_b0_224_b32": Case(EfficientNetB0, (32, 3, 224, 224), 12),
+    "audio_cnn_16k_b1": Case(AudioCNN, (1, 1, 16_000), 1000),
+    "mnist_small_cnn_b1": Case(SmallCNN, (1, 1, 28, 28), 2000),
+    "mnist_small_cnn_b32": Case(SmallCNN, (32, 1, 28, 28), 500),
+}
+
+
+def make_row(row: str, model: nn.Module, batch: np.ndarray) -> Callable[[], Any]:
+    """A function that does once what the row stands for, from a numpy batch on."""
+
+    def plain() -> torch.Tensor:
+        with torch.no_grad():
+            return model(torch.from_numpy(batch)).argmax(1)
+
+    if row == "plain":
+        return plain
+    if row == "drip":
+        scorer = TorchScorer(model, example=batch)
+        return lambda: scorer.score(batch)
+    if row == "captum":
+        cam = importlib.import_module("captum.attr").LayerGradCam(model, model.features)
+
+        def by_captum() -> torch.Tensor:
+            maps = cam.attribute(torch.from_numpy(batch), target=plain(), relu_attributions=True)
+            return maps.detach().flatten(1).mean(1)
+
+        return by_captum
+    extractor = importlib.import_module("torchcam.methods").GradCAM(model, "features")
+
+    def by_torchcam() -> torch.Tensor:
+        logits = model(torch.from_numpy(batch))
+        (maps,) = extractor(logits.argmax(1).tolist(), logits, normalized=False)
+        return maps.flatten(1).mean(1)
+
+    return by_torchcam
+
+
+def prepare(case: Case) -> tuple[nn.Module, np.ndarray]:
+    """Model in eval mode and batch, always the same."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = case.make().eval()
+    return model, np.random.default_rng(0).normal(size=case.shape).astype(np.float32)
+
+
+def check_agreement(rows: dict[str, Callable[[], Any]]) -> None:
+    """The peers compute the same score, so the comparison is one of like with like."""
+    expected = rows["drip"]().scores
+    for peer in ("captum", "torchcam"):
+        if peer in rows:
+            found = rows[peer]().numpy()
+            assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max(), peer
+
+
+def measure_times(name: str, rows: tuple[str, ...], scale: float) -> dict[str, list[float]]:
+    """Seconds of each repetition by row, rows interleaved in random order."""
+    case = CASES[name]
+    model, batch = prepare(case)
+    functions = {}
+    for row in rows:
+        # torchcam's permanent hooks would slow the other rows down: it gets a model of its own
+        functions[row] = make_row(row, prepare(case)[0] if row == "torchcam" else model, batch)
+    check_agreement(functions)
+    order = list(rows)
+    shuffler = random.Random(0)  # noqa: S311  # an order, not a secret
+    seconds: dict[str, list[float]] = {row: [] for row in rows}
+    for repetition in range(-2, max(3, round(case.repetitions * scale))):
+        shuffler.shuffle(order)
+        for row in order:
+            start = time.perf_counter()
+            functions[row]()
+            elapsed = time.perf_counter() - start
+            if repetition >= 0:  # the first two warm caches and allocators up
+                seconds[row].append(elapsed)
+    return seconds
+
+
+def measure_memory(name: str, row: str) -> float:
+    """Growth of the peak resident memory in MiB over loading model and batch, in a fresh process."""
+    command = [sys.executable, __file__, "--memory-of", name, row]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def print_memory_growth(name: str, row: str) -> None:
+    """Child of :func:`measure_memory`."""
+    case = CASES[name]
+    model, batch = prepare(case)
+    function = make_row("plain" if row == "plain" else row, model, batch[:1])
+    function()  # what libraries allocate once is no cost of a batch
+    function = make_row(row, model, batch)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        function()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def print_case(name: str, seconds: dict[str, list[float]], memory: dict[str, float]) -> None:
+    """A table of one case."""
+    plain = seconds["plain"]
+    print(f"\n{name}\n{'':10}{'median ms':>11}{'min ms':>9}{'x median':>10}{'x min':>8}{'peak +MiB':>11}")
+    for row, values in seconds.items():
+        ratio = statistics.median(values) / statistics.median(plain)
+        grown = f"{memory[row]:11.1f}" if row in memory else ""
+        print(
+            f"{row:10}{1e3 * statistics.median(values):11.3f}{1e3 * min(values):9.3f}"
+            f"{ratio:10.3f}{min(values) / min(plain):8.3f}{grown}"
+        )
+
+
+def main() -> None:
+    """Parse the arguments and measure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--case", action="append", choices=tuple(CASES), help="only this case; repeatable")
+    parser.add_argument("--row", action="append", choices=ROWS, help="beside plain and drip; repeatable")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of the repetitions")
+    parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
+    parser.add_argument("--force", action="store_true", help="measure on a busy machine, and record nothing")
+    parser.add_argument("--memory-of", nargs=2, metavar=("CASE", "ROW"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        print_memory_growth(*arguments.memory_of)
+        return
+    load = os.getloadavg()[0]
+    if load > MAX_LOAD and not arguments.force:
+        parser.error(
+            f"the load average must be at most {MAX_LOAD}, it is {load:.2f}; wait, or look with --force"
+        )
+    rows = ("plain", "drip", *(arguments.row or ROWS[2:]))
+    for name in arguments.case or CASES:
+        seconds = measure_times(name, rows, arguments.scale)
+        memory = {} if arguments.no_memory else {row: measure_memory(name, row) for row in rows}
+        print_case(name, seconds, memory)
+        if not arguments.force:
+            record = {
+                "benchmark": "scoring",
+                "case": name,
+                "versions": {
+                    "drip": drip.__version__,
+                    "torch": torch.__version__,
+                    "python": platform.python_version(),
+                },
+                "machine": platform.machine(),
+                "load_average": load,
+                "seconds": seconds,
+                "peak_growth_mib": memory,
+            }
+            RESULTS.parent.mkdir(exist_ok=True)
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()
