@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 
 def require_tool(name: str, install: str) -> str:
-    """Path of a program; skips with the line that installs it, or fails where DRIP_REQUIRE=1 forbids skips."""
+    """Path of a program; skips with the line that installs it, or fails where DRIP_REQUIRE=1."""
     path = shutil.which(name)
     if path is None:
         reason = f"{name} is needed for this test: {install}"
@@ -22,7 +23,7 @@ def require_tool(name: str, install: str) -> str:
 
 
 def require_module(name: str, install: str) -> ModuleType:
-    """A module; skips with the line that installs it, or fails where DRIP_REQUIRE=1 forbids skips."""
+    """A module; skips with the line that installs it, or fails where DRIP_REQUIRE=1."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -30,3 +31,14 @@ def require_module(name: str, install: str) -> ModuleType:
         if os.environ.get("DRIP_REQUIRE") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+def require_data(name: str) -> Path:
+    """A folder of the data that DRIP_DATA names; skips without it, or fails where DRIP_REQUIRE=1."""
+    folder = Path(os.environ.get("DRIP_DATA", "")) / name
+    if not (os.environ.get("DRIP_DATA") and folder.is_dir()):
+        reason = f"the data set {name} is needed for this test: set DRIP_DATA to the folder that has it"
+        if os.environ.get("DRIP_REQUIRE") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder

@@ -1,0 +1,124 @@
+"""Data sets: the packaged digits, the full set where it is at hand, damaged files, random partitions."""
+
+import gzip
+import io
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import require_data
+
+from drip.datasets import DATA_VARIABLE, ImageDataset, load_mnist, split_rows
+from drip.errors import InputError
+
+
+@pytest.fixture
+def packaged(monkeypatch):
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    return load_mnist()
+
+
+def test_packaged_digits_are_the_test_part_of_mnist(packaged):
+    assert packaged.images.shape == (10_000, 28, 28)
+    assert packaged.images.dtype == np.uint8
+    assert packaged.labels.dtype == np.int64
+    assert "10,000" in packaged.name
+    # Class counts of the published test set.
+    assert np.bincount(packaged.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert packaged.labels[:5].tolist() == [7, 2, 1, 0, 4]
+
+
+def test_samples_are_png_files_with_the_true_label(packaged):
+    samples = list(packaged.samples([3, 9_999]))
+    assert [sample.id for sample in samples] == ["000003", "009999"]
+    for sample, row in zip(samples, (3, 9_999), strict=True):
+        assert sample.label == packaged.labels[row]
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(sample.data))), packaged.images[row])
+
+
+def test_inputs_are_what_the_contract_makes_of_the_samples(packaged):
+    rows = [0, 17, 4_242]
+    prepared = [packaged.contract.prepare(s.data, s.media_type) for s in packaged.samples(rows)]
+    np.testing.assert_array_equal(packaged.inputs(rows), np.stack(prepared))
+
+
+def test_colour_data_set_has_three_channels():
+    images = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
+    dataset = ImageDataset("colours", images, np.arange(4), tuple("abcd"))
+    assert len(dataset) == 4
+    assert dataset.contract.shape == (3, 6, 5)
+    prepared = [dataset.contract.prepare(s.data, s.media_type) for s in dataset.samples(range(4))]
+    np.testing.assert_array_equal(dataset.inputs(range(4)), np.stack(prepared))
+
+
+def test_full_set_is_training_part_then_test_part(packaged, monkeypatch):
+    monkeypatch.setenv(DATA_VARIABLE, str(require_data("mnist").parent))
+    full = load_mnist()
+    assert full.images.shape == (70_000, 28, 28)
+    np.testing.assert_array_equal(full.images[60_000:], packaged.images)
+    np.testing.assert_array_equal(full.labels[60_000:], packaged.labels)
+    assert full.labels[:5].tolist() == [5, 0, 4, 1, 9]
+
+
+def test_data_folder_without_mnist_gives_the_packaged_part(monkeypatch, tmp_path):
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    assert len(load_mnist()) == 10_000
+
+
+def test_folder_that_lacks_a_file_is_refused_with_its_name(tmp_path):
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz is needed at"):
+        load_mnist(tmp_path)
+
+
+def original(name):
+    return (files("drip") / "data" / f"{name}.gz").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda _: b"",
+        lambda data: b"no gzip" + data,
+        lambda data: data[:2000] + b"\0\0\0\0" + data[2004:],
+        lambda data: gzip.compress(gzip.decompress(data)[:-1] + b"\xff"),
+    ],
+    ids=["truncated", "empty", "no-gzip", "flipped", "another-content"],
+)
+def test_damaged_file_is_refused_with_its_place(damage, tmp_path):
+    import drip.datasets
+
+    for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+        data = original(name)
+        (tmp_path / f"{name}.gz").write_bytes(damage(data) if "labels" in name else data)
+    with pytest.raises(InputError, match="t10k-labels-idx1-ubyte") as caught:
+        drip.datasets._read_idx(tmp_path, "t10k-labels-idx1-ubyte", 8)
+    assert str(tmp_path) in str(caught.value)
+
+
+# -- partitions ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 10, 70_000])
+@pytest.mark.parametrize("shares", [(1.0,), (0.4, 0.2, 0.4), (0.8, 0.2), (1 / 3, 1 / 3, 1 / 3)])
+def test_partition_takes_every_row_once(n, shares):
+    parts = split_rows(n, shares, seed=4)
+    assert len(parts) == len(shares)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(n))
+    for part, share in zip(parts, shares, strict=True):
+        assert abs(len(part) - share * n) <= 1
+
+
+def test_partition_depends_on_the_seed_alone():
+    first, second = split_rows(100, (0.5, 0.5), seed=1), split_rows(100, (0.5, 0.5), seed=1)
+    np.testing.assert_array_equal(first[0], second[0])
+    assert not np.array_equal(first[0], split_rows(100, (0.5, 0.5), seed=2)[0])
+
+
+@pytest.mark.parametrize(
+    "shares", [(), (0.5,), (0.5, 0.6), (1.0, 0.0), (1.5, -0.5), (float("nan"), 1.0), (float("nan"),)]
+)
+def test_shares_that_are_no_partition_are_refused(shares):
+    with pytest.raises(InputError, match="shares"):
+        split_rows(10, shares, seed=0)
