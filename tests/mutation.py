@@ -22,6 +22,16 @@ EQUIVALENT = {
     "elif width * _MAX_BINS < high - low:": "at equality both branches give the same number of bins",
     "return np.sort(np.exp(gaps), )[:, ::-1]": "the last axis is the default and the second of two",
     "ascending = np.sort(counts).astype(None)": "None is float64 in NumPy",
+    "tied = held if": "both ways give the same number for this method, one of them sooner",
+    "small = labels.astype(": "a wider integer sorts alike, only slower",
+    'return int(np.searchsorted(ordered, upper, side="right") - np.searchsorted(ordered, lower, ))': (
+        "left is the default"
+    ),
+    "edges = np.searchsorted(scaled, _bin_edges(scaled), )": "left is the default",
+    "for reason, known in zip(decisions.reasons, discards.tolist(),": "both have one entry per row",
+    'self._means = np.array(state["means"],': "the numbers of JSON become float64 anyway",
+    'self._scales = np.array(state["scales"],': "the numbers of JSON become float64 anyway",
+    'probabilities = np.array(state["probabilities"],': "the numbers of JSON become float64 anyway",
     "return Decisions(draw <= probability, priority, probability, [self.name] * len(observations))": (
         "a draw equals the probability once in 2**53"
     ),

@@ -49,6 +49,8 @@ def test_a_class_with_few_scores_keeps_everything(name, score):
     assert create(name, min_class_count=19).calibrate(calibration).state()["limits"][1] is not None
     everything = create(name, min_class_count=0).calibrate(calibration).state()["limits"]
     assert everything[2] is None
+    lonely = observations[np.append(rows[0][:20], rows[1][:1])]
+    assert create(name, min_class_count=0).calibrate(lonely).state()["limits"][1] is not None
 
 
 @rules

@@ -281,24 +281,53 @@ def test_a_policy_of_an_unknown_rule_says_what_to_do():
 
 
 @pytest.mark.parametrize(
-    ("name", "change"),
+    ("name", "change", "message"),
     [
-        ("lowest-drip", {"limits": [1.0]}),
-        ("lowest-drip", {"means": [1.0]}),
-        ("lowest-drip", {"scales": [1.0]}),
-        ("lowest-drip", {"scales": [1.0, 0.0, 1.0]}),
-        ("lowest-drip", {"limits": "abc"}),
-        ("class-balanced-random", {"probabilities": 0.5}),
-        ("class-balanced-random", {"probabilities": [0.5, 0.0]}),
-        ("class-balanced-random", {"probabilities": [0.5, 1.5]}),
-        ("random", {"generator": {}}),
-        ("random", {"generator": None}),
-        ("drip", {"windows": [{}]}),
-        ("inverse-drip", {"kept_windows": [{}]}),
+        (
+            "lowest-drip",
+            {"limits": [1.0]},
+            "rebuilt: limits, means and scales must have one number per class, scales above 0; ",
+        ),
+        (
+            "lowest-drip",
+            {"means": [1.0]},
+            "rebuilt: limits, means and scales must have one number per class, scales above 0; ",
+        ),
+        (
+            "lowest-drip",
+            {"scales": [1.0]},
+            "rebuilt: limits, means and scales must have one number per class, scales above 0; ",
+        ),
+        (
+            "lowest-drip",
+            {"scales": [1.0, 0.0, 1.0]},
+            "rebuilt: limits, means and scales must have one number per class, scales above 0; ",
+        ),
+        ("lowest-drip", {"limits": "abc"}, "calibrate again"),
+        (
+            "class-balanced-random",
+            {"probabilities": 0.5},
+            "rebuilt: probabilities must be one number in (0, 1] per class, got ",
+        ),
+        (
+            "class-balanced-random",
+            {"probabilities": [0.5, 0.0]},
+            "rebuilt: probabilities must be one number in (0, 1] per class, got ",
+        ),
+        (
+            "class-balanced-random",
+            {"probabilities": [0.5, 1.5]},
+            "rebuilt: probabilities must be one number in (0, 1] per class, got ",
+        ),
+        ("random", {"generator": {}}, "calibrate again"),
+        ("random", {"generator": None}, "calibrate again"),
+        ("drip", {"windows": [{}]}, "calibrate again"),
+        ("inverse-drip", {"kept_windows": [{}]}, "calibrate again"),
     ],
 )
-def test_a_damaged_state_is_refused(name, change):
+def test_a_damaged_state_is_refused(name, change, message):
     policy = Policy.of(create(name).calibrate(fake_observations(100, 3)), n_classes=3)
     recipe = replace(policy.recipe, state={**policy.recipe.state, **change})
-    with pytest.raises(PolicyError, match=f"the policy's rule '{name}' cannot be rebuilt"):
+    with pytest.raises(PolicyError, match=f"the policy's rule '{name}' cannot be rebuilt") as caught:
         from_policy(Policy(recipe, 3))
+    assert message in str(caught.value)

@@ -139,6 +139,17 @@ def test_a_class_whose_scores_were_constant_keeps_everything():
     assert rule.decide_many(observations).priority.tolist() == [1.0] * 100
 
 
+def test_a_deviation_too_small_for_float64_counts_as_one():
+    scores = np.repeat([0.0, 5e-324], [40, 60])
+    calibration = replace(
+        fake_observations(100, 2), classes=np.zeros(100, dtype=np.int64), named_scores={"drip": scores}
+    )
+    rule = create("drip").calibrate(calibration)
+    assert (rule.windows[0].upper, rule.windows[0].scale) == (0.0, 0.0)
+    stream = replace(calibration[:2], named_scores={"drip": np.array([3.0, -2.0])})
+    assert rule.decide_many(stream).priority.tolist() == [3.0, 2.0]
+
+
 def test_features_and_logits_are_checked_like_scores():
     observations = fake_observations(10, 3)
     logits = observations.logits.copy()
