@@ -52,8 +52,13 @@ def test_colour_data_set_has_three_channels():
     np.testing.assert_array_equal(dataset.inputs(range(4)), np.stack(prepared))
 
 
-def test_full_set_is_training_part_then_test_part(packaged, monkeypatch):
-    monkeypatch.setenv(DATA_VARIABLE, str(require_data("mnist").parent))
+@pytest.fixture
+def mnist_folder():
+    return require_data("mnist")
+
+
+def test_full_set_is_training_part_then_test_part(mnist_folder, packaged, monkeypatch):
+    monkeypatch.setenv(DATA_VARIABLE, str(mnist_folder.parent))
     full = load_mnist()
     assert full.images.shape == (70_000, 28, 28)
     np.testing.assert_array_equal(full.images[60_000:], packaged.images)
