@@ -217,7 +217,7 @@ def test_progress_commits_with_the_transaction(path):
 
 def test_a_swallowed_failure_inside_a_transaction_rolls_it_back(store, monkeypatch):
     put(store, "before")
-    with pytest.raises(StoreError, match="swallowed"), store.transaction():
+    with pytest.raises(StoreError, match="swallowed"), store.transaction():  # noqa: PT012  # goes on after it
         put(store, "a")
         monkeypatch.setattr(store._writer, "_keep", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -438,7 +438,7 @@ def test_a_newer_version_is_refused(path):
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 99")
     for options in ({}, {"readonly": True}):
-        with pytest.raises(StoreError, match="99.*upgrade drip"):
+        with pytest.raises(StoreError, match=r"99.*upgrade drip"):
             RetentionStore(path, **options)
 
 

@@ -24,10 +24,11 @@ SMALL_PAGE = 1024
 LARGE_PAGE = 4096
 _LARGE_PAGE_FROM_BYTES = 128 * MIB
 
-# Upper limits for one operation, generous against what the B-trees do: a put touches 9 trees, an eviction 6,
-# of depth 4 at most; both almost always dirty one page each, a split up to four per level.
-PUT_FRAMES = 48
-EVICT_FRAMES = 16
+# Upper limits for one operation, against what the B-trees do: a put changes a page in each of 9 trees, an
+# eviction in 6; a split or merge changes up to four more. That several trees split at once is possible, that
+# all do is not to be expected; the estimates are replaced by counts long before they add up to a limit.
+PUT_FRAMES = 32
+EVICT_FRAMES = 10
 RESERVE_PAGES = 48  # free pages that an insert may need for splits; never given to blobs
 FIXED_PAGES = 28  # schema, empty trees, pointer map
 _MIN_PAGES = 160
@@ -115,7 +116,7 @@ class Layout:
     @property
     def cache_pages(self) -> int:
         """Page cache of the writer: also the most pages a transaction holds back from the log."""
-        return max(64, min(self.log_frames // 4, 4096))
+        return max(32, min(self.log_frames // 4, 4096))
 
     @property
     def max_sample_bytes(self) -> int:

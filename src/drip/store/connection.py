@@ -62,7 +62,9 @@ def explain(error: sqlite3.Error, path: Path, doing: str) -> StoreError:
     elif code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         advice = "it cannot be written: open it with readonly=True or change its permissions"
     elif code == sqlite3.SQLITE_CANTOPEN:
-        advice = "a file in an existing folder that can be read and written is needed: check the path"
+        advice = (
+            "a file in an existing folder that can be written is needed: check the path, or use readonly=True"
+        )
     elif code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         advice = "it is damaged or no drip store: run check() on it, restore a copy or choose another path"
     elif isinstance(error, sqlite3.ProgrammingError):

@@ -173,7 +173,7 @@ def export_webdataset(
     """Write WebDataset shards: tar files in which the members of a sample share the name before the dot.
 
     A sample has ``<stem>.cls`` (class index, where it has one), ``<stem>.<extension>`` (its bytes) and
-    ``<stem>.json`` (scores, decision, labels), in this order. Equal samples give equal bytes: owners,
+    ``<stem>.json`` (scores, decision, labels), sorted by name. Equal samples give equal bytes: owners,
     times and modes are constant. Each shard is synced and renamed into place when it is complete.
 
     Args:
@@ -233,11 +233,14 @@ def _add(tar: tarfile.TarFile, record: StoredSample, labels: Labels) -> None:
 
 
 def _members(record: StoredSample, labels: Labels) -> Iterator[tuple[str, bytes]]:
+    members = {
+        extension_of(record.sample.media_type): record.sample.data,
+        "json": json.dumps(record_json(record, labels), sort_keys=True).encode(),
+    }
     index = class_of(record, labels)
     if index is not None:
-        yield "cls", str(index).encode()
-    yield extension_of(record.sample.media_type), record.sample.data
-    yield "json", json.dumps(record_json(record, labels), sort_keys=True).encode()
+        members["cls"] = str(index).encode()
+    yield from sorted(members.items())
 
 
 def _class_name(index: int, class_names: Sequence[str] | None) -> str:

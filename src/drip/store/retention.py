@@ -42,7 +42,8 @@ class RetentionStore:
     reader that keeps a transaction open makes puts wait and then fail rather than break the budget.
 
     **Eviction.** ``"priority"`` drops the lowest priority, then the oldest; a sample that is itself the
-    lowest is not stored but audited as evicted. ``"fifo"`` drops the oldest.
+    lowest, or for which all lower ones would not make enough room, is not stored but audited as evicted.
+    ``"fifo"`` drops the oldest.
 
     **Once.** A decision with the sample id, content and policy of one in the audit is a redelivery (say,
     after a resume) and is ignored. Kept content that comes again otherwise is counted, not stored twice.

@@ -353,8 +353,9 @@ class Writer:
                 f"budget_bytes={layout.budget_bytes}, got {n_bytes}; raise budget_bytes"
             )
             raise StoreError(message)
-        n_pages = layout.pages_of(n_bytes)
-        n_frames = PUT_FRAMES + n_pages + layout.map_pages_of(n_pages)
+        # The row takes the place of the last one, so in a full store it costs no eviction.
+        n_pages = max(0, layout.pages_of(n_bytes) - layout.pages_of(self._progress_bytes()))
+        n_frames = PUT_FRAMES + layout.pages_of(n_bytes) + layout.map_pages_of(n_pages)
         digest = self.policy_digest
 
         def record() -> None:
@@ -379,6 +380,11 @@ class Writer:
             self.policy_digest = digest
             self._policy = None
             raise
+
+    def _progress_bytes(self) -> int:
+        query = "SELECT length(selector_state) + 4 * length(coalesce(cursor, '')) FROM progress"
+        row = self._cursor.execute(query).fetchone()
+        return 0 if row is None else int(row[0])
 
     def set_label(self, key: int, label: int | None, annotator: str) -> None:
         """Give a kept sample a human label; see :meth:`drip.store.RetentionStore.set_label`."""

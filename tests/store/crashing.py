@@ -1,0 +1,114 @@
+"""Kills writers: forks a child that puts and acknowledges, kills it some time later, looks at what is left.
+
+Run as a program, so that what is forked is small: crashing.py FOLDER SEED N_KILLS. Prints a JSON line a kill.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from making import DROP, keep, observation, sample
+
+from drip.errors import TransactionFullError
+from drip.store import Outcome, RetentionStore
+from drip.types import Progress
+
+BUDGETS = (600_000, 900_000, 2_000_000)
+
+
+def write(path: Path, budget_bytes: int, seed: int, acknowledge: int) -> None:
+    """Put until killed; a line "first last" says that these numbers are durable."""
+    rng = random.Random(seed)
+    with RetentionStore(path, budget_bytes=budget_bytes, audit_rows=100_000) as store:
+        progress = store.load_progress()
+        number = 0 if progress is None else int(progress.cursor or 0)
+        while True:
+            n_puts = rng.choice([1, 1, 1, 3, 5])
+            try:
+                with store.transaction():
+                    for i in range(number, number + n_puts):
+                        put(store, i)
+                    store.save_progress(Progress(str(number + n_puts), {}, "p"))
+            except TransactionFullError:  # alone, a put may commit the evictions before itself
+                n_puts = 1
+                put(store, number)
+                store.save_progress(Progress(str(number + 1), {}, "p"))
+            os.write(acknowledge, f"{number} {number + n_puts}\n".encode())
+            number += n_puts
+
+
+def put(store: RetentionStore, number: int) -> None:
+    """The same sample for the same number, so that a put that is repeated after a kill is a redelivery."""
+    rng = random.Random(number)
+    data = number.to_bytes(8, "big") + rng.randbytes(rng.choice([10, 400, 3000, 9000]))
+    store.put(sample(f"s{number}", data), observation(number % 3), keep(rng.random()) if number % 4 else DROP)
+
+
+def kill_once(path: Path, rng: random.Random) -> tuple[list[int], float]:
+    """The last acknowledged line, and after how many seconds the kill came."""
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(receive)
+        try:
+            write(path, rng.choice(BUDGETS), rng.getrandbits(32), send)
+        except BaseException:  # noqa: BLE001  # a forked child must end here, whatever happened
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    os.close(send)
+    wait_s = rng.choice([rng.uniform(0, 0.03), rng.uniform(0.01, 0.2)])
+    time.sleep(wait_s)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with os.fdopen(receive) as pipe:
+        lines = [line for line in pipe.read().splitlines(keepends=True) if line.endswith("\n")]
+    return ([int(part) for part in lines[-1].split()] if lines else []), wait_s
+
+
+def problems_of(path: Path, last: list[int], n_before: int) -> tuple[list[str], int]:
+    """What is wrong with the reopened store, and how many puts it has."""
+    problems = []
+    if not path.exists():
+        return (["no file"] if last else []), 0
+    with RetentionStore(path, budget_bytes=None if n_before else BUDGETS[-1]) as store:
+        rows = list(store.audit())
+        numbers = [int(row.sample_id[1:]) for row in rows]
+        progress = store.load_progress()
+        n_puts = 0 if progress is None else int(progress.cursor or 0)
+        if n_puts < max([n_before, *last]):
+            problems.append(f"acknowledged up to {last}, progress says {n_puts}")
+        # A put of its own, outside of a transaction, may be there before its progress is.
+        if numbers != list(range(len(numbers))) or len(numbers) - n_puts not in (0, 1):
+            problems.append(f"the audit must have exactly the puts before {n_puts}, got {len(numbers)}")
+        kept = {record.sample.id for record in store}
+        if kept != {row.sample_id for row in rows if row.outcome is Outcome.KEPT}:
+            problems.append("kept samples and the audit must agree")
+        problems.extend(store.check().problems)
+    return problems, n_puts
+
+
+def main(folder: Path, seed: int, n_kills: int) -> None:
+    rng = random.Random(seed)
+    n_puts = 0
+    path = folder / "0.drip"
+    for kill in range(n_kills):
+        if kill % 20 == 0:
+            path = folder / f"{kill}.drip"
+            n_puts = 0
+        last, wait_s = kill_once(path, rng)
+        problems, n_puts = problems_of(path, last, n_puts)
+        print(
+            json.dumps({"kill": kill, "wait_s": wait_s, "last": last, "n_puts": n_puts, "problems": problems})
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
