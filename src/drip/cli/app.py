@@ -51,6 +51,3 @@ def main() -> None:
     except DripError as error:
         print_error(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        print_error("interrupted; what was committed is safe, the same command continues")
-        sys.exit(130)

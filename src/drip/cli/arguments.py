@@ -12,6 +12,10 @@ from typing import Annotated
 
 import typer
 
+from drip.cli.output import print_error
+
+INTERRUPTED = "interrupted; what was committed is safe, the same command continues"
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -74,6 +78,9 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(received)
+    except KeyboardInterrupt:
+        print_error(INTERRUPTED)
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from drip.cli.arguments import (
+    INTERRUPTED,
     JsonOption,
     ModelArgument,
     WeightsOption,
     parse_bytes,
     stop_on_signals,
 )
-from drip.cli.output import format_bytes, print_error, print_facts, print_json, progress_bar
+from drip.cli.output import format_bytes, print_error, print_facts, print_json, print_lines, progress_bar
 from drip.cli.store import print_stats
 from drip.pipeline import OnError
 
 if TYPE_CHECKING:
     from drip.pipeline import Tally
     from drip.store import StoreStats
+
+_NEW_STORE_BYTES = 10**9
 
 
 def run(
@@ -33,11 +36,19 @@ def run(
     store: Annotated[Path, typer.Option(help="The store's file; made when it does not exist.")],
     weights: WeightsOption = None,
     budget: Annotated[
-        str, typer.Option(help="Most bytes that the store takes on disk, such as 500MB or 2GiB.")
-    ] = "1GB",
+        str | None,
+        typer.Option(
+            help="Most bytes that the store takes on disk, such as 500MB or 2GiB; as before when not given, "
+            "1GB for a new store."
+        ),
+    ] = None,
     eviction: Annotated[
-        Literal["priority", "fifo"], typer.Option(help="Over budget: drop the lowest *priority* first, or *fifo* the oldest.")
-    ] = "priority",
+        Literal["priority", "fifo"] | None,
+        typer.Option(
+            help="Over budget: drop the lowest *priority* first, or *fifo* the oldest; as before when not "
+            "given, priority for a new store."
+        ),
+    ] = None,
     on_error: Annotated[
         OnError, typer.Option(help="A sample that cannot be decoded: *quarantine*, *skip* or *raise*.")
     ] = "quarantine",
@@ -54,22 +65,20 @@ def run(
     from drip.streams import open_source
     from drip.workflow import run_stream
 
-    with (
-        RetentionStore(store, budget_bytes=parse_bytes(budget), eviction=eviction) as kept,
-        stop_on_signals() as stop,
-        progress_bar("deciding") as update,
-    ):
-        stream = open_source(source)
+    default = None if store.exists() else _NEW_STORE_BYTES
+    budget_bytes = default if budget is None else parse_bytes(budget)
+    with stop_on_signals() as stop, progress_bar("deciding") as update:
+        stream, rule, network = open_source(source), Policy.load(policy), load_model(model, weights)
         total = len(stream) if isinstance(stream, Sized) else None
-        tally = run_stream(
-            load_model(model, weights), Policy.load(policy), stream, kept,
-            batch_size=batch_size, on_error=on_error, stop=stop,
-            on_progress=lambda tally: update(tally.n_seen, total, f"{tally.retention:.1%} kept"),
-        )  # fmt: skip
-        stats = kept.stats()
+        with RetentionStore(store, budget_bytes=budget_bytes, eviction=eviction) as kept:
+            tally = run_stream(
+                network, rule, stream, kept, batch_size=batch_size, on_error=on_error, stop=stop,
+                on_progress=lambda tally: update(tally.n_seen, total, f"{tally.retention:.1%} kept"),
+            )  # fmt: skip
+            stats = kept.stats()
     print_run(tally, stats, json_output=json_output)
     if tally.interrupted:
-        print_error("interrupted; what was committed is safe, the same command continues")
+        print_error(INTERRUPTED)
         raise typer.Exit(130)
 
 
@@ -78,6 +87,8 @@ def print_run(tally: Tally, stats: StoreStats, *, json_output: bool) -> None:
     if json_output:
         print_json({"run": {**asdict(tally), "retention": tally.retention}, "store": asdict(stats)})
         return
+    if not tally.n_seen:
+        print_lines(["Nothing came behind the position of the last run; another store starts anew."])
     per_sample = sum(tally.seconds[stage] for stage in ("score", "decide")) / max(tally.n_seen, 1)
     print_facts(
         "This run",

@@ -10,9 +10,12 @@ import typer
 
 from drip.cli.arguments import JsonOption, StoreArgument
 from drip.cli.output import format_bytes, print_error, print_facts, print_json, print_table
+from drip.errors import ExportError
 
 if TYPE_CHECKING:
-    from drip.store import StoreStats
+    from drip.store import RetentionStore, StoreStats
+
+Labels = Literal["true", "human", "predicted"]
 
 app = typer.Typer(help="Look at, check and export what was kept.", no_args_is_help=True)
 
@@ -54,14 +57,12 @@ def check(store: StoreArgument, *, json_output: JsonOption = False) -> None:
 def export(
     store: StoreArgument,
     *,
-    to: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
     layout: Annotated[
         Literal["folder", "webdataset"],
         typer.Option("--format", help="*folder*: one folder per class; *webdataset*: tar shards."),
     ] = "folder",
-    labels: Annotated[
-        Literal["true", "human", "predicted"], typer.Option(help="Whose labels name the classes.")
-    ] = "true",
+    labels: Annotated[Labels, typer.Option(help="Whose labels name the classes.")] = "true",
     class_names: Annotated[str, typer.Option(help="Names separated by commas, in the order of logits.")] = "",
     json_output: JsonOption = False,
 ) -> None:
@@ -69,16 +70,36 @@ def export(
 
     Example: drip store export kept.db --to kept/ --labels predicted
     """
-    from drip.store import RetentionStore, export_folder, export_webdataset
+    from drip.store import RetentionStore
 
-    names = tuple(name.strip() for name in class_names.split(",")) if class_names else ()
-    write = export_folder if layout == "folder" else export_webdataset
+    names = tuple(name.strip() for name in class_names.split(",")) if class_names else None
     with RetentionStore.open_readonly(store) as kept:
-        written = write(kept, to, labels=labels, class_names=names)
+        n_kept = len(kept)
+        n_written = _write_shards(kept, to, labels) if layout == "webdataset" else _write_folder(
+            kept, to, labels, names
+        )  # fmt: skip
     if json_output:
-        print_json(asdict(written))
+        print_json({"to": str(to), "n_written": n_written, "n_left_out": n_kept - n_written})
     else:
-        print_facts(f"Exported to {to}", {"written": f"{written.n_samples} samples"})
+        left_out = f"; {n_kept - n_written} have no {labels} label" if n_written < n_kept else ""
+        print_facts(f"Exported to {to}", {"written": f"{n_written} samples{left_out}"})
+
+
+def _write_folder(kept: RetentionStore, to: Path, labels: Labels, names: tuple[str, ...] | None) -> int:
+    from drip.store import export_image_folder
+
+    return export_image_folder(kept, to, labels=labels, class_names=names)
+
+
+def _write_shards(kept: RetentionStore, to: Path, labels: Labels) -> int:
+    from drip.store import export_webdataset
+
+    try:
+        to.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"a folder that can be written is needed, got: {error}") from error
+    export_webdataset(kept, f"{to}/shard-%06d.tar".replace("%", "%%", f"{to}".count("%")), labels=labels)
+    return len(kept)
 
 
 def print_stats(stats: StoreStats) -> None:
