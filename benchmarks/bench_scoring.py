@@ -8,12 +8,12 @@ raw timings appended to ``results/scoring.jsonl``.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import os
 import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -132,23 +132,29 @@ def measure_times(name: str, rows: tuple[str, ...], scale: float) -> dict[str, l
 
 
 def measure_memory(name: str, row: str) -> float:
-    """Growth of the peak resident memory in MiB over loading model and batch, in a fresh process."""
+    """Peak of the resident memory in MiB above its level between two calls, in a fresh process."""
     command = [sys.executable, __file__, "--memory-of", name, row]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout)
 
 
 def print_memory_growth(name: str, row: str) -> None:
-    """Child of :func:`measure_memory`."""
-    case = CASES[name]
-    model, batch = prepare(case)
-    function = make_row("plain" if row == "plain" else row, model, batch[:1])
-    function()  # what libraries allocate once is no cost of a batch
+    """Child of :func:`measure_memory`; Linux only, whose kernel can forget an earlier peak."""
+    model, batch = prepare(CASES[name])
     function = make_row(row, model, batch)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    function()  # choosing a plan and what libraries allocate once are no cost of a call
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present level
+    before = memory_of_status("VmRSS")
     for _ in range(3):
         function()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print((memory_of_status("VmHWM") - before) / 1024)
+
+
+def memory_of_status(key: str) -> int:
+    """A line of the kernel's account of this process, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def print_case(name: str, seconds: dict[str, list[float]], memory: dict[str, float]) -> None:

@@ -82,8 +82,8 @@ def test_logits_that_are_not_finite_are_named():
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (IMAGES.astype(np.uint8), "floating point, got an array of uint8"),
-        (torch.zeros(1, 1, 8, 8, dtype=torch.int32), "floating point, got a tensor of torch.int32"),
+        (IMAGES.astype(np.uint8), "floating point, got ndarray of uint8"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.int32), "floating point, got Tensor of torch.int32"),
         (IMAGES.tolist(), "numpy array or a torch tensor, got list"),
         (np.float32(1.0).reshape(1), "\\(N, \\*input shape\\), got \\(1,\\)"),
         (IMAGES[0], "as many axes as \\('N', 1, 8, 8\\), got shape \\(1, 8, 8\\)"),

@@ -22,24 +22,19 @@ def to_input(batch: Batch, dtype: torch.dtype, device: torch.device) -> Tensor:
         InputError: It is neither array nor tensor, has no batch axis, is not floating point, or
             holds NaN or infinite values (the message names the rows).
     """
-    if isinstance(batch, np.ndarray):
+    if isinstance(batch, np.ndarray) and batch.dtype.kind == "f":
         # torch warns of read-only arrays and refuses negative strides
         ordinary = batch.flags.writeable and batch.flags.c_contiguous
-        tensor = (
-            torch.from_numpy(batch if ordinary else batch.copy(order="C"))
-            if batch.dtype.kind == "f"
-            else None
+        tensor = torch.from_numpy(batch if ordinary else batch.copy(order="C"))
+    elif isinstance(batch, Tensor) and batch.is_floating_point():
+        tensor = batch.detach()
+    elif isinstance(batch, (np.ndarray, Tensor)):
+        advice = "scale it as in training, then pass float32"
+        raise InputError(
+            f"batch must be floating point, got {type(batch).__name__} of {batch.dtype}; {advice}"
         )
-        kind = f"an array of {batch.dtype}"
-    elif isinstance(batch, Tensor):
-        tensor = batch.detach() if batch.is_floating_point() else None
-        kind = f"a tensor of {batch.dtype}"
     else:
         raise InputError(f"batch must be a numpy array or a torch tensor, got {type(batch).__name__}")
-    if tensor is None:
-        raise InputError(
-            f"batch must be floating point, got {kind}; scale it as in training, then pass float32"
-        )
     if tensor.dim() < 2:
         shape = tuple(tensor.shape)
         raise InputError(
@@ -48,7 +43,7 @@ def to_input(batch: Batch, dtype: torch.dtype, device: torch.device) -> Tensor:
     if tensor.dtype != dtype or tensor.device != device:
         tensor = tensor.to(device=device, dtype=dtype)
     # one sum finds every NaN and infinity at the price of one pass; only a hit is looked at closely
-    if not math.isfinite(tensor.sum()):
+    if not math.isfinite(tensor.sum().item()):
         finite = torch.isfinite(tensor.flatten(1)).all(1)
         if not finite.all():
             rows = _first_rows(~finite.cpu().numpy())
