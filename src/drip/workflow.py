@@ -18,7 +18,7 @@ from drip.scoring import TorchScorer, model_digest
 from drip.selectors import create, from_policy
 from drip.store import RetentionStore
 from drip.streams import FolderSource
-from drip.thresholds import check_fraction, complement, sort_by_class
+from drip.thresholds import Method, check_fraction, complement, sort_by_class
 from drip.types import Source
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def calibrate_folder(
     *,
     rule: str = "drip",
     discard_fraction: float = 0.4,
+    method: Method | None = None,
     score: ScoreOptions | None = None,
     class_names: tuple[str, ...] = (),
     on_progress: Callable[[int, int], None] | None = None,
@@ -68,6 +69,7 @@ def calibrate_folder(
         contract: How files become inputs, as in training.
         rule: Name of the selection rule.
         discard_fraction: Share of the stream to discard, in (0, 1); the paper's DPW.
+        method: Where a rule with windows puts them; None takes the rule's default.
         score: How to score; contrastive scores are added where the rule reads them.
         class_names: Names in the order of the logits, kept in the policy.
         on_progress: Called with the number of samples scored and their total.
@@ -78,7 +80,8 @@ def calibrate_folder(
         StreamError: no folder, or nothing in it.
     """
     check_fraction("discard_fraction", discard_fraction)
-    selector = create(rule, retention=complement(discard_fraction))
+    params = {} if method is None else {"method": method}
+    selector = create(rule, retention=complement(discard_fraction), **params)
     source = FolderSource(folder)
     options = score or ScoreOptions()
     scorer = replace(options, contrast=options.contrast or "contrast" in selector.needs).scorer(model)

@@ -16,6 +16,7 @@ from drip.cli.arguments import (
 )
 from drip.cli.output import print_facts, print_json, print_table, progress_bar
 from drip.media import Resize
+from drip.thresholds import Method
 
 if TYPE_CHECKING:
     from drip.policy import Policy
@@ -36,6 +37,13 @@ def calibrate(
     dpw: Annotated[
         float, typer.Option(help="Discard Percentage Window: share of the stream to discard, in (0, 1).")
     ] = 0.4,
+    window: Annotated[
+        Method | None,
+        typer.Option(
+            help="Where the window of a rule with windows lies: *min_std*, the densest run of scores "
+            "(the default), or *histogram_peak*."
+        ),
+    ] = None,
     mean: Annotated[str, typer.Option(help="Mean per channel that training subtracted.")] = "0",
     std: Annotated[str, typer.Option(help="Standard deviation per channel that training divided by.")] = "1",
     resize: Annotated[
@@ -62,7 +70,7 @@ def calibrate(
     names = tuple(name.strip() for name in class_names.split(",")) if class_names else ()
     with progress_bar("scoring") as update:
         policy = calibrate_folder(
-            load_model(model, weights), data, contract, rule=rule, discard_fraction=dpw,
+            load_model(model, weights), data, contract, rule=rule, discard_fraction=dpw, method=window,
             score=ScoreOptions(layer, heatmap, cam), class_names=names,
             on_progress=lambda done, total: update(done, total, ""),
         )  # fmt: skip

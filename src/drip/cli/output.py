@@ -14,7 +14,9 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -55,6 +57,13 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     Console().print(table)
 
 
+class _RateColumn(ProgressColumn):
+    """Steps per second over the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.0f}/s")
+
+
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int | None, str], None]]:
     """A bar on standard error; call it with done, total (or None) and a note. Silent without a terminal."""
@@ -63,6 +72,7 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int | None, str], None]]
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        _RateColumn(),
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
     )
