@@ -1,5 +1,8 @@
 """Every refusal says what was expected, what came, and what to do."""
 
+import copy
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -286,6 +289,24 @@ def test_tokens_that_form_no_square_ask_for_a_reshape():
     scorer = TorchScorer(model, reshape=grid, example=wide)
     assert scorer.score_definition["layer_shape"] == [16, 4, 8]
     assert scorer.layer == "blocks.1"
+
+
+@pytest.mark.parametrize("name", ["classifier", "features"])
+def test_layers_exchanged_after_the_scorer_was_built_are_noticed(name):
+    model = SmallCNN(1, 3, width=2)
+    scorer = TorchScorer(model, example=IMAGES)
+    setattr(model, name, copy.deepcopy(getattr(model, name)))
+    with pytest.raises(ModelError, match=r"must run (once each|exactly once)"):
+        scorer.score(IMAGES)
+
+
+@pytest.mark.parametrize("room", ["drip.scoring", "drip.models"])
+def test_without_torch_the_room_names_the_install_command(room):
+    code = f"import sys; sys.modules['torch'] = None\nimport {room}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"{room} needs torch" in done.stderr
+    assert 'run: pip install "drip-edge[torch]"' in done.stderr
 
 
 @pytest.mark.parametrize("classes", [[0, 1], [0, 1, 3], [-1, 0, 0], [0.0, 1.0, 2.0]])

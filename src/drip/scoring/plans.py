@@ -130,12 +130,17 @@ class ClosedForm:
         def keep_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             hidden.append(inputs[0])
 
-        handles = [linear.register_forward_pre_hook(keep_input) for linear in self.linears[1:]]
+        handles = [linear.register_forward_pre_hook(keep_input) for linear in self.linears]
         try:
             logits = _tapped(self.model, self.target, x, kept.append)
         finally:
             for handle in handles:
                 handle.remove()
+        if len(hidden) != len(self.linears):
+            expected = f"the head's {len(self.linears)} linear layers must run once each"
+            raise ModelError(
+                f"{expected}, got {len(hidden)} calls; build a new scorer after exchanging layers"
+            )
         activations = self.target.arrange(kept[0])
         n_positions = activations.shape[2:].numel()
         pooled = self.linears[0].in_features == activations.shape[1]
@@ -146,7 +151,7 @@ class ClosedForm:
             gradient = last.index_select(0, classes)
             if rivals is not None:
                 gradient = gradient - last.index_select(0, rivals)
-            for linear, after_relu in zip(self.linears[-2::-1], reversed(hidden), strict=True):
+            for linear, after_relu in zip(self.linears[-2::-1], hidden[:0:-1], strict=True):
                 gradient = (gradient * (after_relu > 0)) @ linear.weight
             return (gradient / n_positions if pooled else gradient).reshape(shape)
 

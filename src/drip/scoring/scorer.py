@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from drip.errors import DripError, InputError, ModelError
 from drip.scoring.cam import MAPS, mean_over_positions, normalise
 from drip.scoring.inputs import Batch, require_finite, to_classes, to_input
+from drip.scoring.layout import Reshape
 from drip.scoring.plans import Choice, Pass, Plan, choose_plan, top_two
 from drip.scoring.tap import ScoringMode, logits_of
-from drip.scoring.target import Reshape, Target, find_target
+from drip.scoring.target import Target, find_target
 from drip.types import IntArray, JsonObject, Observations
 
 Heatmap = Literal["raw", "normalised"]

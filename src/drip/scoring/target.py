@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from drip.errors import ModelError
+from drip.scoring.layout import Call, Reshape, arranged_shape, automatic_layout
 from drip.scoring.tap import FunctionChain, logits_of, run_tapped
-
-Reshape = Callable[[Tensor], Tensor]
 
 _POOLS = (
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
@@ -22,11 +21,6 @@ _POOLS = (
     nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
 )  # fmt: skip
 _PLUMBING = (*_POOLS, nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
-_CHANNELS_LAST = (nn.LayerNorm, nn.Linear, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.Embedding)
-_CHANNELS_FIRST = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
-    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
-)  # fmt: skip
 _STRIDED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _FOLLOWED = frozenset(
     (
@@ -67,20 +61,6 @@ class Target:
         return activation if self.reshape is None else self.reshape(activation)
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One call of a module in the recorded forward pass, in the order of completion."""
-
-    name: str
-    module: nn.Module
-    input_shape: tuple[int, ...]
-    output: Tensor
-
-    @property
-    def is_leaf(self) -> bool:
-        return next(self.module.children(), None) is None
-
-
 def find_target(
     model: nn.Module, example: Tensor, layer: str | None = None, reshape: Reshape | None = None
 ) -> Target:
@@ -111,10 +91,10 @@ def find_target(
         return _named_target(model, example, calls, layer, reshape)
     for index in _candidates(calls, len(example)):
         call = calls[index]
-        layout = reshape or _automatic_layout(calls, index)
+        layout = reshape or automatic_layout(calls, index)
         try:
-            shape = _arranged_shape(call.output, layout, call.name)
-        except ModelError:
+            shape = arranged_shape(call.output, layout, call.name)
+        except (ModelError, RuntimeError):
             if reshape is None:
                 raise
             continue  # the caller's reshape is made for another layer
@@ -137,7 +117,7 @@ def find_target(
 
 
 def _named_target(
-    model: nn.Module, example: Tensor, calls: list[_Call], layer: str, reshape: Reshape | None
+    model: nn.Module, example: Tensor, calls: list[Call], layer: str, reshape: Reshape | None
 ) -> Target:
     """The target of an explicit name, with notes where it is not what the automatic choice allows."""
     name, *functions = layer.split("+")
@@ -150,8 +130,8 @@ def _named_target(
     runs = [index for index, call in enumerate(calls) if call.name == name]
     if len(runs) == 1:
         call = calls[runs[0]]
-        layout = reshape or _automatic_layout(calls, runs[0])
-        shape = _arranged_shape(call.output, layout, layer)
+        layout = reshape or automatic_layout(calls, runs[0])
+        shape = arranged_shape(call.output, layout, layer)
         target = Target(name, tuple(functions), call.module, layout, shape)
     else:  # run_tapped says what is wrong: never, twice, or no tensor
         target = Target(name, tuple(functions), modules[name], reshape, ())
@@ -166,16 +146,16 @@ def _named_target(
     return target
 
 
-def _record(model: nn.Module, example: Tensor) -> list[_Call]:
+def _record(model: nn.Module, example: Tensor) -> list[Call]:
     """Every call of a named module that gave a tensor, from one forward pass."""
-    calls: list[_Call] = []
+    calls: list[Call] = []
     handles = []
 
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor):
                 first = inputs[0] if inputs and isinstance(inputs[0], Tensor) else output
-                calls.append(_Call(name, module, tuple(first.shape), output))
+                calls.append(Call(name, module, tuple(first.shape), output))
 
         return hook
 
@@ -190,14 +170,14 @@ def _record(model: nn.Module, example: Tensor) -> list[_Call]:
     return calls
 
 
-def _candidates(calls: list[_Call], n_rows: int) -> Iterator[int]:
+def _candidates(calls: list[Call], n_rows: int) -> Iterator[int]:
     """Indices of calls that may be the target, the best first."""
     plumbing = {id(call.output) for call in calls if isinstance(call.module, _POOLS)}
     runs: dict[str, int] = {}
     for call in calls:
         runs[call.name] = runs.get(call.name, 0) + 1
 
-    def usable(call: _Call) -> bool:
+    def usable(call: Call) -> bool:
         spatial = call.output.dim() >= 3 and len(call.output) == n_rows
         return spatial and id(call.output) not in plumbing and not isinstance(call.module, _PLUMBING)
 
@@ -217,56 +197,6 @@ def _candidates(calls: list[_Call], n_rows: int) -> Iterator[int]:
     for index in (*reversed(pointlike), *reversed(extended)):
         if runs[calls[index].name] == 1:
             yield index
-
-
-def _automatic_layout(calls: list[_Call], index: int) -> Reshape | None:
-    """How to bring a call's output to (N, K, *positions): by the last layer that fixes where channels are."""
-    output = calls[index].output
-    if output.dim() == 3:
-        for call in reversed(calls[: index + 1]):
-            if isinstance(call.module, _CHANNELS_LAST):
-                return tokens_to_grid
-            if isinstance(call.module, _CHANNELS_FIRST):
-                return None
-    elif any(call.output is output and isinstance(call.module, _CHANNELS_LAST) for call in calls):
-        return _channels_last_to_first
-    return None
-
-
-def tokens_to_grid(tokens: Tensor) -> Tensor:
-    """Tokens (N, T, C) of a square grid, with or without one class token in front, as (N, C, side, side).
-
-    Raises:
-        ModelError: Neither T nor T - 1 is a square number.
-
-    >>> tokens_to_grid(torch.zeros(2, 17, 8)).shape
-    torch.Size([2, 8, 4, 4])
-    """
-    n_tokens = tokens.shape[1]
-    for skipped in (0, 1):
-        side = math.isqrt(n_tokens - skipped)
-        if side > 0 and side * side == n_tokens - skipped:
-            return tokens[:, skipped:].transpose(1, 2).reshape(len(tokens), -1, side, side)
-    message = f"tokens must form a square grid with at most one class token, got {n_tokens} tokens"
-    raise ModelError(f"{message}; give reshape=, a function from (N, T, C) to (N, K, *positions)")
-
-
-def _channels_last_to_first(activation: Tensor) -> Tensor:
-    """(N, *positions, K) as (N, K, *positions)."""
-    return activation.movedim(-1, 1)
-
-
-def _arranged_shape(output: Tensor, layout: Reshape | None, name: str) -> tuple[int, ...]:
-    """Shape (K, *positions) after the layout.
-
-    Raises:
-        ModelError: The result is not (N, K, *positions).
-    """
-    arranged = output if layout is None else layout(output)
-    if arranged.dim() < 3 or len(arranged) != len(output):
-        message = f"layer {name!r} must give (N, K, *positions), got {tuple(arranged.shape)}"
-        raise ModelError(f"{message}; choose a layer before the pooling, or give reshape=")
-    return tuple(arranged.shape[1:])
 
 
 def _functions_after(model: nn.Module, module: nn.Module, example: Tensor) -> tuple[str, ...]:
@@ -341,7 +271,7 @@ def _with_shape_of(target: Target, model: nn.Module, example: Tensor) -> Target:
     """The target with its final shape, which functions may have changed, and a note on one position."""
     kept: list[Tensor] = []
     run_tapped(model, target.module, target.functions, example, kept.append)
-    shape = _arranged_shape(kept[0], target.reshape, target.name)
+    shape = arranged_shape(kept[0], target.reshape, target.name)
     target = Target(target.layer, target.functions, target.module, target.reshape, shape, target.notes)
     if math.prod(shape[1:]) == 1:
         note = "the feature map has one position: the score is a function of the logit alone"
