@@ -215,9 +215,8 @@ def main() -> int:
         rows += against_bare(folder, "single", options.rounds, 500)
         rows += against_bare(folder, "batch", options.rounds, BATCH)
         rows += late_rows(folder, options.rows)
-    print(
-        f"blobs of {BLOB_BYTES} bytes, SQLite {sqlite3.sqlite_version}, Python {sys.version.split()[0]}, load {load:.2f}"
-    )
+    versions = f"SQLite {sqlite3.sqlite_version}, Python {sys.version.split()[0]}"
+    print(f"blobs of {BLOB_BYTES} bytes, {versions}, load {load:.2f}")
     results = summarise(rows, options.rows)
     for bench, (ratio, detail) in results.items():
         print(f"{bench:8} {ratio:6.2f} (target {TARGETS[bench]})  {detail}")

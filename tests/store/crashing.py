@@ -105,9 +105,8 @@ def main(folder: Path, seed: int, n_kills: int) -> None:
             n_puts = 0
         last, wait_s = kill_once(path, rng)
         problems, n_puts = problems_of(path, last, n_puts)
-        print(
-            json.dumps({"kill": kill, "wait_s": wait_s, "last": last, "n_puts": n_puts, "problems": problems})
-        )
+        line = {"kill": kill, "wait_s": wait_s, "last": last, "n_puts": n_puts, "problems": problems}
+        sys.stdout.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

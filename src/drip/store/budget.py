@@ -24,11 +24,11 @@ SMALL_PAGE = 1024
 LARGE_PAGE = 4096
 _LARGE_PAGE_FROM_BYTES = 128 * MIB
 
-# Upper limits for one operation, against what the B-trees do: a put changes a page in each of 9 trees, an
-# eviction in 6; a split or merge changes up to four more. That several trees split at once is possible, that
+# Upper limits for one operation, against what the B-trees do: a put changes a page in each of 8 trees, an
+# eviction in 4; a split or merge changes up to four more. That several trees split at once is possible, that
 # all do is not to be expected; the estimates are replaced by counts long before they add up to a limit.
 PUT_FRAMES = 32
-EVICT_FRAMES = 10
+EVICT_FRAMES = 8
 RESERVE_PAGES = 48  # free pages that an insert may need for splits; never given to blobs
 FIXED_PAGES = 28  # schema, empty trees, pointer map
 _MIN_PAGES = 160
@@ -62,9 +62,9 @@ class Layout:
     def plan(cls, budget_bytes: int, *, page_size: int | None = None, log_bytes: int | None = None) -> Self:
         """Divide a budget.
 
-        The log gets a quarter, 64 MiB at most: a bigger log takes bigger transactions, a bigger file keeps
-        more samples. Pages are small up to budgets where a log of 64 MiB no longer needs it: evictions
-        touch scattered pages, and each costs the log a whole one.
+        The log gets a quarter (a third where that is less than 1 MiB), 64 MiB at most: a bigger log takes
+        bigger transactions, a bigger file keeps more samples. Pages are small up to budgets where a log of
+        64 MiB no longer needs it: evictions touch scattered pages, and each costs the log a whole one.
 
         Args:
             budget_bytes: The whole budget.
@@ -90,7 +90,8 @@ class Layout:
             )
             raise StoreError(message)
         if log_bytes is None:
-            log_bytes = max(min(budget_bytes // 4, _MAX_LOG_BYTES), least_log_bytes)
+            share = max(budget_bytes // 4, min(budget_bytes // 3, MIB))
+            log_bytes = max(min(share, _MAX_LOG_BYTES), least_log_bytes)
         log_frames = (log_bytes - _LOG_HEADER_BYTES) // frame_bytes
         rest = budget_bytes - _LOG_HEADER_BYTES - log_frames * frame_bytes - index_bytes(log_frames)
         max_pages = rest // page_size

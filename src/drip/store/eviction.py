@@ -13,7 +13,6 @@ from typing import Literal
 
 from drip.errors import StoreError
 from drip.store.budget import EVICT_FRAMES, RESERVE_PAGES
-from drip.store.records import Outcome
 from drip.store.space import Space
 from drip.store.tally import Tally
 
@@ -148,14 +147,11 @@ class Evictor:
 
     def _evict(self, victims: list[_Victim]) -> None:
         layout = self._space.layout
-        n_freed = sum(victim.n_bytes // layout.payload_bytes for victim in victims)
-        self._space.reserve_frames(EVICT_FRAMES * len(victims) + layout.map_pages_of(n_freed))
-        keys = [(victim.key,) for victim in victims]
-        execute = self._cursor.executemany
-        execute("DELETE FROM blobs WHERE id = ?", keys)
-        execute("DELETE FROM kept WHERE id = ?", keys)
-        execute(f"UPDATE audit SET outcome = {Outcome.EVICTED:d} WHERE id = ?", keys)  # noqa: S608  # a constant
         for victim in victims:
+            n_freed = victim.n_bytes // layout.payload_bytes
+            self._space.reserve_frames(EVICT_FRAMES + layout.map_pages_of(n_freed))
+            self._cursor.execute("DELETE FROM blobs WHERE id = ?", (victim.key,))
+            self._cursor.execute("DELETE FROM kept WHERE id = ?", (victim.key,))
             entry = self._tally.touch(victim.predicted_class)
             entry.kept -= 1
             entry.kept_bytes -= victim.n_bytes

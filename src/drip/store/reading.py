@@ -20,9 +20,18 @@ _CHUNK = 256
 _KEPT = """SELECT kept.id, sample_id, content_hash, media_type, digest, priority, keep_probability, reason,
     predicted_class, true_label, human_label, repeats, time_s, scores, meta, annotator
     FROM kept JOIN policies ON policies.id = kept.policy"""
-_AUDIT = """SELECT audit.id, sample_id, digest, outcome, retain, priority, keep_probability, reason,
-    predicted_class, label, n_bytes, time_s, scores, logits
+# Outcome 1 is KEPT, 3 is EVICTED: an eviction leaves the audit alone.
+_AUDIT = """SELECT audit.id, sample_id, digest,
+    CASE WHEN outcome = 1 AND NOT EXISTS (SELECT 1 FROM kept WHERE kept.id = audit.id) THEN 3
+        ELSE outcome END,
+    retain, priority, keep_probability, reason, predicted_class, label, n_bytes, time_s, scores, logits
     FROM audit JOIN policies ON policies.id = audit.policy WHERE audit.id > ? ORDER BY audit.id LIMIT ?"""
+# The audit's index finds the younger samples; those that outlived their audit row are looked through. An
+# index on the kept samples would cost every put and eviction a page.
+_KEYS = """SELECT id FROM kept WHERE id IN (SELECT id FROM audit WHERE sample_id = ?)
+    UNION SELECT id FROM kept
+        WHERE id < (SELECT coalesce(min(id), 9223372036854775807) FROM audit) AND sample_id = ?
+    ORDER BY 1"""
 _QUARANTINE = """SELECT id, sample_id, media_type, reason, true_label, n_bytes, repeats, time_s, meta, data
     FROM quarantine WHERE id > ? ORDER BY id LIMIT ?"""
 
@@ -79,9 +88,7 @@ class Reader:
 
     def keys_of(self, sample_id: str) -> list[int]:
         """Keys of the kept samples with this id; ids of different sources may be the same."""
-        return [
-            key for (key,) in self._rows("SELECT id FROM kept WHERE sample_id = ? ORDER BY id", (sample_id,))
-        ]
+        return [key for (key,) in self._rows(_KEYS, (sample_id, sample_id))]
 
     def has(self, key: int) -> bool:
         """True when a sample with this key is kept."""

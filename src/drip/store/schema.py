@@ -17,6 +17,7 @@ VERSION = 2
 
 # One number runs through the store: audit.id = kept.id = blobs.id = the number of the decision. Age, the
 # audit mark of an eviction and the blob's place therefore need no further index.
+# An eviction leaves the audit alone: a row that says KEPT and has no kept row was evicted.
 # Blobs have their own table: SQLite rewrites a whole row on UPDATE, so a label beside a megabyte would cost
 # a megabyte, and a scan over the metadata would read the images. They come last for the same reason.
 # References are checked by check(); enforcing them at every insert would buy nothing that it does not find.
@@ -65,7 +66,6 @@ STATEMENTS: Sequence[str] = (
     )""",
     "CREATE UNIQUE INDEX kept_content ON kept (content_hash)",
     "CREATE INDEX kept_priority ON kept (priority)",
-    "CREATE INDEX kept_sample ON kept (sample_id)",
     "CREATE TABLE blobs (id INTEGER PRIMARY KEY REFERENCES kept (id), data BLOB NOT NULL)",
     """CREATE TABLE quarantine (
         id INTEGER PRIMARY KEY,
@@ -109,7 +109,7 @@ STATEMENTS: Sequence[str] = (
 # version -> what turns a file of that version into the next one. Statements only add (columns, tables), so
 # that a migration writes a few pages and fits the log's share of any budget.
 MIGRATIONS: Mapping[int, Sequence[str]] = MappingProxyType(
-    {1: ("ALTER TABLE kept ADD COLUMN annotator TEXT",)}
+    {1: ("ALTER TABLE kept ADD COLUMN annotator TEXT", "DROP INDEX kept_sample")}
 )
 
 

@@ -15,7 +15,7 @@ from drip.store.budget import RESERVE_PAGES, Layout, LogGauge
 
 _SOFT_BYTES = 4 * 1024 * 1024  # SQLite's own automatic checkpoint comes at 1000 pages of 4096 bytes
 _RETRY_FRAMES = 64  # how far the log grows before a checkpoint that a reader blocked is tried again
-_PINNED_PAGES = 16  # pages that an operation holds beside the cache
+_PINNED_PAGES = 8  # pages that an operation holds beside the cache
 
 
 class Space:
@@ -132,21 +132,21 @@ class Space:
         """
         self._operation_frames = 0
         self.reserve_frames(n_frames)
+        self._operation_frames = n_frames
 
     def reserve_frames(self, n_frames: int) -> None:
-        """Inside an operation: announce up to ``n_frames`` changed pages more.
+        """Inside an operation: announce that a further step changes up to ``n_frames`` pages.
 
         Raises:
             TransactionFullError: the log could outgrow its share; nothing has been written beyond it.
         """
         self.log_frames += n_frames
-        self._operation_frames += n_frames
         if self.log_frames <= self.layout.log_frames:
             return
-        # Pages that left the cache are in the log's file; of the other changed pages the cache holds what
-        # was changed so far, and the operation will change what it has announced.
+        # What was changed so far is in the log's file, if it left the cache, or else in the cache. To come
+        # are this step and what the operation has announced.
         known = self._gauge.n_frames() + self.layout.cache_pages + _PINNED_PAGES
-        self.log_frames = min(self.log_frames, known + self._operation_frames)
+        self.log_frames = min(self.log_frames, known + self._operation_frames + n_frames)
         if self.log_frames > self.layout.log_frames:
             self.log_frames -= n_frames
             frame_bytes = self.layout.page_size + 24
@@ -164,7 +164,11 @@ class Space:
         if not wait:
             self._connection.execute("PRAGMA busy_timeout = 0").fetchall()
         try:
-            (is_busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            (is_busy, n_frames, _) = self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            if not is_busy and not n_frames:
+                # A rolled back transaction had left the cache. Its frames do not count, but the log goes on
+                # under their salt, so that the gauge could not tell them from new ones.
+                (is_busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise
