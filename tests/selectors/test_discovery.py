@@ -7,17 +7,17 @@ import pytest
 
 import drip.selectors
 from drip.errors import InputError
-from drip.selectors import BaseSelector, available, create
+from drip.selectors import BaseSelector, available, create, load_all
 from drip.selectors.base import deterministic
 
 
 @pytest.fixture
 def fresh(monkeypatch):
     """Discovery from the start, and afterwards again without what the test added."""
-    available.cache_clear()
+    load_all.cache_clear()
     yield monkeypatch
     monkeypatch.undo()
-    available.cache_clear()
+    load_all.cache_clear()
 
 
 def rules():
@@ -35,9 +35,18 @@ def test_every_rule_has_its_own_file_and_is_found_under_its_own_name():
     assert {"drip", "inverse-drip", "margin", "random", "reservoir"} <= set(rules())
 
 
-@pytest.mark.usefixtures("fresh")
-def test_discovery_runs_once():
-    assert available() is available()
+def test_modules_are_looked_for_once(fresh):
+    asked = []
+    fresh.setattr(drip.selectors, "entry_points", lambda group: asked.append(group) or ())
+    assert available() == available()
+    assert asked == ["drip.selectors"]
+
+
+def test_a_rule_that_is_defined_later_is_found():
+    class Later(drip.selectors.available()["margin"]):
+        name = "test-later"
+
+    assert available()["test-later"] is Later
 
 
 class _Entry:

@@ -24,24 +24,30 @@ __all__ = [
     "available",
     "create",
     "from_policy",
+    "load_all",
 ]
 
 ENTRY_POINTS = "drip.selectors"
 
 
-@cache
 def available() -> dict[str, type[BaseSelector]]:
-    """Every selector by name: those of this package and those that other packages register.
+    """Every selector by name: of this package, of packages that register some, and any defined since.
 
     >>> sorted(available())[:3]
     ['class-balanced-random', 'drip', 'entropy']
     """
+    load_all()
+    root: Any = BaseSelector  # abstract: only its named descendants are rules
+    return {rule.name: rule for rule in _concrete(root)}
+
+
+@cache
+def load_all() -> None:
+    """Import every module with rules, once: those of this package and those that others register."""
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         importlib.import_module(module.name)
     for entry in entry_points(group=ENTRY_POINTS):
         entry.load()
-    root: Any = BaseSelector  # abstract: only its named descendants are rules
-    return {rule.name: rule for rule in _concrete(root)}
 
 
 def _concrete(base: type[BaseSelector]) -> list[type[BaseSelector]]:
