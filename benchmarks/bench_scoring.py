@@ -2,18 +2,19 @@
 
 Run on an idle machine: ``python benchmarks/bench_scoring.py``. One torch thread; every repetition
 runs all rows of a case in a fresh random order; ratios of medians and of minima are printed and the
-raw timings appended to ``results/scoring.jsonl``.
+raw timings appended to ``results/scoring.jsonl``. The memory of drip includes the one graph of a
+single sample with which the scorer verifies its plan before the first call.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib
 import json
 import os
 import platform
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -132,29 +133,20 @@ def measure_times(name: str, rows: tuple[str, ...], scale: float) -> dict[str, l
 
 
 def measure_memory(name: str, row: str) -> float:
-    """Peak of the resident memory in MiB above its level between two calls, in a fresh process."""
+    """Growth of the peak resident memory in MiB over model and batch, in a fresh process."""
     command = [sys.executable, __file__, "--memory-of", name, row]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout)
 
 
 def print_memory_growth(name: str, row: str) -> None:
-    """Child of :func:`measure_memory`; Linux only, whose kernel can forget an earlier peak."""
+    """Child of :func:`measure_memory`: three calls, and for drip the choice of the plan before them."""
     model, batch = prepare(CASES[name])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     function = make_row(row, model, batch)
-    function()  # choosing a plan and what libraries allocate once are no cost of a call
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present level
-    before = memory_of_status("VmRSS")
     for _ in range(3):
         function()
-    print((memory_of_status("VmHWM") - before) / 1024)
-
-
-def memory_of_status(key: str) -> int:
-    """A line of the kernel's account of this process, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 def print_case(name: str, seconds: dict[str, list[float]], memory: dict[str, float]) -> None:

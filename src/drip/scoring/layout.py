@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from drip.errors import ModelError
@@ -21,24 +22,32 @@ _CHANNELS_FIRST = (
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a module in the recorded forward pass, in the order of completion."""
+    """One call of a module in the recorded forward pass, in the order of completion.
+
+    Attributes:
+        name: Dotted name of the module.
+        module: The module.
+        input_shape: Shape of its first input.
+        shape: Shape of its output.
+        source: The first module that returned this very tensor; a container hands on its last part's.
+    """
 
     name: str
     module: nn.Module
     input_shape: tuple[int, ...]
-    output: Tensor
+    shape: tuple[int, ...]
+    source: nn.Module
 
 
 def automatic_layout(calls: Sequence[Call], index: int) -> Reshape | None:
     """How to bring a call's output to (N, K, *positions): by the last layer that fixes where channels are."""
-    output = calls[index].output
-    if output.dim() == 3:
+    if len(calls[index].shape) == 3:
         for call in reversed(calls[: index + 1]):
             if isinstance(call.module, _CHANNELS_LAST):
                 return tokens_to_grid
             if isinstance(call.module, _CHANNELS_FIRST):
                 return None
-    elif any(call.output is output and isinstance(call.module, _CHANNELS_LAST) for call in calls):
+    elif isinstance(calls[index].source, _CHANNELS_LAST):
         return channels_last_to_first
     return None
 
@@ -49,7 +58,6 @@ def tokens_to_grid(tokens: Tensor) -> Tensor:
     Raises:
         ModelError: Neither T nor T - 1 is a square number.
 
-    >>> import torch
     >>> tokens_to_grid(torch.zeros(2, 17, 8)).shape
     torch.Size([2, 8, 4, 4])
     """
@@ -67,14 +75,14 @@ def channels_last_to_first(activation: Tensor) -> Tensor:
     return activation.movedim(-1, 1)
 
 
-def arranged_shape(output: Tensor, layout: Reshape | None, name: str) -> tuple[int, ...]:
-    """Shape (K, *positions) after the layout.
+def arranged_shape(shape: Sequence[int], layout: Reshape | None, name: str) -> tuple[int, ...]:
+    """Shape (K, *positions) that the layout makes of an output's shape.
 
     Raises:
         ModelError: The result is not (N, K, *positions).
     """
-    arranged = output if layout is None else layout(output)
-    if arranged.dim() < 3 or len(arranged) != len(output):
-        message = f"layer {name!r} must give (N, K, *positions), got {tuple(arranged.shape)}"
+    arranged = tuple(shape) if layout is None else tuple(layout(torch.zeros(*shape)).shape)
+    if len(arranged) < 3 or arranged[0] != shape[0]:
+        message = f"layer {name!r} must give (N, K, *positions), got {arranged}"
         raise ModelError(f"{message}; choose a layer before the pooling, or give reshape=")
-    return tuple(arranged.shape[1:])
+    return arranged[1:]

@@ -192,13 +192,13 @@ def choose_plan(model: nn.Module, target: Target, example: Tensor) -> Choice:
         closed = ClosedForm(model, target, linears)
         if _agrees_on_noise(closed, head, example):
             plans.insert(0, closed)
-    truth = reference.run(example)
-    classes = truth.logits.argmax(1)
+    classes, rivals = top_two(head.run(example).logits)
+    truth = _values(reference, example, classes, rivals)
     chosen: Plan | None = None
     seconds: dict[str, float] = {}
     errors: dict[str, float] = {}
     for plan in plans:
-        errors[plan.name] = _largest_deviation(plan.run(example), truth)
+        errors[plan.name] = _largest_deviation(_values(plan, example, classes, rivals), truth)
         if not errors[plan.name] <= RELATIVE_TOLERANCE:  # also where it is NaN
             continue
         seconds[plan.name] = _best_time(plan, example, classes)
@@ -265,20 +265,24 @@ def _agrees_on_noise(plan: ClosedForm, head: HeadVjp, example: Tensor) -> bool:
 
     handle = plan.target.module.register_forward_hook(noise)  # runs before the hook of the plans
     try:
-        found, expected = plan.run(example), head.run(example)
-        return _largest_deviation(found, expected) <= RELATIVE_TOLERANCE
+        classes, rivals = top_two(head.run(example).logits)
+        expected = _values(head, example, classes, rivals)
+        return _largest_deviation(_values(plan, example, classes, rivals), expected) <= RELATIVE_TOLERANCE
     except RuntimeError:  # the layers do not fit one another: another kind of head
         return False
     finally:
         handle.remove()
 
 
-def _largest_deviation(run: Pass, truth: Pass) -> float:
-    """Largest deviation of logits and gradients, of the best class and of its lead over the second."""
-    classes, rivals = top_two(truth.logits)
-    pairs = [(run.logits, truth.logits)]
-    pairs += [(run.gradients(classes, other), truth.gradients(classes, other)) for other in (None, rivals)]
-    return max(_deviation(found, expected) for found, expected in pairs)
+def _values(plan: Plan, example: Tensor, classes: Tensor, rivals: Tensor) -> tuple[Tensor, ...]:
+    """Logits, gradients of the classes and of their lead over the rivals; the pass's graph is let go."""
+    run = plan.run(example)
+    return run.logits, run.gradients(classes, None), run.gradients(classes, rivals)
+
+
+def _largest_deviation(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """The largest of the deviations of values that belong together."""
+    return max(_deviation(got, want) for got, want in zip(found, expected, strict=True))
 
 
 def _deviation(got: Tensor, expected: Tensor) -> float:

@@ -46,8 +46,9 @@ class TorchScorer:
     or nothing at all, is differentiated (:attr:`plan`). Parameters, gradients, hooks and training
     flags of the model stay as they are; dropout and batch normalisation run in eval mode.
 
-    The target layer and the plan are fixed with ``example``, or else with the first batch. Build a
-    new scorer after exchanging layers; new weights in the same layers need none.
+    The target layer and the plan are fixed with ``example``, or else with the first batch; this
+    once keeps the whole model's graph for one sample. Build a new scorer after exchanging layers;
+    new weights in the same layers need none.
 
     Outputs after a sigmoid or softmax, and multi-label models, cannot be told from logits with
     certainty: give a model that ends with one logit per class (:meth:`describe` warns of rows that
@@ -276,7 +277,9 @@ class TorchScorer:
             ) from error
         require_finite("logits", _float64(logits))
         target = find_target(self._model, example, self._asked_layer, self._reshape)
-        choice = choose_plan(self._model, target, example)
+        choice = choose_plan(
+            self._model, target, example[:1]
+        )  # the reference keeps a graph: one is dear enough
         sums = torch.stack((logits.sum(1) if logits.min() >= 0 else logits[:, 0], logits.exp().sum(1)))
         notes = target.notes
         if ((sums - 1).abs() < 1e-4).all(1).any():

@@ -93,7 +93,7 @@ def find_target(
         call = calls[index]
         layout = reshape or automatic_layout(calls, index)
         try:
-            shape = arranged_shape(call.output, layout, call.name)
+            shape = arranged_shape(call.shape, layout, call.name)
         except (ModelError, RuntimeError):
             if reshape is None:
                 raise
@@ -109,7 +109,7 @@ def find_target(
             message = f"the head must depend on one activation, but a part of it bypasses {target.name!r}"
             raise ModelError(f"{message}; wrap the shortcut into a module, or give layer={target.name!r}")
         return _with_shape_of(target, model, example)
-    seen = ", ".join(f"{call.name} {tuple(call.output.shape)}" for call in calls[-5:])
+    seen = ", ".join(f"{call.name} {call.shape}" for call in calls[-5:])
     message = (
         f"the model must have a layer with output (N, K, L) or (N, K, H, W), the last outputs are: {seen}"
     )
@@ -131,7 +131,7 @@ def _named_target(
     if len(runs) == 1:
         call = calls[runs[0]]
         layout = reshape or automatic_layout(calls, runs[0])
-        shape = arranged_shape(call.output, layout, layer)
+        shape = arranged_shape(call.shape, layout, layer)
         target = Target(name, tuple(functions), call.module, layout, shape)
     else:  # run_tapped says what is wrong: never, twice, or no tensor
         target = Target(name, tuple(functions), modules[name], reshape, ())
@@ -149,13 +149,16 @@ def _named_target(
 def _record(model: nn.Module, example: Tensor) -> list[Call]:
     """Every call of a named module that gave a tensor, from one forward pass."""
     calls: list[Call] = []
+    latest: list[Tensor] = []  # only the last output is kept: all of them would fill the memory
     handles = []
 
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor):
                 first = inputs[0] if inputs and isinstance(inputs[0], Tensor) else output
-                calls.append(Call(name, module, tuple(first.shape), output))
+                source = calls[-1].source if latest and latest[0] is output else module
+                latest[:] = [output]
+                calls.append(Call(name, module, tuple(first.shape), tuple(output.shape), source))
 
         return hook
 
@@ -172,16 +175,15 @@ def _record(model: nn.Module, example: Tensor) -> list[Call]:
 
 def _candidates(calls: list[Call], n_rows: int) -> Iterator[int]:
     """Indices of calls that may be the target, the best first."""
-    plumbing = {id(call.output) for call in calls if isinstance(call.module, _POOLS)}
     runs: dict[str, int] = {}
     for call in calls:
         runs[call.name] = runs.get(call.name, 0) + 1
 
     def usable(call: Call) -> bool:
-        spatial = call.output.dim() >= 3 and len(call.output) == n_rows
-        return spatial and id(call.output) not in plumbing and not isinstance(call.module, _PLUMBING)
+        spatial = len(call.shape) >= 3 and call.shape[0] == n_rows
+        return spatial and not isinstance(call.source, _POOLS) and not isinstance(call.module, _PLUMBING)
 
-    extended = [i for i, call in enumerate(calls) if usable(call) and call.output.shape[2:].numel() > 1]
+    extended = [i for i, call in enumerate(calls) if usable(call) and math.prod(call.shape[2:]) > 1]
     last = extended[-1] if extended else -1
     # outputs of one position after the last extended one belong to the head, unless the backbone
     # itself goes down to one position: by a strided convolution and not by the head's pooling
@@ -271,7 +273,7 @@ def _with_shape_of(target: Target, model: nn.Module, example: Tensor) -> Target:
     """The target with its final shape, which functions may have changed, and a note on one position."""
     kept: list[Tensor] = []
     run_tapped(model, target.module, target.functions, example, kept.append)
-    shape = arranged_shape(kept[0], target.reshape, target.name)
+    shape = arranged_shape(kept[0].shape, target.reshape, target.name)
     target = Target(target.layer, target.functions, target.module, target.reshape, shape, target.notes)
     if math.prod(shape[1:]) == 1:
         note = "the feature map has one position: the score is a function of the logit alone"
