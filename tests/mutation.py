@@ -29,6 +29,9 @@ EQUIVALENT = {
     ),
     "anchor = scaled[len(scaled) // 3]": "any score may be the anchor",
     "return values, labels.astype(np.int64,": "a copy has the same numbers",
+    "grouped = values[np.argsort(small,": "every class is sorted afterwards",
+    "return Decisions(retain, priority, retain.astype(None), reasons)": "None is float64 in NumPy",
+    'chosen = draw[np.argsort(~retain[draw], kind="STABLE")]': "NumPy reads the first letter",
     "tied = held if": "both ways give the same number for this method, one of them sooner",
     "small = labels.astype(": "a wider integer sorts alike, only slower",
     'return int(np.searchsorted(ordered, upper, side="right") - np.searchsorted(ordered, lower, ))': (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from drip.errors import InputError, PolicyError
 from drip.policy import Policy
-from drip.selectors import available, create, from_policy
+from drip.selectors import ThresholdSelector, available, create, from_policy
 from drip.testing import check_selector, fake_observations
 
 RULES = sorted(available())
@@ -226,6 +226,38 @@ def test_reasons_are_short_constant_words(name):
     words = set(rule.decide_many(fake_observations(400, 4, seed=1)).reasons)
     assert all(word == word.lower() and " " not in word and len(word) <= 24 for word in words)
     assert len(words) <= 3
+
+
+class BrightestFeature(ThresholdSelector):
+    """A rule on features; its name is set on the instance, so that it does not count as exported."""
+
+    @property
+    def needs(self):
+        return frozenset({"features"})
+
+    def utility(self, observations):
+        return observations.features.max(axis=1)
+
+
+def test_the_contract_holds_for_a_rule_that_reads_features():
+    def factory():
+        rule = BrightestFeature()
+        rule.name = "brightest-feature"
+        return rule
+
+    check_selector(factory, fake_observations(100, 3))
+    with pytest.raises(
+        InputError, match=r"^selector 'brightest-feature' reads 'features', got observations with"
+    ):
+        factory().calibrate(replace(fake_observations(50, 3), features=None))
+
+
+@every_rule
+def test_calibration_on_nothing_is_refused(name):
+    with pytest.raises(
+        InputError, match=f"^selector '{name}' needs at least one calibration sample, got none$"
+    ):
+        create(name).calibrate(fake_observations(0, 3))
 
 
 def test_an_unknown_rule_names_the_known_ones():
