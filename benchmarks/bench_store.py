@@ -65,7 +65,7 @@ class Bare:
             "synchronous = FULL",
             "secure_delete = OFF",
             f"cache_size = {layout.cache_pages}",
-            "wal_autocheckpoint = 1000",
+            f"wal_autocheckpoint = {layout.soft_frames}",
         ):
             self.connection.execute(f"PRAGMA {pragma}").fetchall()
         schema.create(self.connection, lambda _: None)

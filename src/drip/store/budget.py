@@ -115,6 +115,15 @@ class Layout:
         return self.max_pages * self.page_size // _QUARANTINE_SHARE
 
     @property
+    def soft_frames(self) -> int:
+        """Length from which the log is reset when that takes no waiting.
+
+        As late as the other half suffices for a transaction: a page that many puts change, such as one of
+        an index over random values, is then copied into the file once for all of them.
+        """
+        return self.log_frames // 2
+
+    @property
     def cache_pages(self) -> int:
         """Page cache of the writer: also the most pages a transaction holds back from the log."""
         return max(32, min(self.log_frames // 4, 4096))

@@ -13,7 +13,6 @@ from pathlib import Path
 from drip.errors import StoreError, TransactionFullError
 from drip.store.budget import RESERVE_PAGES, Layout, LogGauge
 
-_SOFT_BYTES = 4 * 1024 * 1024  # SQLite's own automatic checkpoint comes at 1000 pages of 4096 bytes
 _RETRY_FRAMES = 64  # how far the log grows before a checkpoint that a reader blocked is tried again
 _PINNED_PAGES = 8  # pages that an operation holds beside the cache
 
@@ -43,7 +42,7 @@ class Space:
         self._gauge = LogGauge(path, layout.page_size)
         self._retry_at = 0
         self._operation_frames = 0
-        self.soft_frames = min(layout.log_frames // 2, _SOFT_BYTES // layout.page_size)
+        self.soft_frames = layout.soft_frames
         self.log_frames = self._gauge.n_frames()
         self.free_pages = 0
 
