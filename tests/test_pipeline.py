@@ -1,12 +1,12 @@
 """The production loop: order, delivery, bad samples, and resuming after a stop at any point."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 import numpy as np
 import pytest
 
-from drip.errors import DripError, InputError, ModelError, StoreError
+from drip.errors import DripError, InputError, ModelError, StoreError, TransactionFullError
 from drip.media import encode_npy
 from drip.pipeline import Tally, observe, run
 from drip.selectors import create
@@ -154,7 +154,7 @@ def test_code_after_yield_runs_only_after_the_commit():
             events.append("committed")
 
     run(Source(), LinearScorer(), drip_selector(), Sink(), batch_size=2)
-    assert events == ["committed", "acknowledged"] * 3
+    assert events == ["committed"] + ["committed", "acknowledged"] * 3  # the policy comes first
 
 
 def test_failed_commit_is_not_acknowledged():
@@ -474,6 +474,51 @@ def test_state_of_another_policy_is_not_restored_but_the_position_is():
     run(ListSource(stream(6)[4:]), LinearScorer(), RULES["reservoir"](), fresh)
     assert record(sink) == record(fresh)
     assert sink.progress.policy_digest == "new policy"
+
+
+def test_sink_knows_the_policy_before_its_first_sample():
+    known = []
+
+    class Sink(MemorySink):
+        def put(self, sample, observation, decision):
+            known.append(self.progress.policy_digest)
+            super().put(sample, observation, decision)
+
+    sink = Sink()
+    sink.progress = Progress("2", {}, "old policy")
+    run(ListSource(stream(4)), LinearScorer(), drip_selector(), sink, policy_digest="new policy")
+    assert known == ["new policy"] * 2
+
+
+def test_batch_that_is_more_than_a_sink_commits_at_once_survives_a_stop_between_its_parts():
+    class SmallSink(FaultySink):
+        """Commits three writes at most, and recognises what comes again."""
+
+        def put(self, sample, observation, decision):
+            self.n_writes += 1
+            if self.n_writes > 3:
+                raise TransactionFullError("full")
+            if sample.id not in {other.id for other, *_ in self.puts}:
+                super().put(sample, observation, decision)
+
+        @contextmanager
+        def transaction(self):
+            self.n_writes = 0
+            with super().transaction():
+                yield
+
+    whole = MemorySink()
+    run(ListSource(stream(20)), LinearScorer(), RULES["reservoir"](), whole, policy_digest="p")
+    for n_calls in range(70):
+        sink = SmallSink()
+        sink.fault = Countdown(n_calls)
+        options = {"batch_size": 10, "policy_digest": "p"}
+        with suppress(InjectedError):
+            run(ListSource(stream(20)), LinearScorer(), RULES["reservoir"](), sink, **options)
+        sink.fault = Countdown(-1)
+        run(ListSource(stream(20)), LinearScorer(), RULES["reservoir"](), sink, **options)
+        assert record(sink) == record(whole)
+        assert sink.progress == whole.progress
 
 
 def test_state_of_the_same_policy_is_restored():

@@ -283,13 +283,17 @@ def _check_arguments(
 
 
 def _resume(source: Source | Iterable[Sample], selector: Selector, sink: Sink, policy_digest: str) -> None:
-    progress = sink.load_progress() if isinstance(sink, DurableSink) else None
-    if progress is None:
+    if not isinstance(sink, DurableSink):
         return
-    if progress.policy_digest == policy_digest:
+    progress = sink.load_progress()
+    cursor = None if progress is None else progress.cursor
+    if cursor is not None and isinstance(source, Source):
+        source.seek(cursor)
+    if progress is not None and progress.policy_digest == policy_digest:
         selector.restore(progress.selector_state)
-    if progress.cursor is not None and isinstance(source, Source):
-        source.seek(progress.cursor)
+    else:  # the sink learns the policy before the first sample, which it notes with it
+        with sink.transaction():
+            sink.save_progress(Progress(cursor, selector.state(), policy_digest))
 
 
 def _commit(sink: Sink, writes: Sequence[Callable[[], None]]) -> None:

@@ -76,10 +76,14 @@ def run(
                 on_progress=lambda tally: update(tally.n_seen, total, f"{tally.retention:.1%} kept"),
             )  # fmt: skip
             stats = kept.stats()
+            reason = next((aside.reason for aside in kept.quarantined()), "see --on-error raise")
     print_run(tally, stats, json_output=json_output)
     if tally.interrupted:
         print_error(INTERRUPTED)
         raise typer.Exit(130)
+    if tally.n_seen and tally.n_quarantined + tally.n_skipped == tally.n_seen:
+        print_error(f"none of {tally.n_seen} samples could be decoded and scored: {reason}")
+        raise typer.Exit(1)
 
 
 def print_run(tally: Tally, stats: StoreStats, *, json_output: bool) -> None:

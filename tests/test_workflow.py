@@ -1,0 +1,193 @@
+"""Calibrating from a folder and running a stream: the rooms put together, and what they refuse."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from digits import N_PRODUCTION
+from torch import nn
+
+from drip.datasets import load_mnist
+from drip.errors import InputError, ModelError, PolicyError, StreamError
+from drip.media import InputContract
+from drip.models import SmallCNN, load_model
+from drip.policy import Policy
+from drip.scoring import model_digest
+from drip.store import RetentionStore
+from drip.streams import FolderSource
+from drip.workflow import ScoreOptions, calibrate_folder, run_stream, scorer_of
+
+CONTRACT = InputContract((1, 28, 28))
+
+
+@pytest.fixture(scope="module")
+def model(digits):
+    return load_model("drip.models:SmallCNN", digits.weights)
+
+
+@pytest.fixture
+def store(tmp_path):
+    with RetentionStore(tmp_path / "kept.db", budget_bytes=2_000_000) as kept:
+        yield kept
+
+
+def test_policy_says_where_it_comes_from(digits, model):
+    policy = Policy.load(digits.policy)
+    provenance = policy.provenance
+    assert provenance.model_digest == model_digest(model)
+    assert provenance.layer == "features"
+    assert provenance.score["method"] == "gradcam"
+    assert provenance.data == str(digits.calibration)
+    assert provenance.n_samples == 300
+    assert InputContract.from_json(provenance.input_contract) == CONTRACT
+    assert sum(sum(histogram.counts) for histogram in policy.histograms) == 300
+
+
+def test_progress_counts_to_the_number_of_files(digits, model):
+    seen = []
+    calibrate_folder(model, digits.calibration, CONTRACT, on_progress=lambda *step: seen.append(step))
+    assert seen[-1] == (300, 300)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ScoreOptions(heatmap="normalised"),
+        ScoreOptions(method="layercam"),
+        ScoreOptions(contrast=True),
+        ScoreOptions(layer="features.6"),
+    ],
+)
+def test_score_options_travel_with_the_policy(options, digits, model, tmp_path):
+    calibrate_folder(model, digits.calibration, CONTRACT, score=options).save(tmp_path / "p.json")
+    policy = Policy.load(tmp_path / "p.json")
+    inputs = load_mnist().inputs(range(40))
+    np.testing.assert_allclose(
+        scorer_of(policy, model).score(inputs).named_scores["drip"],
+        options.scorer(model).score(inputs).named_scores["drip"],
+        rtol=1e-5,
+    )
+
+
+class FunctionalHead(nn.Module):
+    """The ReLU before the head is a function: the layer that is found has a name of two parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, stride=4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+def test_layer_that_was_found_is_found_again_by_its_name(digits):
+    torch.manual_seed(0)
+    model = FunctionalHead()
+    policy = calibrate_folder(model, digits.calibration, CONTRACT)
+    assert "+" in policy.provenance.layer
+    scorer_of(policy, model).score(load_mnist().inputs(range(3)))
+
+
+def test_run_keeps_what_the_policy_retains(digits, model, store):
+    policy = Policy.load(digits.policy)
+    tally = run_stream(model, policy, FolderSource(digits.production), store)
+    rows = list(store.audit())
+    expected = policy.retains(
+        np.array([row.scores["drip"] for row in rows]), np.array([row.predicted_class for row in rows])
+    )
+    assert tally.n_seen == N_PRODUCTION
+    assert [row.decision.retain for row in rows] == expected.tolist()
+    assert tally.n_retained == len(store) == expected.sum()
+    assert store.check().ok
+
+
+def test_scores_of_the_run_are_those_of_the_scorer(digits, model, store):
+    policy = Policy.load(digits.policy)
+    run_stream(model, policy, FolderSource(digits.production), store, batch_size=7)
+    for row in list(store.audit())[:5]:
+        data = (digits.production / row.sample_id).read_bytes()
+        alone = scorer_of(policy, model).score(CONTRACT.prepare(data, "image/png")[None])
+        assert row.scores["drip"] == pytest.approx(alone.scores[0], rel=1e-5)
+        np.testing.assert_allclose(row.logits, alone.logits[0], rtol=1e-4, atol=1e-5)
+
+
+def test_run_under_a_new_policy_continues_the_stream(digits, model, store):
+    source = FolderSource(digits.production)
+    first = Policy.load(digits.policy)
+    run_stream(model, first, source, store, batch_size=20, stop=lambda: True)
+    second = calibrate_folder(model, digits.calibration, CONTRACT, discard_fraction=0.7)
+    tally = run_stream(model, second, FolderSource(digits.production), store)
+    assert tally.n_seen == N_PRODUCTION - 20
+    digests = [row.policy_digest for row in store.audit()]
+    assert digests == [first.digest] * 20 + [second.digest] * (N_PRODUCTION - 20)
+
+
+# -- refusals ------------------------------------------------------------------------------------------
+
+
+def test_policy_of_another_model_is_refused(digits, store):
+    torch.manual_seed(1)
+    with pytest.raises(PolicyError, match="calibrate again with this model"):
+        run_stream(SmallCNN(), Policy.load(digits.policy), FolderSource(digits.production), store)
+    assert store.stats().seen == 0
+
+
+def test_policy_that_does_not_say_how_to_score_is_refused(model, digits):
+    policy = Policy.load(digits.policy)
+    bare = replace(policy, provenance=replace(policy.provenance, score={}))
+    with pytest.raises(PolicyError, match="how to score"):
+        scorer_of(bare, model)
+
+
+def test_policy_without_an_input_contract_is_refused(model, digits, store):
+    policy = Policy.load(digits.policy)
+    bare = replace(policy, provenance=replace(policy.provenance, input_contract={}))
+    with pytest.raises(InputError, match="input contract"):
+        run_stream(model, bare, FolderSource(digits.production), store)
+
+
+def test_policy_of_an_unknown_rule_is_refused(model, digits, store):
+    content = json.loads(digits.policy.read_text())
+    content["recipe"]["name"] = "rule-of-tomorrow"
+    with pytest.raises(PolicyError, match="rule-of-tomorrow"):
+        run_stream(model, Policy.from_json(content), FolderSource(digits.production), store)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_fraction_outside_its_range_is_refused_before_any_work(fraction, model):
+    with pytest.raises(InputError, match="discard_fraction"):
+        calibrate_folder(model, "/nowhere", CONTRACT, discard_fraction=fraction)
+
+
+def test_unknown_rule_is_refused_with_the_known_ones(model, digits):
+    with pytest.raises(InputError, match=r"margin.*'best'"):
+        calibrate_folder(model, digits.calibration, CONTRACT, rule="best")
+
+
+def test_class_names_of_another_number_are_refused(model, digits):
+    with pytest.raises(InputError, match="10 class names are needed, got 2"):
+        calibrate_folder(model, digits.calibration, CONTRACT, class_names=("a", "b"))
+
+
+def test_missing_folder_is_refused(model, tmp_path):
+    with pytest.raises(StreamError, match="a folder is needed"):
+        calibrate_folder(model, tmp_path / "none", CONTRACT)
+
+
+def test_unknown_layer_is_refused_by_name(model, digits):
+    with pytest.raises(ModelError, match="no_such_layer"):
+        calibrate_folder(model, digits.calibration, CONTRACT, score=ScoreOptions(layer="no_such_layer"))
+
+
+def test_contract_of_another_shape_than_the_files_is_refused_with_the_file(model, digits):
+    with pytest.raises(InputError, match=r"sample '\d/\d+\.png': an image of 32 x 32"):
+        calibrate_folder(model, digits.calibration, InputContract((1, 32, 32)))
+
+
+def test_contract_that_the_model_does_not_take_is_an_error_of_ours(model, digits):
+    with pytest.raises((InputError, ModelError)):
+        calibrate_folder(model, digits.calibration, InputContract((3, 28, 28)))
