@@ -31,7 +31,7 @@ from drip.selectors import create, from_policy
 from drip.selectors.counting import match_count
 from drip.store import RetentionStore
 from drip.streams import DatasetSource
-from drip.thresholds import complement, sort_by_class
+from drip.thresholds import check_fraction, complement, sort_by_class
 from drip.types import BoolArray, FloatArray, IntArray, Observations
 
 SHARES = (0.4, 0.2, 0.4)
@@ -83,7 +83,7 @@ def run_demo(config: DemoConfig, on_stage: OnStage = lambda *_: None) -> RunRepo
         the folder.
 
     Raises:
-        InputError: the folder holds anything but an earlier demonstration, or cannot be written.
+        InputError: an option outside its range; the folder holds anything but an earlier demonstration, or cannot be written.
     """
     demo = _Demo(config, load_mnist(), on_stage)
     demo.prepare_folder()
@@ -95,6 +95,7 @@ class _Demo:
     """One run; each property is computed once, in the order in which it is first asked for."""
 
     def __init__(self, config: DemoConfig, dataset: ImageDataset, on_stage: OnStage) -> None:
+        check_fraction("discard_fraction", config.discard_fraction)
         self._config = config
         self._dataset = dataset
         self._on_stage = on_stage
