@@ -83,7 +83,8 @@ def run_demo(config: DemoConfig, on_stage: OnStage = lambda *_: None) -> RunRepo
         the folder.
 
     Raises:
-        InputError: an option outside its range; the folder holds anything but an earlier demonstration, or cannot be written.
+        InputError: an option is outside its range, or the folder holds anything but an earlier
+            demonstration or cannot be written.
     """
     demo = _Demo(config, load_mnist(), on_stage)
     demo.prepare_folder()
