@@ -18,8 +18,13 @@ from drip.errors import ModelError
 from drip.scoring.tap import run_tapped
 from drip.scoring.target import Target
 
+_N_PROBES = 64
+
 RELATIVE_TOLERANCE = 1e-5
 """Two routes are equal when they differ by at most this share of the largest absolute value (A12)."""
+
+
+Gradients = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +36,14 @@ class Pass:
         activations: A in the layout (N, K, *positions).
         gradients: Maps classes (N,) and rivals (N,) or None to the gradient of the classes'
             logits, minus the rivals' where given, in the shape of A or with positions of length one.
+        mean_gradients: The same, averaged over the positions, which then have length one: all that
+            Grad-CAM asks for, and cheaper than ``gradients`` where a plan can average beforehand.
     """
 
     logits: Tensor
     activations: Tensor
-    gradients: Callable[[Tensor, Tensor | None], Tensor]
+    gradients: Gradients
+    mean_gradients: Gradients
 
 
 class Plan(Protocol):
@@ -115,15 +123,49 @@ class ClosedForm:
         model: The classifier.
         target: The target layer.
         linears: W_1 to W_L in the order of execution.
+        folded: W_1 averaged over the positions.
     """
 
     model: nn.Module
     target: Target
     linears: tuple[nn.Linear, ...]
+    folded: FoldedWeight
     name: ClassVar[str] = "closed form"
 
     def run(self, x: Tensor) -> Pass:
         """Run the model on a batch; after average pooling the gradients have positions of length one."""
+        logits, tapped, hidden = self._forward(x)
+        activations = self.target.arrange(tapped)
+        ones = (1,) * (activations.dim() - 2)
+        pooled = self.linears[0].in_features == activations.shape[1]
+
+        def back(first: Tensor, classes: Tensor, rivals: Tensor | None) -> Tensor:
+            """Rows of the product of all layers' weights, with ``first`` in place of W_1."""
+            last = first if len(self.linears) == 1 else self.linears[-1].weight
+            gradient = last.index_select(0, classes)
+            if rivals is not None:
+                gradient = gradient - last.index_select(0, rivals)
+            weights = [first, *(linear.weight for linear in self.linears[1:-1])][: len(hidden) - 1]
+            for weight, after_relu in zip(reversed(weights), hidden[:0:-1], strict=True):
+                gradient = (gradient * (after_relu > 0)) @ weight
+            return gradient
+
+        def mean_gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
+            if pooled:  # the positions of this input, which may be larger than the example
+                gradient = back(self.linears[0].weight, classes, rivals) / activations.shape[2:].numel()
+            else:
+                gradient = back(self.folded.value(), classes, rivals)
+            return gradient.reshape(*gradient.shape, *ones)
+
+        def gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
+            if pooled:
+                return mean_gradients(classes, rivals)
+            return back(self.linears[0].weight, classes, rivals).reshape(activations.shape)
+
+        return Pass(logits, activations, gradients, mean_gradients)
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits, the layer's output, and the inputs of the linear layers."""
         kept: list[Tensor] = []
         hidden: list[Tensor] = []
 
@@ -141,21 +183,40 @@ class ClosedForm:
             raise ModelError(
                 f"{expected}, got {len(hidden)} calls; build a new scorer after exchanging layers"
             )
-        activations = self.target.arrange(kept[0])
-        n_positions = activations.shape[2:].numel()
-        pooled = self.linears[0].in_features == activations.shape[1]
-        shape = activations.shape[:2] + (1,) * (activations.dim() - 2) if pooled else activations.shape
+        return logits, kept[0], hidden
 
-        def gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
-            last = self.linears[-1].weight
-            gradient = last.index_select(0, classes)
-            if rivals is not None:
-                gradient = gradient - last.index_select(0, rivals)
-            for linear, after_relu in zip(self.linears[-2::-1], hidden[:0:-1], strict=True):
-                gradient = (gradient * (after_relu > 0)) @ linear.weight
-            return (gradient / n_positions if pooled else gradient).reshape(shape)
 
-        return Pass(logits, activations, gradients)
+class FoldedWeight:
+    r"""The weight of a flattening head's first linear layer averaged over positions, shape (units, K).
+
+    .. math:: \bar W_{u,k} = \frac1Z \sum_p W_{u,(k,p)}
+
+    Averaging before the product instead of after it saves the larger part of the score's work. The
+    result is kept until the weight changes: torch counts in-place changes, and a few values are
+    compared at each use for changes that go past the count (``weight.data``).
+
+    Args:
+        linear: The layer.
+        n_maps: K.
+        n_positions: Z.
+    """
+
+    def __init__(self, linear: nn.Linear, n_maps: int, n_positions: int) -> None:
+        self._linear = linear
+        self._shape = (len(linear.weight), n_maps, n_positions)
+        self._state: tuple[int, int] | None = None
+        self._probed = self._probe = self._folded = torch.empty(0)
+
+    def value(self) -> Tensor:
+        """The averaged weight of this moment."""
+        weight = self._linear.weight
+        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)  # noqa: SLF001
+        if state != self._state or not torch.equal(self._probed, self._probe):
+            flat = weight.detach().view(-1)
+            self._probed = flat[:: max(1, len(flat) // _N_PROBES)]  # a view: it follows the weight
+            self._state, self._probe = state, self._probed.clone()
+            self._folded = weight.detach().reshape(self._shape).mean(2)
+        return self._folded
 
 
 @dataclass(frozen=True)
@@ -189,7 +250,8 @@ def choose_plan(model: nn.Module, target: Target, example: Tensor) -> Choice:
     linears = _linears_after(model, target, example)
     plans: list[Plan] = [head, reference]
     if linears and linears[0].in_features in (target.shape[0], math.prod(target.shape)):
-        closed = ClosedForm(model, target, linears)
+        folded = FoldedWeight(linears[0], target.shape[0], math.prod(target.shape[1:]))
+        closed = ClosedForm(model, target, linears, folded)
         if _agrees_on_noise(closed, head, example):
             plans.insert(0, closed)
     classes, rivals = top_two(head.run(example).logits)
@@ -237,7 +299,11 @@ def _autograd_pass(logits: Tensor, tapped: Tensor, target: Target) -> Pass:
         (gradient,) = torch.autograd.grad(logits, tapped, seed, retain_graph=True)
         return target.arrange(gradient)
 
-    return Pass(logits.detach(), target.arrange(tapped.detach()), gradients)
+    def mean_gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
+        gradient = gradients(classes, rivals)
+        return gradient.mean(tuple(range(2, gradient.dim())), keepdim=True)
+
+    return Pass(logits.detach(), target.arrange(tapped.detach()), gradients, mean_gradients)
 
 
 def _linears_after(model: nn.Module, target: Target, example: Tensor) -> tuple[nn.Linear, ...]:
@@ -277,7 +343,8 @@ def _agrees_on_noise(plan: ClosedForm, head: HeadVjp, example: Tensor) -> bool:
 def _values(plan: Plan, example: Tensor, classes: Tensor, rivals: Tensor) -> tuple[Tensor, ...]:
     """Logits, gradients of the classes and of their lead over the rivals; the pass's graph is let go."""
     run = plan.run(example)
-    return run.logits, run.gradients(classes, None), run.gradients(classes, rivals)
+    full = (run.gradients(classes, None), run.gradients(classes, rivals))
+    return run.logits, *full, run.mean_gradients(classes, None), run.mean_gradients(classes, rivals)
 
 
 def _largest_deviation(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:

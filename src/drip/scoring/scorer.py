@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -185,16 +186,19 @@ class TorchScorer:
             best, rival = top_two(run.logits) if self._contrast else (run.logits.argmax(1), None)
             named = {"drip": mean_over_positions(self._heatmaps(run, best))}
             if rival is not None:
-                difference = self._map(run.activations, run.gradients(best, rival))
+                difference = self._map_of(run, best, rival)
                 named["contrast"] = mean_over_positions(difference.relu())
                 named["contrast_mean"] = mean_over_positions(difference)
                 named["contrast_abs"] = mean_over_positions(difference.abs())
             features = run.activations.mean(tuple(range(2, run.activations.dim())))
-            columns = {name: _float64(column) for name, column in named.items()}
-            logits = _float64(run.logits)
-        require_finite("logits", logits)
-        for name, column in columns.items():
-            require_finite(f"{name} scores", column)
+            # one table: one copy to the host and one look for NaN instead of one for each column
+            table = torch.column_stack((run.logits, *named.values())).cpu().numpy().astype(np.float64)
+        n_classes = run.logits.shape[1]
+        logits, columns = table[:, :n_classes], dict(zip(named, table.T[n_classes:], strict=True))
+        if not math.isfinite(table.sum()):
+            require_finite("logits", logits)
+            for name, column in columns.items():
+                require_finite(f"{name} scores", column)
         return Observations(
             classes=best.cpu().numpy(),
             logits=logits,
@@ -233,8 +237,12 @@ class TorchScorer:
         require_finite("heatmaps", heatmaps.reshape(len(heatmaps), -1))
         return heatmaps
 
+    def _map_of(self, run: Pass, classes: Tensor, rivals: Tensor | None) -> Tensor:
+        gradients = run.mean_gradients if self._method == "gradcam" else run.gradients
+        return self._map(run.activations, gradients(classes, rivals))
+
     def _heatmaps(self, run: Pass, classes: Tensor) -> Tensor:
-        heatmaps = self._map(run.activations, run.gradients(classes, None)).relu_()
+        heatmaps = self._map_of(run, classes, None).relu_()
         return normalise(heatmaps) if self._heatmap == "normalised" else heatmaps
 
     def _score_names(self) -> tuple[str, ...]:
