@@ -176,10 +176,15 @@ def test_model_with_one_class_is_refused(drip, calibrate_options, users_model):
     assert "at least two logits" in result.err
 
 
-def test_class_without_calibration_samples_never_discards(drip, digits, run_options, tmp_path):
-    windows = json.loads(digits.policy.read_text())["recipe"]["state"]["windows"]
-    empty = {number for number, window in enumerate(windows) if window["never_because"] is not None}
-    assert any(windows[number]["n"] == 0 for number in empty)
+def test_class_without_calibration_samples_never_discards(
+    drip, digits, calibrate_options, run_options, tmp_path
+):
+    calibrate_options[calibrate_options.index(digits.calibration)] = digits.calibration / "1"
+    assert drip(*calibrate_options).code == 0
+    windows = json.loads((tmp_path / "new-policy.json").read_text())["recipe"]["state"]["windows"]
+    empty = {number for number, window in enumerate(windows) if window["n"] == 0}
+    assert all(windows[number]["never_because"].startswith("too few: 0") for number in empty)
+    run_options[5] = tmp_path / "new-policy.json"
     assert drip(*run_options).code == 0
     with RetentionStore.open_readonly(tmp_path / "kept.db") as store:
         rows = [row for row in store.audit() if row.predicted_class in empty]
