@@ -10,32 +10,24 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import os
-import platform
-import random
 import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from timing import interleave, require_idle, write
 from torch import nn
 
 import drip
 from drip.models import AudioCNN, EfficientNetB0, SmallCNN
 from drip.scoring import TorchScorer
 
-RESULTS = Path(__file__).parent / "results" / "scoring.jsonl"
 ROWS = ("plain", "drip", "captum", "torchcam")
-MAX_LOAD = 0.3
-"""Load average of the last minute above which the machine is too busy to time anything."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +49,7 @@ CASES = {
     "efficientnet_b0_224_b1": Case(EfficientNetB0, (1, 3, 224, 224), 100),
     "efficientnet_b0_224_b32": Case(EfficientNetB0, (32, 3, 224, 224), 12),
     "audio_cnn_16k_b1": Case(AudioCNN, (1, 1, 16_000), 1000),
+    "audio_cnn_16k_b32": Case(AudioCNN, (32, 1, 16_000), 60),
     "mnist_small_cnn_b1": Case(SmallCNN, (1, 1, 28, 28), 2000),
     "mnist_small_cnn_b32": Case(SmallCNN, (32, 1, 28, 28), 500),
 }
@@ -113,23 +106,12 @@ def measure_times(name: str, rows: tuple[str, ...], scale: float) -> dict[str, l
     """Seconds of each repetition by row, rows interleaved in random order."""
     case = CASES[name]
     model, batch = prepare(case)
-    functions = {}
+    functions: dict[str, Callable[[], Any]] = {}
     for row in rows:
         # torchcam's permanent hooks would slow the other rows down: it gets a model of its own
         functions[row] = make_row(row, prepare(case)[0] if row == "torchcam" else model, batch)
     check_agreement(functions)
-    order = list(rows)
-    shuffler = random.Random(0)  # noqa: S311  # an order, not a secret
-    seconds: dict[str, list[float]] = {row: [] for row in rows}
-    for repetition in range(-2, max(3, round(case.repetitions * scale))):
-        shuffler.shuffle(order)
-        for row in order:
-            start = time.perf_counter()
-            functions[row]()
-            elapsed = time.perf_counter() - start
-            if repetition >= 0:  # the first two warm caches and allocators up
-                seconds[row].append(elapsed)
-    return seconds
+    return interleave(functions, max(3, round(case.repetitions * scale)))
 
 
 def measure_memory(name: str, row: str) -> float:
@@ -171,39 +153,24 @@ def main() -> None:
     parser.add_argument("--row", action="append", choices=ROWS, help="beside plain and drip; repeatable")
     parser.add_argument("--scale", type=float, default=1.0, help="factor of the repetitions")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
-    parser.add_argument("--force", action="store_true", help="measure on a busy machine, and record nothing")
+    parser.add_argument("--force", action="store_true", help="time on a busy machine too, and write nothing")
     parser.add_argument("--memory-of", nargs=2, metavar=("CASE", "ROW"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
         print_memory_growth(*arguments.memory_of)
         return
-    load = os.getloadavg()[0]
-    if load > MAX_LOAD and not arguments.force:
-        parser.error(
-            f"the load average must be at most {MAX_LOAD}, it is {load:.2f}; wait, or look with --force"
-        )
+    if not arguments.force:
+        require_idle()
+    records = []
     rows = ("plain", "drip", *(arguments.row or ROWS[2:]))
     for name in arguments.case or CASES:
         seconds = measure_times(name, rows, arguments.scale)
         memory = {} if arguments.no_memory else {row: measure_memory(name, row) for row in rows}
         print_case(name, seconds, memory)
-        if not arguments.force:
-            record = {
-                "benchmark": "scoring",
-                "case": name,
-                "versions": {
-                    "drip": drip.__version__,
-                    "torch": torch.__version__,
-                    "python": platform.python_version(),
-                },
-                "machine": platform.machine(),
-                "load_average": load,
-                "seconds": seconds,
-                "peak_growth_mib": memory,
-            }
-            RESULTS.parent.mkdir(exist_ok=True)
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+        versions = {"drip": drip.__version__, "torch": torch.__version__}
+        records.append({"case": name, "seconds": seconds, "peak_growth_mib": memory, **versions})
+    if not arguments.force:
+        write("scoring", records)
 
 
 if __name__ == "__main__":

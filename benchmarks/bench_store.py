@@ -1,6 +1,6 @@
 """Speed of the store: puts against a bare SQLite loop, and late rows against early ones.
 
-Prints a table and appends the raw timings to benchmarks/results/store.jsonl. Run it on a quiet machine:
+Prints a table and writes the raw timings to benchmarks/results/store.jsonl. Run it on an idle machine:
     python benchmarks/bench_store.py [--folder /path/on/the/disk/to/measure]
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import random
 import sqlite3
 import statistics
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from timing import require_idle, write
 
 from drip.store import RetentionStore, schema
 from drip.store.budget import Layout
@@ -30,7 +30,6 @@ from drip.types import Decision, Observation, Sample
 BLOB_BYTES = 1024
 N_CLASSES = 10
 BATCH = 1000
-MAX_LOAD = 0.5
 TARGETS = {"single": 0.8, "batch": 0.8, "late": 0.5}
 BUDGET_BYTES = 4 * 1024**3
 
@@ -202,13 +201,10 @@ def main() -> int:
     parser.add_argument(
         "--rows", type=int, default=1_000_000, help="of the late-rows benchmark; 0 leaves it out"
     )
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "store.jsonl")
-    parser.add_argument("--force", action="store_true", help="run on a busy machine; nothing is written")
+    parser.add_argument("--force", action="store_true", help="time on a busy machine too, and write nothing")
     options = parser.parse_args()
-    load = os.getloadavg()[0]
-    if load > MAX_LOAD and not options.force:
-        print(f"the load must be at most {MAX_LOAD}, got {load:.2f}; wait, or use --force for a look")
-        return 2
+    if not options.force:
+        require_idle()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
@@ -216,20 +212,12 @@ def main() -> int:
         rows += against_bare(folder, "batch", options.rounds, BATCH)
         rows += late_rows(folder, options.rows)
     versions = f"SQLite {sqlite3.sqlite_version}, Python {sys.version.split()[0]}"
-    print(f"blobs of {BLOB_BYTES} bytes, {versions}, load {load:.2f}")
+    print(f"blobs of {BLOB_BYTES} bytes, {versions}")
     results = summarise(rows, options.rows)
     for bench, (ratio, detail) in results.items():
         print(f"{bench:8} {ratio:6.2f} (target {TARGETS[bench]})  {detail}")
     if not options.force:
-        options.output.parent.mkdir(exist_ok=True)
-        about = {
-            "load": load,
-            "blob_bytes": BLOB_BYTES,
-            "sqlite": sqlite3.sqlite_version,
-            "time_s": time.time(),
-        }
-        with options.output.open("a") as file:
-            file.writelines(json.dumps({**row, **about}) + "\n" for row in rows)
+        write("store", [{**row, "blob_bytes": BLOB_BYTES, "sqlite": sqlite3.sqlite_version} for row in rows])
     return 0 if all(ratio >= TARGETS[bench] for bench, (ratio, _) in results.items()) else 1
 
 

@@ -185,7 +185,6 @@ def test_the_definition_names_what_was_scored():
         "target layer  0 (Sequential, 8 x 9 x 11)",
         "closed form",
         "head VJP",
-        "full autograd",
         " ms ",
     ):
         assert word in text

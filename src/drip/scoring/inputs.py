@@ -53,6 +53,14 @@ def to_input(batch: Batch, dtype: torch.dtype, device: torch.device) -> Tensor:
     return tensor
 
 
+def to_host(values: Any) -> NDArray[Any]:
+    """A tensor, on whatever device and of whatever floating type, or an array, as an array."""
+    if isinstance(values, np.ndarray):
+        return values
+    host = values.detach().cpu()
+    return np.asarray(host.float() if host.dtype == torch.bfloat16 else host)
+
+
 def require_finite(what: str, values: NDArray[np.floating[Any]]) -> None:
     """Check that every row of a model's results is finite.
 
@@ -66,12 +74,13 @@ def require_finite(what: str, values: NDArray[np.floating[Any]]) -> None:
         )
 
 
-def to_classes(classes: Any, n_rows: int, n_classes: int) -> Tensor:
-    """Class indices (N,) as a tensor.
+def to_classes(classes: Any, like: Any) -> Any:
+    """Class indices (N,) for logits (N, n_classes): an array, or a tensor where ``like`` is one.
 
     Raises:
         InputError: They are not N integers in [0, n_classes).
     """
+    n_rows, n_classes = like.shape
     given = np.asarray(classes)
     if given.shape != (n_rows,) or given.dtype.kind not in "iu":
         raise InputError(
@@ -79,7 +88,8 @@ def to_classes(classes: Any, n_rows: int, n_classes: int) -> Tensor:
         )
     if n_rows and (given.min() < 0 or given.max() >= n_classes):
         raise InputError(f"classes must be in [0, {n_classes}), got {given.min()} to {given.max()}")
-    return torch.from_numpy(given.astype(np.int64))
+    indices = given.astype(np.int64)
+    return torch.from_numpy(indices).to(like.device) if isinstance(like, Tensor) else indices
 
 
 def _first_rows(bad: NDArray[np.bool_]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from drip.errors import DripError, InputError, ModelError
 from drip.scoring.cam import MAPS, mean_over_positions, normalise
-from drip.scoring.inputs import Batch, require_finite, to_classes, to_input
+from drip.scoring.inputs import Batch, require_finite, to_classes, to_host, to_input
 from drip.scoring.layout import Reshape
-from drip.scoring.plans import Choice, Pass, Plan, choose_plan, top_two
+from drip.scoring.plans import RELATIVE_TOLERANCE, Array, Choice, ClosedForm, Pass, Plan, choose_plan, top_two
 from drip.scoring.tap import ScoringMode, logits_of
 from drip.scoring.target import Target, find_target
 from drip.types import IntArray, JsonObject, Observations
@@ -190,21 +190,25 @@ class TorchScorer:
                 named["contrast"] = mean_over_positions(difference.relu())
                 named["contrast_mean"] = mean_over_positions(difference)
                 named["contrast_abs"] = mean_over_positions(difference.abs())
-            features = run.activations.mean(tuple(range(2, run.activations.dim())))
-            # one table: one copy to the host and one look for NaN instead of one for each column
-            table = torch.column_stack((run.logits, *named.values())).cpu().numpy().astype(np.float64)
+            flat = run.activations.reshape(*run.activations.shape[:2], -1)
+            features = flat.sum(2) / flat.shape[2]
+        # one table: one type and one look for NaN instead of one for each column
         n_classes = run.logits.shape[1]
+        table = np.empty((len(x), n_classes + len(named)))
         logits, columns = table[:, :n_classes], dict(zip(named, table.T[n_classes:], strict=True))
+        logits[:] = to_host(run.logits)
+        for name, column in columns.items():
+            column[:] = to_host(named[name])
         if not math.isfinite(table.sum()):
             require_finite("logits", logits)
             for name, column in columns.items():
                 require_finite(f"{name} scores", column)
         return Observations(
-            classes=best.cpu().numpy(),
+            classes=to_host(best),
             logits=logits,
             named_scores=columns,
             primary=self._primary,
-            features=features.float().cpu().numpy(),
+            features=to_host(features).astype(np.float32, copy=False),
         )
 
     def heatmap(self, batch: Batch, classes: IntArray | None = None) -> NDArray[np.float32]:
@@ -228,21 +232,17 @@ class TorchScorer:
             return np.zeros((0, *self._fixed().target.shape[1:]), dtype=np.float32)
         with self._lock, ScoringMode(self._modules):
             run = self._run(x)
-            chosen = (
-                run.logits.argmax(1)
-                if classes is None
-                else to_classes(classes, *run.logits.shape).to(x.device)
-            )
-            heatmaps = self._heatmaps(run, chosen).float().cpu().numpy()
+            chosen = run.logits.argmax(1) if classes is None else to_classes(classes, like=run.logits)
+            heatmaps = to_host(self._heatmaps(run, chosen)).astype(np.float32, copy=False)
         require_finite("heatmaps", heatmaps.reshape(len(heatmaps), -1))
         return heatmaps
 
-    def _map_of(self, run: Pass, classes: Tensor, rivals: Tensor | None) -> Tensor:
+    def _map_of(self, run: Pass, classes: Array, rivals: Array | None) -> Array:
         gradients = run.mean_gradients if self._method == "gradcam" else run.gradients
         return self._map(run.activations, gradients(classes, rivals))
 
-    def _heatmaps(self, run: Pass, classes: Tensor) -> Tensor:
-        heatmaps = self._map_of(run, classes, None).relu_()
+    def _heatmaps(self, run: Pass, classes: Array) -> Array:
+        heatmaps = self._map_of(run, classes, None).clip(min=0)
         return normalise(heatmaps) if self._heatmap == "normalised" else heatmaps
 
     def _score_names(self) -> tuple[str, ...]:
@@ -283,17 +283,31 @@ class TorchScorer:
             raise InputError(
                 f"{message}; give the batch axis, channels and size that the model expects"
             ) from error
-        require_finite("logits", _float64(logits))
+        require_finite("logits", to_host(logits))
         target = find_target(self._model, example, self._asked_layer, self._reshape)
-        choice = choose_plan(
-            self._model, target, example[:1]
-        )  # the reference keeps a graph: one is dear enough
+        choice = choose_plan(self._model, target, example[:1])
+        choice = self._moved_to_host(choice, example)
         sums = torch.stack((logits.sum(1) if logits.min() >= 0 else logits[:, 0], logits.exp().sum(1)))
         notes = target.notes
         if ((sums - 1).abs() < 1e-4).all(1).any():
             notes += ("the outputs look like (log-)probabilities; the score wants the logits before softmax",)
         self._prepared = _Prepared(target, choice, notes, tuple(x.shape[1:]), logits.shape[1])
         return self._prepared
+
+    def _moved_to_host(self, choice: Choice, example: Tensor) -> Choice:
+        """The choice with a plan that works in NumPy, where that is possible and gives the same maps."""
+        plan = choice.plan
+        on_cpu = example.device.type == "cpu" and example.dtype == torch.float32
+        plain = self._method == "gradcam" and self._heatmap == "raw" and not self._contrast
+        if not (isinstance(plan, ClosedForm) and on_cpu and plain):
+            return choice
+        moved = replace(plan, on_host=True)
+        found, expected = (
+            to_host(self._heatmaps(run, run.logits.argmax(1)))
+            for run in (moved.run(example), plan.run(example))
+        )
+        same = np.abs(found - expected).max() <= RELATIVE_TOLERANCE * np.abs(expected).max()
+        return replace(choice, plan=moved) if same else choice
 
     def _fixed(self) -> _Prepared:
         if self._prepared is None:
@@ -314,8 +328,3 @@ class TorchScorer:
             primary=self._primary,
             features=np.zeros((0, fixed.target.shape[0]), dtype=np.float32),
         )
-
-
-def _float64(values: Tensor) -> NDArray[np.float64]:
-    """A float64 array on the host; results cross every boundary in this type."""
-    return values.cpu().numpy().astype(np.float64)
