@@ -23,16 +23,17 @@ from torch import nn
 
 from drip.models import SmallCNN
 from drip.pipeline import observe, run
-from drip.policy import Policy, Provenance, class_histograms
+from drip.policy import Policy
 from drip.report import Arm, GalleryItem, RunReport
 from drip.retrain import Examples, TrainConfig, predict, retrain, train
-from drip.scoring import TorchScorer, model_digest
+from drip.scoring import TorchScorer
 from drip.selectors import create, from_policy
 from drip.selectors.counting import match_count
 from drip.store import RetentionStore
 from drip.streams import DatasetSource
-from drip.thresholds import check_fraction, complement, sort_by_class
+from drip.thresholds import check_fraction, complement
 from drip.types import BoolArray, FloatArray, IntArray, Observations
+from drip.workflow import calibrated
 
 SHARES = (0.4, 0.2, 0.4)
 """Training, test and production, the paper's split (section IV-A.1)."""
@@ -150,22 +151,14 @@ class _Demo:
     @cached_property
     def policy(self) -> Policy:
         """The DRIP policy, written to ``policy.json``."""
-        observations = self.calibration
-        n_classes = observations.logits.shape[1]
-        selector = create("drip", discard_fraction=self._config.discard_fraction).calibrate(observations)
-        policy = Policy.of(
-            selector,
-            n_classes=n_classes,
-            provenance=Provenance(
-                model_digest=model_digest(self.model),
-                layer=self.scorer.inner.layer,
-                score=self.scorer.inner.score_definition,
-                data=f"{self._dataset.name}, held out from training",
-                n_samples=len(observations),
-                input_contract=self._dataset.contract.to_json(),
-                class_names=self._dataset.class_names,
-            ),
-            histograms=class_histograms(sort_by_class(observations.scores, observations.classes, n_classes)),
+        policy = calibrated(
+            create("drip", discard_fraction=self._config.discard_fraction),
+            self.scorer.inner,
+            self.model,
+            self.calibration,
+            contract=self._dataset.contract,
+            data=f"{self._dataset.name}, held out from training",
+            class_names=self._dataset.class_names,
         )
         policy.save(self._config.out / "policy.json")
         return policy

@@ -15,11 +15,11 @@ from drip.media import InputContract
 from drip.pipeline import OnError, Tally, observe, run
 from drip.policy import Policy, Provenance, class_histograms
 from drip.scoring import TorchScorer, model_digest
-from drip.selectors import create, from_policy
+from drip.selectors import BaseSelector, create, from_policy
 from drip.store import RetentionStore
 from drip.streams import FolderSource
 from drip.thresholds import Method, check_fraction, complement, sort_by_class
-from drip.types import Source
+from drip.types import Observations, Source
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,19 +93,47 @@ def calibrate_folder(
         batch_size=64,
         on_progress=None if on_progress is None else lambda done: on_progress(done, total),
     )
+    return calibrated(
+        selector, scorer, model, observations, contract=contract, data=str(folder), class_names=class_names
+    )
+
+
+def calibrated(
+    selector: BaseSelector,
+    scorer: TorchScorer,
+    model: nn.Module,
+    observations: Observations,
+    *,
+    contract: InputContract,
+    data: str,
+    class_names: tuple[str, ...] = (),
+) -> Policy:
+    """Calibrate a rule on observations and write down where it comes from.
+
+    Args:
+        selector: The rule; its limits are set.
+        scorer: What scored the observations.
+        model: The scored classifier.
+        observations: Observations of the calibration set, n of them.
+        contract: How samples became inputs.
+        data: Description of the calibration set.
+        class_names: Names in the order of the logits; or none.
+
+    Raises:
+        InputError: another number of class names than of logits, or no observation.
+    """
     n_classes = observations.logits.shape[1]
     if class_names and len(class_names) != n_classes:
         raise InputError(f"{n_classes} class names are needed, got {len(class_names)}: {class_names!r}")
-    selector.calibrate(observations)
     return Policy.of(
-        selector,
+        selector.calibrate(observations),
         n_classes=n_classes,
         provenance=Provenance(
             model_digest=model_digest(model),
             layer=scorer.layer,
             score=scorer.score_definition,
-            data=str(folder),
-            n_samples=total,
+            data=data,
+            n_samples=len(observations),
             input_contract=contract.to_json(),
             class_names=class_names,
         ),

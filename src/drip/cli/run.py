@@ -61,6 +61,7 @@ def run(
     """
     from drip.models import load_model
     from drip.policy import Policy
+    from drip.scoring import model_digest
     from drip.store import RetentionStore
     from drip.streams import open_source
     from drip.workflow import run_stream
@@ -68,7 +69,9 @@ def run(
     default = None if store.exists() else _NEW_STORE_BYTES
     budget_bytes = default if budget is None else parse_bytes(budget)
     with stop_on_signals() as stop, progress_bar("deciding") as update:
-        stream, rule, network = open_source(source), Policy.load(policy), load_model(model, weights)
+        rule, network = Policy.load(policy), load_model(model, weights)
+        rule.require(model_digest(network))  # before a store is made
+        stream = open_source(source, rule.provenance.class_names)
         total = len(stream) if isinstance(stream, Sized) else None
         with RetentionStore(store, budget_bytes=budget_bytes, eviction=eviction) as kept:
             tally = run_stream(

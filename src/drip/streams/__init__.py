@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -13,24 +13,28 @@ from drip.types import Source
 
 __all__ = ["SCHEMES", "DatasetSource", "FolderSource", "open_source"]
 
-SCHEMES: dict[str, Callable[[str], Source]] = {
-    "file": lambda url: FolderSource(Path(unquote(urlsplit(url).path))),
-    "dataset": lambda url: DatasetSource.by_name(urlsplit(url).netloc or urlsplit(url).path),
+SCHEMES: dict[str, Callable[[str, Sequence[str]], Source]] = {
+    "file": lambda url, names: FolderSource(Path(unquote(urlsplit(url).path)), names),
+    "dataset": lambda url, _: DatasetSource.by_name(urlsplit(url).netloc or urlsplit(url).path),
 }
-"""Scheme of a URL to the function that opens it."""
+"""Scheme of a URL to the function that opens it, with the class names that folders may stand for."""
 
 
-def open_source(url: str) -> Source:
+def open_source(url: str, class_names: Sequence[str] = ()) -> Source:
     """The source that a URL names: a folder's path, ``file:///folder`` or ``dataset:mnist``.
+
+    Args:
+        url: The URL.
+        class_names: Names in the order of the logits; files below a folder of such a name are labelled.
 
     Raises:
         StreamError: an unknown scheme, or a source that cannot be opened.
     """
     scheme = urlsplit(url).scheme
     if scheme in SCHEMES:
-        return SCHEMES[scheme](url)
+        return SCHEMES[scheme](url, class_names)
     if "://" in url:
         raise StreamError(
             f"a folder or a URL of {', '.join(f'{name}:' for name in SCHEMES)} is needed, got {url!r}"
         )
-    return FolderSource(Path(url))
+    return FolderSource(Path(url), class_names)
