@@ -33,7 +33,8 @@ RESERVE_PAGES = 48  # free pages that an insert may need for splits; never given
 FIXED_PAGES = 28  # schema, empty trees, pointer map
 _MIN_PAGES = 160
 _MIN_LOG_FRAMES = 192
-_MAX_LOG_BYTES = 64 * MIB
+_MAX_LOG_BYTES = 256 * MIB
+_USUAL_LOG_BYTES = 64 * MIB
 _AUDIT_SHARE = 4  # a quarter of the file at most
 _QUARANTINE_SHARE = 8
 
@@ -62,9 +63,10 @@ class Layout:
     def plan(cls, budget_bytes: int, *, page_size: int | None = None, log_bytes: int | None = None) -> Self:
         """Divide a budget.
 
-        The log gets a quarter (a third where that is less than 1 MiB), 64 MiB at most: a bigger log takes
-        bigger transactions, a bigger file keeps more samples. Pages are small up to budgets where a log of
-        64 MiB no longer needs it: evictions touch scattered pages, and each costs the log a whole one.
+        The log gets a quarter (a third where that is less than 1 MiB), 64 MiB at most up to a budget of
+        1 GiB, then a sixteenth, 256 MiB at most: a bigger log takes bigger transactions and writes an index
+        page once for more puts, a bigger file keeps more samples. Pages are small up to budgets where a
+        log of 64 MiB no longer needs it: evictions touch scattered pages, each costs the log a whole one.
 
         Args:
             budget_bytes: The whole budget.
@@ -91,7 +93,8 @@ class Layout:
             raise StoreError(message)
         if log_bytes is None:
             share = max(budget_bytes // 4, min(budget_bytes // 3, MIB))
-            log_bytes = max(min(share, _MAX_LOG_BYTES), least_log_bytes)
+            most = min(max(_USUAL_LOG_BYTES, budget_bytes // 16), _MAX_LOG_BYTES)
+            log_bytes = max(min(share, most), least_log_bytes)
         log_frames = (log_bytes - _LOG_HEADER_BYTES) // frame_bytes
         rest = budget_bytes - _LOG_HEADER_BYTES - log_frames * frame_bytes - index_bytes(log_frames)
         max_pages = rest // page_size
@@ -125,8 +128,8 @@ class Layout:
 
     @property
     def cache_pages(self) -> int:
-        """Page cache of the writer: also the most pages a transaction holds back from the log."""
-        return max(32, min(self.log_frames // 4, 4096))
+        """Page cache of the writer, 64 MiB at most: also what a transaction holds back from the log."""
+        return max(32, min(self.log_frames // 4, 16384))
 
     @property
     def max_sample_bytes(self) -> int:

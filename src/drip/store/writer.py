@@ -37,6 +37,10 @@ _INSERT_KEPT = (
     "INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, 0, ?, ?, ?, NULL) ON CONFLICT DO NOTHING"
 )
 _INSERT_BLOB = "INSERT INTO blobs VALUES (?, ?)"
+# The first term is the one that has an index; files of version 1 have one on the whole hash.
+_SAME_CONTENT = "substr(content_hash, 1, 12) = substr(:digest, 1, 12) AND content_hash = :digest"
+_FIND_SAME = f"SELECT 1 FROM kept WHERE {_SAME_CONTENT}"  # noqa: S608  # a constant
+_COUNT_SAME = f"UPDATE kept SET repeats = repeats + 1 WHERE {_SAME_CONTENT}"  # noqa: S608  # a constant
 _LABEL = "UPDATE kept SET human_label = ?, annotator = ? WHERE id = ?"
 _NEXT_KEY = (
     "SELECT max(coalesce((SELECT max(id) FROM audit), 0), coalesce((SELECT max(id) FROM kept), 0)) + 1"
@@ -282,8 +286,7 @@ class Writer:
         sample = put.sample
         if not space.has_pages(put.n_pages):
             # Only now, since a duplicate needs no room and most samples are none.
-            find = "SELECT 1 FROM kept WHERE content_hash = ?"
-            if self._cursor.execute(find, (put.digest,)).fetchall():
+            if self._cursor.execute(_FIND_SAME, {"digest": put.digest}).fetchall():
                 self._count_duplicate(key, put.digest, entry)
                 return
             if not self._evictor.make_room(put.n_pages, put.priority):
@@ -315,7 +318,7 @@ class Writer:
         space.free_pages -= put.n_pages + _GROWTH_PAGES
 
     def _count_duplicate(self, key: int, digest: bytes, entry: ClassTally) -> None:
-        self._cursor.execute("UPDATE kept SET repeats = repeats + 1 WHERE content_hash = ?", (digest,))
+        self._cursor.execute(_COUNT_SAME, {"digest": digest})
         self._mark(key, Outcome.DUPLICATE)
         entry.duplicates += 1
 
