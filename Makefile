@@ -29,6 +29,11 @@ bench: .venv/bench.done  ## timings; refuses on a busy machine
 	$(BIN)/python benchmarks/bench_scoring.py
 	$(BIN)/python docs/generate.py
 
+mutation: .venv/mutation.done  ## how many changed lines the tests notice: about an hour
+	rm -rf mutants
+	$(BIN)/mutmut run --max-children 2
+	$(BIN)/python tests/mutation.py
+
 clean:
 	rm -rf .venv drip-demo mutants
 
@@ -41,6 +46,10 @@ clean:
 
 .venv/dev.done: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) --editable '.[dev]'
+	touch $@
+
+.venv/mutation.done: .venv/dev.done
+	$(PIP) --editable '.[dev,mutation]'
 	touch $@
 
 .venv/bench.done: .venv/dev.done

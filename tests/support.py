@@ -34,11 +34,11 @@ def require_module(name: str, install: str) -> ModuleType:
 
 
 def require_data(name: str) -> Path:
-    """A folder of the data that DRIP_DATA names; skips without it, or fails where DRIP_REQUIRE=1."""
-    folder = Path(os.environ.get("DRIP_DATA", "")) / name
-    if not (os.environ.get("DRIP_DATA") and folder.is_dir()):
-        reason = f"the data set {name} is needed for this test: set DRIP_DATA to the folder that has it"
+    """A file or folder below the one that DRIP_DATA names; skips without, or fails where DRIP_REQUIRE=1."""
+    place = Path(os.environ.get("DRIP_DATA", "")) / name
+    if not (os.environ.get("DRIP_DATA") and place.exists()):
+        reason = f"the data {name} are needed for this test: set DRIP_DATA to the folder that has them"
         if os.environ.get("DRIP_REQUIRE") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
-    return folder
+    return place

@@ -1,11 +1,11 @@
 """The networks' shapes, parameter counts and key names, against numbers written down elsewhere."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support import require_data
 from torch import nn
 
 from drip.errors import ModelError
@@ -152,11 +152,9 @@ def test_features_load_from_npz_and_what_does_not_fit_is_refused(tmp_path):
 
 
 def test_the_imagenet_features_load():
-    folder = os.environ.get("DRIP_DATA")
-    if folder is None:
-        pytest.skip("DRIP_DATA does not point to the folder with mobilenet_v2_imagenet_features.npz")
+    weights = require_data("mobilenet_v2_imagenet_features.npz")
     model = MobileNetV2(10, first_expansion=True).eval()
-    load_features(model, Path(folder) / "mobilenet_v2_imagenet_features.npz")
+    load_features(model, weights)
     # statistics of trained weights differ from random ones: the stem's channels are far from unit variance
     assert model.features[0][1].running_var.max() > 1.5 * model.features[0][1].running_var.median()
     with torch.no_grad():
