@@ -1,7 +1,5 @@
 """A small store under steady eviction: what the production loop does with micro-batches of small samples."""
 
-import os
-
 import numpy as np
 import pytest
 
@@ -20,7 +18,7 @@ def small_samples(batch, n, rng):
 
 
 def disk_bytes(folder):
-    return sum(os.stat(folder / name).st_size for name in os.listdir(folder))
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def put_in_halves(store, items):
