@@ -87,6 +87,17 @@ def _scoring_section() -> list[str]:
             cells += [f"{median(seconds) / median(plain):.3f}", f"{min(seconds) / min(plain):.3f}"]
             cells += [f"{memory[when]:.1f}" if memory else "" for when in ("first", "later")]
             lines.append(f"| {' | '.join(cells)} |")
+    alone = next(r["seconds"] for r in records if r["case"] == "audio_cnn_16k_b1")
+    ratios = {way: median(seconds) / median(alone["plain"]) for way, seconds in alone.items()}
+    lines += [
+        "",
+        f"One second of audio at a time costs {ratios['drip']:.2f} times the plain pass; the aim was 1.10, which",
+        f"the score written by hand meets ({ratios['by hand']:.2f}). The forward pass takes a millisecond there,",
+        "and the rest of a call is some forty small steps in Python of 2 to 5 µs each: checks of input and",
+        "output, eval mode and its restoration, pooled features, the columns of the observation. Folding the",
+        "weights over positions, NumPy instead of torch behind the forward pass and one table for all columns",
+        "brought it down from 1.25. In batches the aim is met.",
+    ]
     return [*lines, "", *_machine(records)]
 
 
