@@ -91,12 +91,12 @@ def _scoring_section() -> list[str]:
     ratios = {way: median(seconds) / median(alone["plain"]) for way, seconds in alone.items()}
     lines += [
         "",
-        f"One second of audio at a time costs {ratios['drip']:.2f} times the plain pass; the aim was 1.10, which",
-        f"the score written by hand meets ({ratios['by hand']:.2f}). The forward pass takes a millisecond there,",
-        "and the rest of a call is some forty small steps in Python of 2 to 5 µs each: checks of input and",
-        "output, eval mode and its restoration, pooled features, the columns of the observation. Folding the",
-        "weights over positions, NumPy instead of torch behind the forward pass and one table for all columns",
-        "brought it down from 1.25. In batches the aim is met.",
+        f"One second of audio at a time costs {ratios['drip']:.2f} times the plain pass; the aim was 1.10,",
+        f"which the score written by hand meets ({ratios['by hand']:.2f}). The forward pass takes a",
+        "millisecond there, and the rest of a call is some forty small steps in Python of 2 to 5 µs each:",
+        "checks of input and output, eval mode and its restoration, pooled features, the columns of the",
+        "observation. Folding the weights over positions, NumPy instead of torch behind the forward pass and",
+        "one table for all columns brought it down from 1.25. In batches the aim is met.",
     ]
     return [*lines, "", *_machine(records)]
 
