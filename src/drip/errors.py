@@ -22,6 +22,10 @@ class ModelError(DripError):
     """A model cannot be scored: no spatial layer, one logit, NaN in its outputs, wrong input."""
 
 
+class NonFiniteError(ModelError):
+    """A model gives NaN or infinity for this sample; the model itself can be scored."""
+
+
 class StoreError(DripError):
     """The store cannot take, keep or give what was asked of it."""
 
