@@ -4,6 +4,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import Phase, settings
+
+# A mutation run wants to know that a test fails, not the smallest example.
+settings.register_profile("mutation", database=None, phases=[Phase.explicit, Phase.generate])
 
 
 @pytest.fixture(scope="session")

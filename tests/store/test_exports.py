@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -13,6 +14,7 @@ from support import require_module
 
 from drip.errors import ExportError, InputError, StoreError
 from drip.store import RetentionStore, export_image_folder, export_webdataset
+from drip.store.exports import extension_of, file_stem, record_json
 from drip.types import Decision, Observation, Sample
 
 EVIL = [
@@ -113,6 +115,8 @@ def test_existing_targets_and_bad_arguments_are_refused(store, tmp_path):
         export_image_folder(store, tmp_path / "full", labels="true")
     with pytest.raises(ExportError, match="writable place"):
         export_image_folder(store, tmp_path / "no" / "out", labels="true")
+    with pytest.raises(ExportError, match=r"s0\.tar.*must be writable.*No such file"):
+        export_webdataset(store, str(tmp_path / "no" / "s%d.tar"), labels="true")
     (tmp_path / "s0.tar").touch()
     with pytest.raises(ExportError, match="must not exist yet"):
         export_webdataset(store, str(tmp_path / "s%d.tar"), labels="true")
@@ -139,6 +143,130 @@ def test_shards_have_at_most_max_count_samples_and_equal_bytes_for_equal_samples
         ]
         about = json.load(io.BytesIO(tar.extractfile("000000002-b.json").read()))
     assert (about["priority"], about["scores"], about["id"], about["class"]) == ("inf", {"drip": 0.5}, "b", 1)
+
+
+def test_a_records_json_has_all_that_is_known_of_it(store):
+    record = next(iter(store))
+    named = dataclasses.replace(
+        record,
+        sample=Sample("a", b"1", "image/png", 0, 2.5, {"k": "v"}),
+        decision=Decision(True, -float("inf"), 0.25, "margin"),
+        scores={"drip": 0.5, "odd": float("inf")},
+        policy_digest="digest",
+        human_label=1,
+        annotator="ada",
+    )
+    assert record_json(named, "human") == {
+        "annotator": "ada",
+        "class": 1,
+        "content_hash": record.content_hash,
+        "human_label": 1,
+        "id": "a",
+        "keep_probability": 0.25,
+        "key": 1,
+        "label_state": "human",
+        "media_type": "image/png",
+        "meta": {"k": "v"},
+        "policy_digest": "digest",
+        "predicted_class": 1,
+        "priority": "-inf",
+        "reason": "margin",
+        "scores": {"drip": 0.5, "odd": "inf"},
+        "time_s": 2.5,
+        "true_label": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("XaX", "000000001-XaX"),
+        ("-a/b--c-", "000000001-a-b--c"),
+        ("..", "000000001"),
+        ("ü b.c", "000000001-b-c"),
+        ("x" * 81, "000000001-" + "x" * 80),
+    ],
+)
+def test_a_file_is_named_by_key_and_readable_part_of_the_id(store, name, stem):
+    record = next(iter(store))
+    assert file_stem(dataclasses.replace(record, sample=Sample(name, b"", "image/png"))) == stem
+
+
+@pytest.mark.parametrize(
+    ("media_type", "extension"),
+    [("image/png", "png"), (" IMAGE/JPEG ; q=1", "jpg"), ("application/json", "data.json"), ("x", "bin")],
+)
+def test_a_media_type_gives_the_usual_extension(media_type, extension):
+    assert extension_of(media_type) == extension
+
+
+def test_lines_of_an_export_are_sorted_and_say_under_which_class(store, tmp_path):
+    export_image_folder(store, tmp_path / "out", labels="predicted")
+    lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
+    contents = [json.loads(line) for line in lines]
+    assert [content["class"] for content in contents] == [1, 1, 0]
+    assert lines == [json.dumps(content, sort_keys=True) for content in contents]
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+def test_an_unfinished_export_is_hidden_beside_its_target(store, tmp_path):
+    (tmp_path / "here").mkdir()
+    seen = []
+
+    def records():
+        yield from store
+        seen.extend(path.name for path in (tmp_path / "here").iterdir())
+
+    export_image_folder(records(), tmp_path / "here" / "out", labels="predicted")
+    (name,) = seen
+    assert name.startswith(".out.")
+    assert name.endswith(".part")
+
+
+def test_members_of_a_shard_have_constant_modes_times_and_sorted_json(store, tmp_path):
+    (path,) = export_webdataset(store, str(tmp_path / "s%d.tar"), labels="true")
+    with tarfile.open(path) as tar:
+        assert {(entry.mode, entry.mtime, entry.uid, entry.uname) for entry in tar} == {(0o444, 0, 0, "")}
+        text = tar.extractfile("000000001-a.json").read().decode()
+        classes = {entry.name: tar.extractfile(entry).read() for entry in tar if entry.name.endswith("cls")}
+    assert text == json.dumps(json.loads(text), sort_keys=True)
+    assert classes == {"000000001-a.cls": b"0", "000000002-b.cls": b"1"}
+
+
+def test_a_disk_that_fails_during_an_export_leaves_nothing_and_is_named(store, tmp_path, monkeypatch):
+    def fail(*_):
+        message = "no space"
+        raise OSError(message)
+
+    out = tmp_path / "here"
+    out.mkdir()
+    end = "' must be writable to the end, got: no space; free some space and export again"
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(ExportError) as caught:
+        export_image_folder(store, out / "folder", labels="true")
+    assert str(caught.value) == f"'{out / 'folder'}{end}"
+    with pytest.raises(ExportError) as caught:
+        export_webdataset(store, str(out / "s%d.tar"), labels="true")
+    assert str(caught.value) == f"'{out / 's0.tar'}{end}"
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a\\b", "a\0b"])
+def test_a_class_name_that_is_no_plain_folder_is_named(store, tmp_path, name):
+    with pytest.raises(InputError) as caught:
+        export_image_folder(store, tmp_path / "out", labels="true", class_names=["fine", name])
+    assert str(caught.value) == (
+        f"class_names must be plain folder names, got {name!r}; leave out slashes and leading dots"
+    )
+
+
+def test_a_class_without_a_name_is_refused_with_both_numbers(store, tmp_path):
+    with pytest.raises(ExportError) as caught:
+        export_image_folder(store, tmp_path / "out", labels="true", class_names=["cat"])
+    assert str(caught.value) == "class_names must name every class, got 1 names and class 1; add names"
+    with pytest.raises(InputError) as caught:
+        export_image_folder(store, tmp_path / "out", labels="true", class_names=["a", "A"])
+    assert str(caught.value) == ("class_names must be distinct and none may be records.jsonl, got ['a', 'A']")
 
 
 # webdataset leaves the closing of its shards to the garbage collector.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from making import observation, sample
@@ -212,6 +212,22 @@ class Model(RuleBasedStateMachine):
         for index, counts in stats.classes.items():
             assert counts.kept == sum(row.predicted_class == index for row in kept.values())
 
+    @invariant()
+    def what_the_writer_remembers_of_the_file_is_true(self):
+        if not hasattr(self, "store"):
+            return
+        writer = self.store._writer
+        space, ring, shelf = writer.space, writer.ring, writer.quarantine_shelf
+        assert space.log_frames >= space._gauge.n_frames()
+        believed = space.free_pages
+        assert believed <= space.look_up_free_pages()
+        space.free_pages = believed
+        one = self.store._connection.execute
+        assert one("SELECT count(*), total(row_bytes) FROM audit").fetchone() == (ring.rows, ring.bytes)
+        count = "SELECT count(*), total(row_bytes) FROM quarantine"
+        assert one(count).fetchone() == (shelf.rows, shelf.bytes)
+        assert writer._next_key == len(self.rows) + 1
+
     def teardown(self):
         if hasattr(self, "store"):
             self.store.close()
@@ -222,7 +238,7 @@ class Model(RuleBasedStateMachine):
 
 TestModel = pytest.mark.timeout(600)(Model.TestCase)
 TestModel.settings = settings(
-    max_examples=40,
+    max_examples=40 if Phase.shrink in settings().phases else 8,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from drip.errors import ExportError, InputError
+from drip.errors import DripError, ExportError, InputError
 from drip.files import atomic_writer, sync_directory, write_atomically
 from drip.store.records import StoredSample
 
@@ -155,14 +155,10 @@ def export_image_folder(
         temporary.chmod(0o755)
         temporary.replace(folder)
         sync_directory(folder.parent)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        message = (
-            f"{str(folder)!r} must be writable to the end, got: {error}; free some space and export again"
-        )
-        raise ExportError(message) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if _is_write_failure(error):
+            raise _write_error(folder, error) from error
         raise
     return n_written
 
@@ -215,13 +211,24 @@ def export_webdataset(
                 _add(tar, first, labels)
                 for record in islice(remaining, max_count - 1):
                     _add(tar, record, labels)
-        except OSError as error:
-            message = (
-                f"{str(path)!r} must be writable to the end, got: {error}; free some space and export again"
-            )
-            raise ExportError(message) from error
+        except (OSError, DripError) as error:
+            if _is_write_failure(error):
+                raise _write_error(path, error) from error
+            raise
         paths.append(path)
     return paths
+
+
+def _is_write_failure(error: BaseException) -> bool:
+    """True for what drip.files raises; the errors of the records' own source are of other kinds."""
+    return isinstance(error, OSError) or type(error) is DripError
+
+
+def _write_error(target: Path, error: BaseException) -> ExportError:
+    cause = error.__cause__ or error
+    return ExportError(
+        f"{str(target)!r} must be writable to the end, got: {cause}; free some space and export again"
+    )
 
 
 def _add(tar: tarfile.TarFile, record: StoredSample, labels: Labels) -> None:

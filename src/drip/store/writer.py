@@ -357,8 +357,10 @@ class Writer:
             )
             raise StoreError(message)
         # The row takes the place of the last one, so in a full store it costs no eviction.
-        n_pages = max(0, layout.pages_of(n_bytes) - layout.pages_of(self._progress_bytes()))
-        n_frames = PUT_FRAMES + layout.pages_of(n_bytes) + layout.map_pages_of(n_pages)
+        n_old_pages = layout.pages_of(self._progress_bytes())
+        n_new_pages = layout.pages_of(n_bytes)
+        n_pages = max(0, n_new_pages - n_old_pages)
+        n_frames = PUT_FRAMES + n_new_pages + layout.map_pages_of(max(n_new_pages, n_old_pages))
         digest = self.policy_digest
 
         def record() -> None:
@@ -372,9 +374,9 @@ class Writer:
                 if was_unknown:
                     self._name_policy_of_transaction()
             policy = self._policy_id() if self._policy is None else self._policy
-            self._cursor.execute(
-                "INSERT OR REPLACE INTO progress VALUES (1, ?, ?, ?)", (policy, progress.cursor, state)
-            )
+            # Not INSERT OR REPLACE, which takes the new row's pages before it gives up the old one's.
+            self._cursor.execute("DELETE FROM progress")
+            self._cursor.execute("INSERT INTO progress VALUES (1, ?, ?, ?)", (policy, progress.cursor, state))
             self.space.free_pages -= n_pages + _GROWTH_PAGES
 
         try:

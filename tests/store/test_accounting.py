@@ -1,0 +1,389 @@
+"""What the writer believes of the file holds: announced pages, remembered counts, exact limits."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import sqlite3
+
+import pytest
+from making import DROP, LOGITS, keep, observation, put, sample
+
+from drip.errors import StoreError, TransactionFullError
+from drip.store import RetentionStore
+from drip.store.budget import Layout
+from drip.store.checking import check
+from drip.store.codec import ScoreCodec
+from drip.store.eviction import AuditRing
+from drip.store.incoming import prepare
+from drip.store.tally import ClassTally, Tally
+from drip.types import Decision, Progress, Sample
+
+BUDGET = 1_000_000
+
+
+@pytest.fixture
+def store(tmp_path):
+    with RetentionStore(tmp_path / "s", budget_bytes=BUDGET, timeout_s=0.1) as opened:
+        yield opened
+
+
+def announced_and_written(store, action):
+    """Frames that an operation announced, and those that its commit wrote."""
+    space = store._writer.space
+    assert space.checkpoint(wait=True)
+    assert space.log_frames == space._gauge.n_frames() == 0
+    action()
+    return space.log_frames, space._gauge.n_frames()
+
+
+@pytest.mark.parametrize("n_bytes", [10, 5_000, 60_000, 200_000])
+@pytest.mark.parametrize("kind", ["put", "quarantine", "progress"])
+def test_an_operation_announces_what_it_writes_and_little_more(store, kind, n_bytes):
+    n_bytes = min(n_bytes, 70_000) if kind == "quarantine" else n_bytes
+    for i in range(20):
+        put(store, f"s{i}", data=bytes([i]) * 3000)
+    actions = {
+        "put": lambda: put(store, "new", data=bytes(n_bytes)),
+        "quarantine": lambda: store.quarantine(sample("q", bytes(n_bytes)), "broken"),
+        "progress": lambda: store.save_progress(Progress("c", {"text": "x" * n_bytes}, "")),
+    }
+    announced, written = announced_and_written(store, actions[kind])
+    assert n_bytes // 1024 < written <= announced <= written + 48
+
+
+def test_a_label_announces_what_it_writes(store):
+    put(store, "a")
+    announced, written = announced_and_written(store, lambda: store.set_label("a", 1))
+    assert 0 < written <= announced == 32
+
+
+def test_a_discarded_big_sample_announces_no_pages_for_its_data(store):
+    big = sample("big", bytes(100_000))
+    announced, written = announced_and_written(store, lambda: store.put(big, observation(), DROP))
+    assert 0 < written <= announced < 50
+
+
+def test_progress_that_grows_in_a_full_store_evicts_and_progress_that_stays_does_not(store):
+    for i in range(400):
+        put(store, f"s{i}", data=i.to_bytes(2, "big") * 1500)
+    store.save_progress(Progress("c", {}, ""))
+    before = store.stats().evicted
+    store.save_progress(Progress("c", {"text": "x" * 100_000}, ""))
+    grown = store.stats().evicted
+    assert grown > before
+    for i in range(20):
+        store.save_progress(Progress(str(i), {"text": "x" * 100_000}, ""))
+    assert store.stats().evicted == grown
+    assert store.load_progress() == Progress("19", {"text": "x" * 100_000}, "")
+    assert store.check().ok
+
+
+def test_progress_that_can_never_fit_is_refused_with_its_size(store):
+    limit = store._writer.space.layout.max_sample_bytes
+    state = {"text": "x" * (limit - len('{"text": ""}') - 8)}
+    store.save_progress(Progress("ab", state, ""))
+    with pytest.raises(StoreError) as caught:
+        store.save_progress(Progress("abc", state, ""))
+    assert str(caught.value) == (
+        f"cursor and selector state must fit {limit} bytes in a store of budget_bytes={BUDGET}, "
+        f"got {limit + 4}; raise budget_bytes"
+    )
+    assert store.load_progress().cursor == "ab"
+
+
+def test_a_refused_transaction_says_how_much_it_wanted(store):
+    layout = store._writer.space.layout
+    with pytest.raises(TransactionFullError) as caught, store.transaction():  # noqa: PT012  # one of many puts
+        for i in range(2000):
+            put(store, f"s{i}", data=bytes([i % 256, i // 256]) * 500)
+    message = str(caught.value)
+    assert message.startswith(
+        f"the transaction must fit the log's share of {layout.log_frames * 1048} bytes "
+        f"of the budget of {BUDGET}, got "
+    )
+    assert message.endswith(
+        " to come; put fewer samples in one transaction, end long readers, or raise budget_bytes or log_bytes"
+    )
+    got, to_come = (int(number) for number in re.findall(r"(?:got|up to) (\d+)", message))
+    assert got <= layout.log_frames * 1048 < got + to_come
+    assert got % 1048 == to_come % 1048 == 0
+
+
+def test_a_prepared_put_counts_texts_logits_and_data():
+    layout = Layout.plan(BUDGET)
+    scores = {"drip": 0.5}
+    given = Sample("id", bytes(5000), "image/png", 3, 1.5, {"k": "é"})
+    options = {"layout": layout, "scores": ScoreCodec(), "with_logits": True}
+    kept = prepare(given, observation(2, time_s=9.0), Decision(True, 0.5, 0.25, "margin"), **options)
+    n_texts = len('{"drip": 0.5}') + len("id") + len("margin") + len("image/png")
+    assert kept.sample is given
+    assert (kept.predicted_class, kept.retain, kept.priority, kept.probability) == (2, True, 0.5, 0.25)
+    assert (kept.reason, kept.label, kept.time_s, kept.scores) == ("margin", 3, 1.5, '{"drip": 0.5}')
+    assert kept.logits == LOGITS.astype("<f4").tobytes()
+    assert kept.meta == '{"k": "\\u00e9"}'
+    assert kept.row_bytes == 2 * n_texts + 12 + 96
+    assert kept.audit_pages == 2
+    n_pages = layout.pages_of(4 * n_texts + 12 + 5000 + len(kept.meta))
+    assert (kept.n_pages, kept.n_frames) == (n_pages, 32 + n_pages + layout.map_pages_of(n_pages))
+    dropped = prepare(given, observation(2, time_s=9.0), Decision(False, 0.5, None, "margin"), **options)
+    assert (dropped.retain, dropped.probability, dropped.n_pages) == (False, None, 2)
+    plain = prepare(sample("id"), observation(time_s=9.0), keep(), **(options | {"with_logits": False}))
+    assert (plain.logits, plain.meta, plain.label, plain.time_s) == (None, None, None, 9.0)
+    assert plain.row_bytes == 2 * (len(scores) * 13 + 2 + 6 + 9) + 96
+    unknown = prepare(sample("id", time_s=float("nan")), observation(), keep(), **options)
+    assert unknown.time_s is None
+
+
+def test_texts_of_several_bytes_are_counted_at_their_longest():
+    layout = Layout.plan(BUDGET)
+    limit = layout.max_sample_bytes
+    options = {"layout": layout, "scores": ScoreCodec(), "with_logits": False}
+    n_history = 4 * (13 + 1 + 6 + 9)
+    assert prepare(sample("a", bytes(limit - n_history)), observation(), keep(), **options).n_pages > 200
+    with pytest.raises(StoreError) as caught:
+        prepare(sample("a", bytes(limit - n_history + 1)), observation(), keep(), **options)
+    assert str(caught.value) == (
+        f"a sample and what is recorded with it must fit {limit} bytes in a store of budget_bytes={BUDGET}, "
+        f"got {limit + 1} bytes for sample 'a'; raise budget_bytes or log_bytes, or shrink the sample"
+    )
+
+
+def test_the_audits_chunk_follows_its_rows_and_the_log():
+    assert AuditRing(100_000, 1, 1000).trim_frames == 2 * 64 + 8
+    assert AuditRing(640, 1, 1000).trim_frames == 2 * 20 + 8
+    assert AuditRing(1, 1, 1000).trim_frames == 2 + 8
+    assert AuditRing(100_000, 1, 12).trim_frames == 2 * 12 + 8
+    ring = AuditRing(5, 100, 1)
+    for rows, n_bytes, is_full in ((4, 99, False), (5, 0, True), (0, 100, True)):
+        ring.rows, ring.bytes = rows, n_bytes
+        assert ring.is_full == is_full
+
+
+def test_the_audits_bytes_are_capped_at_a_quarter_of_the_file(store):
+    most = store._writer.space.layout.audit_bytes
+    rng = random.Random(0)
+    for i in range(300):
+        store.put(sample(f"{i}" + "x" * 400), observation(), Decision(False, rng.random(), None, "word"))
+    ring = store._writer.ring
+    count = "SELECT count(*), sum(row_bytes) FROM audit"
+    assert store._connection.execute(count).fetchone() == (ring.rows, ring.bytes)
+    assert most - 20_000 < ring.bytes <= most + 1000
+    assert store.check().ok
+
+
+def test_time_spans_and_counters_of_a_class():
+    entry = ClassTally(3)
+    for time_s in (5.0, 2.0, 9.0, 4.0):
+        entry.span(time_s)
+    assert (entry.first_s, entry.last_s) == (2.0, 9.0)
+    tally = Tally()
+    assert tally.span() == (None, None)
+    tally.touch(3).span(5.0)
+    tally.touch(4).span(7.0)
+    tally.touch(3).seen += 2
+    tally.touch(4).seen += 3
+    tally.touch(5)
+    assert (tally.n_dirty, tally.total("seen"), tally.span()) == (3, 5, (5.0, 7.0))
+
+
+def test_the_quarantines_share_is_used_to_the_last_byte(store):
+    shelf = store._writer.quarantine_shelf
+    most = shelf._max_bytes
+    n_texts = 3 * len("q0") + len("broken") + 160
+    for i in range(4):
+        data = bytes([i]) * (most // 4 - n_texts)
+        assert shelf.row_bytes(sample(f"q{i}", data), "broken", None) == most // 4
+        store.quarantine(sample(f"q{i}", data), "broken")
+    assert (shelf.rows, shelf.bytes, shelf.dropped) == (4, most // 4 * 4, 0)
+    store.quarantine(sample("q4", b"more", meta={"k": "é"}), "ü")
+    assert (shelf.rows, shelf.dropped) == (4, 1)
+    last = 3 * 2 + len("ü".encode()) + len('{"k": "\\u00e9"}') + 160 + 4
+    assert shelf.bytes == most // 4 * 3 + last
+    assert [row.sample.id for row in store.quarantined()] == ["q1", "q2", "q3", "q4"]
+    remembered = (shelf.rows, shelf.bytes, shelf.dropped)
+    shelf.load()
+    assert (shelf.rows, shelf.bytes, shelf.dropped) == remembered
+
+
+def test_a_quarantined_sample_at_the_limit_keeps_its_data_and_one_beyond_does_not(store):
+    most = store._writer.quarantine_shelf._max_row_bytes
+    n_texts = 3 * 1 + len("broken") + 160
+    store.quarantine(sample("a", bytes(most - n_texts)), "broken")
+    (whole,) = store.quarantined()
+    assert len(whole.sample.data) == whole.n_bytes == most - n_texts
+    store.quarantine(Sample("b", bytes(most - n_texts + 1), "audio/wav", 7, 2.5), "broken")
+    (bare,) = store.quarantined()
+    assert (bare.sample, bare.n_bytes) == (Sample("b", b"", "audio/wav", 7, 2.5), most - n_texts + 1)
+
+
+def test_a_reader_sees_the_numbers_of_the_writer(store):
+    for i in range(30):
+        store.quarantine(sample(f"q{i}", bytes([i]) * 20_000), "broken")
+    put(store, "a", predicted_class=4)
+    store.put(sample("d", time_s=3.0), observation(0), DROP)
+    with RetentionStore.open_readonly(store.path) as reader:
+        stats = reader.stats()
+        assert stats == store.stats()
+    assert stats.quarantine_dropped == 27
+    assert (stats.quarantined, stats.audit_rows, stats.seen, list(stats.classes)) == (3, 2, 2, [0, 4])
+    assert stats.classes[4].seen == stats.classes[4].kept == stats.classes[0].discarded == 1
+    assert stats.classes[4].kept_bytes == len(sample("a").data)
+
+
+def test_an_audit_row_has_everything_a_replay_needs(store):
+    store.save_progress(Progress(None, {}, "policy"))
+    store.put(Sample("a", b"12345", "image/png", 2, 7.5), observation(3), Decision(True, 0.75, 0.5, "margin"))
+    (row,) = store.audit()
+    assert (row.key, row.sample_id, row.decision) == (1, "a", Decision(True, 0.75, 0.5, "margin"))
+    assert (row.predicted_class, row.label, row.n_bytes, row.time_s) == (3, 2, 5, 7.5)
+    assert (dict(row.scores), row.logits.tolist(), row.policy_digest) == (
+        {"drip": 0.5},
+        LOGITS.tolist(),
+        "policy",
+    )
+    assert (row.observation.n_bytes, row.observation.predicted_class) == (5, 3)
+
+
+def test_check_counts_the_samples_and_names_both_numbers(store):
+    for i in range(3):
+        put(store, f"s{i}")
+    assert (store.check().n_samples, store.check().path) == (3, str(store.path))
+    store._connection.execute("UPDATE tally SET kept = 5, seen = 9")
+    store._connection.execute("INSERT INTO tally VALUES (8, 1, 1, 1, 0, 0, 0, 0, NULL, NULL)")
+    n_bytes = sum(len(record.sample.data) for record in store)
+    problems = store.check().problems
+    assert f"class 1 must count the kept rows and bytes (3, {n_bytes}), got (5, {n_bytes})" in problems
+    assert "class 8 must count the kept rows and bytes (0, 0), got (1, 1)" in problems
+    assert any(text.startswith("class 1 must add up to what was seen, got ClassCounts(") for text in problems)
+
+
+def test_check_says_when_the_files_outgrew_the_budget(store):
+    put(store, "a")
+    store.path.with_name(store.path.name + "-journal").write_bytes(bytes(BUDGET))
+    (problem,) = store.check().problems
+    assert problem.startswith(f"the files must take at most {BUDGET} bytes, got ")
+
+
+def test_a_log_that_a_reader_holds_is_named_with_the_time_waited(store):
+    put(store, "a")
+    reader = sqlite3.connect(store.path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM kept").fetchone()
+    put(store, "b")
+    with pytest.raises(StoreError) as caught:
+        store._writer.space.truncate_log()
+    assert str(caught.value) == (
+        f"the log of {store.path} must be reset, but a reader has held it for 0.1 s (timeout_s); "
+        "end the reader's transaction and try again"
+    )
+    assert not store._writer.space.checkpoint(wait=False)
+    assert store._connection.execute("PRAGMA busy_timeout").fetchone() == (100,)
+    reader.close()
+    store._writer.space.truncate_log()
+    assert store._writer.space.log_frames == 0
+    assert store.path.with_name(store.path.name + "-wal").stat().st_size == 0
+
+
+def test_a_checkpoint_leaves_the_logs_file_as_long_as_it_was_and_restores_the_wait(tmp_path):
+    with RetentionStore(tmp_path / "s", budget_bytes=BUDGET, timeout_s=2.0) as store:
+        put(store, "a", data=bytes(50_000))
+        log = store.path.with_name("s-wal")
+        n_bytes = log.stat().st_size
+        assert n_bytes > 50_000
+        assert store._writer.space.checkpoint(wait=False)
+        assert log.stat().st_size == n_bytes
+        assert store._connection.execute("PRAGMA busy_timeout").fetchone() == (2000,)
+
+
+def test_duplicates_in_a_full_store_are_counted_and_cost_no_more_than_their_history(store):
+    for i in range(400):
+        put(store, f"s{i}", priority=float(i), data=i.to_bytes(2, "big") * 2500)
+    newest = (399).to_bytes(2, "big") * 2500
+    before = store.stats()
+    assert before.evicted > 0
+    for i in range(20):
+        put(store, f"again{i}", priority=1000.0, data=newest)
+    after = store.stats()
+    assert after.duplicates == 20
+    assert after.evicted <= before.evicted + 3
+    assert [record.repeats for record in store][-1] == 20
+    assert store.check().ok
+
+
+def test_check_of_what_is_no_database_counts_nothing(tmp_path):
+    path = tmp_path / "s"
+    path.write_bytes(b"no database at all, " * 100)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        report = check(connection, path, 2000)
+        assert (report.n_samples, report.ok) == (0, False)
+        assert report.problems == ("SQLite: file is not a database",)
+        assert len(check(connection, path, 1999).problems) == 2
+
+
+def test_check_names_a_reference_that_leads_nowhere(store):
+    put(store, "a")
+    store._connection.execute("UPDATE kept SET policy = 77")
+    assert "row 1 of kept must refer to a row of policies, got none" in store.check().problems
+    store._connection.execute("DELETE FROM kept")
+    assert "every blob must belong to a kept sample, got 1 that do not" in store.check().problems
+
+
+def test_samples_of_one_policy_can_be_asked_for(store):
+    for digest in ("p1", "p2"):
+        store.save_progress(Progress(None, {}, digest))
+        put(store, digest)
+    assert [record.sample.id for record in store.samples(policy_digest="p2")] == ["p2"]
+    both = {"policy_digest": "p1", "predicted_class": 1, "label_state": "unlabelled"}
+    assert [record.sample.id for record in store.samples(**both)] == ["p1"]
+
+
+def test_a_chosen_policy_digest_is_noted_until_progress_names_another(tmp_path):
+    with RetentionStore(tmp_path / "s", budget_bytes=BUDGET, policy_digest="first") as store:
+        put(store, "a")
+        with pytest.raises(ZeroDivisionError), store.transaction():  # noqa: PT012  # rolled back on purpose
+            store.save_progress(Progress(None, {}, "lost"))
+            raise ZeroDivisionError
+        put(store, "b")
+        with store.transaction():
+            put(store, "c")
+            store.save_progress(Progress(None, {}, "second"))
+            put(store, "d")
+    with RetentionStore(tmp_path / "s") as store:
+        put(store, "e")
+        assert [record.policy_digest for record in store] == ["first", "first", "first", "second", "second"]
+        assert [row.policy_digest for row in store.audit()] == ["first"] * 3 + ["second"] * 2
+
+
+def test_no_policy_is_named_for_puts_of_earlier_transactions(store):
+    put(store, "a")
+    with store.transaction():
+        put(store, "b")
+        store.save_progress(Progress(None, {}, "p"))
+        put(store, "c")
+    assert [record.policy_digest for record in store] == ["", "p", "p"]
+
+
+def test_an_evictor_stops_at_about_as_many_as_asked(store):
+    for i in range(400):
+        put(store, f"s{i}", data=i.to_bytes(2, "big") * 1500)
+    writer = store._writer
+    before = store.stats().evicted
+    with store.transaction():
+        assert writer._evictor.make_room(300, None, at_most=3)
+    assert store.stats().evicted == before + 3
+    assert store.check().ok
+
+
+def test_room_that_even_an_empty_store_lacks_is_refused(store):
+    put(store, "a")
+    with pytest.raises(StoreError) as caught, store.transaction():
+        store._writer._evictor.make_room(10_000, None)
+    free = int(re.search(r"got (-?\d+) in", str(caught.value))[1])
+    assert 500 < free < 619
+    assert str(caught.value) == (
+        f"the budget of {BUDGET} bytes must have room for 10000 pages of 1024, got {free} in an empty store; "
+        "raise budget_bytes"
+    )
+    assert len(store) == 1
