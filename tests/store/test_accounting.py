@@ -6,6 +6,7 @@ import contextlib
 import random
 import re
 import sqlite3
+import threading
 
 import pytest
 from making import DROP, LOGITS, keep, observation, put, sample
@@ -387,3 +388,72 @@ def test_room_that_even_an_empty_store_lacks_is_refused(store):
         "raise budget_bytes"
     )
     assert len(store) == 1
+
+
+def test_only_the_same_content_under_another_id_counts_as_a_repeat_on_the_shelf(store):
+    for name in ("q", "q", "q", "r", "s"):
+        store.quarantine(sample(name, b"broken"), "broken")
+    (row,) = store.quarantined()
+    assert (row.sample.id, row.repeats) == ("q", 2)
+
+
+def test_history_is_dropped_when_evicting_everything_is_not_enough(store):
+    for i in range(100):
+        store.put(sample(f"s{i}"), observation(), DROP)
+    put(store, "a")
+    evictor, ring = store._writer._evictor, store._writer.ring
+    with pytest.raises(ZeroDivisionError), store.transaction():  # noqa: PT012  # rolled back on purpose
+        free = store._writer.space.look_up_free_pages()
+        assert evictor.make_room(free + 2 - 48, None)
+        assert store.stats().kept == 0
+        assert 0 < ring.rows < 101
+        raise ZeroDivisionError
+    assert (store.stats().kept, ring.rows) == (1, 101)
+
+
+def test_a_sample_below_all_others_gives_way_itself(store):
+    for i in range(200):
+        put(store, f"s{i}", priority=1.0, data=i.to_bytes(2, "big") * 2500)
+    before = {record.key for record in store}
+    for i in range(20):
+        put(store, f"low{i}", priority=0.5, data=i.to_bytes(2, "big") * 2501)
+    after = {record.key for record in store}
+    assert after <= before
+    assert len(before - after) <= 3  # for their rows in the audit
+    counts = store.stats().classes[1]
+    assert counts.evicted == store.stats().evicted == 220 - len(after)
+    put(store, "again", priority=1.0, data=(199).to_bytes(2, "big") * 2500)
+    assert store.stats().classes[1].duplicates == 1
+
+
+def test_a_put_waits_for_a_reader_that_ends_in_time(tmp_path):
+    with RetentionStore(tmp_path / "s", budget_bytes=BUDGET, timeout_s=5.0) as store:
+        space = store._writer.space
+        put(store, "a")
+        reader = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM kept").fetchone()
+        put(store, "b")
+        timer = threading.Timer(0.2, reader.close)
+        timer.start()
+        space.prepare_log(space.layout.log_frames, 0)
+        timer.join()
+        assert space.log_frames == 0
+
+
+def test_a_checkpoint_that_a_reader_blocked_is_tried_again_only_after_a_while(store, monkeypatch):
+    space = store._writer.space
+    put(store, "a")
+    with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM kept").fetchone()
+        put(store, "b")
+        space.prepare_log(1, 0)
+        assert space.log_frames > 0
+        calls = []
+        monkeypatch.setattr(space, "checkpoint", lambda *, wait: calls.append(wait) or False)
+        space.prepare_log(1, 0)
+        assert calls == []
+        put(store, "c", data=bytes(80_000))
+        space.prepare_log(1, 0)
+        assert calls == [False]

@@ -269,6 +269,28 @@ def test_a_class_without_a_name_is_refused_with_both_numbers(store, tmp_path):
     assert str(caught.value) == ("class_names must be distinct and none may be records.jsonl, got ['a', 'A']")
 
 
+def test_an_empty_folder_is_filled_and_a_file_in_its_place_is_not_replaced(store, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert export_image_folder(store, tmp_path / "out", labels="true") == 2
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match="new or empty folder"):
+        export_image_folder(store, tmp_path / "file", labels="true")
+    assert (tmp_path / "file").is_file()
+
+
+@pytest.mark.parametrize(("labels", "classes"), [("true", [0, 1]), ("human", [1]), ("predicted", [1, 1, 0])])
+def test_every_line_says_the_class_of_the_asked_labels(store, tmp_path, labels, classes):
+    export_image_folder(store, tmp_path / "out", labels=labels)
+    lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
+    assert [json.loads(line)["class"] for line in lines] == classes
+
+
+def test_shards_of_one_sample_are_gnu_tars(store, tmp_path):
+    paths = export_webdataset(store, str(tmp_path / "s%d.tar"), labels="true", max_count=1)
+    assert [path.name for path in paths] == ["s0.tar", "s1.tar", "s2.tar"]
+    assert {path.read_bytes()[257:265] for path in paths} == {b"ustar  \0"}
+
+
 # webdataset leaves the closing of its shards to the garbage collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_real_webdataset_reads_the_shards(store, tmp_path):
