@@ -243,3 +243,33 @@ def test_a_reader_that_blocks_the_log_is_named(store):
     assert space.log_frames == frames
     space.prepare_log(space.layout.log_frames - frames + 1, frames)
     assert space.log_frames == 0
+
+
+def test_a_failing_write_names_the_file_and_the_cause(store):
+    with RetentionStore(store.path, timeout_s=0.05) as second, store.transaction():
+        start = f"cannot write to {store.path}, got SQLITE_BUSY: database is locked; another process"
+        assert told(StoreError, lambda: put(second, "b")).startswith(start)
+        assert told(StoreError, lambda: second.transaction().__enter__()).startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("table", "use"),
+    [
+        ("settings", lambda reader: reader.budget_bytes),
+        ("tally", lambda reader: reader.stats()),
+        ("kept", len),
+        ("audit", lambda reader: list(reader.audit())),
+    ],
+)
+def test_a_failing_read_names_the_file_and_the_cause(store, table, use):
+    store._connection.execute(f"DROP TABLE {table}")
+    with RetentionStore.open_readonly(store.path) as reader:
+        assert told(StoreError, lambda: use(reader)) == (
+            f"cannot read {store.path}, got SQLITE_ERROR: no such table: {table}; run check() on it"
+        )
+
+
+def test_a_failing_opening_names_the_file_and_the_cause(tmp_path):
+    assert told(StoreError, lambda: RetentionStore(tmp_path, budget_bytes=BUDGET)).startswith(
+        f"cannot open {tmp_path}, got SQLITE_CANTOPEN: unable to open database file; a file in an existing"
+    )
