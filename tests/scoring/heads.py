@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 
 def gap_linear():
@@ -165,3 +166,78 @@ def assert_routes_equal(found, expected):
     scale = np.abs(expected).max()
     assert scale > 0
     assert np.abs(found - expected).max() <= 1e-5 * scale
+
+
+class _Lambda(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class _AppliedToHidden(nn.Module):
+    """Two linear layers with a function of ``forward`` between, which no module shows."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.function, self.last = nn.Linear(8, 6), function, nn.Linear(6, 5)
+
+    def forward(self, pooled):
+        return self.last(self.function(self.first(pooled)))
+
+
+def _mlp(nonlinearity):
+    return nn.Sequential(nn.Linear(8, 6), nonlinearity, nn.Linear(6, 5))
+
+
+SATURATING = {
+    "ReLU6": lambda: _mlp(nn.ReLU6()),
+    "functional relu6": lambda: _AppliedToHidden(functional.relu6),
+    "Hardtanh": lambda: _mlp(nn.Hardtanh(-20.0, 20.0)),
+    "clamp of the pooled": lambda: nn.Sequential(_Lambda(lambda a: a.clamp(max=5)), nn.Linear(8, 5)),
+    "minimum": lambda: _AppliedToHidden(lambda h: torch.minimum(h.relu(), torch.tensor(9.0))),
+    "LeakyReLU": lambda: _mlp(nn.LeakyReLU(1e-6)),
+    "GELU": lambda: _mlp(nn.GELU()),
+    "LayerNorm": lambda: nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 5)),
+    "clamp of the logits": lambda: nn.Sequential(nn.Linear(8, 5), _Lambda(lambda y: y.clamp(-30, 30))),
+}
+"""What follows the pooling in heads that are like linear layers and ReLU for ordinary samples only."""
+
+
+def saturating(name, seed=0):
+    """A pooled model with such a head in eval mode, and a batch whose last samples are far brighter."""
+    torch.manual_seed(seed)
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    model = nn.Sequential(backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), SATURATING[name]()).eval()
+    batch = np.random.default_rng(seed).normal(size=(6, 3, 7, 7)).astype(np.float32)
+    batch[3:] *= 100
+    return model, batch
+
+
+class AttentionPooling(nn.Module):
+    """Positions are weighted by a softmax over the output of a 1x1 convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv1d(1, 6, 5), nn.ReLU())
+        self.attention = nn.Conv1d(6, 1, 1)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x):
+        a = self.features(x)
+        return self.fc((a * self.attention(a).softmax(2)).sum(2))
+
+
+class SharedLinear(nn.Module):
+    """One linear layer runs twice in the head."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU())
+        self.shared, self.fc = nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        h = self.features(x).mean((2, 3))
+        return self.fc(self.shared(self.shared(h).relu()).relu())

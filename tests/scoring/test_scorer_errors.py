@@ -249,10 +249,30 @@ class Shortcut(nn.Module):
         return self.fc(F.relu(x + self.branch(x)).mean((2, 3)))
 
 
-def test_a_shortcut_outside_any_module_is_reported():
-    with pytest.raises(ModelError, match=r"a part of it bypasses 'branch'.*layer='branch'"):
-        TorchScorer(Shortcut(), example=IMAGES)
+def test_a_shortcut_outside_any_module_is_passed_over_and_noted():
+    scorer = TorchScorer(Shortcut(), example=IMAGES)
+    assert scorer.layer == "stem"
+    assert "'branch' runs later, but a part of the logits bypasses it" in scorer.describe()
     scorer = TorchScorer(Shortcut(), layer="branch", example=IMAGES)
+    assert "bypasses this layer" in scorer.describe()
+
+
+class WithLoudness(nn.Module):
+    """The head sees the input's mean beside the pooled activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.fc(torch.cat([self.conv(x).relu().mean((2, 3)), x.mean((2, 3))], 1))
+
+
+def test_a_head_that_no_activation_carries_alone_is_refused_with_the_nearest_layer():
+    with pytest.raises(ModelError, match=r"bypasses each of 'conv\+relu'; wrap .*layer='conv\+relu'"):
+        TorchScorer(WithLoudness(), example=IMAGES)
+    scorer = TorchScorer(WithLoudness(), layer="conv+relu", example=IMAGES)
     assert "bypasses this layer" in scorer.describe()
 
 

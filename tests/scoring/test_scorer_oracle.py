@@ -3,8 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from heads import HEADS, assert_routes_equal, build, oracle, score_of
+from heads import (
+    HEADS,
+    SATURATING,
+    AttentionPooling,
+    SharedLinear,
+    assert_routes_equal,
+    build,
+    oracle,
+    saturating,
+    score_of,
+)
 from support import require_module
+from torch import nn
 
 from drip.models import AudioCNN, EfficientNetB0, MobileNetV2, SmallCNN
 from drip.scoring import TorchScorer
@@ -200,3 +211,74 @@ def test_tied_logits_take_the_lowest_indices():
     maps = oracle(model, layer, batch, rival=True)[0]
     found = TorchScorer(model, layer=layer, contrast=True).score(batch).named_scores["contrast_mean"]
     assert_routes_equal(found, maps.reshape(len(batch), -1).mean(1))
+
+
+@pytest.mark.parametrize("name", SATURATING)
+def test_heads_that_saturate_equal_full_autograd_on_bright_samples_too(name):
+    model, batch = saturating(name)
+    scorer = TorchScorer(model, layer="0", contrast=True, example=batch[:2])
+    assert scorer.plan.name == "head VJP"
+    observations = scorer.score(batch)
+    for found, rival in ((observations.named_scores["drip"], False), (observations.scores, True)):
+        expected = score_of(oracle(model, "0", batch, rival=rival)[0])
+        for row in range(len(batch)):  # or the bright samples' scale would hide the others
+            assert found[row] == pytest.approx(expected[row], rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda a: a.mean((2, 3)),
+        lambda a: a.flatten(2).mean(-1),
+        lambda a: nn.functional.adaptive_avg_pool2d(a, 1).squeeze(-1).squeeze(-1),
+        lambda a: a.permute(0, 2, 3, 1).mean((1, 2)),
+    ],
+)
+def test_every_way_to_write_global_average_pooling_has_a_closed_form(pool):
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 6, 3), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.fc(pool(self.conv(x)))
+
+    torch.manual_seed(0)
+    model = Pooled().eval()
+    batch = np.random.default_rng(0).normal(size=(4, 1, 9, 9)).astype(np.float32)
+    scorer = TorchScorer(model, layer="conv", example=batch)
+    assert "closed form" in scorer._prepared.choice.errors
+    larger = np.random.default_rng(1).normal(size=(4, 1, 12, 15)).astype(np.float32)
+    for given in (batch, larger):
+        assert_routes_equal(scorer.score(given).scores, score_of(oracle(model, "conv", given)[0]))
+
+
+def test_a_pooling_window_as_large_as_the_example_is_no_mean_of_larger_inputs():
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU())
+    model = nn.Sequential(features, nn.AvgPool2d(6), nn.Flatten(), nn.Linear(6, 4)).eval()
+    rng = np.random.default_rng(0)
+    scorer = TorchScorer(model, layer="0", example=rng.normal(size=(2, 1, 8, 8)).astype(np.float32))
+    larger = rng.normal(size=(4, 1, 11, 11)).astype(np.float32)
+    assert_routes_equal(scorer.score(larger).scores, score_of(oracle(model, "0", larger)[0]))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), [(SharedLinear, (1, 9, 9)), (AttentionPooling, (1, 30))], ids=str
+)
+def test_a_layer_that_runs_twice_and_attention_pooling_equal_full_autograd(model, shape):
+    torch.manual_seed(0)
+    model = model().eval()
+    batch = np.random.default_rng(0).normal(size=(5, *shape)).astype(np.float32)
+    scorer = TorchScorer(model, example=batch)
+    assert scorer.layer == "features"
+    assert scorer.plan.name == "head VJP"
+    assert_routes_equal(scorer.score(batch).scores, score_of(oracle(model, "features", batch)[0]))
+
+
+@pytest.mark.parametrize("n_rows", [1, 8, 9, 20])
+def test_flattening_heads_average_alike_for_few_and_many_rows(n_rows):
+    model, batch, layer = build("flatten_fc")
+    batch = np.concatenate([batch] * 4)[:n_rows]
+    found = TorchScorer(model, layer=layer, example=batch).score(batch).scores
+    assert_routes_equal(found, score_of(oracle(model, layer, batch)[0]))

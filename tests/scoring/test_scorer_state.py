@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from heads import HEADS, build
+from heads import HEADS, assert_routes_equal, build, oracle, score_of
 from torch import nn
 
 from drip.errors import DripError
@@ -116,6 +116,18 @@ def test_new_weights_in_the_same_layers_count_at_once():
         model.classifier.bias.zero_()
     assert np.allclose(scorer.score(batch).scores, TorchScorer(model).score(batch).scores)
     assert not np.allclose(scorer.score(batch).scores, first)
+
+
+@pytest.mark.parametrize("n_rows", [1, 6, 12])
+def test_any_change_of_a_weight_counts_however_it_was_made(n_rows):
+    model, batch, layer = build("flatten_fc")
+    batch = np.concatenate([batch, batch])[:n_rows]
+    scorer = TorchScorer(model, layer=layer, example=batch)
+    first = scorer.score(batch).scores
+    model[1][2].weight.data[:, 1::2] = 0  # past torch's count of changes
+    found = scorer.score(batch).scores
+    assert not np.allclose(found, first)
+    assert_routes_equal(found, score_of(oracle(model, layer, batch)[0]))
 
 
 @pytest.mark.parametrize("flaw", ["read only", "reversed", "float64", "transposed", "tensor"])

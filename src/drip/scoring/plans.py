@@ -15,10 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from drip.errors import ModelError
+from drip.scoring.head import count_linears
 from drip.scoring.tap import run_tapped
 from drip.scoring.target import Target
 
-_N_PROBES = 64
+_PROBE_SCALES = (1e-2, 1.0, 1e2, 1e4)
+"""Magnitudes of the noise that stands in for activations: what saturates must do so in one of them."""
+
+_FEW_ROWS = 8
+"""Up to so many rows the gradients are averaged after the products, above it the weight before them."""
 
 RELATIVE_TOLERANCE = 1e-5
 """Two routes are equal when they differ by at most this share of the largest absolute value (A12)."""
@@ -75,6 +80,11 @@ class HeadVjp:
 
     def run(self, x: Tensor) -> Pass:
         """Run the model on a batch; everything after the target layer builds a graph."""
+        logits, leaf = self.graph(x)
+        return _autograd_pass(logits, leaf, self.target)
+
+    def graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits with their graph, and the target layer's output, where it starts."""
         kept: list[Tensor] = []
 
         def start_graph(output: Tensor) -> Tensor:
@@ -85,7 +95,7 @@ class HeadVjp:
 
         with torch.no_grad():  # puts back what start_graph switches
             logits = _tapped(self.model, self.target, x, start_graph)
-        return _autograd_pass(logits, kept[0], self.target)
+        return logits, kept[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +110,12 @@ class ClosedForm:
 
     Z is the number of positions, W_i the weight of layer i, read anew at each call, and m_i is 1
     where its output is positive after the ReLU, else 0. Dropout is the identity in eval mode.
-    Whether a model's head is of this kind is tried in :func:`choose_plan`, not read off its code.
+    Whether a model's head is of this kind is found out and tried in :func:`choose_plan`.
 
     Attributes:
         model: The classifier.
         target: The target layer.
         linears: W_1 to W_L in the order of execution.
-        folded: W_1 averaged over the positions.
         on_host: Hand the forward pass's results to NumPy. For one sample the calls into torch cost
             more than their arithmetic, NumPy's cost a third of them.
     """
@@ -114,7 +123,6 @@ class ClosedForm:
     model: nn.Module
     target: Target
     linears: tuple[nn.Linear, ...]
-    folded: FoldedWeight
     on_host: bool = False
     name: ClassVar[str] = "closed form"
 
@@ -126,6 +134,7 @@ class ClosedForm:
             logits, activations = logits.numpy(), activations.numpy()
             hidden = [values.numpy() for values in hidden]
         ones = (1,) * (activations.ndim - 2)
+        n_positions = math.prod(activations.shape[2:])
         pooled = self.linears[0].in_features == activations.shape[1]
 
         def back(first: Array, classes: Array, rivals: Array | None) -> Array:
@@ -138,19 +147,24 @@ class ClosedForm:
                 gradient = (gradient * (after_relu > 0)) @ weight
             return gradient
 
-        def mean_gradients(classes: Array, rivals: Array | None) -> Array:
-            if pooled:  # the positions of this input, which may be larger than the example
-                n_positions = math.prod(activations.shape[2:])
-                gradient = back(self._weight(self.linears[0]), classes, rivals) / n_positions
-            else:
-                folded = self.folded.value()
-                gradient = back(folded.numpy() if self.on_host else folded, classes, rivals)
-            return gradient.reshape(*gradient.shape, *ones)
-
         def gradients(classes: Array, rivals: Array | None) -> Array:
+            gradient = back(self._weight(self.linears[0]), classes, rivals)
+            if pooled:  # the positions of this input, which may be larger than the example
+                return (gradient / n_positions).reshape(*gradient.shape, *ones)
+            return gradient.reshape(activations.shape)
+
+        def mean_gradients(classes: Array, rivals: Array | None) -> Array:
             if pooled:
-                return mean_gradients(classes, rivals)
-            return back(self._weight(self.linears[0]), classes, rivals).reshape(activations.shape)
+                return gradients(classes, rivals)
+            n, n_maps = activations.shape[:2]
+            if n <= _FEW_ROWS:
+                full = back(self._weight(self.linears[0]), classes, rivals)
+                gradient = full.reshape(n, n_maps, n_positions).sum(2) / n_positions
+            else:  # averaging before the product saves the larger part of many rows' work
+                first = self._weight(self.linears[0])
+                folded = first.reshape(len(first), n_maps, n_positions).sum(2) / n_positions
+                gradient = back(folded, classes, rivals)
+            return gradient.reshape(n, n_maps, *ones)
 
         return Pass(logits, activations, gradients, mean_gradients)
 
@@ -180,39 +194,6 @@ class ClosedForm:
         return logits, kept[0], hidden
 
 
-class FoldedWeight:
-    r"""The weight of a flattening head's first linear layer averaged over positions, shape (units, K).
-
-    .. math:: \bar W_{u,k} = \frac1Z \sum_p W_{u,(k,p)}
-
-    Averaging before the product instead of after it saves the larger part of the score's work. The
-    result is kept until the weight changes: torch counts in-place changes, and a few values are
-    compared at each use for changes that go past the count (``weight.data``).
-
-    Args:
-        linear: The layer.
-        n_maps: K.
-        n_positions: Z.
-    """
-
-    def __init__(self, linear: nn.Linear, n_maps: int, n_positions: int) -> None:
-        self._linear = linear
-        self._shape = (len(linear.weight), n_maps, n_positions)
-        self._state: tuple[int, int] | None = None
-        self._probed = self._probe = self._folded = torch.empty(0)
-
-    def value(self) -> Tensor:
-        """The averaged weight of this moment."""
-        weight = self._linear.weight
-        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)  # noqa: SLF001
-        if state != self._state or not torch.equal(self._probed, self._probe):
-            flat = weight.detach().view(-1)
-            self._probed = flat[:: max(1, len(flat) // _N_PROBES)]  # a view: it follows the weight
-            self._state, self._probe = state, self._probed.clone()
-            self._folded = weight.detach().reshape(self._shape).mean(2)
-        return self._folded
-
-
 @dataclass(frozen=True)
 class Choice:
     """The chosen plan and what the choice rests on.
@@ -231,10 +212,10 @@ class Choice:
 def choose_plan(model: nn.Module, target: Target, example: Tensor) -> Choice:
     """Try the closed form on an example batch against the head's autograd; take the fastest exact plan.
 
-    The closed form counts as exact when its logits and its gradients of the predicted class and of the
-    two best classes' difference deviate by at most 1e-5 of the largest value. It must moreover hold on
-    activations that no input produced: noise in place of A, which a ReLU hidden between A and the
-    pooling would betray.
+    The closed form is tried where the graph between A and the logits holds nothing else than what it
+    covers. It counts as exact when its logits and its gradients of the predicted class and of the two
+    best classes' difference deviate by at most 1e-5 of the largest value, on the example and on
+    activations that no input produced: noise of several magnitudes and offsets in place of A.
 
     Raises:
         ModelError: Autograd cannot reach the layer from the logits.
@@ -250,7 +231,7 @@ def choose_plan(model: nn.Module, target: Target, example: Tensor) -> Choice:
         )
     seconds = {head.name: _best_time(head, example, classes)}
     errors = {head.name: 0.0}
-    closed = _closed_form(model, target, example)
+    closed = _closed_form(head, example)
     if closed is None or not _agrees_on_noise(closed, head, example):
         return Choice(head, seconds, errors)
     errors[closed.name] = _largest_deviation(_values(closed, example, classes, rivals), truth)
@@ -263,13 +244,15 @@ def choose_plan(model: nn.Module, target: Target, example: Tensor) -> Choice:
     return Choice(head if slower else closed, seconds, errors)
 
 
-def _closed_form(model: nn.Module, target: Target, example: Tensor) -> ClosedForm | None:
-    """The closed form where the head's first linear layer takes A pooled or flattened; still to be tried."""
-    linears = _linears_after(model, target, example)
-    if not linears or linears[0].in_features not in (target.shape[0], math.prod(target.shape)):
+def _closed_form(head: HeadVjp, example: Tensor) -> ClosedForm | None:
+    """The closed form where the head consists of what it covers; still to be tried."""
+    target = head.target
+    linears = _linears_after(head.model, target, example)
+    if not linears or len(linears) != count_linears(*head.graph(example)):
         return None
-    folded = FoldedWeight(linears[0], target.shape[0], math.prod(target.shape[1:]))
-    return ClosedForm(model, target, linears, folded)
+    used_once = len(set(linears)) == len(linears)
+    fits = linears[0].in_features in (target.shape[0], math.prod(target.shape))
+    return ClosedForm(head.model, target, linears) if used_once and fits else None
 
 
 def top_two(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,21 +305,33 @@ def _linears_after(model: nn.Module, target: Target, example: Tensor) -> tuple[n
 
 
 def _agrees_on_noise(plan: ClosedForm, head: HeadVjp, example: Tensor) -> bool:
-    """Whether the closed form holds with noise of both signs in place of the layer's output."""
-    generator = torch.Generator().manual_seed(0)
+    """Whether the closed form holds with noise in place of the layer's output, each row another kind."""
+    kinds = [(scale, sign) for scale in _PROBE_SCALES for sign in (-1.0, 1.0)]
+    generator = torch.Generator()
 
     def noise(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        return torch.randn(output.shape, generator=generator.manual_seed(0)).to(output)
+        rows = torch.randn(output.shape, generator=generator.manual_seed(0))
+        for row, (scale, sign) in zip(rows, kinds, strict=True):
+            row.add_(0.5 * sign).mul_(scale)
+        return rows.to(output)
 
+    rows = example.expand(len(kinds), *example.shape[1:]).clone()
     handle = plan.target.module.register_forward_hook(noise)  # runs before the hook of the plans
     try:
-        classes, rivals = top_two(head.run(example).logits)
-        expected = _values(head, example, classes, rivals)
-        return _largest_deviation(_values(plan, example, classes, rivals), expected) <= RELATIVE_TOLERANCE
-    except RuntimeError:  # the layers do not fit one another: another kind of head
+        classes, rivals = top_two(head.run(rows).logits)
+        expected = _values(head, rows, classes, rivals)
+        found = _values(plan, rows, classes, rivals)
+    except (RuntimeError, ValueError, ModelError):  # the layers do not fit one another: another kind of head
         return False
     finally:
         handle.remove()
+    # row by row, or the largest would hide the others; half precision overflows in the last ones
+    usable = [row for row in range(len(kinds)) if torch.isfinite(expected[0][row]).all()]
+    return all(
+        _largest_deviation(tuple(v[row] for v in found), tuple(v[row] for v in expected))
+        <= RELATIVE_TOLERANCE
+        for row in usable
+    )
 
 
 def _values(plan: Plan, example: Tensor, classes: Tensor, rivals: Tensor) -> tuple[Tensor, ...]:
@@ -348,7 +343,8 @@ def _values(plan: Plan, example: Tensor, classes: Tensor, rivals: Tensor) -> tup
 
 def _largest_deviation(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
     """The largest of the deviations of values that belong together."""
-    return max(_deviation(got, want) for got, want in zip(found, expected, strict=True))
+    deviations = [_deviation(got, want) for got, want in zip(found, expected, strict=True)]
+    return math.nan if any(map(math.isnan, deviations)) else max(deviations)  # max alone may lose a NaN
 
 
 def _deviation(got: Tensor, expected: Tensor) -> float:

@@ -67,7 +67,8 @@ def find_target(
     """The named layer, or the last activation with positions that the head consumes.
 
     Automatic choice: of all module outputs of shape (N, K, *positions) the last one before the
-    pooling of the head, under its outermost name, if it ran once and the logits depend on it. When
+    pooling of the head, under its outermost name, if it ran once and the logits depend on it and on
+    nothing that bypasses it, as they do on a branch of a sum or on the weights of attention. When
     ``forward`` applies activation functions or max pooling to it outside any module, their result
     is taken (``conv2+relu``). Token models, whose last activations are (N, T, C): the last tokens
     on which the logits depend beyond the class token, so the input of the last attention block.
@@ -89,26 +90,39 @@ def find_target(
     calls = _record(model, example)
     if layer is not None:
         return _named_target(model, example, calls, layer, reshape)
+    bypassed: list[str] = []
     for index in _candidates(calls, len(example)):
         call = calls[index]
         layout = reshape or automatic_layout(calls, index)
         try:
             shape = arranged_shape(call.shape, layout, call.name)
-        except (ModelError, RuntimeError):
-            if reshape is None:
+        except Exception:
+            # the caller's reshape may be made for another layer, and no grid is asked of a branch
+            if reshape is None and _carries_everything(
+                Target(call.name, (), call.module, None, ()), model, example
+            ):
                 raise
-            continue  # the caller's reshape is made for another layer
+            continue
         functions = _functions_after(model, call.module, example)
         target = Target(call.name, functions, call.module, layout, shape)
         gradient = _gradient(target, model, example)
         if gradient is None or (layout is not None and not _reaches_positions(target, gradient)):
             continue
         if not _carries_everything(target, model, example):
-            if layout is not None:  # inside a block whose shortcut bypasses it: an outer one will do
-                continue
-            message = f"the head must depend on one activation, but a part of it bypasses {target.name!r}"
-            raise ModelError(f"{message}; wrap the shortcut into a module, or give layer={target.name!r}")
-        return _with_shape_of(target, model, example)
+            if layout is None:  # with tokens it is the inside of a block, whose shortcut bypasses it
+                bypassed.append(target.name)
+            continue
+        found = _with_shape_of(target, model, example)
+        if not bypassed:
+            return found
+        passed = f"{bypassed[0]!r} runs later, but a part of the logits bypasses it: not taken"
+        return _note(found, f"{passed}; wrap what joins it into a module to score their sum")
+    if bypassed:
+        listed = ", ".join(repr(name) for name in bypassed[:4])
+        message = (
+            f"the head must depend on one activation, but a part of the logits bypasses each of {listed}"
+        )
+        raise ModelError(f"{message}; wrap what joins them into a module, or give layer={bypassed[0]!r}")
     seen = ", ".join(f"{call.name} {call.shape}" for call in calls[-5:])
     message = (
         f"the model must have a layer with output (N, K, L) or (N, K, H, W), the last outputs are: {seen}"
