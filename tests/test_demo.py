@@ -134,18 +134,28 @@ def prepared(folder, part):
 
 
 def test_earlier_demonstration_gives_way(part, tmp_path):
+    prepared(tmp_path, part)
     for name in ("model.pt", "policy.json", "kept.db", "kept.db-wal", "report.html"):
         (tmp_path / name).write_text("old")
     prepared(tmp_path, part)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".drip-demo"]
+
+
+def test_files_that_only_have_the_names_of_a_demonstrations_stay(part, tmp_path):
+    for name in ("policy.json", "kept.db"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=r"kept\.db"):
+        prepared(tmp_path, part)
+    assert {path.name for path in tmp_path.iterdir()} == {"policy.json", "kept.db"}
 
 
 def test_folder_with_anything_else_is_refused_and_left_alone(part, tmp_path):
-    (tmp_path / "policy.json").write_text("mine, from drip calibrate")
+    prepared(tmp_path, part)
+    (tmp_path / "policy.json").write_text("of the demonstration")
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match=r"thesis\.tex"):
         prepared(tmp_path, part)
-    assert {path.name for path in tmp_path.iterdir()} == {"policy.json", "thesis.tex"}
+    assert {path.name for path in tmp_path.iterdir()} == {".drip-demo", "policy.json", "thesis.tex"}
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/demo"])

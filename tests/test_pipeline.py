@@ -1,14 +1,23 @@
 """The production loop: order, delivery, bad samples, and resuming after a stop at any point."""
 
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 
-from drip.errors import DripError, InputError, ModelError, StoreError, TransactionFullError
+from drip.errors import (
+    DripError,
+    InputError,
+    ModelError,
+    NonFiniteError,
+    SampleTooLargeError,
+    StoreError,
+    TransactionFullError,
+)
 from drip.media import encode_npy
-from drip.pipeline import Tally, observe, run
+from drip.pipeline import Tally, observe, prepare_npy, run
 from drip.selectors import create
 from drip.testing import ListSource, MemorySink, check_sink, check_source
 from drip.types import DurableSink, Observations, Progress, Sample
@@ -41,7 +50,7 @@ class StrictScorer(LinearScorer):
     def score(self, batch):
         observations = super().score(batch)
         if not np.isfinite(observations.logits).all():
-            raise ModelError("logits must be finite")
+            raise NonFiniteError("logits must be finite")
         return observations
 
 
@@ -302,7 +311,7 @@ def test_bad_sample_does_not_take_its_neighbours_with_it(kind, on_error, batch_s
 def test_raise_names_the_sample_and_commits_nothing_of_its_batch(kind):
     sink = MemorySink()
     samples = [*stream(5), BAD[kind]("culprit"), *stream(2)]
-    with pytest.raises((InputError, ModelError), match="sample 'culprit': ") as caught:
+    with pytest.raises((InputError, NonFiniteError), match="sample 'culprit': ") as caught:
         run(samples, LinearScorer(), drip_selector(), sink, batch_size=4)
     assert len(sink.puts) == 4
     assert isinstance(caught.value.__cause__, DripError)
@@ -570,9 +579,68 @@ def test_observe_refuses_no_samples():
 
 @pytest.mark.parametrize("kind", sorted(BAD))
 def test_observe_names_the_bad_sample(kind):
-    with pytest.raises((InputError, ModelError), match="sample 'culprit'"):
+    with pytest.raises((InputError, NonFiniteError), match="sample 'culprit'"):
         observe([*stream(3), BAD[kind]("culprit")], LinearScorer())
 
 
 def test_tally_of_nothing_has_no_retention():
     assert np.isnan(Tally().retention)
+
+
+class UnusableScorer(LinearScorer):
+    """A model without a layer to score."""
+
+    def score(self, batch):
+        raise ModelError(f"no layer for {len(batch)} samples")
+
+
+def test_unusable_model_stops_the_run_before_a_sample_is_lost():
+    sink = MemorySink()
+    with pytest.raises(ModelError, match="no layer"):
+        run(ListSource(stream(5)), UnusableScorer(), RULES["drip"](), sink, on_error="quarantine")
+    assert not sink.quarantined
+    assert sink.load_progress().cursor is None
+
+
+class SmallSink(MemorySink):
+    """Takes no sample of the name ``large``."""
+
+    def put(self, sample, observation, decision):
+        if sample.id == "large":
+            raise SampleTooLargeError("it does not fit")
+        super().put(sample, observation, decision)
+
+
+def test_sample_that_never_fits_is_set_aside_and_the_run_goes_on():
+    samples = stream(5)
+    samples[2] = replace(samples[2], id="large")
+    sink = SmallSink()
+    run(ListSource(samples), LinearScorer(), RULES["drip"](), sink, on_error="quarantine")
+    assert [sample.id for sample, _ in sink.quarantined] == ["large"]
+    assert len(record(sink)) == 4
+    with pytest.raises(SampleTooLargeError):
+        run(ListSource(samples), LinearScorer(), RULES["drip"](), SmallSink())
+
+
+def test_new_limits_of_a_rule_are_not_replaced_by_the_saved_ones_of_the_old():
+    sink = MemorySink()
+    old, new = RULES["drip"](), create("drip", discard_fraction=0.9).calibrate(calibration())
+    run(ListSource(stream(5)), LinearScorer(), old, sink)
+    before = new.state()
+    run(ListSource(stream(5)), LinearScorer(), new, sink)
+    assert new.state() == before != old.state()
+
+
+def test_decoder_that_raises_anything_costs_its_own_sample_only():
+    def prepare(data, media_type):
+        if data == b"boom":
+            raise ZeroDivisionError("inside a user's decoder")
+        return prepare_npy(data, media_type)
+
+    samples = stream(4)
+    samples[1] = replace(samples[1], data=b"boom")
+    sink = MemorySink()
+    run(ListSource(samples), LinearScorer(), RULES["drip"](), sink, prepare=prepare, on_error="quarantine")
+    ((sample, reason),) = sink.quarantined
+    assert sample.id == samples[1].id
+    assert "ZeroDivisionError: inside a user's decoder" in reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,10 +18,11 @@ from drip.errors import InputError, missing_extra
 try:
     import torch
 except ImportError as error:
-    raise missing_extra("drip.demo", "torch", "demo") from error
+    raise missing_extra("drip.demo", "torch", "torch") from error
 
 from torch import nn
 
+from drip.files import write_atomically
 from drip.models import SmallCNN
 from drip.pipeline import observe, run
 from drip.policy import Policy
@@ -48,7 +50,9 @@ GALLERY_CHOICE = (
     "their window, the rest random right ones; of the discarded up to a third are wrong, the rest right."
 )
 _N_TIMED = 300
-_FILES = ("model.pt", "policy.json", "report.html", "kept.db", "kept.db-wal", "kept.db-shm")
+_MARKER = ".drip-demo"
+"""Tells a demonstration's folder from a user's, whose files may have the same names."""
+_FILES = ("model.pt", "policy.json", "report.html", "kept.db", "kept.db-wal", "kept.db-shm", "kept.db-lock")
 _MODEL = "drip.models:SmallCNN"
 
 OnStage = Callable[[str, int, int | None, str], None]
@@ -116,13 +120,15 @@ class _Demo:
         out = self._config.out
         try:
             out.mkdir(parents=True, exist_ok=True)
-            others = sorted(path.name for path in out.iterdir() if path.name not in _FILES)
+            known = {_MARKER, *_FILES} if (out / _MARKER).exists() else set()
+            others = sorted(path.name for path in out.iterdir() if path.name not in known)
             if others:
                 raise InputError(
                     f"a new folder or an earlier demonstration's is needed, got {out} with {others[0]!r}"
                 )
             for name in _FILES:
                 (out / name).unlink(missing_ok=True)
+            (out / _MARKER).touch()
         except OSError as error:
             raise InputError(f"a folder that can be written is needed, got: {error}") from error
 
@@ -130,7 +136,9 @@ class _Demo:
     def model(self) -> nn.Module:
         """The deployed model, trained on the training part."""
         model = self._fit("training the model to deploy", np.zeros(0, np.int64))
-        torch.save(model.state_dict(), self._config.out / "model.pt")
+        buffer = io.BytesIO()
+        torch.save(model.state_dict(), buffer)
+        write_atomically(self._config.out / "model.pt", buffer.getvalue())
         return model
 
     @cached_property

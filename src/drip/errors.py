@@ -30,6 +30,10 @@ class StoreError(DripError):
     """The store cannot take, keep or give what was asked of it."""
 
 
+class SampleTooLargeError(StoreError):
+    """A sample does not fit the store's budget, however much is evicted; nothing of it was written."""
+
+
 class TransactionFullError(StoreError):
     """A transaction is larger than the store can commit at once; nothing of it was written."""
 

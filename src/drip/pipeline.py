@@ -16,12 +16,20 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from drip.errors import DripError, InputError, ModelError, TransactionFullError
-from drip.files import sha256_hex
+from drip.errors import (
+    DripError,
+    InputError,
+    NonFiniteError,
+    SampleTooLargeError,
+    TransactionFullError,
+)
+from drip.files import canonical_json, sha256_hex
 from drip.media import decode_npy
 from drip.types import (
+    Decision,
     Decisions,
     DurableSink,
+    Observation,
     Observations,
     Progress,
     Sample,
@@ -32,6 +40,9 @@ from drip.types import (
 )
 
 OnError = Literal["raise", "skip", "quarantine"]
+_OF_THE_SAMPLE = (InputError, NonFiniteError)
+"""What a scorer raises of one sample; any other error is of the model, and stops the run."""
+
 Prepare = Callable[[bytes, str], NDArray[np.float32]]
 
 
@@ -44,7 +55,8 @@ class Tally:
         n_retained: Samples that the rule kept.
         n_discarded: Samples that the rule discarded.
         n_skipped: Samples that could not be decoded or scored and were dropped (``on_error="skip"``).
-        n_quarantined: Samples that could not be decoded or scored and were set aside.
+        n_quarantined: Samples that were set aside: they could not be decoded or scored, or the rule kept
+            them and they do not fit the sink.
         bytes_seen: Encoded bytes taken from the source.
         bytes_retained: Encoded bytes of the samples that the rule kept.
         seen_by_class: Decided samples per predicted class.
@@ -126,7 +138,7 @@ def run(
         on_error: What a sample that cannot be decoded or scored does: ``raise`` stops, ``skip`` drops
             and counts it, ``quarantine`` hands it to the sink with the reason and counts it.
         policy_digest: Identifies the policy; the selector's saved state is taken up only when the
-            interrupted run had the same.
+            interrupted run had the same. When it is empty, the selector's own digest as it comes.
         on_progress: Called after every batch.
         stop: Asked after every batch; True ends the run in good order.
 
@@ -135,10 +147,11 @@ def run(
 
     Raises:
         InputError: an argument is outside its range, or a bad sample with ``on_error="raise"``.
-        ModelError: a sample that the model cannot score, with ``on_error="raise"``.
+        ModelError: a model that cannot be scored; or with ``on_error="raise"`` a sample with NaN logits.
         StoreError: the sink cannot take a sample; what was committed before is safe.
     """
     _check_arguments(scorer, selector, sink, batch_size, on_error)
+    policy_digest = policy_digest or selector_digest(selector)
     _resume(source, selector, sink, policy_digest)
     tally = Tally()
     for batch in _batches(source, batch_size):
@@ -146,11 +159,12 @@ def run(
         if on_error == "raise":
             observed.raise_first()
         writes: list[Callable[[], None]] = []
+        too_large: set[str] = set()
         clock = perf_counter()
         if observed.observations is not None:
             decisions = selector.decide_many(observed.observations)
             rows = zip(observed.samples, observed.observations, decisions, strict=True)
-            writes += [partial(sink.put, *row) for row in rows]
+            writes += [partial(_put, sink, on_error, too_large, *row) for row in rows]
             tally._count(observed, decisions)  # noqa: SLF001  # the loop is its only writer
         clock = _lap(tally.seconds, "decide", clock)
         if isinstance(sink, DurableSink):
@@ -165,6 +179,7 @@ def run(
         tally.n_seen += len(batch)
         tally.bytes_seen += sum(len(sample.data) for sample in batch)
         tally.n_quarantined += len(observed.failures) if on_error == "quarantine" else 0
+        tally.n_quarantined += len(too_large)
         tally.n_skipped += len(observed.failures) if on_error == "skip" else 0
         if on_progress is not None:
             on_progress(tally)
@@ -236,6 +251,10 @@ def _observe(
             observed.samples.append(sample)
         except InputError as error:
             observed.failures.append((sample, error))
+        except Exception as error:  # noqa: BLE001  # a user's own decoder may raise anything on bad bytes
+            failure = InputError(f"it cannot be decoded: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            observed.failures.append((sample, failure))
     clock = _lap(seconds, "prepare", clock)
     if inputs:
         _score(scorer, inputs, observed)
@@ -247,13 +266,13 @@ def _score(scorer: Scorer, inputs: list[NDArray[np.float32]], observed: _Observe
     """Score a batch; when it fails, one by one, so that a bad sample does not take others with it."""
     try:
         observed.observations = _complete(scorer.score(_stacked(inputs)), observed.samples)
-    except (InputError, ModelError):
+    except _OF_THE_SAMPLE:
         candidates, observed.samples, parts = observed.samples, [], []
         for sample, values in zip(candidates, inputs, strict=True):
             try:
                 parts.append(_complete(scorer.score(values[None]), [sample]))
                 observed.samples.append(sample)
-            except (InputError, ModelError) as error:
+            except _OF_THE_SAMPLE as error:
                 observed.failures.append((sample, error))
         observed.observations = Observations.concatenate(parts) if parts else None
 
@@ -263,6 +282,12 @@ def _stacked(inputs: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     if len(shapes) > 1:
         raise InputError(f"inputs of one shape are needed, got {sorted(shapes)}; use an InputContract")
     return np.stack(inputs)
+
+
+def selector_digest(selector: Selector) -> str:
+    """SHA-256 of a selector's name, arguments, state and state version, hexadecimal."""
+    recipe = [selector.name, selector.params, selector.state(), selector.state_version]
+    return sha256_hex(canonical_json(recipe))
 
 
 def _check_arguments(
@@ -294,6 +319,23 @@ def _resume(source: Source | Iterable[Sample], selector: Selector, sink: Sink, p
     else:  # the sink learns the policy before the first sample, which it notes with it
         with sink.transaction():
             sink.save_progress(Progress(cursor, selector.state(), policy_digest))
+
+
+def _put(
+    sink: Sink,
+    on_error: OnError,
+    too_large: set[str],
+    sample: Sample,
+    observation: Observation,
+    decision: Decision,
+) -> None:
+    try:
+        sink.put(sample, observation, decision)
+    except SampleTooLargeError as error:
+        if on_error != "quarantine" or not isinstance(sink, DurableSink):
+            raise
+        too_large.add(sample.id)
+        sink.quarantine(sample, str(error))  # or one sample would stop every further run at its place
 
 
 def _commit(sink: Sink, writes: Sequence[Callable[[], None]]) -> None:
@@ -332,7 +374,7 @@ def _complete(observations: Observations, samples: Sequence[Sample]) -> Observat
     """Check that all is finite; add what the scorer cannot know: time, size and hash of the bytes."""
     for name, column in {"logits": observations.logits, **observations.named_scores}.items():
         if not np.isfinite(column).all():
-            raise ModelError(f"finite {name} are needed, got NaN or infinity; look at the input's scale")
+            raise NonFiniteError(f"finite {name} are needed, got NaN or infinity; look at the input's scale")
     times = [np.nan if sample.time_s is None else sample.time_s for sample in samples]
     return replace(
         observations,

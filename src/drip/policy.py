@@ -16,12 +16,13 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from drip.errors import PolicyError
+from drip.errors import InputError, PolicyError
 from drip.files import canonical_json, sha256_hex, write_atomically
 from drip.thresholds import (
     MIN_CLASS_COUNT,
     Method,
     Window,
+    check_fraction,
     check_scores,
     fit_windows,
     sort_by_class,
@@ -148,6 +149,11 @@ class Policy:
         References:
             DRIP paper, section III-A, equations 6 and 7, Algorithm 1.
         """
+        check_fraction("discard_fraction", discard_fraction)
+        discard_fraction = float(str(discard_fraction))  # np.float32(0.4) means the 0.4 that prints
+        if not isinstance(n_classes, (int, np.integer)):
+            raise InputError(f"n_classes must be an integer, got {n_classes!r}")
+        n_classes = int(n_classes)
         parts = sort_by_class(scores, classes, n_classes)
         windows = fit_windows(
             parts, fraction=discard_fraction, method=method, min_class_count=min_class_count
@@ -160,7 +166,7 @@ class Policy:
                 "score": "drip",
                 "min_class_count": min_class_count,
             },
-            state=windows_to_json(windows),
+            state={"windows": windows_to_json(windows)},
         )
         if not isinstance(provenance, Provenance):
             provenance = _provenance({"n_samples": len(scores), **(provenance or {})})
@@ -191,7 +197,7 @@ class Policy:
                 f"a policy with windows is needed, got one of the rule {self.recipe.name!r}; "
                 "calibrate the rule 'drip' instead"
             )
-        return windows_from_json(self.recipe.state)
+        return windows_from_json(self.recipe.state["windows"])
 
     def retains(self, scores: NDArray[np.floating[Any]], classes: NDArray[np.integer[Any]]) -> BoolArray:
         """True where a sample is kept: its score lies outside the closed window of its class (eq. 9).
@@ -338,23 +344,21 @@ def class_histograms(parts: Sequence[NDArray[np.float64]]) -> tuple[Histogram, .
     return tuple(histograms)
 
 
-def windows_to_json(windows: Sequence[Window]) -> JsonObject:
-    """State of a windowed rule; the limits of a class that never discards are null."""
-    return {
-        "windows": [
-            {
-                **asdict(window),
-                "lower": window.lower if window.discards else None,
-                "upper": window.upper if window.discards else None,
-            }
-            for window in windows
-        ]
-    }
+def windows_to_json(windows: Sequence[Window]) -> list[JsonObject]:
+    """Windows as a rule's state has them; the limits of a class that never discards are null."""
+    return [
+        {
+            **asdict(window),
+            "lower": window.lower if window.discards else None,
+            "upper": window.upper if window.discards else None,
+        }
+        for window in windows
+    ]
 
 
-def windows_from_json(state: JsonObject) -> tuple[Window, ...]:
+def windows_from_json(parts: Sequence[JsonObject]) -> tuple[Window, ...]:
     """The windows of :func:`windows_to_json`."""
-    return tuple(_window(index, part) for index, part in enumerate(state["windows"]))
+    return tuple(_window(index, part) for index, part in enumerate(parts))
 
 
 def _window(index: int, part: JsonObject) -> Window:

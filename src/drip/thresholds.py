@@ -359,7 +359,7 @@ def check_fraction(name: str, value: float) -> None:
     Raises:
         InputError: with the name and what came.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0 < value < 1:
         raise InputError(f"{name} must be in (0, 1), got {value!r}")
 
 

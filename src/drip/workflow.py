@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from drip.errors import InputError, PolicyError
 from drip.media import InputContract
 from drip.pipeline import OnError, Tally, observe, run
 from drip.policy import Policy, Provenance, class_histograms
 from drip.scoring import TorchScorer, model_digest
-from drip.selectors import BaseSelector, create, from_policy
+from drip.selectors import BaseSelector, WindowSelector, create, from_policy
 from drip.store import RetentionStore
 from drip.streams import FolderSource
 from drip.thresholds import Method, check_fraction, complement, sort_by_class
@@ -41,12 +44,12 @@ class ScoreOptions:
     method: str = "gradcam"
     contrast: bool = False
 
-    def scorer(self, model: nn.Module) -> TorchScorer:
-        """The scorer of a model with these options."""
+    def scorer(self, model: nn.Module, example: NDArray[np.float32] | None = None) -> TorchScorer:
+        """The scorer of a model with these options, set up with the example where one is given."""
         arguments: dict[str, Any] = {
             "layer": self.layer, "heatmap": self.heatmap, "method": self.method, "contrast": self.contrast,
         }  # fmt: skip
-        return TorchScorer(model, **arguments)
+        return TorchScorer(model, **arguments, example=example)
 
 
 def calibrate_folder(
@@ -125,8 +128,13 @@ def calibrated(
     n_classes = observations.logits.shape[1]
     if class_names and len(class_names) != n_classes:
         raise InputError(f"{n_classes} class names are needed, got {len(class_names)}: {class_names!r}")
+    selector.calibrate(observations)
+    if isinstance(selector, WindowSelector):
+        scores = selector.score(observations)
+    else:
+        scores = observations.named_scores["drip"]
     return Policy.of(
-        selector.calibrate(observations),
+        selector,
         n_classes=n_classes,
         provenance=Provenance(
             model_digest=model_digest(model),
@@ -137,17 +145,17 @@ def calibrated(
             input_contract=contract.to_json(),
             class_names=class_names,
         ),
-        histograms=class_histograms(
-            sort_by_class(observations.named_scores["drip"], observations.classes, n_classes)
-        ),
+        histograms=class_histograms(sort_by_class(scores, observations.classes, n_classes)),
     )
 
 
 def scorer_of(policy: Policy, model: nn.Module) -> TorchScorer:
-    """The scorer that a policy was calibrated with.
+    """The scorer that a policy was calibrated with, tried on noise before any sample is at stake.
 
     Raises:
-        PolicyError: the policy is for another model or does not say how to score.
+        PolicyError: the policy is for another model, does not say how to score, or was calibrated on
+            maps of another shape.
+        InputError: the policy's input contract is not of inputs that the model takes.
         ModelError: the model has no such layer.
     """
     policy.require(model_digest(model))
@@ -161,7 +169,16 @@ def scorer_of(policy: Policy, model: nn.Module) -> TorchScorer:
         )
     except KeyError as error:
         raise PolicyError(f"a policy that says how to score is needed, got none of {error}") from error
-    return options.scorer(model)
+    contract = InputContract.from_json(policy.provenance.input_contract)
+    noise = np.random.default_rng(0).normal(size=(2, *contract.shape)).astype(np.float32)
+    scorer = options.scorer(model, noise)
+    found, expected = scorer.score_definition["layer_shape"], definition.get("layer_shape")
+    if found != expected:
+        raise PolicyError(
+            f"maps of shape {expected} are needed at {scorer.layer!r}, got {found}; calibrate again with "
+            "this input shape and without a reshape of your own"
+        )
+    return scorer
 
 
 def run_stream(

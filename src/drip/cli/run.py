@@ -85,7 +85,7 @@ def run(
         print_error(INTERRUPTED)
         raise typer.Exit(130)
     if tally.n_seen and tally.n_quarantined + tally.n_skipped == tally.n_seen:
-        print_error(f"none of {tally.n_seen} samples could be decoded and scored: {reason}")
+        print_error(f"none of {tally.n_seen} samples could be decoded, scored and kept: {reason}")
         raise typer.Exit(1)
 
 

@@ -236,11 +236,14 @@ class WindowSelector(BaseSelector):
         method: ``min_std`` (section III-A) or ``histogram_peak`` (Algorithm 1).
         min_class_count: Calibration scores below which a class never discards.
 
-    Subclasses implement :meth:`score`.
+    Subclasses implement :meth:`score`. Windows that are not of a DRIP score, or not of what is
+    discarded, are saved under another :attr:`windows_key`, so that :attr:`Policy.windows` refuses them.
 
     References:
         DRIP paper, sections III-A and III-B, equations 6, 7 and 9.
     """
+
+    windows_key: ClassVar[str] = "windows"
 
     def __init__(
         self,
@@ -289,7 +292,7 @@ class WindowSelector(BaseSelector):
         """The windows."""
         if not self._windows:
             raise self._uncalibrated()
-        return windows_to_json(self._windows)
+        return {self.windows_key: windows_to_json(self._windows)}
 
     def _calibrate(self, observations: Observations) -> None:
         parts = sort_by_class(self.score(observations), observations.classes, observations.logits.shape[1])
@@ -303,7 +306,7 @@ class WindowSelector(BaseSelector):
         )
 
     def _restore(self, state: JsonObject) -> None:
-        self._set(windows_from_json(state))
+        self._set(windows_from_json(state[self.windows_key]))
 
     def _set(self, windows: tuple[Window, ...]) -> None:
         self._windows = windows

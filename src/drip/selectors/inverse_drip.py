@@ -7,7 +7,7 @@ from typing import ClassVar
 from drip.selectors.base import deterministic
 from drip.selectors.drip_window import DripSelector
 from drip.thresholds import complement
-from drip.types import Decisions, JsonObject, Observations
+from drip.types import Decisions, Observations
 
 
 class InverseDripSelector(DripSelector):
@@ -18,13 +18,7 @@ class InverseDripSelector(DripSelector):
     """
 
     name: ClassVar[str] = "inverse-drip"
-
-    def state(self) -> JsonObject:
-        """The windows, not under DRIP's name for them: its readers would discard what this rule keeps."""
-        return {"kept_windows": super().state()["windows"]}
-
-    def _restore(self, state: JsonObject) -> None:
-        super()._restore({"windows": state["kept_windows"]})
+    windows_key: ClassVar[str] = "kept_windows"
 
     @property
     def window_fraction(self) -> float:

@@ -18,6 +18,7 @@ class MaxLogitWindowSelector(WindowSelector):
     """
 
     name: ClassVar[str] = "max-logit-window"
+    windows_key: ClassVar[str] = "logit_windows"
 
     @property
     def needs(self) -> frozenset[str]:

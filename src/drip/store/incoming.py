@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from drip.errors import InputError, StoreError
+from drip.errors import InputError, SampleTooLargeError
 from drip.store import codec
 from drip.store.budget import PUT_FRAMES, Layout
 from drip.types import Decision, Observation, Sample
@@ -66,7 +66,7 @@ def prepare(
 
     Raises:
         InputError: NaN priority, a wrong content hash, an unusable id.
-        StoreError: the sample can never fit.
+        SampleTooLargeError: the sample can never fit.
     """
     codec.require_sample(sample)
     priority = float(decision.priority)
@@ -93,7 +93,7 @@ def prepare(
             f"budget_bytes={layout.budget_bytes}, got {n_bytes} bytes for sample {sample.id!r}; "
             "raise budget_bytes or log_bytes, or shrink the sample"
         )
-        raise StoreError(message)
+        raise SampleTooLargeError(message)
     n_pages = layout.pages_of(n_bytes)
     time_s = observation.time_s if sample.time_s is None else sample.time_s
     return Incoming(

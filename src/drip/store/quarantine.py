@@ -70,7 +70,7 @@ class Quarantine:
             None if sample.label is None else int(sample.label),
             len(sample.data),
             n_bytes,
-            sample.time_s,
+            None if sample.time_s is None else float(sample.time_s),
             meta,
             sample.data if is_whole else None,
         )

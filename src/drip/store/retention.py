@@ -99,7 +99,7 @@ class RetentionStore:
         policy_digest: str | None = None,
         readonly: bool = False,
     ) -> None:
-        self._path = Path(path).absolute()
+        self._path = Path(path).resolve()  # SQLite puts log and index beside the file itself, not a link
         self._writer: Writer | None = None
         self._connection: sqlite3.Connection | None = None
         if synchronous not in SYNCHRONOUS:

@@ -305,7 +305,7 @@ class Writer:
             put.predicted_class,
             put.label,
             len(sample.data),
-            sample.time_s,
+            put.time_s,
             put.scores,
             put.meta,
         )

@@ -9,6 +9,7 @@ import numpy as np
 
 from drip.datasets import ImageDataset, load_mnist
 from drip.errors import StreamError
+from drip.files import sha256_hex
 from drip.types import IntArray, Sample
 
 
@@ -26,6 +27,7 @@ class DatasetSource:
         self._dataset = dataset
         self._rows = np.arange(len(dataset)) if rows is None else np.asarray(rows)
         self._position = 0
+        self._name = f"{dataset.name} ({sha256_hex(self._rows.astype(np.int64).tobytes())[:12]})"
 
     @classmethod
     def by_name(cls, name: str) -> Self:
@@ -45,17 +47,17 @@ class DatasetSource:
 
     @property
     def cursor(self) -> str | None:
-        """Number of samples yielded so far, and of which data set."""
-        return f"{self._position} of {self._dataset.name}"
+        """Number of samples yielded so far, and of which rows of which data set."""
+        return f"{self._position} of {self._name}"
 
     def seek(self, cursor: str) -> None:
-        """Continue behind the samples yielded before; at the start for another data set.
+        """Continue behind the samples yielded before; at the start for other rows or another set.
 
         Raises:
             StreamError: not a position in this source.
         """
         position, _, name = cursor.partition(" of ")
-        if name != self._dataset.name:
+        if name != self._name:
             position = "0"
         if not position.isdecimal() or int(position) > len(self._rows):
             raise StreamError(f"a position of 0 to {len(self._rows)} is needed, got {cursor!r}")

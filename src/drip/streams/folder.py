@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from drip.errors import StreamError
+from drip.files import sha256_hex
 from drip.media import MEDIA_TYPES
 from drip.types import Sample
+
+_MAX_ID_BYTES = 512
 
 
 class FolderSource:
@@ -82,8 +85,9 @@ class FolderSource:
         for root, folders, names in os.walk(self._folder, onerror=self._refuse):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for name in names:
-                if Path(name).suffix.lower() in MEDIA_TYPES and not name.startswith("."):
-                    path = (Path(root) / name).relative_to(self._folder)
+                place = Path(root) / name
+                if place.suffix.lower() in MEDIA_TYPES and not name.startswith(".") and place.exists():
+                    path = place.relative_to(self._folder)
                     yield _printable(path), path
 
     def _refuse(self, error: OSError) -> None:
@@ -97,12 +101,20 @@ class FolderSource:
         except OSError as error:
             raise StreamError(f"a readable file is needed at {place}, got: {error}") from error
         return Sample(
-            id=name,
+            id=_short(name),
             data=data,
             media_type=MEDIA_TYPES[place.suffix.lower()],
             label=self._classes.get(place.parent.name),
             time_s=modified,
         )
+
+
+def _short(name: str) -> str:
+    """The name, or its end behind a digest of the whole where it is longer than a store's ids may be."""
+    if len(name.encode()) <= _MAX_ID_BYTES:
+        return name
+    tail = name.encode()[-_MAX_ID_BYTES // 2 :].decode(errors="ignore")
+    return f"{sha256_hex(name.encode())[:32]}...{tail}"
 
 
 def _printable(path: Path) -> str:
