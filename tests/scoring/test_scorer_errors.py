@@ -12,7 +12,7 @@ from heads import build
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # torch's own custom
 
-from drip.errors import InputError, ModelError
+from drip.errors import InputError, ModelError, NonFiniteError
 from drip.models import EfficientNetB0, SmallCNN
 from drip.scoring import TorchScorer
 
@@ -61,6 +61,12 @@ def test_probabilities_are_noted(after):
     assert "note" not in TorchScorer(Wrapped(lambda y: y), example=IMAGES).describe()
 
 
+def test_probabilities_of_independent_labels_are_noted():
+    text = TorchScorer(Wrapped(torch.sigmoid), example=IMAGES).describe()
+    assert "probabilities of independent labels" in text
+    assert "one class per sample" in text
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_inputs_that_are_not_finite_are_named(value):
     scorer = TorchScorer(SmallCNN(1, 3, width=2), example=IMAGES)
@@ -72,14 +78,99 @@ def test_inputs_that_are_not_finite_are_named(value):
 
 def test_huge_finite_inputs_are_not_mistaken_for_infinity():
     scorer = TorchScorer(SmallCNN(1, 3, width=2), example=IMAGES)
-    with pytest.raises(ModelError, match="must be finite"):  # their logits overflow
+    with pytest.raises(NonFiniteError, match="must be finite"):  # their logits overflow
         scorer.score(np.full((1, 1, 8, 8), 3e38, dtype=np.float32))
 
 
 def test_logits_that_are_not_finite_are_named():
     model = Wrapped(lambda y: torch.where(torch.arange(len(y))[:, None] == 2, torch.nan, y))
-    with pytest.raises(ModelError, match="logits must be finite, got NaN or infinity in rows 2;"):
+    with pytest.raises(NonFiniteError, match="logits must be finite, got NaN or infinity in rows 2;"):
         TorchScorer(model).score(IMAGES)
+
+
+def test_a_first_sample_without_finite_logits_is_the_samples_fault():
+    model = Wrapped(lambda y: torch.where(y > -9, torch.nan, y))
+    with pytest.raises(NonFiniteError, match="scale, and where every input does it at the model's weights"):
+        TorchScorer(model).score(IMAGES)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_weights_that_are_not_finite_are_the_models_fault(when):
+    model = SmallCNN(1, 3, width=2)
+    scorer = TorchScorer(model, example=IMAGES if when == "after" else None)
+    with torch.no_grad():
+        model.classifier.weight[1, 1] = torch.nan
+    with pytest.raises(ModelError, match=r"weights must be finite.* in 'classifier.weight'; load") as caught:
+        scorer.score(IMAGES)
+    assert not isinstance(caught.value, NonFiniteError)
+
+
+class Fussy(nn.Module):
+    """Raises what it is told to for images of another size, and for every image once it is broken."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.net = SmallCNN(1, 3, width=2)
+        self.error, self.broken = error, False
+
+    def forward(self, x):
+        if self.broken or x.shape[-1] != 8:
+            raise self.error
+        return self.net(x)
+
+
+ERRORS = [
+    AssertionError("Wrong image size"),
+    ValueError("size"),
+    TypeError("size"),
+    IndexError("size"),
+    KeyError("size"),
+    RuntimeError("size"),
+    AssertionError(),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_whatever_forward_raises_is_told_with_its_kind(error):
+    model = Fussy(error)
+    larger = np.zeros((1, 1, 12, 12), np.float32)
+    with pytest.raises(InputError, match=f"failed on shape .*{type(error).__name__}"):
+        TorchScorer(model).score(larger)
+    scorer = TorchScorer(model, example=IMAGES)
+    with pytest.raises(InputError, match=f"the model says: {type(error).__name__}") as caught:
+        scorer.score(larger)
+    assert caught.value.__cause__ is error
+    model.broken = True
+    with pytest.raises(ModelError, match=f"failed on a batch of shape .*{type(error).__name__}") as caught:
+        scorer.score(IMAGES)
+    assert caught.value.__cause__ is error
+    assert not isinstance(caught.value, NonFiniteError)
+
+
+def test_an_interrupt_is_no_failure_of_the_model():
+    model = Fussy(KeyboardInterrupt())
+    scorer = TorchScorer(model, example=IMAGES)
+    model.broken = True
+    with pytest.raises(KeyboardInterrupt):
+        scorer.score(IMAGES)
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2).state_dict(), "model.pt", SmallCNN])
+def test_what_is_no_module_is_refused(model):
+    with pytest.raises(ModelError, match=r"must be a torch.nn.Module that runs in Python, got"):
+        TorchScorer(model)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_script_module_is_refused():
+    script = torch.jit.trace(SmallCNN(1, 3, width=2).eval(), torch.from_numpy(IMAGES))
+    with pytest.raises(ModelError, match="give the module itself, not a script"):
+        TorchScorer(script)
+
+
+def test_a_reshape_that_fails_is_told():
+    with pytest.raises(ModelError, match=r"it failed: AttributeError.*reshape= if that is what failed"):
+        TorchScorer(SmallCNN(1, 3), layer="features", reshape=lambda a: a.nothing, example=IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +203,10 @@ def test_a_first_batch_of_the_wrong_shape_is_refused():
     [
         ({"heatmap": "minmax"}, "heatmap must be one of \\('raw', 'normalised'\\), got 'minmax'"),
         ({"method": "eigencam"}, "method must be one of .*got 'eigencam'"),
+        ({"method": ["gradcam"]}, "method must be one of .*got \\['gradcam'\\]"),
+        ({"layer": 5}, "layer must be a dotted name .*got 5"),
+        ({"reshape": (1, 2)}, "reshape must be a function .*got \\(1, 2\\)"),
+        ({"device": "toaster"}, "device must be one that torch has here.*got 'toaster'"),
         ({"example": IMAGES[:0]}, "at least one sample"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drip.errors import InputError, ModelError
+from drip.errors import InputError, NonFiniteError
 
 Batch = NDArray[np.floating[Any]] | Tensor
 
@@ -65,13 +65,31 @@ def require_finite(what: str, values: NDArray[np.floating[Any]]) -> None:
     """Check that every row of a model's results is finite.
 
     Raises:
-        ModelError: Some are not; the message names the rows (A11: never a silent discard).
+        NonFiniteError: Some are not; the message names the rows (A11: never a silent discard).
     """
     if not np.isfinite(values).all():
         rows = _first_rows(~np.isfinite(values).reshape(len(values), -1).all(1))
-        raise ModelError(
-            f"{what} must be finite, got NaN or infinity in rows {rows}; look at these inputs' scale"
+        raise NonFiniteError(
+            f"{what} must be finite, got NaN or infinity in rows {rows}; look at these inputs' scale, and "
+            "where every input does it at the model's weights and running statistics"
         )
+
+
+def notes_on(logits: Tensor) -> tuple[str, ...]:
+    """What the user should know of outputs that do not look like logits.
+
+    >>> notes_on(torch.tensor([[0.9, 0.8, 0.1]]))[0][:55]
+    'the outputs look like probabilities of independent labe'
+    >>> notes_on(torch.tensor([[-1.0, 3.0, 0.1]]))
+    ()
+    """
+    sums = torch.stack((logits.sum(1) if logits.min() >= 0 else logits[:, 0], logits.exp().sum(1)))
+    if ((sums - 1).abs() < 1e-4).all(1).any():
+        return ("the outputs look like (log-)probabilities; the score wants the logits before softmax",)
+    if logits.min() >= 0 and logits.max() <= 1:
+        note = "the outputs look like probabilities of independent labels (sigmoid)"
+        return (f"{note}; the score wants the logits, one class per sample",)
+    return ()
 
 
 def to_classes(classes: Any, like: Any) -> Any:

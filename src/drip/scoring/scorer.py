@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from drip.errors import DripError, InputError, ModelError
 from drip.scoring.cam import MAPS, mean_over_positions, normalise
-from drip.scoring.inputs import Batch, require_finite, to_classes, to_host, to_input
+from drip.scoring.inputs import Batch, notes_on, require_finite, to_classes, to_host, to_input
 from drip.scoring.layout import Reshape
 from drip.scoring.plans import RELATIVE_TOLERANCE, Array, Choice, ClosedForm, Pass, Plan, choose_plan, top_two
 from drip.scoring.tap import ScoringMode, logits_of
@@ -53,7 +53,7 @@ class TorchScorer:
 
     Outputs after a sigmoid or softmax, and multi-label models, cannot be told from logits with
     certainty: give a model that ends with one logit per class (:meth:`describe` warns of rows that
-    sum to one).
+    sum to one or lie between zero and one).
 
     Args:
         model: The classifier; returns logits (N, C), or an object or mapping with ``logits``.
@@ -95,9 +95,15 @@ class TorchScorer:
     ) -> None:
         if heatmap not in get_args(Heatmap):
             raise InputError(f"heatmap must be one of {get_args(Heatmap)}, got {heatmap!r}")
-        if method not in MAPS:
+        if not isinstance(method, str) or method not in MAPS:
             raise InputError(f"method must be one of {tuple(MAPS)}, got {method!r}")
-        self._model = model if device is None else model.to(device)
+        if not isinstance(layer, str | None):
+            raise InputError(f"layer must be a dotted name such as 'features.8' or None, got {layer!r}")
+        if not (reshape is None or callable(reshape)):
+            raise InputError(
+                f"reshape must be a function from (N, T, C) to (N, K, *positions), got {reshape!r}"
+            )
+        self._model = _on_device(model, device)
         self._modules = tuple(model.modules())
         self._asked_layer = layer
         self._reshape = reshape
@@ -176,7 +182,9 @@ class TorchScorer:
 
         Raises:
             InputError: The batch has another shape or type than the model takes, or is not finite.
-            ModelError: A logit or score is NaN or infinite, or the model changed its structure.
+            NonFiniteError: A logit or score is NaN or infinite.
+            ModelError: The model fails on a batch of the usual shape, has NaN in its weights, or
+                changed its structure.
         """
         x = self._checked(batch)
         if len(x) == 0:
@@ -200,9 +208,9 @@ class TorchScorer:
         for name, column in columns.items():
             column[:] = to_host(named[name])
         if not math.isfinite(table.sum()):
-            require_finite("logits", logits)
+            self._require_finite("logits", logits)
             for name, column in columns.items():
-                require_finite(f"{name} scores", column)
+                self._require_finite(f"{name} scores", column)
         return Observations(
             classes=to_host(best),
             logits=logits,
@@ -224,6 +232,7 @@ class TorchScorer:
 
         Raises:
             InputError: As :meth:`score`, or classes are not N valid class indices.
+            NonFiniteError: As :meth:`score`.
             ModelError: As :meth:`score`.
         """
         x = self._checked(batch)
@@ -234,7 +243,7 @@ class TorchScorer:
             run = self._run(x)
             chosen = run.logits.argmax(1) if classes is None else to_classes(classes, like=run.logits)
             heatmaps = to_host(self._heatmaps(run, chosen)).astype(np.float32, copy=False)
-        require_finite("heatmaps", heatmaps.reshape(len(heatmaps), -1))
+        self._require_finite("heatmaps", heatmaps.reshape(len(heatmaps), -1))
         return heatmaps
 
     def _map_of(self, run: Pass, classes: Array, rivals: Array | None) -> Array:
@@ -262,37 +271,53 @@ class TorchScorer:
             raise InputError(f"{message}; a single sample needs its batch axis too: batch[None]")
         try:
             return fixed.choice.plan.run(x)
-        except RuntimeError as error:
+        except Exception as error:  # whatever the user's forward raises
             if tuple(x.shape[1:]) == fixed.input_shape:
-                raise ModelError(f"the model failed on a batch of shape {tuple(x.shape)}: {error}") from error
+                if isinstance(error, DripError):
+                    raise
+                message = f"the model failed on a batch of shape {tuple(x.shape)}: {_words(error)}"
+                raise ModelError(f"{message}; it took this shape before: look at the model") from error
             expected = ("N", *fixed.input_shape)
             raise InputError(
                 f"batch must have shape {expected} or another that the model takes, got {tuple(x.shape)}; "
-                f"the model says: {error}"
+                f"the model says: {_words(error)}"
             ) from error
 
     def _prepare(self, x: Tensor) -> _Prepared:
         """Fix target layer and plan on one or two samples; inside ScoringMode."""
         example = x[:2] if len(x) > 1 else torch.cat((x, x.flip(-1)))
         try:
-            logits = logits_of(self._model(example), len(example))
-        except (RuntimeError, ValueError) as error:
+            output = self._model(example)
+        except Exception as error:  # whatever the user's forward raises
             if isinstance(error, DripError):
                 raise
-            message = f"the model must take the batch, it failed on shape {tuple(x.shape)}: {error}"
+            message = f"the model must take the batch, it failed on shape {tuple(x.shape)}: {_words(error)}"
             raise InputError(
                 f"{message}; give the batch axis, channels and size that the model expects"
             ) from error
-        require_finite("logits", to_host(logits))
-        target = find_target(self._model, example, self._asked_layer, self._reshape)
-        choice = choose_plan(self._model, target, example[:1])
-        choice = self._moved_to_host(choice, example)
-        sums = torch.stack((logits.sum(1) if logits.min() >= 0 else logits[:, 0], logits.exp().sum(1)))
-        notes = target.notes
-        if ((sums - 1).abs() < 1e-4).all(1).any():
-            notes += ("the outputs look like (log-)probabilities; the score wants the logits before softmax",)
+        logits = logits_of(output, len(example))
+        self._require_finite("logits", to_host(logits))
+        try:
+            target = find_target(self._model, example, self._asked_layer, self._reshape)
+            choice = choose_plan(self._model, target, example[:1])
+            choice = self._moved_to_host(choice, example)
+        except Exception as error:  # the model took the same batch before
+            if isinstance(error, DripError):
+                raise
+            message = f"the model must run with hooks and a graph behind a layer, it failed: {_words(error)}"
+            raise ModelError(f"{message}; give another layer=, or reshape= if that is what failed") from error
+        notes = (*target.notes, *notes_on(logits))
         self._prepared = _Prepared(target, choice, notes, tuple(x.shape[1:]), logits.shape[1])
         return self._prepared
+
+    def _require_finite(self, what: str, values: NDArray[np.floating[Any]]) -> None:
+        """Results are finite; where they are not, weights that are not are the model's fault."""
+        if not np.isfinite(values).all():
+            for name, parameter in self._model.named_parameters():
+                if not torch.isfinite(parameter).all():
+                    message = f"the model's weights must be finite, got NaN or infinity in {name!r}"
+                    raise ModelError(f"{message}; load a sound checkpoint")
+        require_finite(what, values)
 
     def _moved_to_host(self, choice: Choice, example: Tensor) -> Choice:
         """The choice with a plan that works in NumPy, where that is possible and gives the same maps."""
@@ -328,3 +353,29 @@ class TorchScorer:
             primary=self._primary,
             features=np.zeros((0, fixed.target.shape[0]), dtype=np.float32),
         )
+
+
+def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    """The model, on the device if one is given.
+
+    Raises:
+        ModelError: It is no module that runs in Python, where layers can be hooked.
+        InputError: There is no such device.
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        message = f"model must be a torch.nn.Module that runs in Python, got {type(model).__name__}"
+        raise ModelError(f"{message}; give the module itself, not a script, a file or its weights")
+    if device is None:
+        return model
+    try:
+        return model.to(device)
+    except (RuntimeError, TypeError, AssertionError) as error:  # the last: torch without CUDA
+        reason = _words(error).splitlines()[0]
+        raise InputError(
+            f"device must be one that torch has here, such as 'cpu', got {device!r}: {reason}"
+        ) from error
+
+
+def _words(error: Exception) -> str:
+    """What an error of another's code says; its kind too, for some say nothing."""
+    return f"{type(error).__name__}: {error}"
