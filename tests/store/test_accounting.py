@@ -457,3 +457,29 @@ def test_a_checkpoint_that_a_reader_blocked_is_tried_again_only_after_a_while(st
         put(store, "c", data=bytes(80_000))
         space.prepare_log(1, 0)
         assert calls == [False]
+
+
+def test_a_chosen_share_of_the_log_holds_from_the_first_opening(tmp_path):
+    with RetentionStore(tmp_path / "s", budget_bytes=BUDGET, log_bytes=500_000) as store:
+        layout = store._writer.space.layout
+        assert layout == Layout.plan(BUDGET, log_bytes=500_000) != Layout.plan(BUDGET)
+    with RetentionStore(tmp_path / "s") as store:
+        assert store._writer.space.layout == layout
+
+
+def test_a_file_keeps_its_pages_when_the_budget_grows(tmp_path):
+    RetentionStore(tmp_path / "s", budget_bytes=BUDGET).close()
+    with RetentionStore(tmp_path / "s", budget_bytes=200_000_000) as store:
+        layout = store._writer.space.layout
+        assert layout == Layout.plan(200_000_000, page_size=1024)
+        assert store._connection.execute("PRAGMA page_size").fetchone() == (1024,)
+        assert store._connection.execute("PRAGMA max_page_count").fetchone() == (layout.max_pages,)
+
+
+def test_fewer_audit_rows_than_there_are_take_effect_when_the_store_opens(tmp_path):
+    with RetentionStore(tmp_path / "s", budget_bytes=BUDGET) as store:
+        for i in range(40):
+            store.put(sample(f"s{i}"), observation(), DROP)
+    with RetentionStore(tmp_path / "s", audit_rows=5) as store:
+        assert [row.sample_id for row in store.audit()] == [f"s{i}" for i in range(35, 40)]
+        assert store.stats().seen == 40

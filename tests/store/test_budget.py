@@ -30,6 +30,7 @@ MINIMUM = 397_856
 def test_a_budget_is_divided_without_a_rest_of_a_page(budget_bytes, options, shares):
     layout = Layout.plan(budget_bytes, **options)
     assert layout.budget_bytes == budget_bytes
+    assert {type(layout.log_frames), type(layout.max_pages)} == {int}
     assert (layout.page_size, layout.log_frames, layout.max_pages) == shares
     n_bytes = layout.max_pages * layout.page_size + index_bytes(layout.log_frames)
     n_bytes += 32 + layout.log_frames * (layout.page_size + 24)
