@@ -122,8 +122,8 @@ def test_a_smaller_budget_evicts_and_shrinks_before_the_store_opens(tmp_path):
         assert store.stats().evicted == 1200 - len(after)
         assert store.check().problems == ()
         put(store, "new", priority=9999)
-        with pytest.raises(StoreError, match="at least"):
-            RetentionStore(path, budget_bytes=1000)
+    with pytest.raises(StoreError, match="at least"):
+        RetentionStore(path, budget_bytes=1000)
     watch.is_done = True
     watch.join()
     assert watch.most <= 3_000_000

@@ -246,10 +246,14 @@ def test_a_reader_that_blocks_the_log_is_named(store):
 
 
 def test_a_failing_write_names_the_file_and_the_cause(store):
-    with RetentionStore(store.path, timeout_s=0.05) as second, store.transaction():
+    store.close()
+    foreign = sqlite3.connect(store.path, isolation_level=None)
+    with RetentionStore(store.path, timeout_s=0.05) as busy:
+        foreign.execute("BEGIN IMMEDIATE")
         start = f"cannot write to {store.path}, got SQLITE_BUSY: database is locked; another process"
-        assert told(StoreError, lambda: put(second, "b")).startswith(start)
-        assert told(StoreError, lambda: second.transaction().__enter__()).startswith(start)
+        assert told(StoreError, lambda: put(busy, "b")).startswith(start)
+        assert told(StoreError, lambda: busy.transaction().__enter__()).startswith(start)
+        foreign.close()
 
 
 @pytest.mark.parametrize(

@@ -378,18 +378,38 @@ def test_a_closed_store_says_so(store):
             use()
 
 
-def test_a_second_writer_waits_and_then_gets_a_clear_error(store, path):
-    with RetentionStore(path, timeout_s=0.1) as second:
-        with store.transaction():
+def test_a_second_writer_waits_for_the_first_to_close_and_then_sees_all(store, path):
+    import threading
+
+    put(store, "a")
+    with pytest.raises(StoreError, match="another writer has it open"):
+        RetentionStore(path, timeout_s=0.1)
+    counts = []
+
+    def wait():
+        with RetentionStore(path, timeout_s=30) as second:
+            counts.append(len(second))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    put(store, "b")
+    store.close()
+    waiting.join()
+    assert counts == [2]
+
+
+def test_a_foreign_program_that_writes_makes_a_put_wait_and_then_fail_clearly(path):
+    import sqlite3
+
+    with RetentionStore(path, budget_bytes=BUDGET, timeout_s=0.1) as store:
+        foreign = sqlite3.connect(path, isolation_level=None)
+        foreign.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="another process is writing"):
             put(store, "a")
-            with pytest.raises(StoreError, match="another process is writing"):
-                put(second, "b")
-        put(second, "b")
-        put(store, "c")
-        assert names(store) == names(second) == ["a", "b", "c"]
-        assert second.stats().kept == 2
-    assert store.stats().kept == 3
-    assert store.check().ok
+        foreign.execute("ROLLBACK")
+        foreign.close()
+        put(store, "a")
+        assert names(store) == ["a"]
 
 
 def test_a_store_stays_with_its_thread(store):

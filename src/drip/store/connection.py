@@ -2,18 +2,74 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 from drip.errors import StoreError
 
+fcntl: Any
+try:
+    fcntl = importlib.import_module("fcntl")
+except ImportError:  # Windows has none
+    fcntl = None
+
 Synchronous = Literal["full", "normal"]
 SYNCHRONOUS: tuple[str, ...] = ("full", "normal")
+
+
+class WriterLock:
+    """Keeps a second writer out for as long as the first is open; a kill releases it.
+
+    SQLite's own locks last for a transaction, but budget, counts and the room that is left are known to
+    one writer only. The lock is on an empty file beside the store, since closing a second descriptor of
+    the store itself would release SQLite's locks. Where the system has no ``flock`` nothing is locked.
+
+    Args:
+        path: The store's file.
+        timeout_s: How long to wait for the other writer, in seconds.
+
+    Raises:
+        StoreError: another writer is open, or the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        place = path.with_name(path.name + "-lock")
+        try:
+            self._descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StoreError(
+                f"a file in an existing folder that can be written is needed, got: {error}; check the path, "
+                "or use readonly=True"
+            ) from error
+        deadline = time.monotonic() + timeout_s
+        while not self._take():
+            if time.monotonic() >= deadline:
+                self.release()
+                raise StoreError(
+                    f"{path} must be free to be written, another writer has it open; a store has one writer "
+                    "at a time: stop it, wait for it with timeout_s, or use readonly=True"
+                )
+            time.sleep(0.01)
+
+    def _take(self) -> bool:
+        if fcntl is None:
+            return True
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Let the next writer in."""
+        os.close(self._descriptor)
 
 
 def connect(path: Path, *, mode: str, timeout_s: float) -> sqlite3.Connection:

@@ -17,7 +17,15 @@ from drip.errors import InputError, StoreError
 from drip.files import sync_directory
 from drip.store import checking, schema
 from drip.store.budget import Layout
-from drip.store.connection import SYNCHRONOUS, Synchronous, configure_writer, connect, disk_bytes, explained
+from drip.store.connection import (
+    SYNCHRONOUS,
+    Synchronous,
+    WriterLock,
+    configure_writer,
+    connect,
+    disk_bytes,
+    explained,
+)
 from drip.store.eviction import Eviction
 from drip.store.reading import Reader
 from drip.store.records import AuditRow, CheckReport, LabelState, QuarantinedSample, StoredSample, StoreStats
@@ -101,6 +109,7 @@ class RetentionStore:
     ) -> None:
         self._path = Path(path).resolve()  # SQLite puts log and index beside the file itself, not a link
         self._writer: Writer | None = None
+        self._lock: WriterLock | None = None
         self._connection: sqlite3.Connection | None = None
         if synchronous not in SYNCHRONOUS:
             message = f"synchronous must be one of {SYNCHRONOUS}, got {synchronous!r}"
@@ -143,6 +152,7 @@ class RetentionStore:
         if not self._path.exists():  # refuse bad arguments before anything is made
             settings = merge(None, **wanted)
             Layout.plan(settings.budget_bytes, log_bytes=settings.log_bytes)
+        self._lock = WriterLock(self._path, timeout_s)
         connection = self._connection = connect(self._path, mode="rwc", timeout_s=timeout_s)
         configure_writer(connection, synchronous=synchronous)
         version = schema.identify(connection, self._path)
@@ -257,6 +267,9 @@ class RetentionStore:
         if connection is not None:
             with explained(self._path, "close"):
                 connection.close()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
 
     def __enter__(self) -> Self:
         """The store itself; leaving the block closes it."""
