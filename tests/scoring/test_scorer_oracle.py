@@ -282,3 +282,32 @@ def test_flattening_heads_average_alike_for_few_and_many_rows(n_rows):
     batch = np.concatenate([batch] * 4)[:n_rows]
     found = TorchScorer(model, layer=layer, example=batch).score(batch).scores
     assert_routes_equal(found, score_of(oracle(model, layer, batch)[0]))
+
+
+class _BranchesOnBrightness(nn.Module):
+    """What the graph of an ordinary sample cannot show: bright ones take another linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU())
+        self.dim, self.bright = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x):
+        pooled = self.features(x).mean((2, 3))
+        return (self.bright if pooled.max() > 30 else self.dim)(pooled)
+
+
+@pytest.mark.parametrize("factor", [1, 1000])
+def test_a_head_that_chooses_its_layer_by_brightness_equals_full_autograd(factor):
+    torch.manual_seed(0)
+    model = _BranchesOnBrightness().eval()
+    batch = np.random.default_rng(0).normal(size=(4, 1, 9, 9)).astype(np.float32)
+    scorer = TorchScorer(model, example=batch)
+    expected = score_of(oracle(model, "features", factor * batch)[0])
+    assert_routes_equal(scorer.score(factor * batch).scores, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_pooled_heads_of_every_precision_have_a_closed_form(dtype):
+    model, batch, _ = build("gap_linear")
+    assert "closed form" in TorchScorer(model.to(dtype), example=batch)._prepared.choice.errors
