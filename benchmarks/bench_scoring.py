@@ -2,8 +2,7 @@
 
 Run on an idle machine: ``python benchmarks/bench_scoring.py``. One torch thread; every repetition
 runs all rows of a case in a fresh random order; ratios of medians and of minima are printed and the
-raw timings appended to ``results/scoring.jsonl``. The memory of drip includes the one graph of a
-single sample with which the scorer verifies its plan before the first call.
+raw timings of all cases written to ``results/scoring.jsonl``.
 """
 
 from __future__ import annotations
@@ -192,8 +191,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--case", action="append", choices=tuple(CASES), help="only this case; repeatable")
-    parser.add_argument("--row", action="append", choices=ROWS, help="beside plain and drip; repeatable")
+    parser.add_argument(
+        "--case", action="append", choices=tuple(CASES), help="only this case, and write nothing; repeatable"
+    )
+    parser.add_argument(
+        "--row",
+        action="append",
+        choices=ROWS,
+        help="only this beside plain and drip, and write nothing; repeatable",
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="factor of the repetitions")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
     parser.add_argument("--force", action="store_true", help="time on a busy machine too, and write nothing")
@@ -212,7 +218,7 @@ def main() -> None:
         print_case(name, seconds, memory)
         versions = {"drip": drip.__version__, "torch": torch.__version__}
         records.append({"case": name, "seconds": seconds, "growth_mib": memory, **versions})
-    if not arguments.force:
+    if not (arguments.force or arguments.case or arguments.row):
         write("scoring", records)
 
 

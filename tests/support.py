@@ -7,18 +7,23 @@ import os
 import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 import pytest
+
+
+def lacks(reason: str) -> NoReturn:
+    """Skip for want of something, or fail where DRIP_REQUIRE=1."""
+    if os.environ.get("DRIP_REQUIRE") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def require_tool(name: str, install: str) -> str:
     """Path of a program; skips with the line that installs it, or fails where DRIP_REQUIRE=1."""
     path = shutil.which(name)
     if path is None:
-        reason = f"{name} is needed for this test: {install}"
-        if os.environ.get("DRIP_REQUIRE") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        lacks(f"{name} is needed for this test: {install}")
     return path
 
 
@@ -27,18 +32,12 @@ def require_module(name: str, install: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        reason = f"{name} is needed for this test: {install}"
-        if os.environ.get("DRIP_REQUIRE") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        lacks(f"{name} is needed for this test: {install}")
 
 
 def require_data(name: str) -> Path:
     """A file or folder below the one that DRIP_DATA names; skips without, or fails where DRIP_REQUIRE=1."""
     place = Path(os.environ.get("DRIP_DATA", "")) / name
     if not (os.environ.get("DRIP_DATA") and place.exists()):
-        reason = f"the data {name} are needed for this test: set DRIP_DATA to the folder that has them"
-        if os.environ.get("DRIP_REQUIRE") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        lacks(f"the data {name} are needed for this test: set DRIP_DATA to the folder that has them")
     return place

@@ -11,9 +11,9 @@ from torch import nn
 from drip.errors import InputError, ModelError
 from drip.media import InputContract, encode_npy, encode_png
 from drip.models import SmallCNN
-from drip.retrain import Examples, TrainConfig, label_of, predict, retrain, stored_examples, train
+from drip.retrain import Examples, TrainConfig, predict, retrain, stored_examples, train
 from drip.scoring import model_digest
-from drip.store import RetentionStore
+from drip.store import RetentionStore, class_of
 from drip.types import Decision, Observation, Sample
 
 CONTRACT = InputContract((1, 8, 8))
@@ -271,11 +271,11 @@ def test_unknown_kind_of_labels_is_refused(store):
         pass
 
 
-def test_label_of_a_sample_by_kind(store):
+def test_class_of_a_sample_by_kind(store):
     fill(store, n=1)
     store.set_label("s0", 2)
     (stored,) = store
-    assert [label_of(stored, kind) for kind in ("true", "human", "predicted")] == [0, 2, 1]
+    assert [class_of(stored, kind) for kind in ("true", "human", "predicted")] == [0, 2, 1]
 
 
 # -- retraining ----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,8 @@ except ImportError as error:
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from drip.store import RetentionStore, StoredSample
+from drip.store import Labels, RetentionStore, class_of
 from drip.types import IntArray
-
-Labels = Literal["true", "predicted", "human"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +183,7 @@ def stored_examples(
     """
     if labels not in get_args(Labels):
         raise InputError(f"labels must be one of {', '.join(get_args(Labels))}, got {labels!r}")
-    count = sum(label_of(stored, labels) is not None for stored in store)
+    count = sum(class_of(stored, labels) is not None for stored in store)
     array: NDArray[np.float32] = np.zeros((0,), np.float32)
     found: list[int] = []
     with tempfile.TemporaryFile() as spill:
@@ -204,13 +202,6 @@ def stored_examples(
         yield Examples(array[: len(found)], np.array(found, dtype=np.int64))
 
 
-def label_of(stored: StoredSample, labels: Labels) -> int | None:
-    """The class index that a kept sample trains with, or None where it has no such label."""
-    if labels == "predicted":
-        return stored.predicted_class
-    return stored.human_label if labels == "human" else stored.sample.label
-
-
 def predict(model: nn.Module, inputs: NDArray[np.float32], batch_size: int = 512) -> IntArray:
     """Predicted classes of prepared inputs, shape (n,); the model is put into eval mode."""
     model.eval()
@@ -227,7 +218,7 @@ def _labelled(
     store: RetentionStore, prepare: Callable[[bytes, str], NDArray[np.float32]], labels: Labels
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     for stored in store:
-        label = label_of(stored, labels)
+        label = class_of(stored, labels)
         if label is None:
             continue
         try:

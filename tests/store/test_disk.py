@@ -11,6 +11,7 @@ import threading
 
 import pytest
 from making import names, put, sample
+from support import lacks
 from tracing import build_tracer, trace
 
 from drip.errors import StoreError
@@ -219,7 +220,7 @@ def test_a_really_full_file_system_loses_nothing(tmp_path):
     mount.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", mount]
     if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a small tmpfs needs root; the test with a simulated full disk covers the rest")
+        lacks("mounting a small tmpfs needs root; the test with a simulated full disk covers the rest")
     try:
         with RetentionStore(mount / "s", budget_bytes=3_000_000) as store:
             acknowledged = []
@@ -247,7 +248,7 @@ def test_a_read_only_folder_can_be_read(tmp_path):
     mount.mkdir()
     command = ["mount", "--bind", "-o", "ro", source, mount]
     if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("a read-only bind mount needs root")
+        lacks("a read-only bind mount needs root")
     try:
         with RetentionStore.open_readonly(mount / "s") as store:
             assert names(store) == ["a"]

@@ -33,7 +33,13 @@ def calibrate(
     ],
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option(help="Where to write the policy.")] = Path("policy.json"),
-    rule: Annotated[str, typer.Option(help="Selection rule: drip, margin, random, ...")] = "drip",
+    rule: Annotated[
+        str,
+        typer.Option(
+            help="Selection rule: drip, margin, entropy, least-confidence, lowest-drip, lowest-contrast, "
+            "class-balanced-random, random, reservoir, max-logit-window, inverse-drip or keep-all."
+        ),
+    ] = "drip",
     dpw: Annotated[
         float, typer.Option(help="Discard Percentage Window: share of the stream to discard, in (0, 1).")
     ] = 0.4,

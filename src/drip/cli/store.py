@@ -11,11 +11,11 @@ import typer
 from drip.cli.arguments import JsonOption, StoreArgument
 from drip.cli.output import format_bytes, print_error, print_facts, print_json, print_table
 from drip.errors import ExportError
+from drip.store.records import Labels
 
 if TYPE_CHECKING:
     from drip.store import RetentionStore, StoreStats
 
-Labels = Literal["true", "human", "predicted"]
 
 app = typer.Typer(help="Look at, check and export what was kept.", no_args_is_help=True)
 
@@ -83,6 +83,9 @@ def export(
     else:
         left_out = f"; {n_kept - n_written} have no {labels} label" if n_written < n_kept else ""
         print_facts(f"Exported to {to}", {"written": f"{n_written} samples{left_out}"})
+    if n_kept and not n_written:
+        print_error(f"none of {n_kept} samples has a {labels} label; --labels predicted exports them all")
+        raise typer.Exit(1)
 
 
 def _write_folder(kept: RetentionStore, to: Path, labels: Labels, names: tuple[str, ...] | None) -> int:

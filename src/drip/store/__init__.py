@@ -8,11 +8,13 @@ from drip.store.records import (
     AuditRow,
     CheckReport,
     ClassCounts,
+    Labels,
     LabelState,
     Outcome,
     QuarantinedSample,
     StoredSample,
     StoreStats,
+    class_of,
 )
 from drip.store.retention import RetentionStore
 
@@ -21,11 +23,13 @@ __all__ = [
     "CheckReport",
     "ClassCounts",
     "LabelState",
+    "Labels",
     "Outcome",
     "QuarantinedSample",
     "RetentionStore",
     "StoreStats",
     "StoredSample",
+    "class_of",
     "export_image_folder",
     "export_webdataset",
 ]

@@ -14,14 +14,11 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from drip.errors import DripError, ExportError, InputError
 from drip.files import atomic_writer, sync_directory, write_atomically
-from drip.store.records import StoredSample
-
-Labels = Literal["true", "predicted", "human"]
-LABELS: tuple[str, ...] = ("true", "predicted", "human")
+from drip.store.records import LABELS, Labels, StoredSample, class_of
 
 _EXTENSIONS = {
     "image/png": "png",
@@ -40,19 +37,6 @@ _EXTENSIONS = {
 }
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _MAX_NAME = 80
-
-
-def class_of(record: StoredSample, labels: Labels) -> int | None:
-    """The class index under which a sample is exported, None when it has none.
-
-    Args:
-        record: The sample.
-        labels: ``"true"``: the label that came with it; ``"human"``: the one a person gave;
-            ``"predicted"``: what the model said.
-    """
-    if labels == "true":
-        return record.sample.label
-    return record.human_label if labels == "human" else record.predicted_class
 
 
 def file_stem(record: StoredSample) -> str:

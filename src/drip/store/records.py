@@ -8,10 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from typing import Literal, get_args
 
 import numpy as np
 
 from drip.types import Decision, FloatArray, Observation, Sample
+
+Labels = Literal["true", "predicted", "human"]
+"""Whose labels to take: those that came with the samples, the model's, or those that people gave."""
+LABELS: tuple[str, ...] = get_args(Labels)
 
 
 class LabelState(StrEnum):
@@ -74,6 +79,19 @@ class StoredSample:
     def label(self) -> int | None:
         """The best known class index: the human one, else the one that came along, else None."""
         return self.sample.label if self.human_label is None else self.human_label
+
+
+def class_of(record: StoredSample, labels: Labels) -> int | None:
+    """The class index that a sample trains or is exported with, None when it has none.
+
+    Args:
+        record: The sample.
+        labels: ``"true"``: the label that came with it; ``"human"``: the one a person gave;
+            ``"predicted"``: what the model said.
+    """
+    if labels == "true":
+        return record.sample.label
+    return record.human_label if labels == "human" else record.predicted_class
 
 
 @dataclass(frozen=True, slots=True)
