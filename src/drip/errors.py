@@ -19,7 +19,7 @@ class PolicyError(DripError):
 
 
 class ModelError(DripError):
-    """A model cannot be scored: no spatial layer, one logit, NaN in its outputs, wrong input."""
+    """A model cannot be scored: no layer with positions, one logit, weights that are not finite."""
 
 
 class NonFiniteError(ModelError):
