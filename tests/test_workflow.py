@@ -191,3 +191,34 @@ def test_contract_of_another_shape_than_the_files_is_refused_with_the_file(model
 def test_contract_that_the_model_does_not_take_is_an_error_of_ours(model, digits):
     with pytest.raises((InputError, ModelError)):
         calibrate_folder(model, digits.calibration, InputContract((3, 28, 28)))
+
+
+@pytest.mark.parametrize(
+    ("score", "contract", "error", "match"),
+    [
+        ({"layer": "nowhere"}, {}, ModelError, "nowhere"),
+        ({"layer_shape": [64, 3, 3]}, {}, PolicyError, "maps of shape"),
+        ({}, {"shape": [3, 28, 28]}, InputError, "3, 28, 28"),
+    ],
+)
+def test_policy_that_does_not_fit_stops_the_run_before_a_sample_is_touched(
+    score, contract, error, match, model, digits, store
+):
+    policy = Policy.load(digits.policy)
+    provenance = replace(
+        policy.provenance,
+        score={**policy.provenance.score, **score},
+        input_contract={**policy.provenance.input_contract, **contract},
+    )
+    with pytest.raises(error, match=match):
+        run_stream(model, replace(policy, provenance=provenance), FolderSource(digits.production), store)
+    assert store.stats().seen == store.stats().quarantined == 0
+    assert store.load_progress() is None
+
+
+def test_histograms_of_a_policy_are_of_the_scores_that_its_windows_are_cut_from(model, digits):
+    policy = calibrate_folder(model, digits.calibration, CONTRACT, rule="max-logit-window")
+    drip_policy = Policy.load(digits.policy)
+    assert policy.histograms[0].high > 10 * drip_policy.histograms[0].high  # logits, not heatmap means
+    with pytest.raises(PolicyError, match="a policy with windows"):
+        policy.retains(np.zeros(1), np.zeros(1, np.int64))
