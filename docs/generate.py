@@ -143,11 +143,11 @@ def _store_section() -> list[str]:
     )
     lines += [
         "",
-        f"The aim for the last line was 0.50; this run gave {ratio:.2f}, and runs differ by a few hundredths.",
-        "What slows late puts down are the two indices in random order, of contents and of priorities: each",
-        "put changes a page of both, which is logged and later copied into the file. An index of 96 bits of",
-        "the hash instead of 256, and a log and a page cache that grow with the budget, made late puts a third",
-        "faster, and early ones too.",
+        f"The aim for the last line was 0.50; this run gave {ratio:.2f}, runs differ by a few hundredths.",
+        "What slows late puts down are the two indices in random order, of contents and of priorities:",
+        "each put changes a page of both, which is logged and later copied into the file. An index of 96",
+        "bits of the hash instead of 256, and a log and a page cache that grow with the budget, made late",
+        "puts a third faster, and early ones too.",
     ]
     return [*lines, "", *_machine(records)]
 
