@@ -91,10 +91,10 @@ def _scoring_section() -> list[str]:
     ratios = {way: median(seconds) / median(alone["plain"]) for way, seconds in alone.items()}
     lines += [
         "",
-        f"One second of audio at a time costs {ratios['drip']:.2f} times the plain pass. The limit of 1.10 is",
-        f"missed; the score written by hand keeps it ({ratios['by hand']:.2f}), so it can be kept. What lies between",
-        "the two are the checks of input and output, eval mode and its restoration, pooled features and the",
-        "columns of the observation.",
+        f"One second of audio at a time costs {ratios['drip']:.2f} times the plain pass. The limit of 1.10",
+        f"is missed; the score written by hand keeps it ({ratios['by hand']:.2f}), so it can be kept. What",
+        "lies between the two are the checks of input and output, eval mode and its restoration, pooled",
+        "features and the columns of the observation.",
     ]
     return [*lines, "", *_machine(records)]
 
@@ -141,8 +141,9 @@ def _store_section() -> list[str]:
     )
     lines += [
         "",
-        f"The limit for the last line is 0.50; this run gave {ratio:.2f}. Two indices are in random order, of",
-        "contents and of priorities: each put changes a page of both, to be logged and copied into the file.",
+        f"The limit for the last line is 0.50; this run gave {ratio:.2f}. Two indices are in random order,",
+        "of contents and of priorities: each put changes a page of both, to be logged and copied into the",
+        "file.",
     ]
     return [*lines, "", *_machine(records)]
 
