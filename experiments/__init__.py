@@ -1,0 +1,1 @@
+"""Reproduction of the papers and comparison of rules; imports drip, is not part of it."""
