@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -277,6 +278,18 @@ def test_export_writes_shards_below_any_name(drip, kept, tmp_path):
     result = drip("store", "export", kept, "--to", folder, "--format", "webdataset", "--labels", "predicted")
     assert result.code == 0
     assert [path.name for path in folder.iterdir()] == ["shard-000000.tar"]
+
+
+def test_shards_name_the_classes(drip, kept, tmp_path):
+    names = "zero,one,two,three,four,five,six,seven,eight,nine"
+    options = ["--format", "webdataset", "--labels", "predicted", "--class-names", names]
+    assert drip("store", "export", kept, "--to", tmp_path / "out", *options).code == 0
+    with tarfile.open(tmp_path / "out" / "shard-000000.tar") as tar:
+        about = [json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith(".json")]
+    with RetentionStore.open_readonly(kept) as store:
+        assert [facts["class_name"] for facts in about] == [
+            names.split(",")[s.predicted_class] for s in store
+        ]
 
 
 @pytest.mark.parametrize("layout", ["folder", "webdataset"])

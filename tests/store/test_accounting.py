@@ -15,10 +15,10 @@ from drip.errors import StoreError, TransactionFullError
 from drip.store import RetentionStore
 from drip.store.budget import Layout
 from drip.store.checking import check
+from drip.store.class_counters import ClassCounter, ClassCounters
 from drip.store.codec import ScoreCodec
 from drip.store.eviction import AuditRing
 from drip.store.incoming import prepare
-from drip.store.tally import ClassTally, Tally
 from drip.types import Decision, Progress, Sample
 
 BUDGET = 1_000_000
@@ -175,18 +175,18 @@ def test_the_audits_bytes_are_capped_at_a_quarter_of_the_file(store):
 
 
 def test_time_spans_and_counters_of_a_class():
-    entry = ClassTally(3)
+    entry = ClassCounter(3)
     for time_s in (5.0, 2.0, 9.0, 4.0):
         entry.span(time_s)
     assert (entry.first_s, entry.last_s) == (2.0, 9.0)
-    tally = Tally()
-    assert tally.span() == (None, None)
-    tally.touch(3).span(5.0)
-    tally.touch(4).span(7.0)
-    tally.touch(3).seen += 2
-    tally.touch(4).seen += 3
-    tally.touch(5)
-    assert (tally.n_dirty, tally.total("seen"), tally.span()) == (3, 5, (5.0, 7.0))
+    counters = ClassCounters()
+    assert counters.span() == (None, None)
+    counters.touch(3).span(5.0)
+    counters.touch(4).span(7.0)
+    counters.touch(3).seen += 2
+    counters.touch(4).seen += 3
+    counters.touch(5)
+    assert (counters.n_dirty, counters.total("seen"), counters.span()) == (3, 5, (5.0, 7.0))
 
 
 def test_the_quarantines_share_is_used_to_the_last_byte(store):

@@ -13,6 +13,7 @@ from making import keep, observation, put, sample
 from support import require_module
 
 from drip.errors import ExportError, InputError, StoreError
+from drip.media import MEDIA_TYPES, SUFFIXES
 from drip.store import RetentionStore, export_image_folder, export_webdataset
 from drip.store.exports import extension_of, file_stem, record_json
 from drip.types import Decision, Observation, Sample
@@ -159,6 +160,7 @@ def test_a_records_json_has_all_that_is_known_of_it(store):
     assert record_json(named, "human") == {
         "annotator": "ada",
         "class": 1,
+        "class_name": None,
         "content_hash": record.content_hash,
         "human_label": 1,
         "id": "a",
@@ -175,6 +177,22 @@ def test_a_records_json_has_all_that_is_known_of_it(store):
         "time_s": 2.5,
         "true_label": 0,
     }
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"), [("true", ["a cat", "dog", None]), ("human", [None, None, "dog"])]
+)
+def test_shards_have_the_names_of_the_classes(store, tmp_path, labels, expected):
+    (path,) = export_webdataset(store, str(tmp_path / "s%d.tar"), labels=labels, class_names=["a cat", "dog"])
+    with tarfile.open(path) as tar:
+        members = [name for name in tar.getnames() if name.endswith(".json")]
+        assert [json.load(tar.extractfile(name))["class_name"] for name in members] == expected
+
+
+def test_a_class_without_a_name_stops_the_shards_and_leaves_nothing(store, tmp_path):
+    with pytest.raises(ExportError, match="class_names must name every class, got 1 names and class 1"):
+        export_webdataset(store, str(tmp_path / "s%d.tar"), labels="predicted", class_names=["cat"])
+    assert list(tmp_path.glob("s*.tar*")) == []
 
 
 @pytest.mark.parametrize(
@@ -198,6 +216,11 @@ def test_a_file_is_named_by_key_and_readable_part_of_the_id(store, name, stem):
 )
 def test_a_media_type_gives_the_usual_extension(media_type, extension):
     assert extension_of(media_type) == extension
+
+
+@pytest.mark.parametrize("media_type", sorted(SUFFIXES))
+def test_what_a_source_reads_is_exported_under_a_suffix_that_a_source_reads(media_type):
+    assert MEDIA_TYPES[f".{extension_of(media_type)}"] == media_type
 
 
 def test_lines_of_an_export_are_sorted_and_say_under_which_class(store, tmp_path):

@@ -111,12 +111,17 @@ def test_waiting_for_nothing_is_allowed(tmp_path):
 @pytest.mark.parametrize(
     ("label", "name", "kind", "message"),
     [
-        (-1, 1, InputError, "label must be a class index from 0, or None to take a label back, got -1"),
+        (
+            -1,
+            1,
+            InputError,
+            "label must be a class index (an integer from 0), or None to take a label back, got -1",
+        ),
         (
             2**31,
             1,
             InputError,
-            f"label must be a class index from 0, or None to take a label back, got {2**31}",
+            f"label must be a class index (an integer from 0), or None to take a label back, got {2**31}",
         ),
         (
             0,

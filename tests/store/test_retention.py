@@ -162,9 +162,15 @@ def test_a_label_needs_exactly_one_sample(store):
     for name in ("a", "missing", 99):
         with pytest.raises(StoreError, match="exactly one kept sample"):
             store.set_label(name, 0)
-    for label in (-1, True):
-        with pytest.raises(InputError, match="class index"):
+    for label in (-1, 2**31, True, np.True_, 1.7, 1.0, np.float64(1.0), "1", b"1", [1], float("nan")):
+        with pytest.raises(InputError, match=r"class index \(an integer from 0\)"):
             store.set_label(1, label)
+
+
+def test_an_integer_of_numpy_is_a_label(store):
+    put(store, "a")
+    store.set_label("a", np.int64(3))
+    assert store.sample(1).human_label == 3
 
 
 def test_quarantine_keeps_the_sample_and_the_reason(store):
@@ -187,6 +193,23 @@ def test_a_full_quarantine_gives_up_the_oldest_and_counts_it(store):
     assert left == [f"q{i}" for i in range(30)][-len(left) :]
     assert 0 < len(left) == 30 - store.stats().quarantine_dropped
     assert store.check().ok
+
+
+def test_keys_of_the_quarantine_never_come_again(path):
+    keys = []
+    with RetentionStore(path, budget_bytes=BUDGET) as store:
+        most = store._writer.quarantine_shelf._max_row_bytes - 200
+        for i in range(4):  # each takes the whole shelf
+            store.quarantine(sample(f"q{i}", bytes([i]) * most), "broken")
+            keys += [row.key for row in store.quarantined()]
+        with contextlib.suppress(ZeroDivisionError), store.transaction():
+            store.quarantine(sample("undone", bytes([9]) * most), "broken")
+            _ = 1 / 0
+    with RetentionStore(path) as store:
+        store.quarantine(sample("q4", bytes([4]) * most), "broken")
+        keys += [row.key for row in store.quarantined()]
+        assert store.check().ok
+    assert keys == [1, 2, 3, 4, 5]
 
 
 def test_a_sample_too_big_for_the_quarantine_is_listed_without_its_data(store):

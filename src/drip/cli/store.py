@@ -63,7 +63,12 @@ def export(
         typer.Option("--format", help="*folder*: one folder per class; *webdataset*: tar shards."),
     ] = "folder",
     labels: Annotated[Labels, typer.Option(help="Whose labels name the classes.")] = "true",
-    class_names: Annotated[str, typer.Option(help="Names separated by commas, in the order of logits.")] = "",
+    class_names: Annotated[
+        str,
+        typer.Option(
+            help="Names separated by commas, in the order of logits: of the folders, or in the shards' .json."
+        ),
+    ] = "",
     json_output: JsonOption = False,
 ) -> None:
     """Write the kept samples as an image folder or as WebDataset shards.
@@ -75,9 +80,8 @@ def export(
     names = tuple(name.strip() for name in class_names.split(",")) if class_names else None
     with RetentionStore.open_readonly(store) as kept:
         n_kept = len(kept)
-        n_written = _write_shards(kept, to, labels) if layout == "webdataset" else _write_folder(
-            kept, to, labels, names
-        )  # fmt: skip
+        write = _write_shards if layout == "webdataset" else _write_folder
+        n_written = write(kept, to, labels, names)
     if json_output:
         print_json({"to": str(to), "n_written": n_written, "n_left_out": n_kept - n_written})
     else:
@@ -94,14 +98,15 @@ def _write_folder(kept: RetentionStore, to: Path, labels: Labels, names: tuple[s
     return export_image_folder(kept, to, labels=labels, class_names=names)
 
 
-def _write_shards(kept: RetentionStore, to: Path, labels: Labels) -> int:
+def _write_shards(kept: RetentionStore, to: Path, labels: Labels, names: tuple[str, ...] | None) -> int:
     from drip.store import export_webdataset
 
     try:
         to.mkdir(exist_ok=True)
     except OSError as error:
         raise ExportError(f"a folder that can be written is needed, got: {error}") from error
-    export_webdataset(kept, f"{to}/shard-%06d.tar".replace("%", "%%", f"{to}".count("%")), labels=labels)
+    pattern = f"{to}/shard-%06d.tar".replace("%", "%%", f"{to}".count("%"))
+    export_webdataset(kept, pattern, labels=labels, class_names=names)
     return len(kept)
 
 

@@ -8,9 +8,9 @@ from contextlib import closing
 from pathlib import Path
 
 from drip.store import codec
+from drip.store.class_counters import ClassCounters
 from drip.store.connection import disk_bytes
 from drip.store.records import CheckReport
-from drip.store.tally import Tally
 
 _MAX_PROBLEMS = 100  # a damaged file has one on every page
 
@@ -70,12 +70,12 @@ def _is_sound(data: object, digest: object) -> bool:
 
 
 def _counter_problems(connection: sqlite3.Connection) -> Iterator[str]:
-    tally = Tally()
-    tally.load(connection.cursor())
+    counters = ClassCounters()
+    counters.load(connection.cursor())
     sql = "SELECT predicted_class, count(*), sum(n_bytes) FROM kept GROUP BY predicted_class"
     rows = {key: (count, n_bytes) for key, count, n_bytes in connection.execute(sql).fetchall()}
-    for key in sorted(rows.keys() | tally.classes.keys()):
-        entry = tally.touch(key)
+    for key in sorted(rows.keys() | counters.classes.keys()):
+        entry = counters.touch(key)
         if (entry.kept, entry.kept_bytes) != rows.get(key, (0, 0)):
             yield (
                 f"class {key} must count the kept rows and bytes {rows.get(key, (0, 0))}, "

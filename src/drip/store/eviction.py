@@ -13,8 +13,8 @@ from typing import Literal
 
 from drip.errors import StoreError
 from drip.store.budget import EVICT_FRAMES, RESERVE_PAGES
+from drip.store.class_counters import ClassCounters
 from drip.store.space import Space
-from drip.store.tally import Tally
 
 Eviction = Literal["priority", "fifo"]
 EVICTIONS: tuple[str, ...] = ("priority", "fifo")
@@ -77,11 +77,11 @@ class Evictor:
     """
 
     def __init__(
-        self, cursor: sqlite3.Cursor, space: Space, tally: Tally, ring: AuditRing, order: Eviction
+        self, cursor: sqlite3.Cursor, space: Space, counters: ClassCounters, ring: AuditRing, order: Eviction
     ) -> None:
         self._cursor = cursor
         self._space = space
-        self._tally = tally
+        self._counters = counters
         self._ring = ring
         self._order = order
 
@@ -152,7 +152,7 @@ class Evictor:
             self._space.reserve_frames(EVICT_FRAMES + layout.map_pages_of(n_freed))
             self._cursor.execute("DELETE FROM blobs WHERE id = ?", (victim.key,))
             self._cursor.execute("DELETE FROM kept WHERE id = ?", (victim.key,))
-            entry = self._tally.touch(victim.predicted_class)
+            entry = self._counters.touch(victim.predicted_class)
             entry.kept -= 1
             entry.kept_bytes -= victim.n_bytes
             entry.evicted += 1

@@ -12,29 +12,25 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from drip.errors import DripError, ExportError, InputError
 from drip.files import atomic_writer, sync_directory, write_atomically
+from drip.media import SUFFIXES
 from drip.store.records import LABELS, Labels, StoredSample, class_of
 
-_EXTENSIONS = {
-    "image/png": "png",
-    "image/jpeg": "jpg",
-    "image/webp": "webp",
-    "image/bmp": "bmp",
+# What a store may hold beside the types that drip decodes; a record's own file is called .json.
+_FURTHER_EXTENSIONS = {
     "image/tiff": "tif",
-    "audio/wav": "wav",
     "audio/x-wav": "wav",
     "audio/vnd.wave": "wav",
-    "audio/flac": "flac",
     "audio/x-flac": "flac",
-    "application/x-npy": "npy",
     "application/json": "data.json",
     "text/plain": "txt",
 }
+_EXTENSIONS = {kind: suffix.removeprefix(".") for kind, suffix in SUFFIXES.items()} | _FURTHER_EXTENSIONS
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _MAX_NAME = 80
 
@@ -58,15 +54,19 @@ def extension_of(media_type: str) -> str:
     return _EXTENSIONS.get(media_type.partition(";")[0].strip().lower(), "bin")
 
 
-def record_json(record: StoredSample, labels: Labels) -> dict[str, Any]:
+def record_json(
+    record: StoredSample, labels: Labels, class_names: Sequence[str] | None = None
+) -> dict[str, Any]:
     """What is known of a sample besides its bytes, as JSON values.
 
-    Infinite numbers become text, since JSON has none.
+    Infinite numbers become text, since JSON has none. ``class_name`` is null without a class or names.
     """
     decision = record.decision
+    index = class_of(record, labels)
     return {
         "annotator": record.annotator,
-        "class": class_of(record, labels),
+        "class": index,
+        "class_name": None if index is None or class_names is None else _class_name(index, class_names),
         "content_hash": record.content_hash,
         "human_label": record.human_label,
         "id": record.sample.id,
@@ -132,7 +132,7 @@ def export_image_folder(
             place.mkdir(exist_ok=True)
             path = place / f"{file_stem(record)}.{extension_of(record.sample.media_type)}"
             write_atomically(path, record.sample.data)
-            line = {"file": f"{place.name}/{path.name}", **record_json(record, labels)}
+            line = {"file": f"{place.name}/{path.name}", **record_json(record, labels, class_names)}
             lines.append(json.dumps(line, sort_keys=True) + "\n")
             n_written += 1
         write_atomically(temporary / "records.jsonl", "".join(lines).encode())
@@ -148,7 +148,12 @@ def export_image_folder(
 
 
 def export_webdataset(
-    records: Iterable[StoredSample], pattern: str, *, labels: Labels, max_count: int = 10_000
+    records: Iterable[StoredSample],
+    pattern: str,
+    *,
+    labels: Labels,
+    class_names: Sequence[str] | None = None,
+    max_count: int = 10_000,
 ) -> list[Path]:
     """Write WebDataset shards: tar files in which the members of a sample share the name before the dot.
 
@@ -160,13 +165,14 @@ def export_webdataset(
         records: The samples.
         pattern: Path with one number field, such as ``out/shard-%06d.tar``.
         labels: What ``.cls`` holds; samples without such a label are written without it.
+        class_names: Names by class index, for ``class_name`` in ``.json``.
         max_count: Samples per shard.
 
     Returns:
         The shards' paths, in order.
 
     Raises:
-        ExportError: the folder cannot be written, or a shard of that name exists.
+        ExportError: the folder cannot be written, a shard of that name exists, or a class has no name.
         InputError: unknown ``labels``, ``max_count`` below 1, or a pattern without its number field.
     """
     _require_labels(labels)
@@ -192,9 +198,8 @@ def export_webdataset(
                 atomic_writer(path) as handle,
                 tarfile.open(fileobj=handle, mode="w", format=tarfile.GNU_FORMAT) as tar,
             ):
-                _add(tar, first, labels)
-                for record in islice(remaining, max_count - 1):
-                    _add(tar, record, labels)
+                for record in chain([first], islice(remaining, max_count - 1)):
+                    _add(tar, record, labels, class_names)
         except (OSError, DripError) as error:
             if _is_write_failure(error):
                 raise _write_error(path, error) from error
@@ -215,22 +220,23 @@ def _write_error(target: Path, error: BaseException) -> ExportError:
     )
 
 
-def _add(tar: tarfile.TarFile, record: StoredSample, labels: Labels) -> None:
-    for extension, data in _members(record, labels):
+def _add(
+    tar: tarfile.TarFile, record: StoredSample, labels: Labels, class_names: Sequence[str] | None
+) -> None:
+    for extension, data in _members(record, record_json(record, labels, class_names)):
         entry = tarfile.TarInfo(f"{file_stem(record)}.{extension}")
         entry.size = len(data)
         entry.mode = 0o444
         tar.addfile(entry, io.BytesIO(data))
 
 
-def _members(record: StoredSample, labels: Labels) -> Iterator[tuple[str, bytes]]:
+def _members(record: StoredSample, facts: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     members = {
         extension_of(record.sample.media_type): record.sample.data,
-        "json": json.dumps(record_json(record, labels), sort_keys=True).encode(),
+        "json": json.dumps(facts, sort_keys=True).encode(),
     }
-    index = class_of(record, labels)
-    if index is not None:
-        members["cls"] = str(index).encode()
+    if facts["class"] is not None:
+        members["cls"] = str(facts["class"]).encode()
     yield from sorted(members.items())
 
 

@@ -15,8 +15,8 @@ from drip.types import Sample
 _OVERHEAD_BYTES = 160  # of a row and its index entry, beside texts and data
 _DROPPED = "SELECT value FROM settings WHERE name = 'quarantine_dropped'"
 _INSERT = """INSERT INTO quarantine
-    (sample_id, content_hash, media_type, reason, true_label, n_bytes, row_bytes, time_s, meta, data)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    (id, sample_id, content_hash, media_type, reason, true_label, n_bytes, row_bytes, time_s, meta, data)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
 
 class Quarantine:
@@ -63,6 +63,8 @@ class Quarantine:
             self.drop_oldest(space)
         is_whole = n_bytes >= len(sample.data) + _OVERHEAD_BYTES
         row = (
+            # The number of the arrival: SQLite's own choice would begin again at 1 on an empty shelf.
+            self.dropped + self.rows + 1,
             sample.id,
             digest,
             sample.media_type,

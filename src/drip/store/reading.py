@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from drip.store import codec
+from drip.store.class_counters import ClassCounters
 from drip.store.connection import disk_bytes, explained
 from drip.store.quarantine import Quarantine
 from drip.store.records import AuditRow, LabelState, Outcome, QuarantinedSample, StoredSample, StoreStats
-from drip.store.tally import Tally
 from drip.types import Decision, Progress, Sample
 
 _CHUNK = 256
@@ -123,36 +123,36 @@ class Reader:
         """Rows of a table."""
         return int(self._rows(f"SELECT count(*) FROM {table}", ())[0][0])  # noqa: S608  # a constant of the caller
 
-    def stats(self, tally: Tally, quarantine_dropped: int, budget_bytes: int) -> StoreStats:
+    def stats(self, counters: ClassCounters, quarantine_dropped: int, budget_bytes: int) -> StoreStats:
         """The public numbers from the counters."""
-        first_s, last_s = tally.span()
+        first_s, last_s = counters.span()
         return StoreStats(
-            seen=tally.total("seen"),
-            kept=tally.total("kept"),
-            discarded=tally.total("discarded"),
-            evicted=tally.total("evicted"),
-            duplicates=tally.total("duplicates"),
-            redelivered=tally.total("redelivered"),
+            seen=counters.total("seen"),
+            kept=counters.total("kept"),
+            discarded=counters.total("discarded"),
+            evicted=counters.total("evicted"),
+            duplicates=counters.total("duplicates"),
+            redelivered=counters.total("redelivered"),
             quarantined=self.count("quarantine"),
             quarantine_dropped=quarantine_dropped,
-            kept_bytes=tally.total("kept_bytes"),
+            kept_bytes=counters.total("kept_bytes"),
             disk_bytes=disk_bytes(self._path),
             budget_bytes=budget_bytes,
             first_time_s=first_s,
             last_time_s=last_s,
             audit_rows=self.count("audit"),
-            classes={key: tally.classes[key].counts() for key in sorted(tally.classes)},
+            classes={key: counters.classes[key].counts() for key in sorted(counters.classes)},
         )
 
-    def committed_tally(self) -> tuple[Tally, int]:
+    def committed_counters(self) -> tuple[ClassCounters, int]:
         """The counters in the file, and how many quarantined samples gave way."""
         with explained(self._path, "read"):
             cursor = self._connection.cursor()
-            tally = Tally()
-            tally.load(cursor)
+            counters = ClassCounters()
+            counters.load(cursor)
             shelf = Quarantine(cursor, 1, 1)
             shelf.load()
-            return tally, shelf.dropped
+            return counters, shelf.dropped
 
     def _rows(self, sql: str, values: tuple[int | str, ...]) -> list[tuple[Any, ...]]:
         with explained(self._path, "read"):

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from drip.errors import InputError, StoreError
 from drip.files import sync_directory
 from drip.store import checking, schema
@@ -351,8 +353,13 @@ class RetentionStore:
             StoreError: no kept sample of that name, or several.
         """
         writer = self._open_for_writing()
-        if label is not None and (isinstance(label, bool) or not 0 <= int(label) <= _MAX_LABEL):
-            message = f"label must be a class index from 0, or None to take a label back, got {label!r}"
+        if label is not None and not (
+            isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label <= _MAX_LABEL
+        ):
+            message = (
+                "label must be a class index (an integer from 0), or None to take a label back, "
+                f"got {label!r}"
+            )
             raise InputError(message)
         if isinstance(sample, str):
             keys = self._reader.keys_of(sample)
@@ -435,10 +442,10 @@ class RetentionStore:
         """The store in numbers; cheap but for counting the rows of audit and quarantine."""
         self._open_connection()
         if self._writer is None:
-            tally, dropped = self._reader.committed_tally()
+            counters, dropped = self._reader.committed_counters()
         else:
-            tally, dropped = self._writer.tally, self._writer.quarantine_shelf.dropped
-        return self._reader.stats(tally, dropped, self.budget_bytes)
+            counters, dropped = self._writer.counters, self._writer.quarantine_shelf.dropped
+        return self._reader.stats(counters, dropped, self.budget_bytes)
 
     def check(self) -> CheckReport:
         """Look for damage: SQLite's integrity, references, every hash, counters, budget; reads everything.

@@ -16,6 +16,7 @@ from pathlib import Path
 from drip.errors import InputError, StoreError, TransactionFullError
 from drip.store import codec
 from drip.store.budget import EVICT_FRAMES, PUT_FRAMES
+from drip.store.class_counters import ClassCounter, ClassCounters
 from drip.store.connection import explain, explained
 from drip.store.eviction import AuditRing, Evictor
 from drip.store.incoming import Incoming, prepare
@@ -23,7 +24,6 @@ from drip.store.quarantine import Quarantine
 from drip.store.records import Outcome
 from drip.store.settings import Settings
 from drip.store.space import Space
-from drip.store.tally import ClassTally, Tally
 from drip.types import Decision, Observation, Progress, Sample
 
 Room = tuple[int, float | None]
@@ -58,11 +58,11 @@ class Writer:
         self._path = path
         self.settings = settings
         self.space = space
-        self.tally = Tally()
+        self.counters = ClassCounters()
         layout = space.layout
         self.ring = AuditRing(settings.audit_rows, layout.audit_bytes, layout.log_frames // 16)
         self.quarantine_shelf = Quarantine(self._cursor, layout.quarantine_bytes, layout.max_sample_bytes)
-        self._evictor = Evictor(self._cursor, space, self.tally, self.ring, settings.eviction)
+        self._evictor = Evictor(self._cursor, space, self.counters, self.ring, settings.eviction)
         self._scores = codec.ScoreCodec()
         self._data_version = -1
         self._next_key = 1
@@ -174,7 +174,7 @@ class Writer:
         self._first_key = self._next_key
 
     def _commit(self) -> None:
-        self.tally.save(self._cursor)
+        self.counters.save(self._cursor)
         self._cursor.execute("COMMIT")
 
     def _rollback_only(self) -> None:
@@ -191,7 +191,7 @@ class Writer:
         (self._data_version,) = cursor.execute("PRAGMA data_version").fetchone()
         self.space.look_up_log()
         self.space.look_up_free_pages()
-        self.tally.load(cursor)
+        self.counters.load(cursor)
         self.ring.load(cursor)
         self.quarantine_shelf.load()
         self._policy = None
@@ -211,9 +211,9 @@ class Writer:
             self._begin(space.layout.log_frames // 2, 0)
             try:
                 space.start_operation(0)
-                n_before = self.tally.total("evicted")
+                n_before = self.counters.total("evicted")
                 self._evictor.make_room(n_pages, priority, at_most=at_most)
-                is_done = self.tally.total("evicted") == n_before
+                is_done = self.counters.total("evicted") == n_before
                 self._commit()
             except BaseException:
                 self._rollback()
@@ -244,7 +244,7 @@ class Writer:
             self.ring.trim(self._cursor, space)
         if not space.has_pages(put.audit_pages):
             self._evictor.make_room(put.audit_pages, None)
-        entry = self.tally.touch(put.predicted_class)
+        entry = self.counters.touch(put.predicted_class)
         policy = self._policy_id() if self._policy is None else self._policy
         key = self._next_key
         sample = put.sample
@@ -281,7 +281,7 @@ class Writer:
             entry.discarded += 1
             space.free_pages -= put.audit_pages + _GROWTH_PAGES
 
-    def _keep(self, put: Incoming, key: int, policy: int, entry: ClassTally) -> None:
+    def _keep(self, put: Incoming, key: int, policy: int, entry: ClassCounter) -> None:
         space = self.space
         sample = put.sample
         if not space.has_pages(put.n_pages):
@@ -317,7 +317,7 @@ class Writer:
         entry.kept_bytes += len(sample.data)
         space.free_pages -= put.n_pages + _GROWTH_PAGES
 
-    def _count_duplicate(self, key: int, digest: bytes, entry: ClassTally) -> None:
+    def _count_duplicate(self, key: int, digest: bytes, entry: ClassCounter) -> None:
         self._cursor.execute(_COUNT_SAME, {"digest": digest})
         self._mark(key, Outcome.DUPLICATE)
         entry.duplicates += 1

@@ -13,7 +13,7 @@ _SAVE = "INSERT OR REPLACE INTO tally VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(slots=True)
-class ClassTally:
+class ClassCounter:
     """Counters of one predicted class; the columns of the table ``tally``."""
 
     predicted_class: int
@@ -42,23 +42,23 @@ class ClassTally:
         )
 
 
-class Tally:
+class ClassCounters:
     """All classes' counters and which of them the current transaction has to write."""
 
     def __init__(self) -> None:
-        self.classes: dict[int, ClassTally] = {}
-        self._dirty: list[ClassTally] = []
+        self.classes: dict[int, ClassCounter] = {}
+        self._dirty: list[ClassCounter] = []
 
     def load(self, cursor: sqlite3.Cursor) -> None:
         """Take the committed counters; what was not written is forgotten."""
-        self.classes = {row[0]: ClassTally(*row) for row in cursor.execute(_LOAD)}
+        self.classes = {row[0]: ClassCounter(*row) for row in cursor.execute(_LOAD)}
         self._dirty = []
 
-    def touch(self, predicted_class: int) -> ClassTally:
+    def touch(self, predicted_class: int) -> ClassCounter:
         """The class's counters, to be changed and written with the current transaction."""
         entry = self.classes.get(predicted_class)
         if entry is None:
-            entry = self.classes[predicted_class] = ClassTally(predicted_class)
+            entry = self.classes[predicted_class] = ClassCounter(predicted_class)
         if not entry.is_dirty:
             entry.is_dirty = True
             self._dirty.append(entry)
