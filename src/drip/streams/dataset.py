@@ -7,23 +7,25 @@ from typing import Self
 
 import numpy as np
 
-from drip.datasets import ImageDataset, load_mnist
-from drip.errors import StreamError
+from drip.datasets import LOADERS, AudioDataset, ImageDataset, load
+from drip.errors import InputError, StreamError
 from drip.files import sha256_hex
 from drip.types import IntArray, Sample
 
 
 class DatasetSource:
-    """Chosen rows of a data set, in the given order, encoded as PNG when they are asked for.
+    """Chosen rows of a data set, in the given order, as encoded samples.
 
     Delivery: at least once; the cursor is the number of samples already yielded, and the set's name.
 
     Args:
-        dataset: Images with labels.
+        dataset: Images or clips with labels.
         rows: Rows to yield, in order; default all.
     """
 
-    def __init__(self, dataset: ImageDataset, rows: Sequence[int] | IntArray | None = None) -> None:
+    def __init__(
+        self, dataset: ImageDataset | AudioDataset, rows: Sequence[int] | IntArray | None = None
+    ) -> None:
         self._dataset = dataset
         self._rows = np.arange(len(dataset)) if rows is None else np.asarray(rows)
         self._position = 0
@@ -31,15 +33,17 @@ class DatasetSource:
 
     @classmethod
     def by_name(cls, name: str) -> Self:
-        """All rows of a data set by name: ``mnist``.
+        """All rows of a data set by name: ``mnist``, ``cifar10``, ``tomato`` or ``speech_commands``.
 
         Raises:
-            StreamError: no such data set.
+            StreamError: no such data set, or its files are not at hand; nothing is downloaded.
         """
-        loaders = {"mnist": load_mnist}
-        if name not in loaders:
-            raise StreamError(f"a data set of {', '.join(loaders)} is needed, got {name!r}")
-        return cls(loaders[name]())
+        if name not in LOADERS:
+            raise StreamError(f"a data set of {', '.join(LOADERS)} is needed, got {name!r}")
+        try:
+            return cls(load(name))
+        except InputError as error:
+            raise StreamError(str(error)) from error
 
     def __len__(self) -> int:
         """The number of samples, those behind the cursor included."""

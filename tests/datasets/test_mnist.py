@@ -1,4 +1,4 @@
-"""Data sets: the packaged digits, the full set where it is at hand, damaged files, random partitions."""
+"""MNIST: the packaged digits, the full set where it is at hand, damaged files."""
 
 import gzip
 import io
@@ -9,13 +9,14 @@ import pytest
 from PIL import Image
 from support import require_data
 
-from drip.datasets import DATA_VARIABLE, ImageDataset, load_mnist, split_rows
+from drip.datasets import CACHE_VARIABLE, DATA_VARIABLE, ImageDataset, load_mnist
 from drip.errors import InputError
 
 
 @pytest.fixture
-def packaged(monkeypatch):
+def packaged(monkeypatch, tmp_path):
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "no-cache"))
     return load_mnist()
 
 
@@ -68,6 +69,7 @@ def test_full_set_is_training_part_then_test_part(mnist_folder, packaged, monkey
 
 def test_data_folder_without_mnist_gives_the_packaged_part(monkeypatch, tmp_path):
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "no-cache"))
     assert len(load_mnist()) == 10_000
 
 
@@ -92,38 +94,11 @@ def original(name):
     ids=["truncated", "empty", "no-gzip", "flipped", "another-content"],
 )
 def test_damaged_file_is_refused_with_its_place(damage, tmp_path):
-    import drip.datasets
+    from drip.datasets.mnist import _read_idx
 
     for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
         data = original(name)
         (tmp_path / f"{name}.gz").write_bytes(damage(data) if "labels" in name else data)
     with pytest.raises(InputError, match="t10k-labels-idx1-ubyte") as caught:
-        drip.datasets._read_idx(tmp_path, "t10k-labels-idx1-ubyte", 8)
+        _read_idx(tmp_path, "t10k-labels-idx1-ubyte", 8)
     assert str(tmp_path) in str(caught.value)
-
-
-# -- partitions ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n", [0, 1, 3, 10, 70_000])
-@pytest.mark.parametrize("shares", [(1.0,), (0.4, 0.2, 0.4), (0.8, 0.2), (1 / 3, 1 / 3, 1 / 3)])
-def test_partition_takes_every_row_once(n, shares):
-    parts = split_rows(n, shares, seed=4)
-    assert len(parts) == len(shares)
-    assert sorted(np.concatenate(parts).tolist()) == list(range(n))
-    for part, share in zip(parts, shares, strict=True):
-        assert abs(len(part) - share * n) <= 1
-
-
-def test_partition_depends_on_the_seed_alone():
-    first, second = split_rows(100, (0.5, 0.5), seed=1), split_rows(100, (0.5, 0.5), seed=1)
-    np.testing.assert_array_equal(first[0], second[0])
-    assert not np.array_equal(first[0], split_rows(100, (0.5, 0.5), seed=2)[0])
-
-
-@pytest.mark.parametrize(
-    "shares", [(), (0.5,), (0.5, 0.6), (1.0, 0.0), (1.5, -0.5), (float("nan"), 1.0), (float("nan"),)]
-)
-def test_shares_that_are_no_partition_are_refused(shares):
-    with pytest.raises(InputError, match="shares"):
-        split_rows(10, shares, seed=0)

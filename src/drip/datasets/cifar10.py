@@ -1,0 +1,176 @@
+"""CIFAR-10: all 60,000 images, from the original Python archive or from lossless strips."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from drip.datasets.images import ImageDataset, duplicate_groups
+from drip.datasets.places import data_places, first_found, missing
+from drip.errors import InputError
+
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+ARCHIVE = "cifar-10-python.tar.gz"
+STRIPS = "cifar10_lossless_webp.tar"
+BATCHES = "cifar-10-batches-py"
+
+_SIDE = 32
+_PER_STRIP = 500
+_PARTS = {"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)}
+_DAMAGE = (OSError, EOFError, tarfile.TarError, pickle.UnpicklingError, KeyError, ValueError, TypeError)
+
+
+def load_cifar10(folder: str | Path | None = None, *, cache: str | Path | None = None) -> ImageDataset:
+    """CIFAR-10: 32 x 32 colour images of ten classes, 50,000 for training and 10,000 for testing.
+
+    Read from ``cifar-10-python.tar.gz``, from the folder ``cifar-10-batches-py`` of that archive, or from
+    ``cifar10_lossless_webp.tar``: 120 strips of 500 images with the images' original names. The rows are the
+    same from all three.
+
+    Args:
+        folder: The only folder to search. Default: the one that DRIP_DATA names, then the cache.
+        cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
+
+    Returns:
+        Training part first (rows 0-49,999), then the test part; within a part sorted by class, then by the
+        image's original name. No image occurs twice, so ``groups`` is None.
+
+    Raises:
+        InputError: the set is nowhere, or a file is damaged.
+
+    References:
+        Krizhevsky, Learning multiple layers of features from tiny images, 2009.
+    """
+    places = data_places(folder, cache)
+    read = first_found(places, _reader)
+    if read is None:
+        raise missing("cifar10", f"{ARCHIVE} or {STRIPS}", places, 170)
+    images, labels = read()
+    return ImageDataset(
+        name=f"CIFAR-10, {len(labels):,} images",
+        images=images,
+        labels=labels,
+        class_names=CLASS_NAMES,
+        groups=duplicate_groups(images),
+    )
+
+
+_Columns = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+def _reader(place: Path) -> Callable[[], _Columns] | None:
+    if (place / STRIPS).is_file():
+        return lambda: _read_strips(place / STRIPS)
+    if (place / ARCHIVE).is_file():
+        return lambda: _read_archive(place / ARCHIVE)
+    if (place / BATCHES).is_dir():
+        return lambda: _read_batches(place / BATCHES)
+    return None
+
+
+def _read_strips(path: Path) -> _Columns:
+    """Strips ``<part>_<class>_<number>.webp``, each of 500 images one below the other."""
+    images, labels = [], []
+    try:
+        with tarfile.open(path, mode="r:") as archive:
+            names = json.loads(_member(archive, "names.json"))["names"]
+            for part in _PARTS:
+                for label, class_name in enumerate(CLASS_NAMES):
+                    n = len(names[f"{part}/{class_name}"])
+                    for number in range(-(-n // _PER_STRIP)):
+                        strip = _member(archive, f"{part}_{class_name}_{number:02d}.webp")
+                        with Image.open(io.BytesIO(strip), formats=("WEBP",)) as opened:
+                            pixels = np.asarray(opened.convert("RGB"))
+                        images.append(pixels.reshape(-1, _SIDE, _SIDE, 3))
+                    labels.append(np.full(n, label, dtype=np.int64))
+        return np.concatenate(images), np.concatenate(labels)
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _read_archive(path: Path) -> _Columns:
+    """The original archive: six pickled batches, read in place."""
+    batches: dict[str, bytes] = {}
+    wanted = {f"{BATCHES}/{name}": name for names in _PARTS.values() for name in names}
+    try:
+        with tarfile.open(path, mode="r|gz") as archive:
+            for member in archive:
+                stream = archive.extractfile(member) if member.name in wanted and member.isfile() else None
+                if stream is not None:
+                    batches[wanted[member.name]] = stream.read()
+        return _sorted_batches(batches.__getitem__)
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _read_batches(folder: Path) -> _Columns:
+    try:
+        return _sorted_batches(lambda name: (folder / name).read_bytes())
+    except _DAMAGE as error:
+        raise _damaged(folder, error) from error
+
+
+def _sorted_batches(read: Callable[[str], bytes]) -> _Columns:
+    images, labels = [], []
+    for batch_names in _PARTS.values():
+        pixels, classes, names = [], [], []
+        for batch_name in batch_names:
+            batch = _unpickle(read(batch_name))
+            pixels.append(np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, _SIDE, _SIDE))
+            classes += batch[b"labels"]
+            names += [name.removesuffix(b".png") for name in batch[b"filenames"]]
+        if not len(classes) == len(names) == sum(map(len, pixels)):
+            raise ValueError(f"{len(classes)} labels and {len(names)} names")
+        order = sorted(range(len(classes)), key=lambda row: (classes[row], names[row]))  # used here
+        images.append(np.concatenate(pixels)[order].transpose(0, 2, 3, 1))
+        labels.append(np.array(classes, dtype=np.int64)[order])
+    every = np.concatenate(labels)
+    if len(every) and not (every.min() >= 0 and every.max() < len(CLASS_NAMES)):
+        raise ValueError(f"labels from {every.min()} to {every.max()}")
+    return np.ascontiguousarray(np.concatenate(images)), every
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Refuses every global but the three that a pickled array is made of: nothing in a file can run."""
+
+    _ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _unpickle(data: bytes) -> dict[bytes, Any]:
+    batch = _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
+    if not isinstance(batch, dict):
+        raise TypeError(f"{type(batch).__name__} in place of a batch")
+    return batch
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    stream = archive.extractfile(name)
+    if stream is None:
+        raise KeyError(f"{name} is no file")
+    return stream.read()
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"a complete CIFAR-10 is needed at {path}, got: {error}; fetch it again")
