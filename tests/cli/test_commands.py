@@ -324,15 +324,32 @@ def test_what_is_no_store_is_refused_in_one_line(content, command, drip, tmp_pat
         ["--on-error", "ignore"],
         ["--eviction", "lru"],
         ["--batch-size", "x"],
+        ["--batch-size", "0"],
         ["--what"],
     ],
-    ids=lambda extra: extra[0],
+    ids=" ".join,
 )
 def test_wrong_usage_ends_with_two(extra, drip, run_options, tmp_path):
     result = drip(*run_options, *extra)
     assert result.code == 2
     assert extra[0].lstrip("-") in result.err or extra[-1] in result.err
     assert not (tmp_path / "kept.db").exists()
+
+
+@pytest.mark.parametrize("out", [".", "none/policy.json", "file/policy.json"])
+def test_calibrate_refuses_an_out_that_cannot_be_written_before_it_reads_a_sample(
+    out, digits, drip, tmp_path, monkeypatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(FolderSource, "__init__", lambda *_: pytest.fail("the work had begun"))
+    result = drip(
+        "calibrate", MODEL, "--weights", digits.weights, "--data", digits.calibration, "--shape", SHAPE,
+        "--out", tmp_path / out,
+    )  # fmt: skip
+    assert result.code == 1
+    assert str(tmp_path / out) in result.err
+    assert "needed" in result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("option", ["--shape", "--mean"])

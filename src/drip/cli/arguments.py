@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated
 import typer
 
 from drip.cli.output import print_error
+from drip.errors import DripError
 
 INTERRUPTED = "interrupted; what was committed is safe, the same command continues"
 
@@ -63,6 +65,23 @@ def parse_shape(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in re.split(r"[,x]", text))
     except ValueError as error:
         raise typer.BadParameter(f"sizes such as 3,224,224 are needed, got {text!r}") from error
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a file that could not be written at the end, before the work begins.
+
+    Raises:
+        DripError: the path is a folder, or its folder does not exist or cannot be written.
+    """
+    if path.is_dir():
+        raise DripError(f"a file to write is needed, got the folder {path}; choose another path")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise DripError(
+            f"a writable folder is needed for {path}, got: {error}; choose another path"
+        ) from error
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from drip.cli.arguments import (
     WeightsOption,
     parse_numbers,
     parse_shape,
+    require_writable,
 )
 from drip.cli.output import print_facts, print_json, print_table, progress_bar
 from drip.media import Resize
@@ -74,6 +75,7 @@ def calibrate(
 
     contract = InputContract(parse_shape(shape), resize, parse_numbers(mean), parse_numbers(std), sample_rate)
     names = tuple(name.strip() for name in class_names.split(",")) if class_names else ()
+    require_writable(out)
     with progress_bar("scoring") as update:
         policy = calibrate_folder(
             load_model(model, weights), data, contract, rule=rule, discard_fraction=dpw, method=window,

@@ -10,13 +10,13 @@ import typer
 
 from drip.cli.arguments import JsonOption
 from drip.cli.output import (
-    format_bytes,
     print_facts,
     print_json,
     print_lines,
     print_table,
     progress_stages,
 )
+from drip.report.quantities import byte_size
 
 if TYPE_CHECKING:
     from drip.report import RunReport
@@ -92,7 +92,7 @@ def print_report(report: RunReport, path: Path) -> None:
                 f"{arm.accuracy:.2%} ± {standard_error(arm.accuracy, report.n_test):.2%}",
                 str(arm.n_kept),
                 f"{report.retention(arm):.1%}",
-                format_bytes(report.bytes_seen - arm.bytes_kept),
+                byte_size(report.bytes_seen - arm.bytes_kept),
                 f"{arm.errors_kept_share:.0%}" if arm.errors_kept_share is not None else "-",
             ]
             for arm in report.arms

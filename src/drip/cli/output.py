@@ -118,19 +118,6 @@ def print_lines(lines: Sequence[str]) -> None:
         console.print(Text(f"- {line}"))
 
 
-def format_bytes(count: float) -> str:
-    """A size in decimal units, three digits.
-
-    >>> format_bytes(999), format_bytes(1_640_000)
-    ('999 B', '1.64 MB')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}

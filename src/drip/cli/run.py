@@ -17,9 +17,10 @@ from drip.cli.arguments import (
     parse_bytes,
     stop_on_signals,
 )
-from drip.cli.output import format_bytes, print_error, print_facts, print_json, print_lines, progress_bar
+from drip.cli.output import print_error, print_facts, print_json, print_lines, progress_bar
 from drip.cli.store import print_stats
 from drip.pipeline import OnError
+from drip.report.quantities import byte_size
 
 if TYPE_CHECKING:
     from drip.pipeline import Tally
@@ -52,7 +53,9 @@ def run(
     on_error: Annotated[
         OnError, typer.Option(help="A sample that cannot be decoded: *quarantine*, *skip* or *raise*.")
     ] = "quarantine",
-    batch_size: Annotated[int, typer.Option(help="Samples scored at once; 1 decides each at once.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option(help="Samples scored at once; 1 decides each at once.", min=1)
+    ] = 32,
     json_output: JsonOption = False,
 ) -> None:
     """Stream samples through the policy into a store; started again, it continues where it stopped.
@@ -100,8 +103,8 @@ def print_run(tally: Tally, stats: StoreStats, *, json_output: bool) -> None:
     print_facts(
         "This run",
         {
-            "seen": f"{tally.n_seen} samples, {format_bytes(tally.bytes_seen)}",
-            "retained": f"{tally.n_retained} ({tally.retention:.1%}), {format_bytes(tally.bytes_retained)}",
+            "seen": f"{tally.n_seen} samples, {byte_size(tally.bytes_seen)}",
+            "retained": f"{tally.n_retained} ({tally.retention:.1%}), {byte_size(tally.bytes_retained)}",
             "set aside": f"{tally.n_quarantined} in quarantine, {tally.n_skipped} skipped",
             "score and decide": f"{1e3 * per_sample:.2f} ms per sample",
         },

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from drip.cli.arguments import JsonOption, StoreArgument
-from drip.cli.output import format_bytes, print_error, print_facts, print_json, print_table
+from drip.cli.output import print_error, print_facts, print_json, print_table
 from drip.errors import ExportError
+from drip.report.quantities import byte_size
 from drip.store.records import Labels
 
 if TYPE_CHECKING:
@@ -116,12 +117,12 @@ def print_stats(stats: StoreStats) -> None:
         "Store",
         {
             "seen": stats.seen,
-            "kept": f"{stats.kept}, {format_bytes(stats.kept_bytes)}",
+            "kept": f"{stats.kept}, {byte_size(stats.kept_bytes)}",
             "discarded": stats.discarded,
             "evicted": stats.evicted,
             "duplicates": stats.duplicates,
             "quarantined": stats.quarantined,
-            "on disk": f"{format_bytes(stats.disk_bytes)} of {format_bytes(stats.budget_bytes)}",
+            "on disk": f"{byte_size(stats.disk_bytes)} of {byte_size(stats.budget_bytes)}",
         },
     )
     print_table(

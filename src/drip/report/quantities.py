@@ -42,15 +42,15 @@ def count(number: int) -> str:
 def byte_size(n_bytes: int) -> str:
     """A size in decimal units, three significant digits.
 
-    >>> byte_size(999), byte_size(1_234_567), byte_size(45_600_000), byte_size(7_000_000_000)
-    ('999 B', '1.23 MB', '45.6 MB', '7.00 GB')
+    >>> byte_size(999), byte_size(1_234_567), byte_size(45_600_000), byte_size(7_000_000_000_000)
+    ('999 B', '1.23 MB', '45.6 MB', '7.00 TB')
     """
     size = float(n_bytes)
-    for unit in ("B", "kB", "MB"):
+    for unit in ("B", "kB", "MB", "GB"):
         if abs(size) < 999.5:
             return f"{n_bytes} B" if unit == "B" else f"{significant(size)} {unit}"
         size /= 1000.0
-    return f"{significant(size)} GB"
+    return f"{significant(size)} TB"
 
 
 def seconds(value: float) -> str:
