@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +29,12 @@ RELATIVE_TOLERANCE = 1e-5
 """Two routes are equal when they differ by at most this share of the largest absolute value (A12)."""
 
 
-Array = Any
-"""A tensor or a NumPy array: what works on both uses the operators that both have."""
-
-Gradients = Callable[[Array, Array | None], Array]
+Gradients = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One forward pass; its arrays are tensors, or NumPy arrays where the plan works on the host.
+    """One forward pass.
 
     Attributes:
         logits: Shape (N, C).
@@ -48,8 +45,8 @@ class Pass:
             Grad-CAM asks for, and cheaper than ``gradients`` where a plan can average beforehand.
     """
 
-    logits: Array
-    activations: Array
+    logits: Tensor
+    activations: Tensor
     gradients: Gradients
     mean_gradients: Gradients
 
@@ -116,30 +113,23 @@ class ClosedForm:
         model: The classifier.
         target: The target layer.
         linears: W_1 to W_L in the order of execution.
-        on_host: Hand the forward pass's results to NumPy. For one sample the calls into torch cost
-            more than their arithmetic, NumPy's cost a third of them.
     """
 
     model: nn.Module
     target: Target
     linears: tuple[nn.Linear, ...]
-    on_host: bool = False
     name: ClassVar[str] = "closed form"
 
     def run(self, x: Tensor) -> Pass:
         """Run the model on a batch; after average pooling the gradients have positions of length one."""
-        logits, tapped, hidden = self._forward(x)
-        activations: Array = self.target.arrange(tapped)
-        if self.on_host:
-            logits, activations = logits.numpy(), activations.numpy()
-            hidden = [values.numpy() for values in hidden]
+        logits, activations, hidden = self.forward(x)
         ones = (1,) * (activations.ndim - 2)
         n_positions = math.prod(activations.shape[2:])
         pooled = self.linears[0].in_features == activations.shape[1]
 
-        def back(first: Array, classes: Array, rivals: Array | None) -> Array:
+        def back(first: Tensor, classes: Tensor, rivals: Tensor | None) -> Tensor:
             """Rows of the product of all layers' weights, with ``first`` in place of W_1."""
-            weights = [first, *(self._weight(linear) for linear in self.linears[1:])]
+            weights = [first, *(linear.weight.detach() for linear in self.linears[1:])]
             gradient = weights[-1][classes]
             if rivals is not None:
                 gradient = gradient - weights[-1][rivals]
@@ -147,33 +137,29 @@ class ClosedForm:
                 gradient = (gradient * (after_relu > 0)) @ weight
             return gradient
 
-        def gradients(classes: Array, rivals: Array | None) -> Array:
-            gradient = back(self._weight(self.linears[0]), classes, rivals)
+        def gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
+            gradient = back(self.linears[0].weight.detach(), classes, rivals)
             if pooled:  # the positions of this input, which may be larger than the example
                 return (gradient / n_positions).reshape(*gradient.shape, *ones)
             return gradient.reshape(activations.shape)
 
-        def mean_gradients(classes: Array, rivals: Array | None) -> Array:
+        def mean_gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
             if pooled:
                 return gradients(classes, rivals)
             n, n_maps = activations.shape[:2]
             if n <= _FEW_ROWS:
-                full = back(self._weight(self.linears[0]), classes, rivals)
+                full = back(self.linears[0].weight.detach(), classes, rivals)
                 gradient = full.reshape(n, n_maps, n_positions).sum(2) / n_positions
             else:  # averaging before the product saves the larger part of many rows' work
-                first = self._weight(self.linears[0])
+                first = self.linears[0].weight.detach()
                 folded = first.reshape(len(first), n_maps, n_positions).sum(2) / n_positions
                 gradient = back(folded, classes, rivals)
             return gradient.reshape(n, n_maps, *ones)
 
         return Pass(logits, activations, gradients, mean_gradients)
 
-    def _weight(self, linear: nn.Linear) -> Array:
-        weight = linear.weight.detach()
-        return weight.numpy() if self.on_host else weight
-
-    def _forward(self, x: Tensor) -> tuple[Any, Tensor, list[Any]]:
-        """Logits, the layer's output, and the inputs of the linear layers."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits, activations in the layout (N, K, *positions), and the inputs of the linear layers."""
         kept: list[Tensor] = []
         hidden: list[Tensor] = []
 
@@ -191,7 +177,7 @@ class ClosedForm:
             raise ModelError(
                 f"{expected}, got {len(hidden)} calls; build a new scorer after exchanging layers"
             )
-        return logits, kept[0], hidden
+        return logits, self.target.arrange(kept[0]), hidden
 
 
 @dataclass(frozen=True)

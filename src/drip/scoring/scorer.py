@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -14,26 +15,30 @@ from torch import Tensor, nn
 
 from drip.errors import DripError, InputError, ModelError
 from drip.scoring.cam import MAPS, mean_over_positions, normalise
+from drip.scoring.host import host_scores
 from drip.scoring.inputs import Batch, notes_on, require_finite, to_classes, to_host, to_input
 from drip.scoring.layout import Reshape
-from drip.scoring.plans import RELATIVE_TOLERANCE, Array, Choice, ClosedForm, Pass, Plan, choose_plan, top_two
+from drip.scoring.plans import RELATIVE_TOLERANCE, Choice, ClosedForm, Pass, Plan, choose_plan, top_two
 from drip.scoring.tap import ScoringMode, logits_of
 from drip.scoring.target import Target, find_target
 from drip.types import IntArray, JsonObject, Observations
 
 Heatmap = Literal["raw", "normalised"]
+Result = TypeVar("Result")
+_Scored = tuple[NDArray[np.int64], NDArray[Any], dict[str, NDArray[Any]], NDArray[np.floating[Any]]]
 _CONTRAST_NAMES = ("contrast", "contrast_mean", "contrast_abs")
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """What the example or the first batch fixed."""
+    """What the example or the first batch fixed; ``on_host`` is a plan for :func:`host_scores`."""
 
     target: Target
     choice: Choice
     notes: tuple[str, ...]
     input_shape: tuple[int, ...]
     n_classes: int
+    on_host: ClosedForm | None
 
 
 class TorchScorer:
@@ -190,34 +195,19 @@ class TorchScorer:
         if len(x) == 0:
             return self._no_rows(x)
         with self._lock, ScoringMode(self._modules):
-            run = self._run(x)
-            best, rival = top_two(run.logits) if self._contrast else (run.logits.argmax(1), None)
-            named = {"drip": mean_over_positions(self._heatmaps(run, best))}
-            if rival is not None:
-                difference = self._map_of(run, best, rival)
-                named["contrast"] = mean_over_positions(difference.relu())
-                named["contrast_mean"] = mean_over_positions(difference)
-                named["contrast_abs"] = mean_over_positions(difference.abs())
-            flat = run.activations.reshape(*run.activations.shape[:2], -1)
-            features = flat.sum(2) / flat.shape[2]
+            classes, values, scores, features = self._guarded(x, self._scored)
         # one table: one type and one look for NaN instead of one for each column
-        n_classes = run.logits.shape[1]
-        table = np.empty((len(x), n_classes + len(named)))
-        logits, columns = table[:, :n_classes], dict(zip(named, table.T[n_classes:], strict=True))
-        logits[:] = to_host(run.logits)
+        n_classes = values.shape[1]
+        table = np.empty((len(values), n_classes + len(scores)))
+        logits, columns = table[:, :n_classes], dict(zip(scores, table.T[n_classes:], strict=True))
+        logits[:] = values
         for name, column in columns.items():
-            column[:] = to_host(named[name])
-        if not math.isfinite(table.sum()):
+            column[:] = scores[name]
+        if not math.isfinite(np.add.reduce(table, axis=None)):
             self._require_finite("logits", logits)
             for name, column in columns.items():
                 self._require_finite(f"{name} scores", column)
-        return Observations(
-            classes=to_host(best),
-            logits=logits,
-            named_scores=columns,
-            primary=self._primary,
-            features=to_host(features).astype(np.float32, copy=False),
-        )
+        return Observations(classes, logits, columns, self._primary, features)
 
     def heatmap(self, batch: Batch, classes: IntArray | None = None) -> NDArray[np.float32]:
         r"""Heatmaps for pictures: after the ReLU, normalised if so configured, at feature-map size.
@@ -240,18 +230,36 @@ class TorchScorer:
             self._no_rows(x)
             return np.zeros((0, *self._fixed().target.shape[1:]), dtype=np.float32)
         with self._lock, ScoringMode(self._modules):
-            run = self._run(x)
+            run = self._guarded(x, _run)
             chosen = run.logits.argmax(1) if classes is None else to_classes(classes, like=run.logits)
             heatmaps = to_host(self._heatmaps(run, chosen)).astype(np.float32, copy=False)
         self._require_finite("heatmaps", heatmaps.reshape(len(heatmaps), -1))
         return heatmaps
 
-    def _map_of(self, run: Pass, classes: Array, rivals: Array | None) -> Array:
+    def _scored(self, fixed: _Prepared, x: Tensor) -> _Scored:
+        """Classes, logits, scores by name and pooled features of one pass, as arrays."""
+        if fixed.on_host is not None:
+            classes, logits, scores, features = host_scores(fixed.on_host, x)
+            return classes, logits, {"drip": scores}, features
+        run = _run(fixed, x)
+        best, rival = top_two(run.logits)
+        named = {"drip": mean_over_positions(self._heatmaps(run, best))}
+        if self._contrast:
+            difference = self._map_of(run, best, rival)
+            named["contrast"] = mean_over_positions(difference.relu())
+            named["contrast_mean"] = mean_over_positions(difference)
+            named["contrast_abs"] = mean_over_positions(difference.abs())
+        pooled = to_host(mean_over_positions(run.activations.flatten(0, 1)))
+        features = pooled.reshape(run.activations.shape[:2]).astype(np.float32, copy=False)
+        arrays = {name: to_host(values) for name, values in named.items()}
+        return to_host(best), to_host(run.logits), arrays, features
+
+    def _map_of(self, run: Pass, classes: Tensor, rivals: Tensor | None) -> Tensor:
         gradients = run.mean_gradients if self._method == "gradcam" else run.gradients
         return self._map(run.activations, gradients(classes, rivals))
 
-    def _heatmaps(self, run: Pass, classes: Array) -> Array:
-        heatmaps = self._map_of(run, classes, None).clip(min=0)
+    def _heatmaps(self, run: Pass, classes: Tensor) -> Tensor:
+        heatmaps = self._map_of(run, classes, None).relu()
         return normalise(heatmaps) if self._heatmap == "normalised" else heatmaps
 
     def _score_names(self) -> tuple[str, ...]:
@@ -260,8 +268,8 @@ class TorchScorer:
     def _checked(self, batch: Batch) -> Tensor:
         return to_input(batch, self._dtype, self._device)
 
-    def _run(self, x: Tensor) -> Pass:
-        """One forward pass by the chosen plan, which the first batch fixes; inside ScoringMode."""
+    def _guarded(self, x: Tensor, work: Callable[[_Prepared, Tensor], Result]) -> Result:
+        """One pass over a batch, and what its failure means; the first fixes the plan."""
         if x.is_inference():
             x = x.clone()  # an inference-mode caller's tensor cannot enter a graph
         fixed = self._prepared or self._prepare(x)
@@ -270,7 +278,7 @@ class TorchScorer:
             message = f"batch must have as many axes as {expected}, got shape {tuple(x.shape)}"
             raise InputError(f"{message}; a single sample needs its batch axis too: batch[None]")
         try:
-            return fixed.choice.plan.run(x)
+            return work(fixed, x)
         except Exception as error:  # whatever the user's forward raises
             if tuple(x.shape[1:]) == fixed.input_shape:
                 if isinstance(error, DripError):
@@ -300,14 +308,14 @@ class TorchScorer:
         try:
             target = find_target(self._model, example, self._asked_layer, self._reshape)
             choice = choose_plan(self._model, target, example[:1])
-            choice = self._moved_to_host(choice, example)
+            on_host = self._on_host(choice, example)
         except Exception as error:  # the model took the same batch before
             if isinstance(error, DripError):
                 raise
             message = f"the model must run with hooks and a graph behind a layer, it failed: {_words(error)}"
             raise ModelError(f"{message}; give another layer=, or reshape= if that is what failed") from error
         notes = (*target.notes, *notes_on(logits))
-        self._prepared = _Prepared(target, choice, notes, tuple(x.shape[1:]), logits.shape[1])
+        self._prepared = _Prepared(target, choice, notes, tuple(x.shape[1:]), logits.shape[1], on_host)
         return self._prepared
 
     def _require_finite(self, what: str, values: NDArray[np.floating[Any]]) -> None:
@@ -319,20 +327,20 @@ class TorchScorer:
                     raise ModelError(f"{message}; load a sound checkpoint")
         require_finite(what, values)
 
-    def _moved_to_host(self, choice: Choice, example: Tensor) -> Choice:
-        """The choice with a plan that works in NumPy, where that is possible and gives the same maps."""
+    def _on_host(self, choice: Choice, example: Tensor) -> ClosedForm | None:
+        """The plan, where NumPy can carry it out and gives the same, for one row and for several."""
         plan = choice.plan
         on_cpu = example.device.type == "cpu" and example.dtype == torch.float32
         plain = self._method == "gradcam" and self._heatmap == "raw" and not self._contrast
         if not (isinstance(plan, ClosedForm) and on_cpu and plain):
-            return choice
-        moved = replace(plan, on_host=True)
-        found, expected = (
-            to_host(self._heatmaps(run, run.logits.argmax(1)))
-            for run in (moved.run(example), plan.run(example))
-        )
-        same = np.abs(found - expected).max() <= RELATIVE_TOLERANCE * np.abs(expected).max()
-        return replace(choice, plan=moved) if same else choice
+            return None
+        for x in (example[:1], example):
+            run = plan.run(x)
+            found = host_scores(plan, x).scores
+            expected = to_host(mean_over_positions(self._heatmaps(run, run.logits.argmax(1))))
+            if not np.abs(found - expected).max() <= RELATIVE_TOLERANCE * np.abs(expected).max():
+                return None
+        return plan
 
     def _fixed(self) -> _Prepared:
         if self._prepared is None:
@@ -353,6 +361,11 @@ class TorchScorer:
             primary=self._primary,
             features=np.zeros((0, fixed.target.shape[0]), dtype=np.float32),
         )
+
+
+def _run(fixed: _Prepared, x: Tensor) -> Pass:
+    """One pass by the chosen plan."""
+    return fixed.choice.plan.run(x)
 
 
 def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
