@@ -1,5 +1,6 @@
 """A policy comes back from its file as it was, decides by its windows, and refuses what it does not know."""
 
+import contextlib
 import copy
 import json
 from dataclasses import replace
@@ -7,6 +8,8 @@ from math import inf, nan
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from drip.errors import DripError, InputError, PolicyError
 from drip.policy import FORMAT_VERSION, Histogram, Policy, Provenance, Recipe, class_histograms
@@ -202,6 +205,7 @@ def test_a_file_cut_at_any_byte_is_refused(tmp_path):
         (b'"' + b"x" * 99 + b'"', "is needed, got 'x{56}\\.\\.\\.$"),
         (b'{"format": "other"}', "a JSON object with format 'drip-policy' is needed"),
         (b'{"format": "drip-policy"}', "policy format version 1 is needed, got None; install"),
+        (b'{"format": "drip-policy", "format_version": true}', "version 1 is needed, got True"),
         (
             b'{"format": "drip-policy", "format_version": 2}',
             "version 1 is needed, got 2; install .* or calibrate again",
@@ -276,6 +280,11 @@ def test_every_part_of_the_wrong_type_is_refused_or_harmless(path):
         (("histograms", 0, "counts"), [1, 2.0], "counts are"),
         (("histograms", 0, "counts"), [True], "counts are"),
         (("histograms", 1), 5, "histogram is 5"),
+        (("histograms", 0, "low"), 1e9, "a histogram is from 1000000000.0 to"),
+        (("provenance", "class_names"), ["a", "b"], "2 class_names for 3 classes"),
+        (("provenance", "n_samples"), -1, "n_samples is -1"),
+        (("provenance", "score"), {"beta": 10**400}, "int too large"),
+        (("recipe", "state", "windows", 1, "n"), -1, "n of window of class 1 is -1"),
     ],
 )
 def test_bad_parts_are_named(path, value, message):
@@ -288,6 +297,55 @@ def test_bad_parts_are_named(path, value, message):
     ) as caught:
         Policy.from_json(content)
     assert message in str(caught.value)
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**400, -1, 0, 1, 2, 3, 5e-324, 1e308])
+    | st.floats()
+    | st.text(st.characters(), max_size=4),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=3), values, max_size=3),
+    max_leaves=6,
+)
+
+
+def policy_content(name):
+    rule = available()[name]().calibrate(fake_observations(60, 3))
+    provenance = Provenance(
+        class_names=("a", "b", "c"), score={"layer": "conv"}, input_contract={"shape": [1, 8, 8]}
+    )
+    histograms = (Histogram(0.0, 1.0, (2, 1)), Histogram(0.0, 0.0, ()), Histogram(-1.0, -1.0, (3,)))
+    return Policy.of(rule, n_classes=3, provenance=provenance, histograms=histograms).to_json()
+
+
+CONTENTS = [policy_content(name) for name in sorted(available())]
+
+
+@given(content=st.sampled_from(CONTENTS), data=st.data())
+@settings(max_examples=400, deadline=None)
+def test_what_happened_to_a_policy_file_is_refused_as_such_or_harmless(content, data):
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(list(nodes(content))))
+        content = changed(content, path, data.draw(st.just(DELETED) | JSON_VALUES))
+    try:
+        policy = Policy.from_json(content)
+        from_policy(policy)
+    except PolicyError:
+        return
+    assert Policy.from_json(json.loads(json.dumps(policy.to_json(), allow_nan=False))) == policy
+    assert len(policy.digest) == 64
+    with contextlib.suppress(PolicyError):
+        assert len(policy.windows) == policy.n_classes
+
+
+def test_a_content_nested_too_deep_is_refused():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(PolicyError, match="a complete policy is needed"):
+        Policy.from_json(changed(CONTENT, ("provenance", "score", "deep"), deep))
 
 
 def test_a_window_of_one_score_is_whole():

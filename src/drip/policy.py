@@ -264,13 +264,15 @@ class Policy:
         """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise PolicyError(f"a JSON object with format {FORMAT!r} is needed, got {_brief(content)}")
-        if content.get("format_version") != FORMAT_VERSION:
+        version = content.get("format_version")
+        if type(version) is not int or version != FORMAT_VERSION:
             raise PolicyError(
-                f"policy format version {FORMAT_VERSION} is needed, got {content.get('format_version')!r}; "
+                f"policy format version {FORMAT_VERSION} is needed, got {_brief(version)}; "
                 "install the version of drip that wrote the file or calibrate again"
             )
         try:
-            canonical_json(content)  # NaN and infinity are nowhere allowed
+            text = canonical_json(content)  # NaN and infinity are nowhere allowed,
+            json.loads(text, parse_int=lambda digits: float(int(digits)))  # nor integers beyond float64
             _expect("policy", content, n_classes=int, recipe=dict, provenance=dict, histograms=list)
             _expect("recipe", content["recipe"], name=str, params=dict, state=dict, state_version=int)
             _expect(
@@ -290,7 +292,7 @@ class Policy:
             )
             policy = cls(Recipe(**content["recipe"]), content["n_classes"], provenance, histograms)
             _check(policy)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise PolicyError(
                 f"a complete policy is needed, got one with a bad part: {error!r}; calibrate again"
             ) from error
@@ -376,6 +378,8 @@ def _window(index: int, part: JsonObject) -> Window:
     lower, upper = (inf, -inf) if keeps_all else (float(part["lower"]), float(part["upper"]))
     columns: JsonObject = {**part, **numbers, "lower": lower, "upper": upper}
     window = Window(**columns)
+    if window.n < 0:
+        raise ValueError(f"n of {name} is {window.n}")
     if not keeps_all and not -inf < window.lower <= window.upper < inf:
         raise ValueError(f"{name} is {window.lower} to {window.upper}")
     return window
@@ -386,11 +390,18 @@ def _check(policy: Policy) -> None:
         raise ValueError(f"n_classes is {policy.n_classes}")
     if policy.histograms and len(policy.histograms) != policy.n_classes:
         raise ValueError(f"{len(policy.histograms)} histograms for {policy.n_classes} classes")
-    if not all(isinstance(name, str) for name in policy.provenance.class_names):
-        raise ValueError(f"class_names are {_brief(policy.provenance.class_names)}")
+    names = policy.provenance.class_names
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names are {_brief(names)}")
+    if names and len(names) != policy.n_classes:
+        raise ValueError(f"{len(names)} class_names for {policy.n_classes} classes")
+    if policy.provenance.n_samples < 0:
+        raise ValueError(f"n_samples is {policy.provenance.n_samples}")
     for histogram in policy.histograms:
         if not all(type(count) is int and count >= 0 for count in histogram.counts):
             raise ValueError(f"counts are {_brief(histogram.counts)}")
+        if not histogram.low <= histogram.high:
+            raise ValueError(f"a histogram is from {histogram.low} to {histogram.high}")
     if "windows" in policy.recipe.state and len(policy.windows) != policy.n_classes:
         raise ValueError(f"{len(policy.windows)} windows for {policy.n_classes} classes")
 
