@@ -1,0 +1,413 @@
+"""The two limits of a file, alone with SQLite: pages that are free, frames in the log, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from drip.errors import StoreError, TransactionFullError
+from drip.store.budget import RESERVE_PAGES, Layout
+from drip.store.space import Space
+
+PAGE = 1024
+FRAME = PAGE + 24
+LAYOUT = Layout(budget_bytes=800_000, page_size=PAGE, log_frames=400, max_pages=1000)
+CACHE_AND_PINS = LAYOUT.cache_pages + 8
+
+
+def connect(path):
+    connection = sqlite3.connect(path, isolation_level=None, timeout=0.1, check_same_thread=False)
+    for pragma in (f"page_size = {PAGE}", "journal_mode = WAL", "wal_autocheckpoint = 0"):
+        connection.execute(f"PRAGMA {pragma}").fetchall()
+    return connection
+
+
+@pytest.fixture
+def connection(tmp_path):
+    with contextlib.closing(connect(tmp_path / "f")) as opened:
+        opened.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)")
+        yield opened
+
+
+@pytest.fixture
+def space(connection, tmp_path):
+    opened = Space(connection, tmp_path / "f", LAYOUT, 0.1, 0)
+    opened.apply_limits()
+    assert opened.checkpoint(wait=True)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def reader(space, tmp_path):  # noqa: ARG001  # opened after the log was reset
+    with contextlib.closing(connect(tmp_path / "f")) as opened:
+        yield opened
+
+
+def log_file(tmp_path):
+    return tmp_path / "f-wal"
+
+
+def hold(reader):
+    """Read from the log, and keep it."""
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM t").fetchone()
+
+
+def write(connection, n_pages=1):
+    """Commit a row that takes so many pages of its own."""
+    n_bytes = 900 if n_pages == 1 else n_pages * (PAGE - 4)
+    connection.execute("INSERT INTO t (data) VALUES (?)", (bytes(n_bytes),))
+
+
+# -- the file ------------------------------------------------------------------------------------------
+
+
+def test_free_pages_are_those_that_sqlite_goes_on_to_give(connection, space):
+    free = space.look_up_free_pages()
+    assert space.free_pages == free
+    with pytest.raises(sqlite3.OperationalError, match="full"):  # noqa: PT012  # one of many rows
+        while True:
+            write(connection)
+    (n_rows,) = connection.execute("SELECT count(*) FROM t").fetchone()
+    assert free - 16 < n_rows <= free
+    assert 0 <= space.look_up_free_pages() <= 1
+    assert connection.execute("PRAGMA page_count").fetchone() == (LAYOUT.max_pages - space.free_pages,)
+
+
+def test_pages_that_were_given_back_are_free_again(connection, space):
+    before = space.look_up_free_pages()
+    write(connection, 20)
+    assert before - 22 <= space.look_up_free_pages() <= before - 20
+    connection.execute("DELETE FROM t")
+    assert space.look_up_free_pages() == space.free_pages == before
+
+
+def test_a_file_over_its_share_has_less_than_nothing_free(connection, space, tmp_path):
+    write(connection, 50)
+    (n_pages,) = connection.execute("PRAGMA page_count").fetchone()
+    small = Space(connection, tmp_path / "f", Layout(800_000, PAGE, 400, n_pages - 7), 0.1, 0)
+    assert small.free_pages == 0
+    assert small.look_up_free_pages() == small.free_pages == -7
+    small.close()
+    space.look_up_free_pages()
+
+
+def test_limits_are_told_to_sqlite(connection, space):
+    assert connection.execute("PRAGMA max_page_count").fetchone() == (LAYOUT.max_pages,)
+    assert connection.execute("PRAGMA cache_size").fetchone() == (LAYOUT.cache_pages,)
+    assert space.free_pages == space.look_up_free_pages() > 0
+
+
+def test_the_reserve_for_splits_is_never_given_away(space):
+    free = space.look_up_free_pages()
+    assert space.has_pages(free - RESERVE_PAGES)
+    assert not space.has_pages(free - RESERVE_PAGES + 1)
+    assert space.free_pages == free
+
+
+def test_the_file_is_asked_only_when_what_is_remembered_does_not_suffice(space):
+    free = space.look_up_free_pages()
+    space.free_pages = 10 + RESERVE_PAGES
+    assert space.has_pages(10)
+    assert space.free_pages == 10 + RESERVE_PAGES
+    assert space.has_pages(11)
+    assert space.free_pages == free
+
+
+@pytest.mark.parametrize(("floor", "is_refused"), [(0, False), (700, False), (701, True)])
+def test_the_disk_floor_may_be_reached_but_not_crossed(connection, tmp_path, monkeypatch, floor, is_refused):
+    asked = []
+
+    def statvfs(path):
+        asked.append(path)
+        return SimpleNamespace(f_bavail=7, f_frsize=100, f_bfree=1000, f_bsize=1000)
+
+    space = Space(connection, tmp_path / "f", LAYOUT, 0.1, floor)
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    if is_refused:
+        with pytest.raises(StoreError, match=r"must keep 701 bytes free .*, got 700; free some space"):
+            space.require_disk()
+    else:
+        space.require_disk()
+    assert asked == ([tmp_path] if floor else [])
+    space.close()
+
+
+# -- the log -------------------------------------------------------------------------------------------
+
+
+def n_frames(tmp_path):
+    """What the log's file holds, where it was cut to nothing before."""
+    return max(0, log_file(tmp_path).stat().st_size - 32) // FRAME
+
+
+def test_a_log_that_is_there_at_opening_is_counted(connection, space, tmp_path):
+    space.truncate_log()
+    write(connection, 30)
+    again = Space(connection, tmp_path / "f", LAYOUT, 0.1, 0)
+    assert 30 < again.log_frames == n_frames(tmp_path)
+    again.close()
+
+
+def test_looking_up_the_log_replaces_what_was_announced(connection, space, tmp_path):
+    space.truncate_log()
+    assert space.log_frames == 0
+    write(connection, 5)
+    space.log_frames = 333
+    space.look_up_log()
+    assert space.log_frames == n_frames(tmp_path) > 5
+
+
+def test_a_checkpoint_copies_everything_and_the_next_commit_begins_the_log_anew(connection, space, tmp_path):
+    space.truncate_log()
+    write(connection, 60)
+    space.look_up_log()
+    assert space.log_frames > 60
+    assert space.checkpoint(wait=False)
+    assert space.log_frames == 0
+    copy = tmp_path / "copy"
+    copy.write_bytes((tmp_path / "f").read_bytes())  # without the log
+    with contextlib.closing(sqlite3.connect(copy)) as other:
+        assert other.execute("SELECT length(data) FROM t").fetchall() == [(60 * (PAGE - 4),)]
+    n_bytes = log_file(tmp_path).stat().st_size
+    write(connection, 3)
+    space.look_up_log()
+    assert 3 < space.log_frames < 10
+    assert log_file(tmp_path).stat().st_size == n_bytes
+
+
+def test_what_a_rolled_back_transaction_left_in_the_log_is_cut_off(connection, space, tmp_path):
+    space.truncate_log()
+    connection.execute("BEGIN")
+    for _ in range(3):
+        write(connection, LAYOUT.cache_pages)  # more than the cache holds, so that the log gets it
+    connection.execute("ROLLBACK")
+    assert n_frames(tmp_path) > LAYOUT.cache_pages
+    assert space.checkpoint(wait=True)
+    assert n_frames(tmp_path) == space.log_frames == 0
+    write(connection)
+    space.look_up_log()
+    assert 0 < space.log_frames < 5
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_checkpoint_behind_a_reader_tells_the_true_length_and_keeps_the_wait(
+    connection, space, reader, wait
+):
+    space.truncate_log()
+    write(connection, 5)
+    hold(reader)
+    write(connection, 5)
+    space.log_frames = 333
+    start = time.perf_counter()
+    assert not space.checkpoint(wait=wait)
+    waited = time.perf_counter() - start
+    assert waited > 0.09 if wait else waited < 0.09
+    assert 10 < space.log_frames < 20
+    assert connection.execute("PRAGMA busy_timeout").fetchone() == (100,)
+    reader.execute("COMMIT")
+    assert space.checkpoint(wait=wait)
+    assert space.log_frames == 0
+
+
+def test_a_checkpoint_waits_for_a_reader_that_ends(connection, reader, tmp_path):
+    space = Space(connection, tmp_path / "f", LAYOUT, 10.0, 0)
+    connection.execute("PRAGMA busy_timeout = 10000").fetchall()
+    write(connection, 5)
+    hold(reader)
+    write(connection, 5)
+    timer = threading.Timer(0.2, reader.execute, ["COMMIT"])
+    timer.start()
+    assert space.checkpoint(wait=True)
+    timer.join()
+    space.close()
+
+
+def test_a_checkpoint_inside_a_transaction_is_put_off(connection, space):
+    connection.execute("BEGIN IMMEDIATE")
+    write(connection)
+    assert not space.checkpoint(wait=False)
+    connection.execute("ROLLBACK")
+
+
+class Failing:
+    """A connection whose checkpoints fail in a way of the test's choice."""
+
+    def __init__(self, connection, code):
+        self._connection = connection
+        self._code = code
+
+    def execute(self, sql):
+        if "wal_checkpoint" in sql:
+            error = sqlite3.OperationalError("as the test wants it")
+            error.sqlite_errorcode = self._code
+            raise error
+        return self._connection.execute(sql)
+
+
+@pytest.mark.parametrize(
+    "code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_RECOVERY, sqlite3.SQLITE_LOCKED_SHAREDCACHE]
+)
+def test_a_lock_is_no_failure_of_a_checkpoint(connection, tmp_path, code):
+    space = Space(Failing(connection, code), tmp_path / "f", LAYOUT, 0.1, 0)
+    assert not space.checkpoint(wait=False)
+    assert connection.execute("PRAGMA busy_timeout").fetchone() == (100,)
+    space.close()
+
+
+def test_a_disk_that_fails_in_a_checkpoint_is_told(connection, tmp_path):
+    space = Space(Failing(connection, sqlite3.SQLITE_IOERR_WRITE), tmp_path / "f", LAYOUT, 0.1, 0)
+    with pytest.raises(sqlite3.OperationalError, match="as the test wants it"):
+        space.checkpoint(wait=False)
+    assert connection.execute("PRAGMA busy_timeout").fetchone() == (100,)
+    space.close()
+
+
+def test_a_log_below_both_limits_is_left_alone(connection, space, tmp_path):
+    space.truncate_log()
+    write(connection, 20)
+    space.look_up_log()
+    held = space.log_frames
+    for n_to_come, soft in ((1, held), (LAYOUT.log_frames - held, LAYOUT.log_frames)):
+        space.prepare_log(n_to_come, soft)
+        assert space.log_frames == held == n_frames(tmp_path)
+    space.prepare_log(1, held - 1)
+    assert space.log_frames == 0
+
+
+def test_a_log_that_would_outgrow_its_share_is_reset(connection, space):
+    space.truncate_log()
+    write(connection, 20)
+    space.look_up_log()
+    space.prepare_log(LAYOUT.log_frames - space.log_frames + 1, LAYOUT.log_frames)
+    assert space.log_frames == 0
+
+
+def test_announced_frames_that_were_not_written_do_not_reset_the_log(connection, space, tmp_path):
+    space.truncate_log()
+    write(connection, 20)
+    held = n_frames(tmp_path)
+    space.log_frames = 390
+    space.prepare_log(100, held)
+    assert space.log_frames == held
+    write(connection)
+    assert n_frames(tmp_path) > held  # it went on behind the others
+
+
+def test_a_reader_puts_a_reset_off_until_the_log_has_grown_a_little(connection, space, reader, monkeypatch):
+    write(connection, 20)
+    hold(reader)
+    space.look_up_log()
+    tries = []
+    checkpoint = space.checkpoint
+    monkeypatch.setattr(space, "checkpoint", lambda *, wait: tries.append(wait) or checkpoint(wait=wait))
+    monkeypatch.setattr(space, "look_up_log", lambda: None)  # the test says how long the log is
+    for n_more, n_tries in ((0, 1), (0, 1), (63, 1), (1, 2), (63, 2), (1, 3)):
+        space.log_frames += n_more
+        write(connection)  # behind what the reader reads
+        space.prepare_log(1, 0)
+        assert tries == [False] * n_tries
+    reader.execute("COMMIT")
+    space.log_frames += 64
+    space.prepare_log(1, 0)
+    assert space.log_frames == 0
+    space.log_frames = 1
+    space.prepare_log(1, 0)  # nobody is in the way: at once
+    assert tries == [False] * 5
+
+
+def test_a_log_that_must_be_reset_is_waited_for_and_then_refused(connection, space, reader):
+    space.truncate_log()
+    write(connection, 20)
+    hold(reader)
+    write(connection, 20)
+    space.look_up_log()
+    held = space.log_frames
+    start = time.perf_counter()
+    with pytest.raises(StoreError, match=r"a reader has held it for 0.1 s \(timeout_s\)"):
+        space.prepare_log(LAYOUT.log_frames, 0)
+    assert time.perf_counter() - start > 0.09
+    space.prepare_log(LAYOUT.log_frames - held, LAYOUT.log_frames)  # fits behind
+    assert space.log_frames == held
+    reader.execute("COMMIT")
+    space.prepare_log(LAYOUT.log_frames, 0)
+    assert space.log_frames == 0
+
+
+# -- a transaction -------------------------------------------------------------------------------------
+
+
+def test_operations_and_their_steps_add_up(space):
+    space.start_operation(10)
+    assert space.log_frames == 10
+    space.reserve_frames(7)
+    assert space.log_frames == 17
+    space.start_operation(LAYOUT.log_frames - 17)
+    assert space.log_frames == LAYOUT.log_frames  # to the last frame
+
+
+def test_what_was_announced_and_not_written_makes_room_for_more(space):
+    space.start_operation(LAYOUT.log_frames)
+    space.start_operation(50)  # nothing was written: at most what the cache holds is still to come
+    assert space.log_frames == CACHE_AND_PINS + 50
+    space.log_frames = LAYOUT.log_frames
+    space.reserve_frames(30)  # and what the operation has announced
+    assert space.log_frames == CACHE_AND_PINS + 50 + 30
+    space.log_frames = LAYOUT.log_frames
+    space.start_operation(20)  # the former operation is done
+    assert space.log_frames == CACHE_AND_PINS + 20
+
+
+def test_what_was_written_counts(connection, space, tmp_path):
+    space.truncate_log()
+    write(connection, 100)
+    held = n_frames(tmp_path)
+    space.log_frames = LAYOUT.log_frames
+    space.reserve_frames(1)
+    assert space.log_frames == held + CACHE_AND_PINS + 1
+
+
+def test_a_bound_is_never_raised_by_a_look_at_the_log(connection, space):
+    write(connection, 290)  # with the cache more than the bound
+    space.log_frames = LAYOUT.log_frames - 20
+    with pytest.raises(TransactionFullError):
+        space.start_operation(21)
+    assert space.log_frames == LAYOUT.log_frames - 20
+    space.start_operation(20)
+    assert space.log_frames == LAYOUT.log_frames
+
+
+def test_a_step_that_could_outgrow_the_log_is_refused_with_the_numbers(space):
+    room = LAYOUT.log_frames - CACHE_AND_PINS
+    space.log_frames = LAYOUT.log_frames
+    space.start_operation(room)
+    assert space.log_frames == LAYOUT.log_frames
+    with pytest.raises(TransactionFullError) as caught:
+        space.reserve_frames(3)
+    assert str(caught.value) == (
+        f"the transaction must fit the log's share of {400 * FRAME} bytes of the budget of 800000, "
+        f"got {400 * FRAME} bytes so far and up to {3 * FRAME} to come; put fewer samples in one "
+        "transaction, end long readers, or raise budget_bytes or log_bytes"
+    )
+    assert space.log_frames == LAYOUT.log_frames
+
+
+def test_a_transaction_never_writes_more_than_was_announced(connection, space, tmp_path):
+    space.truncate_log()
+    connection.execute("BEGIN")
+    n_done = 0
+    with pytest.raises(TransactionFullError):  # noqa: PT012  # one of many steps
+        while True:
+            space.start_operation(12)
+            write(connection, 6)
+            n_done += 1
+    connection.execute("COMMIT")
+    assert n_done > LAYOUT.log_frames // 12
+    assert n_frames(tmp_path) <= space.log_frames <= LAYOUT.log_frames
