@@ -108,6 +108,37 @@ def test_epochs_are_reported_with_a_falling_loss():
     assert seen[-1][1] < seen[0][1]
 
 
+@pytest.mark.parametrize(("steps", "epochs"), [(1, 1), (4, 1), (5, 2), (11, 3)])
+def test_steps_count_the_batches_whatever_the_epochs(steps, epochs):
+    batches, seen = [], []
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = small()
+
+        def forward(self, x):
+            batches.append(len(x))
+            return self.net(x)
+
+    config = replace(QUICK, epochs=9, steps=steps)
+    train(Spy, examples(64, 0), config=config, on_epoch=lambda *row: seen.append(row))
+    assert batches == [16] * steps
+    assert [epoch for epoch, _ in seen] == list(range(1, epochs + 1))
+    assert all(0 < loss < 3 for _, loss in seen)
+
+
+def test_the_steps_of_whole_epochs_give_the_model_of_these_epochs():
+    by_epochs = train(small, examples(64, 0), config=replace(QUICK, epochs=3))
+    by_steps = train(small, examples(64, 0), config=replace(QUICK, epochs=1, steps=12))
+    assert model_digest(by_epochs) == model_digest(by_steps)
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(InputError, match="steps must be at least 1, or None to count epochs, got 0"):
+        TrainConfig(steps=0)
+
+
 @pytest.mark.parametrize("n", [2, 3, 5, 7, 9, 17, 33])
 @pytest.mark.parametrize("batch_size", [2, 4, 16])
 def test_no_batch_has_a_single_example_which_would_break_batch_normalisation(n, batch_size):

@@ -31,12 +31,14 @@ class TrainConfig:
     """How a model is trained: AdamW, one-cycle learning rate, cross-entropy.
 
     Attributes:
-        epochs: Passes over the examples, at least 1.
+        epochs: Passes over the examples, at least 1; without meaning where ``steps`` is given.
         batch_size: Examples per step, at least 2.
         learning_rate: Peak of the one-cycle schedule, positive.
         weight_decay: Decoupled weight decay, at least 0.
         seed: Seed of initial weights and order; equal seeds on one machine give equal models.
         device: Where to train, such as ``cpu`` or ``cuda``.
+        steps: Optimiser steps in all, at least 1, to compare sets of different sizes at equal work; None
+            takes as many as ``epochs`` passes need.
     """
 
     epochs: int = 10
@@ -45,6 +47,7 @@ class TrainConfig:
     weight_decay: float = 1e-2
     seed: int = 0
     device: str = "cpu"
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -57,6 +60,8 @@ class TrainConfig:
                 "epochs must be at least 1, batch_size at least 2, learning_rate positive and weight_decay "
                 f"at least 0, got {self}"
             )
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"steps must be at least 1, or None to count epochs, got {self.steps}")
 
 
 @dataclass(frozen=True)
@@ -235,16 +240,15 @@ def _fit(
     on_epoch: Callable[[int, float], None] | None,
 ) -> None:
     # A batch of one example would break batch normalisation: batches are equal to one, at least two.
-    n_steps = max(1, min(round(total / config.batch_size), total // 2))
+    per_epoch = max(1, min(round(total / config.batch_size), total // 2))
+    n_steps = config.steps or per_epoch * config.epochs
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.learning_rate, total_steps=n_steps * config.epochs + 1
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=n_steps + 1)
     order = np.random.default_rng(config.seed)
-    for epoch in range(1, config.epochs + 1):
-        loss_sum = 0.0
-        for rows in np.array_split(order.permutation(total), n_steps):
+    for epoch, done in enumerate(range(0, n_steps, per_epoch), start=1):
+        loss_sum, n_seen = 0.0, 0
+        for rows in np.array_split(order.permutation(total), per_epoch)[: n_steps - done]:
             inputs, labels = _fetch(parts, rows)
             optimiser.zero_grad(set_to_none=True)
             logits = model(inputs.to(config.device))
@@ -254,10 +258,11 @@ def _fit(
             optimiser.step()
             schedule.step()
             loss_sum += float(loss.detach()) * len(rows)
+            n_seen += len(rows)
         if not np.isfinite(loss_sum):
             raise ModelError(f"a finite loss is needed, got {loss_sum} in epoch {epoch}; lower learning_rate")
         if on_epoch is not None:
-            on_epoch(epoch, loss_sum / total)
+            on_epoch(epoch, loss_sum / n_seen)
 
 
 def _fetch(parts: Sequence[Examples], rows: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
