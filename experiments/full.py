@@ -1,0 +1,393 @@
+"""The full regime: the networks and trainings of section IV-B, as far as the data at hand allow.
+
+What stays frozen runs once over every row (a bank); only the rest is trained and scored.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from drip.datasets import load
+from drip.errors import InputError, ModelError
+from drip.files import atomic_writer, canonical_json, sha256_hex
+from drip.models import AudioCNN, EfficientNetB0, MobileNetV2, SmallCNN, cut_before_last_seven, load_features
+from drip.retrain import Examples, TrainConfig, train
+from drip.scoring import TorchScorer, model_digest
+from drip.types import FloatArray, IntArray, JsonObject, Observations
+from experiments.bank import build_bank
+from experiments.head import INPUT_SIZE
+from experiments.recipes import RECIPES, Recipe, Training
+from experiments.sizes import encoded_sizes
+from experiments.views import network_inputs
+
+_BATCH = 256
+
+Inputs = Callable[[IntArray], NDArray[np.float32]]
+Progress = Callable[[str, int, int], None]
+Pretrained = EfficientNetB0 | MobileNetV2
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network.
+
+    Attributes:
+        network: From what is kept of a row (input, or output of the frozen part) to logits, in eval mode.
+        steps: Optimiser steps that it took.
+    """
+
+    network: nn.Module
+    steps: int
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What is trained, and on what.
+
+    Attributes:
+        make: Makes the network with its initial weights, called under the seed (A8).
+        inputs: What the network takes of the given rows.
+        config: What both depend on.
+    """
+
+    make: Callable[[], nn.Module]
+    inputs: Inputs
+    config: JsonObject
+
+
+class FullRegime:
+    """Trains and scores networks; a trained network is kept on disk, so that a killed run finds it again.
+
+    Args:
+        labels: True classes of the rows, shape (n_rows,).
+        n_classes: Number of classes.
+        backbone: What is trained.
+        recipe: How it is trained.
+        sizes: Gives the encoded bytes of the rows, shape (n_rows,); called once, when they are needed.
+        cache: Folder for trained networks.
+        groups: See :class:`experiments.regimes.Regime`.
+        device: Where to train and score, such as ``cpu`` or ``cuda``.
+    """
+
+    name = "full"
+
+    def __init__(
+        self,
+        labels: IntArray,
+        n_classes: int,
+        backbone: Backbone,
+        recipe: Recipe,
+        sizes: Callable[[], IntArray],
+        cache: Path,
+        groups: IntArray | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.labels, self.n_classes, self.groups = labels, n_classes, groups
+        self.recipe, self.device = recipe, device
+        self._backbone = backbone
+        self._models = cache / "models"
+        self._compute_sizes = sizes
+
+    @classmethod
+    def of(
+        cls,
+        dataset: str,
+        *,
+        cache: Path,
+        device: str = "cpu",
+        backbone: str | None = None,
+        weights: str | Path | None = None,
+        recipe: Recipe | None = None,
+        limit: int | None = None,
+        on_progress: Progress | None = None,
+    ) -> FullRegime:
+        """The full regime of a data set; what its frozen part gives is computed where it is not in the cache.
+
+        Args:
+            dataset: A key of :data:`experiments.recipes.RECIPES`.
+            cache: Folder for frozen features, sizes and trained networks.
+            device: Where to train and score.
+            backbone: Another network than the recipe's; ``efficientnet_b0`` is the paper's for images.
+            weights: File or URL of its ImageNet weights: for ``efficientnet_b0`` a ``state_dict`` with
+                torchvision's names, for ``mobilenet_v2`` an npz file; None takes MobileNetV2's from the
+                folder that DRIP_DATA names.
+            recipe: Another recipe than the data set's.
+            limit: Only so many rows, drawn once with seed 0; None takes all.
+            on_progress: See :func:`experiments.bank.build_bank`.
+
+        Raises:
+            InputError: unknown data set or backbone, or weights that are nowhere.
+            ModelError: weights that do not fit.
+        """
+        if dataset not in RECIPES:
+            raise InputError(f"dataset must be one of {', '.join(RECIPES)}, got {dataset!r}")
+        recipe = recipe or RECIPES[dataset]
+        recipe = replace(recipe, backbone=backbone or recipe.backbone)
+        data = load(dataset)
+        n_classes = len(data.class_names)
+        chosen = np.arange(len(data))
+        if limit is not None and limit < len(data):
+            chosen = np.sort(np.random.default_rng(0).choice(len(data), limit, replace=False))
+        config: JsonObject = {"dataset": dataset, "n_rows": len(chosen)}
+        shape = data.contract.shape
+        small: dict[str, Callable[[], nn.Module]] = {
+            "small_cnn": lambda: SmallCNN(shape[0], n_classes, recipe.width),
+            "audio_cnn": lambda: AudioCNN(n_classes, shape[1], recipe.width),
+        }
+        if recipe.backbone in small:
+            make = small[recipe.backbone]
+            trained = Backbone(lambda: _fast(make()), lambda rows: data.inputs(chosen[rows]), config)
+        else:
+            whole = pretrained(recipe.backbone, n_classes, weights, cache)
+            size = INPUT_SIZE[dataset]
+            trained = banked(
+                whole,
+                lambda rows: network_inputs(data, chosen[rows], "clean", size),
+                {**config, "input_size": size},
+                cache,
+                device,
+                on_progress,
+            )
+        groups = None if data.groups is None else data.groups[chosen]
+        return cls(
+            data.labels[chosen],
+            n_classes,
+            trained,
+            recipe,
+            lambda: encoded_sizes(data, cache)[chosen],
+            cache,
+            groups,
+            device,
+        )
+
+    @property
+    def config(self) -> JsonObject:
+        """Data, backbone and recipe."""
+        return {**self._backbone.config, "recipe": asdict(self.recipe)}
+
+    @cached_property
+    def sizes(self) -> IntArray:
+        """Encoded bytes of the rows."""
+        return self._compute_sizes()
+
+    def fit(self, rows: IntArray, labels: IntArray, *, seed: int, full_rows: int | None = None) -> Trained:
+        """Train a network, or find it in the cache; see :meth:`experiments.regimes.Regime.fit`."""
+        steps = self.recipe.steps(full_rows or len(rows))
+        path = self._path(rows, labels, seed, steps)
+        if path.exists():
+            return Trained(self._restored(path), steps)
+        config = TrainConfig(
+            batch_size=self.recipe.batch_size,
+            learning_rate=self.recipe.learning_rate,
+            weight_decay=self.recipe.weight_decay,
+            seed=seed,
+            device=self.device,
+            steps=steps,
+        )
+        training = train(
+            lambda: Training(self._backbone.make(), self.recipe.augmentation),
+            Examples(self._backbone.inputs(rows), np.asarray(labels, np.int64)),
+            config=config,
+        )
+        assert isinstance(training, Training)  # noqa: S101  # what the factory makes
+        state = {name: value.detach().cpu() for name, value in training.network.state_dict().items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_writer(path) as file:
+            torch.save(state, file)
+        return Trained(training.network, steps)
+
+    def observe(self, model: Trained, rows: IntArray) -> Observations:
+        """Scores by the product's own scorer, on the maps that enter the head."""
+        head = copy.deepcopy(model.network)
+        head.features = nn.Identity()  # its maps are at hand: one forward pass serves both scorers
+        raw = TorchScorer(head, layer="features", contrast=True)
+        normalised = TorchScorer(head, layer="features", heatmap="normalised")
+        features = model.network.get_submodule("features")
+        parts = []
+        for start in range(0, max(1, len(rows)), _BATCH):
+            mine = rows[start : start + _BATCH]
+            with torch.no_grad():
+                maps = features(self._batch(mine))
+            found = raw.score(maps)
+            scores = {
+                "drip": found.named_scores["drip"],
+                "contrast": found.named_scores["contrast"],
+                "drip_normalised": normalised.score(maps).scores,
+            }
+            parts.append(
+                Observations(
+                    classes=found.classes,
+                    logits=found.logits,
+                    named_scores=scores,
+                    features=found.features,
+                    n_bytes=self.sizes[mine],
+                )
+            )
+        return Observations.concatenate(parts)
+
+    def logits(self, model: Trained, rows: IntArray) -> FloatArray:
+        """Logits of the rows, shape (n, n_classes)."""
+        result = np.empty((len(rows), self.n_classes))
+        with torch.inference_mode():
+            for start in range(0, len(rows), _BATCH):
+                mine = slice(start, start + _BATCH)
+                result[mine] = model.network(self._batch(rows[mine])).cpu().numpy()
+        return result
+
+    def steps(self, model: Trained) -> int:
+        """Optimiser steps of the fit."""
+        return model.steps
+
+    def _batch(self, rows: IntArray) -> Tensor:
+        return torch.from_numpy(self._backbone.inputs(rows)).to(self.device)
+
+    def _path(self, rows: IntArray, labels: IntArray, seed: int, steps: int) -> Path:
+        """Where the network of this training lies."""
+        arrays = (np.ascontiguousarray(array, np.int64).tobytes() for array in (rows, labels))
+        key = canonical_json(
+            {
+                "config": self.config,
+                "seed": seed,
+                "steps": steps,
+                "torch": torch.__version__,
+                "arrays": [sha256_hex(array) for array in arrays],
+            }
+        )
+        return self._models / f"{sha256_hex(key)[:32]}.pt"
+
+    def _restored(self, path: Path) -> nn.Module:
+        network = self._backbone.make().to(self.device)
+        network.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
+        return network.eval()
+
+
+def pretrained(
+    backbone: str, n_classes: int, weights: str | Path | None, cache: Path
+) -> Callable[[], Pretrained]:
+    """Makes a network with ImageNet features and a new classifier, drawn from torch's generator.
+
+    Args:
+        backbone: ``mobilenet_v2`` or ``efficientnet_b0``.
+        n_classes: Number of classes.
+        weights: See :meth:`FullRegime.of`.
+        cache: Folder for downloaded weights.
+
+    Raises:
+        InputError: unknown backbone, or no weights.
+        ModelError: the weights do not fit.
+    """
+    if backbone == "mobilenet_v2":
+        first = MobileNetV2(n_classes, first_expansion=True)
+        load_features(first, weights or _data_folder() / "mobilenet_v2_imagenet_features.npz")
+        state = first.features.state_dict()
+    elif backbone == "efficientnet_b0":
+        state = _efficientnet_features(weights, cache)
+    else:
+        raise InputError(
+            f"backbone must be small_cnn, audio_cnn, mobilenet_v2 or efficientnet_b0, got {backbone!r}"
+        )
+
+    def make() -> Pretrained:
+        model: Pretrained = (
+            MobileNetV2(n_classes, first_expansion=True)
+            if backbone == "mobilenet_v2"
+            else EfficientNetB0(n_classes)
+        )
+        model.features.load_state_dict(state)
+        return model
+
+    return make
+
+
+def banked(
+    whole: Callable[[], Pretrained],
+    inputs: Callable[[IntArray], Tensor],
+    config: JsonObject,
+    cache: Path,
+    device: str,
+    on_progress: Progress | None,
+) -> Backbone:
+    """The trained tail of a network, on the kept outputs of its frozen part (A10).
+
+    Args:
+        whole: Makes the network with its initial weights.
+        inputs: Rows to the network's inputs.
+        config: What the inputs depend on, with their number ``n_rows``.
+        cache: Folder for the outputs.
+        device: Where to compute them.
+        on_progress: See :func:`experiments.bank.build_bank`.
+    """
+    model = whole()
+    config = {
+        **config,
+        "backbone": f"{type(model).__name__}:{model_digest(model.features)[:16]}",
+        "cut": "last seven",
+        "frozen_outputs": "float16",
+    }
+    frozen = _Frozen(cut_before_last_seven(model)[0], device)
+    bank = build_bank(
+        cache, frozen, lambda rows, _view: inputs(rows), config["n_rows"], ("clean",), config, on_progress
+    )
+    return Backbone(lambda: _fast(cut_before_last_seven(whole())[1]), bank.take_maps, config)
+
+
+class _Frozen(nn.Module):
+    """The frozen part on its device, from and to the CPU."""
+
+    def __init__(self, stages: nn.Module, device: str) -> None:
+        super().__init__()
+        self._stages = _fast(stages.to(device))
+        self._device = device
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self._stages(x.to(self._device))
+        return outputs.cpu()
+
+
+def _fast(network: nn.Module) -> nn.Module:
+    """The network with its convolutions' channels last in memory: half the time on a CPU."""
+    fast: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+    return fast
+
+
+def _data_folder() -> Path:
+    folder = os.environ.get("DRIP_DATA")
+    if not folder:
+        raise InputError(
+            "ImageNet weights are needed: set DRIP_DATA to a folder with mobilenet_v2_imagenet_features.npz"
+        )
+    return Path(folder)
+
+
+def _efficientnet_features(weights: str | Path | None, cache: Path) -> dict[str, Any]:
+    """Weights of the feature stages from torchvision's file or URL; a URL's name has the hash."""
+    if weights is None:
+        raise InputError(
+            "efficientnet_b0 needs weights: the file or URL of torchvision's efficientnet_b0, got None"
+        )
+    if str(weights).startswith(("https://", "http://")):
+        state = torch.hub.load_state_dict_from_url(
+            str(weights), str(cache / "weights"), "cpu", progress=False, check_hash=True, weights_only=True
+        )
+    else:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    prefix = "features."
+    features = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    try:
+        EfficientNetB0(2).features.load_state_dict(features)
+    except RuntimeError as error:
+        raise ModelError(
+            f"weights of torchvision's efficientnet_b0 are needed, got {weights}: {error}"
+        ) from error
+    return features
