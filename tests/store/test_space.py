@@ -54,6 +54,12 @@ def log_file(tmp_path):
     return tmp_path / "f-wal"
 
 
+def patient(connection, tmp_path, timeout_s):
+    """Another view of the same file, which waits so long for readers."""
+    connection.execute(f"PRAGMA busy_timeout = {1000 * timeout_s:.0f}").fetchall()
+    return Space(connection, tmp_path / "f", LAYOUT, timeout_s, 0)
+
+
 def hold(reader):
     """Read from the log, and keep it."""
     reader.execute("BEGIN")
@@ -72,6 +78,10 @@ def write(connection, n_pages=1):
 def test_free_pages_are_those_that_sqlite_goes_on_to_give(connection, space):
     free = space.look_up_free_pages()
     assert space.free_pages == free
+    connection.execute("BEGIN")
+    for _ in range(free - 20):
+        write(connection)
+    connection.execute("COMMIT")
     with pytest.raises(sqlite3.OperationalError, match="full"):  # noqa: PT012  # one of many rows
         while True:
             write(connection)
@@ -103,6 +113,7 @@ def test_limits_are_told_to_sqlite(connection, space):
     assert connection.execute("PRAGMA max_page_count").fetchone() == (LAYOUT.max_pages,)
     assert connection.execute("PRAGMA cache_size").fetchone() == (LAYOUT.cache_pages,)
     assert space.free_pages == space.look_up_free_pages() > 0
+    assert space.soft_frames == LAYOUT.soft_frames == 200
 
 
 def test_the_reserve_for_splits_is_never_given_away(space):
@@ -110,6 +121,8 @@ def test_the_reserve_for_splits_is_never_given_away(space):
     assert space.has_pages(free - RESERVE_PAGES)
     assert not space.has_pages(free - RESERVE_PAGES + 1)
     assert space.free_pages == free
+    space.free_pages = 0
+    assert space.has_pages(free - RESERVE_PAGES)
 
 
 def test_the_file_is_asked_only_when_what_is_remembered_does_not_suffice(space):
@@ -197,10 +210,11 @@ def test_what_a_rolled_back_transaction_left_in_the_log_is_cut_off(connection, s
     assert 0 < space.log_frames < 5
 
 
-@pytest.mark.parametrize("wait", [False, True])
+@pytest.mark.parametrize(("wait", "timeout_s"), [(False, 20.0), (True, 0.2)])
 def test_a_checkpoint_behind_a_reader_tells_the_true_length_and_keeps_the_wait(
-    connection, space, reader, wait
+    connection, reader, tmp_path, wait, timeout_s
 ):
+    space = patient(connection, tmp_path, timeout_s)
     space.truncate_log()
     write(connection, 5)
     hold(reader)
@@ -209,17 +223,17 @@ def test_a_checkpoint_behind_a_reader_tells_the_true_length_and_keeps_the_wait(
     start = time.perf_counter()
     assert not space.checkpoint(wait=wait)
     waited = time.perf_counter() - start
-    assert waited > 0.09 if wait else waited < 0.09
+    assert waited > 0.19 if wait else waited < 10.0
     assert 10 < space.log_frames < 20
-    assert connection.execute("PRAGMA busy_timeout").fetchone() == (100,)
+    assert connection.execute("PRAGMA busy_timeout").fetchone() == (1000 * timeout_s,)
     reader.execute("COMMIT")
     assert space.checkpoint(wait=wait)
     assert space.log_frames == 0
+    space.close()
 
 
 def test_a_checkpoint_waits_for_a_reader_that_ends(connection, reader, tmp_path):
-    space = Space(connection, tmp_path / "f", LAYOUT, 10.0, 0)
-    connection.execute("PRAGMA busy_timeout = 10000").fetchall()
+    space = patient(connection, tmp_path, 20.0)
     write(connection, 5)
     hold(reader)
     write(connection, 5)
@@ -341,6 +355,33 @@ def test_a_log_that_must_be_reset_is_waited_for_and_then_refused(connection, spa
     assert space.log_frames == 0
 
 
+def test_a_log_that_just_suffices_is_not_waited_for(connection, reader, tmp_path):
+    space = patient(connection, tmp_path, 20.0)
+    space.truncate_log()
+    write(connection, 20)
+    hold(reader)
+    write(connection, 20)
+    space.look_up_log()
+    start = time.perf_counter()
+    space.prepare_log(LAYOUT.log_frames - space.log_frames, 0)
+    assert time.perf_counter() - start < 10.0
+    space.close()
+
+
+@pytest.mark.parametrize(("n_left", "is_refused"), [(100, False), (101, True)])
+def test_a_log_that_another_writer_reset_meanwhile_is_taken_as_it_is(space, monkeypatch, n_left, is_refused):
+    def checkpoint(*, wait):
+        space.log_frames = n_left if wait else space.log_frames
+        return False  # a reader holds the new one
+
+    monkeypatch.setattr(space, "checkpoint", checkpoint)
+    monkeypatch.setattr(space, "look_up_log", lambda: None)
+    space.log_frames = LAYOUT.log_frames
+    with pytest.raises(StoreError, match="reader") if is_refused else contextlib.nullcontext():
+        space.prepare_log(LAYOUT.log_frames - 100, 0)
+    assert space.log_frames == n_left
+
+
 # -- a transaction -------------------------------------------------------------------------------------
 
 
@@ -351,6 +392,9 @@ def test_operations_and_their_steps_add_up(space):
     assert space.log_frames == 17
     space.start_operation(LAYOUT.log_frames - 17)
     assert space.log_frames == LAYOUT.log_frames  # to the last frame
+    space.log_frames = LAYOUT.log_frames - 10
+    space.start_operation(10)
+    assert space.log_frames == LAYOUT.log_frames  # without a look at the log
 
 
 def test_what_was_announced_and_not_written_makes_room_for_more(space):
