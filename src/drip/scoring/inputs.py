@@ -23,9 +23,8 @@ def to_input(batch: Batch, dtype: torch.dtype, device: torch.device) -> Tensor:
             holds NaN or infinite values (the message names the rows).
     """
     if isinstance(batch, np.ndarray) and batch.dtype.kind == "f":
-        # torch warns of read-only arrays and refuses negative strides
-        ordinary = batch.flags.writeable and batch.flags.c_contiguous
-        tensor = torch.from_numpy(batch if ordinary else batch.copy(order="C"))
+        # torch warns of arrays that are read-only and refuses negative strides
+        tensor = torch.from_numpy(batch if batch.flags.carray else batch.copy(order="C"))
     elif isinstance(batch, Tensor) and batch.is_floating_point():
         tensor = batch.detach()
     elif isinstance(batch, (np.ndarray, Tensor)):

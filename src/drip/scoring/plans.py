@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from drip.errors import ModelError
 from drip.scoring.head import count_linears
-from drip.scoring.tap import run_tapped
+from drip.scoring.tap import Tap, gradient_at, run_tapped
 from drip.scoring.target import Target
 
 _PROBE_SCALES = (1e-2, 1.0, 1e2, 1e4)
@@ -113,11 +113,13 @@ class ClosedForm:
         model: The classifier.
         target: The target layer.
         linears: W_1 to W_L in the order of execution.
+        tap: Takes hold of the activation and of the inputs of the linear layers.
     """
 
     model: nn.Module
     target: Target
     linears: tuple[nn.Linear, ...]
+    tap: Tap
     name: ClassVar[str] = "closed form"
 
     def run(self, x: Tensor) -> Pass:
@@ -160,24 +162,13 @@ class ClosedForm:
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Logits, activations in the layout (N, K, *positions), and the inputs of the linear layers."""
-        kept: list[Tensor] = []
-        hidden: list[Tensor] = []
-
-        def keep_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            hidden.append(inputs[0])
-
-        handles = [linear.register_forward_pre_hook(keep_input) for linear in self.linears]
-        try:
-            logits = _tapped(self.model, self.target, x, kept.append)
-        finally:
-            for handle in handles:
-                handle.remove()
+        logits, tapped, hidden = self.tap.run(self.model, x)
         if len(hidden) != len(self.linears):
             expected = f"the head's {len(self.linears)} linear layers must run once each"
             raise ModelError(
                 f"{expected}, got {len(hidden)} calls; build a new scorer after exchanging layers"
             )
-        return logits, self.target.arrange(kept[0]), hidden
+        return logits, self.target.arrange(tapped), hidden
 
 
 @dataclass(frozen=True)
@@ -238,7 +229,9 @@ def _closed_form(head: HeadVjp, example: Tensor) -> ClosedForm | None:
         return None
     used_once = len(set(linears)) == len(linears)
     fits = linears[0].in_features in (target.shape[0], math.prod(target.shape))
-    return ClosedForm(head.model, target, linears) if used_once and fits else None
+    if not (used_once and fits):
+        return None
+    return ClosedForm(head.model, target, linears, Tap(target.module, target.functions, linears))
 
 
 def top_two(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -264,7 +257,9 @@ def _autograd_pass(logits: Tensor, tapped: Tensor, target: Target) -> Pass:
             seed.scatter_(1, rivals.unsqueeze(1), -1.0)
         # the rows are independent in eval mode, so one backward gives every sample its own gradient;
         # the graph stays for a second seed and goes with the pass
-        (gradient,) = torch.autograd.grad(logits, tapped, seed, retain_graph=True)
+        gradient = gradient_at(tapped, logits, seed, keep_graph=True)
+        if gradient is None:
+            raise ModelError("the logits must depend on the target layer, they do not; choose another layer")
         return target.arrange(gradient)
 
     def mean_gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:

@@ -192,22 +192,15 @@ class TorchScorer:
                 changed its structure.
         """
         x = self._checked(batch)
-        if len(x) == 0:
+        if x.shape[0] == 0:
             return self._no_rows(x)
         with self._lock, ScoringMode(self._modules):
-            classes, values, scores, features = self._guarded(x, self._scored)
-        # one table: one type and one look for NaN instead of one for each column
-        n_classes = values.shape[1]
-        table = np.empty((len(values), n_classes + len(scores)))
-        logits, columns = table[:, :n_classes], dict(zip(scores, table.T[n_classes:], strict=True))
-        logits[:] = values
-        for name, column in columns.items():
-            column[:] = scores[name]
-        if not math.isfinite(np.add.reduce(table, axis=None)):
-            self._require_finite("logits", logits)
-            for name, column in columns.items():
-                self._require_finite(f"{name} scores", column)
-        return Observations(classes, logits, columns, self._primary, features)
+            classes, logits, scores, features = self._guarded(x, self._scored)
+        self._require_finite("logits", logits)
+        for name, column in scores.items():
+            self._require_finite(f"{name} scores", column)
+        columns = {name: column.astype(np.float64) for name, column in scores.items()}
+        return Observations(classes, logits.astype(np.float64), columns, self._primary, features)
 
     def heatmap(self, batch: Batch, classes: IntArray | None = None) -> NDArray[np.float32]:
         r"""Heatmaps for pictures: after the ReLU, normalised if so configured, at feature-map size.
@@ -233,7 +226,7 @@ class TorchScorer:
             run = self._guarded(x, _run)
             chosen = run.logits.argmax(1) if classes is None else to_classes(classes, like=run.logits)
             heatmaps = to_host(self._heatmaps(run, chosen)).astype(np.float32, copy=False)
-        self._require_finite("heatmaps", heatmaps.reshape(len(heatmaps), -1))
+        self._require_finite("heatmaps", heatmaps)
         return heatmaps
 
     def _scored(self, fixed: _Prepared, x: Tensor) -> _Scored:
@@ -320,12 +313,15 @@ class TorchScorer:
 
     def _require_finite(self, what: str, values: NDArray[np.floating[Any]]) -> None:
         """Results are finite; where they are not, weights that are not are the model's fault."""
-        if not np.isfinite(values).all():
+        flat = values.reshape(-1)
+        # a product finds every NaN and infinity, in code that the scores have just run; a sum of squares
+        # may overflow, so a hit is looked at closely
+        if not math.isfinite(np.dot(flat, flat)) and not np.isfinite(values).all():
             for name, parameter in self._model.named_parameters():
                 if not torch.isfinite(parameter).all():
                     message = f"the model's weights must be finite, got NaN or infinity in {name!r}"
                     raise ModelError(f"{message}; load a sound checkpoint")
-        require_finite(what, values)
+            require_finite(what, values)
 
     def _on_host(self, choice: Choice, example: Tensor) -> ClosedForm | None:
         """The plan, where NumPy can carry it out and gives the same, for one row and for several."""

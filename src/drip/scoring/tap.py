@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from drip.errors import ModelError
 
@@ -27,23 +28,25 @@ class ScoringMode:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = modules
         self._training: list[nn.Module] = []
-        self._modes: list[AbstractContextManager[Any]] = []
+        self._outside: AbstractContextManager[Any] | None = None
+        self._had_grad = False
 
     def __enter__(self) -> None:
         """Switch to eval mode without a graph."""
         self._training = [module for module in self._modules if module.training]
         for module in self._training:
             module.training = False
-        self._modes = [torch.no_grad()]
         if torch.is_inference_mode_enabled():
-            self._modes.insert(0, torch.inference_mode(mode=False))
-        for mode in self._modes:
-            mode.__enter__()
+            self._outside = torch.inference_mode(mode=False)
+            self._outside.__enter__()
+        self._had_grad = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
 
     def __exit__(self, *_exception: object) -> None:
         """Put every mode and flag back."""
-        for mode in reversed(self._modes):
-            mode.__exit__(None, None, None)
+        torch.set_grad_enabled(self._had_grad)
+        if self._outside is not None:
+            self._outside.__exit__(None, None, None)
         for module in self._training:
             module.training = True
 
@@ -141,15 +144,103 @@ def run_tapped(
                 output = model(x)
     finally:
         handle.remove()
-    if calls != 1:
-        message = f"the target layer must run exactly once per forward pass, it ran {calls} times"
-        raise ModelError(f"{message}; choose a layer that does")
+    _require_once(calls)
     if chain is not None and chain.remaining:
         message = (
             f"the target layer's output must pass {'+'.join(functions)}, {chain.remaining[0]!r} did not come"
         )
         raise ModelError(f"{message}; build the scorer anew after changing the model")
-    return logits_of(output, len(x))
+    return logits_of(output, x.shape[0])
+
+
+class _Hook:
+    """A hook to be switched on for a pass and off after it; registering it each time costs ten times as much.
+
+    Args:
+        register: ``register_forward_hook`` or the like of a module.
+        call: What it registers.
+    """
+
+    def __init__(
+        self, register: Callable[[Callable[..., None]], RemovableHandle], call: Callable[..., None]
+    ) -> None:
+        handle = register(call)
+        self._hooks: dict[int, Any] = handle.hooks_dict_ref() or {}
+        self._id, self._call = handle.id, call
+        handle.remove()
+
+    def on(self) -> None:
+        """Run it from now on, after all that were registered before."""
+        self._hooks[self._id] = self._call
+
+    def off(self) -> None:
+        """Run it no more."""
+        self._hooks.pop(self._id, None)
+
+
+class Tap:
+    """Takes hold of the target's activation and of what some modules behind it read, pass after pass.
+
+    Nothing of a pass stays here. Two passes at a time would mix their tensors: the caller holds a lock.
+
+    Args:
+        layer: The module whose output is wanted.
+        functions: What ``forward`` applies to it, as for :func:`run_tapped`.
+        readers: The modules whose inputs are wanted.
+    """
+
+    def __init__(self, layer: nn.Module, functions: Sequence[str], readers: Sequence[nn.Module]) -> None:
+        self._layer, self._functions = layer, functions
+        self._outputs: list[Tensor] = []
+        self._inputs: list[Tensor] = []
+        self._hooks = [_Hook(reader.register_forward_pre_hook, self._keep_input) for reader in readers]
+        if not functions:
+            self._hooks.append(_Hook(layer.register_forward_hook, self._keep_output))
+
+    def run(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits of ``model(x)``, the activation, and the readers' inputs in the order of their calls.
+
+        Raises:
+            ModelError: As :func:`run_tapped`.
+        """
+        outputs, inputs = self._outputs, self._inputs
+        try:
+            for hook in self._hooks:
+                hook.on()
+            if self._functions:
+                output = run_tapped(model, self._layer, self._functions, x, outputs.append)
+            else:
+                output = model(x)
+        finally:
+            for hook in self._hooks:
+                hook.off()
+            self._outputs, self._inputs = [], []
+        _require_once(len(outputs))
+        return logits_of(output, x.shape[0]), outputs[0], inputs
+
+    def _keep_input(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._inputs.append(inputs[0])
+
+    def _keep_output(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._outputs.append(output)
+
+
+def _require_once(calls: int) -> None:
+    """The target layer ran in the pass, and ran once."""
+    if calls != 1:
+        message = f"the target layer must run exactly once per forward pass, it ran {calls} times"
+        raise ModelError(f"{message}; choose a layer that does")
+
+
+def gradient_at(leaf: Tensor, logits: Tensor, seed: Tensor, *, keep_graph: bool = False) -> Tensor | None:
+    """Gradient of the sum of ``seed * logits`` at a leaf, None where they do not depend on it.
+
+    Of a number: with ``grad_outputs`` torch loads its symbolic shapes, and SymPy with them, 30 MiB.
+    """
+    with torch.enable_grad():
+        total = (logits * seed).sum()
+    (gradient,) = torch.autograd.grad(total, leaf, retain_graph=keep_graph, allow_unused=True)
+    return gradient
 
 
 def logits_of(output: Any, n_rows: int) -> Tensor:
@@ -167,7 +258,7 @@ def logits_of(output: Any, n_rows: int) -> Tensor:
         )
         raise ModelError(f"{message}; wrap it in a module that returns its logits")
     shape = tuple(logits.shape)
-    if logits.dim() != 2 or len(logits) != n_rows:
+    if len(shape) != 2 or shape[0] != n_rows:
         message = f"the model must return logits of shape ({n_rows}, n_classes), got {shape}"
         raise ModelError(f"{message}; DRIP scores one class per sample: dense outputs need pooling first")
     if shape[1] < 2:

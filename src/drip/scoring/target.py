@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from drip.errors import ModelError
 from drip.scoring.layout import Call, Reshape, arranged_shape, automatic_layout
-from drip.scoring.tap import FunctionChain, logits_of, run_tapped
+from drip.scoring.tap import FunctionChain, gradient_at, logits_of, run_tapped
 
 _POOLS = (
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
@@ -260,8 +260,7 @@ def _gradient(target: Target, model: nn.Module, example: Tensor) -> Tensor | Non
     if not logits.requires_grad:
         return None
     seed = torch.zeros_like(logits).scatter_(1, logits.detach().argmax(1, keepdim=True), 1.0)
-    (gradient,) = torch.autograd.grad(logits, kept, seed, allow_unused=True)
-    return gradient
+    return gradient_at(kept[0], logits, seed)
 
 
 def _reaches_positions(target: Target, gradient: Tensor) -> bool:
