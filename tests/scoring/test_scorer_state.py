@@ -1,5 +1,9 @@
 """The scorer leaves the model as it found it, whatever the caller's modes are, and also on errors."""
 
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +107,67 @@ def test_an_exception_restores_everything():
         TorchScorer(model, example=batch)
     assert torch.is_grad_enabled()
     assert_same(before, snapshot(model))
+
+
+def test_a_hooks_exception_leaves_no_hook_of_the_scorer():
+    model, batch, layer = build("flatten_fc")
+    scorer = TorchScorer(model, layer=layer, example=batch)
+    before = snapshot(model)
+    expected = scorer.score(batch).scores
+    last = model[1][4]
+    handle = last.register_forward_pre_hook(lambda _module, inputs: inputs[1])
+    with pytest.raises(DripError, match="IndexError"):
+        scorer.score(batch)
+    handle.remove()
+    assert_same(before, snapshot(model))
+    assert np.array_equal(scorer.score(batch).scores, expected)
+
+
+def test_the_users_own_hooks_run_before_the_score_is_taken():
+    model, batch, layer = build("flatten_fc")
+    scorer = TorchScorer(model, layer=layer, example=batch)
+    handle = model[0].register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    found = [scorer.score(rows).scores for rows in (batch, batch[:1])]
+    maps = oracle(model, layer, batch)[0]
+    handle.remove()
+    assert_routes_equal(found[0], score_of(maps))
+    assert_routes_equal(found[1], score_of(maps[:1]))
+
+
+@pytest.mark.parametrize("head", ["gap_linear", "flatten_fc", "hardswish_mlp"])
+def test_threads_that_share_a_scorer_get_their_own_scores(head):
+    model, batch, layer = build(head)
+    scorer = TorchScorer(model.train(), layer=layer, example=batch)
+    parts = [batch[row % 6 : row % 6 + 1 + row % 3] for row in range(60)]
+    expected = [scorer.score(part) for part in parts]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(scorer.score, parts))
+    for got, want in zip(found, expected, strict=True):
+        assert np.array_equal(got.scores, want.scores)
+        assert np.array_equal(got.logits, want.logits)
+        assert np.array_equal(got.features, want.features)
+    assert all(module.training for module in model.modules())
+
+
+def test_nothing_of_a_pass_is_kept_and_results_are_not_overwritten():
+    model, batch, layer = build("flatten_fc")
+    scorer = TorchScorer(model, layer=layer, example=batch)
+    first = scorer.score(batch[:1])
+    columns = [first.scores.copy(), first.logits.copy(), first.features.copy()]
+    assert scorer.plan.tap._outputs == scorer.plan.tap._inputs == []
+    scorer.score(batch[1:2])
+    for kept, now in zip(columns, (first.scores, first.logits, first.features), strict=True):
+        assert np.array_equal(kept, now)
+
+
+def test_preparing_does_not_load_sympy():
+    code = (
+        "import sys, numpy as np; from drip.models import SmallCNN; from drip.scoring import TorchScorer; "
+        "batch = np.zeros((1, 1, 8, 8), np.float32); before = 'sympy' in sys.modules; "
+        "scorer = TorchScorer(SmallCNN(1, 3), example=batch); scorer.score(batch); scorer.heatmap(batch); "
+        "assert before or 'sympy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_new_weights_in_the_same_layers_count_at_once():
