@@ -82,6 +82,27 @@ def test_huge_finite_inputs_are_not_mistaken_for_infinity():
         scorer.score(np.full((1, 1, 8, 8), 3e38, dtype=np.float32))
 
 
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_logits_whose_squares_overflow_are_fine(n_rows):
+    small = TorchScorer(Wrapped(lambda y: y), layer="net.features", example=IMAGES).score(IMAGES)
+    large = TorchScorer(Wrapped(lambda y: y), layer="net.features", example=IMAGES)
+    with torch.no_grad():
+        large._model.net.classifier.weight *= 1e25
+        large._model.net.classifier.bias *= 1e25
+    found = large.score(IMAGES[:n_rows])
+    assert np.allclose(found.logits, 1e25 * small.logits[:n_rows], rtol=1e-5)
+    assert np.allclose(found.scores, 1e25 * small.scores[:n_rows], rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_infinities_of_both_signs_are_named_without_a_warning(n_rows):
+    model = Wrapped(lambda y: y)
+    scorer = TorchScorer(model, layer="net.features", example=IMAGES)
+    model.after = lambda y: torch.tensor([[torch.inf, -torch.inf, 1.0]]).expand(len(y), 3)
+    with pytest.raises(NonFiniteError, match="logits must be finite"):
+        scorer.score(IMAGES[:n_rows])
+
+
 def test_logits_that_are_not_finite_are_named():
     model = Wrapped(lambda y: torch.where(torch.arange(len(y))[:, None] == 2, torch.nan, y))
     with pytest.raises(NonFiniteError, match="logits must be finite, got NaN or infinity in rows 2;"):

@@ -49,9 +49,9 @@ def host_scores(plan: ClosedForm, x: Tensor) -> HostScores:
     maps = activations.numpy()
     after_relu = [inputs.numpy() for inputs in hidden[1:]]
     weights = [linear.weight.numpy(force=True) for linear in plan.linears]
-    if len(values) == 1:
-        return _one_row(values, maps, after_relu, weights)
-    return _rows(values, maps, after_relu, weights)
+    follow = _one_row if len(values) == 1 else _rows
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for what is not finite
+        return follow(values, maps, after_relu, weights)
 
 
 def _one_row(

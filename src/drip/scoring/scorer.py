@@ -52,9 +52,9 @@ class TorchScorer:
     or nothing at all, is differentiated (:attr:`plan`). Parameters, gradients, hooks and training
     flags of the model stay as they are; dropout and batch normalisation run in eval mode.
 
-    The target layer and the plan are fixed with ``example``, or else with the first batch; this
-    once keeps the whole model's graph for one sample. Build a new scorer after exchanging layers;
-    new weights in the same layers need none.
+    The target layer and the plan are fixed with ``example``, or else with the first batch, by passes
+    over two of its samples; behind the layer these build a graph. Build a new scorer after
+    exchanging layers; new weights in the same layers need none.
 
     Outputs after a sigmoid or softmax, and multi-label models, cannot be told from logits with
     certainty: give a model that ends with one logit per class (:meth:`describe` warns of rows that
@@ -196,9 +196,10 @@ class TorchScorer:
             return self._no_rows(x)
         with self._lock, ScoringMode(self._modules):
             classes, logits, scores, features = self._guarded(x, self._scored)
-        self._require_finite("logits", logits)
-        for name, column in scores.items():
-            self._require_finite(f"{name} scores", column)
+        if not _looks_finite(logits, *scores.values()):
+            self._require_finite("logits", logits)
+            for name, column in scores.items():
+                self._require_finite(f"{name} scores", column)
         columns = {name: column.astype(np.float64) for name, column in scores.items()}
         return Observations(classes, logits.astype(np.float64), columns, self._primary, features)
 
@@ -313,15 +314,12 @@ class TorchScorer:
 
     def _require_finite(self, what: str, values: NDArray[np.floating[Any]]) -> None:
         """Results are finite; where they are not, weights that are not are the model's fault."""
-        flat = values.reshape(-1)
-        # a product finds every NaN and infinity, in code that the scores have just run; a sum of squares
-        # may overflow, so a hit is looked at closely
-        if not math.isfinite(np.dot(flat, flat)) and not np.isfinite(values).all():
+        if not np.isfinite(values).all():
             for name, parameter in self._model.named_parameters():
                 if not torch.isfinite(parameter).all():
                     message = f"the model's weights must be finite, got NaN or infinity in {name!r}"
                     raise ModelError(f"{message}; load a sound checkpoint")
-            require_finite(what, values)
+        require_finite(what, values)
 
     def _on_host(self, choice: Choice, example: Tensor) -> ClosedForm | None:
         """The plan, where NumPy can carry it out and gives the same, for one row and for several."""
@@ -357,6 +355,13 @@ class TorchScorer:
             primary=self._primary,
             features=np.zeros((0, fixed.target.shape[0]), dtype=np.float32),
         )
+
+
+def _looks_finite(*arrays: NDArray[np.floating[Any]]) -> bool:
+    """False where anything is NaN or infinite, or so large that its square is; in code that has just run."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        flats = [values.reshape(-1) for values in arrays]
+        return math.isfinite(sum(float(np.dot(flat, flat)) for flat in flats))
 
 
 def _run(fixed: _Prepared, x: Tensor) -> Pass:
