@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,12 +32,14 @@ class Finding:
         outcome: The verdict on it alone.
         numbers: What it rests on, in words.
         plain: The outcome by the interval without the correction for re-splits.
+        mean: The mean difference, where one difference decides.
     """
 
     dataset: str
     outcome: Outcome
     numbers: str
     plain: Outcome
+    mean: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,24 @@ class Verdict:
         """Which data sets gave which outcome, in words."""
         if not self.findings:
             return str(self.claim["rule"].get("why", "no data set of it was run"))
-        parts = []
-        for outcome in ("holds", "does not hold", "inconclusive", "not tested"):
-            names = [dataset_name(finding.dataset) for finding in self.findings if finding.outcome == outcome]
-            if names:
-                parts.append(f"{outcome}: {joined(names)}")
-        return "; ".join(parts)
+        by_outcome: dict[str, list[str]] = {}
+        for finding in self.findings:
+            by_outcome.setdefault(finding.outcome, []).append(dataset_name(finding.dataset))
+        if len(by_outcome) == 1:
+            names = next(iter(by_outcome.values()))
+            return {1: names[0], 2: "both data sets"}.get(len(names), f"all {len(names)} data sets")
+        order = ("holds", "does not hold", "inconclusive", "not tested")
+        told = [f"{outcome}: {joined(by_outcome[outcome])}" for outcome in order if outcome in by_outcome]
+        return "; ".join(told)
+
+    @property
+    def brief(self) -> str:
+        """The mean differences, from the smallest to the largest."""
+        means = sorted(finding.mean for finding in self.findings if finding.mean is not None)
+        if not means:
+            return ""
+        low, high = signed(means[0]), signed(means[-1])
+        return f"{low} points" if low == high else f"{low} to {high} points"
 
 
 def judge(evidence: Evidence, claim: Mapping[str, Any], regime: str, arm: str | None = None) -> Verdict:
@@ -160,7 +174,7 @@ def _published(evidence: Evidence, rule: Mapping[str, Any], place: Place, arm: s
     mean = stated[rule["metric"]][0]
     numbers = f"{percent(float(values.mean()))} % here, {percent(mean, 0)} % in Table I; difference "
     finding = _finding(place, compare(values - mean), rule["relation"], rule["margin"])
-    return Finding(finding.dataset, finding.outcome, numbers + finding.numbers, finding.plain)
+    return replace(finding, numbers=numbers + finding.numbers)
 
 
 def _sweep(evidence: Evidence, rule: Mapping[str, Any], place: Place, arm: str) -> Finding:
@@ -243,7 +257,8 @@ def _finding(place: Place, found: Comparison | None, relation: str, bound: float
             place.dataset, "not tested", _too_few([] if found is None else [found.n]), "not tested"
         )
     plain = outcome(found, relation, bound, corrected=False)
-    return Finding(place.dataset, outcome(found, relation, bound), f"{interval(found)}{note}", plain)
+    numbers = f"{interval(found)}{note}"
+    return Finding(place.dataset, outcome(found, relation, bound), numbers, plain, found.mean)
 
 
 def _too_few(counts: list[int]) -> str:

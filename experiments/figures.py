@@ -31,15 +31,29 @@ _STYLE: dict[Any, Any] = {
     "axes.facecolor": "white",
 }
 # Okabe and Ito's colours, of clearly different lightness; every arm also has its own dashes and marker.
+# markers nest, so that lines on top of each other still show both.
 _LOOKS: Mapping[str, dict[str, Any]] = {
     "all": {"color": "#000000", "linestyle": "-", "marker": None},
     "baseline": {"color": "#777777", "linestyle": (0, (1, 1.5)), "marker": None},
-    "drip": {"color": "#0072b2", "linestyle": "-", "marker": "o"},
-    "drip.normalised": {"color": "#009e73", "linestyle": (0, (5, 1.5, 1, 1.5)), "marker": "^"},
-    "random": {"color": "#d55e00", "linestyle": (0, (4, 2)), "marker": "s"},
-    "margin": {"color": "#999933", "linestyle": (0, (2, 1)), "marker": "D"},
+    "drip": {"color": "#0072b2", "linestyle": "-", "marker": "o", "markersize": 3.0},
+    "drip.normalised": {
+        "color": "#009e73",
+        "linestyle": (0, (5, 1.5, 1, 1.5)),
+        "marker": "^",
+        "markersize": 6.0,
+        "markerfacecolor": "none",
+    },
+    "random": {
+        "color": "#d55e00",
+        "linestyle": (0, (4, 2)),
+        "marker": "s",
+        "markersize": 6.5,
+        "markerfacecolor": "none",
+    },
+    "margin": {"color": "#999933", "linestyle": (0, (2, 1)), "marker": "D", "markersize": 4.0},
 }
 _SPARE = ("v", "P", "X", "<", ">", "*")
+_LABEL_GAP = 0.075
 _PAPER_WORDS = {"baseline": "d1", "all": "d13_full", "drip": "d13_hat", "random": "d13_random"}
 _WORDS = {"baseline": "baseline", "all": "all data", "drip": "DRIP", "drip.normalised": "DRIP, normalised"}
 
@@ -116,7 +130,6 @@ def dpw_curves(evidence: Evidence, datasets: Sequence[str], words: Mapping[str, 
         _curves(axis, [100 * value for value in values], curves, words)
         axis.set_title(dataset_name(dataset), fontsize=9)
         axis.set_xlabel("discard percentage window (%)")
-    _legend(figure, axes)
     return figure
 
 
@@ -136,12 +149,11 @@ def noise_curves(evidence: Evidence, dataset: str) -> Figure | None:
             {"label": "wrong labels", "input": "noisy inputs"}.get(str(kind), str(kind)), fontsize=9
         )
         axis.set_xlabel("share of data set 3 that is spoilt (%)")
-    _legend(figure, axes)
     return figure
 
 
 def forest(evidence: Evidence, dataset: str) -> Figure | None:
-    """Every rule minus random at the same count, a panel per retention; thick: t-interval, thin: corrected."""
+    """Every rule minus random at the same count, by retention; thick: t-interval, thin: corrected."""
     retentions = evidence.values_of("retention", "table1", "head", dataset)[::-1]
     places = {
         f"{100 * float(value):g} %": Place("table1", "head", dataset).at(retention=value)
@@ -207,7 +219,7 @@ def heat(evidence: Evidence) -> Figure | None:
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(2, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(3.9 * columns + 0.2, 2.8 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(4.5 * columns if count > 1 else 6.0, 2.8 * rows + 0.2), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axis in axes[count:]:
         axis.set_visible(False)
@@ -218,7 +230,7 @@ def _curves(
     axis: Axes, xs: Sequence[float], curves: Mapping[str, Sequence[Series | None]], words: Mapping[str, str]
 ) -> None:
     """One line per arm with a 95 % band from five runs on; points without runs are left out."""
-    spare = cycle(_SPARE)
+    spare, ends = cycle(_SPARE), []
     for arm, series in curves.items():
         points = [
             (x, compare(one.values("accuracy"))) for x, one in zip(xs, series, strict=True) if one is not None
@@ -228,25 +240,45 @@ def _curves(
         at = [x for x, _ in points]
         means = np.array([100 * found.mean for _, found in points])
         halves = np.array([100 * (found.half or 0.0) for _, found in points])
-        look = _LOOKS.get(arm) or {"color": "#444444", "linestyle": ":", "marker": next(spare)}
-        axis.plot(at, means, label=words.get(arm, arm), linewidth=1.4, markersize=3.5, **look)
-        axis.fill_between(at, means - halves, means + halves, color=look["color"], alpha=0.15, linewidth=0)
+        look = _LOOKS.get(arm) or {
+            "color": "#444444",
+            "linestyle": ":",
+            "marker": next(spare),
+            "markersize": 4.0,
+        }
+        axis.plot(at, means, label=words.get(arm, arm), linewidth=1.3, **look)
+        axis.fill_between(at, means - halves, means + halves, color=look["color"], alpha=0.12, linewidth=0)
+        ends.append((words.get(arm, arm), float(means[-1]), look["color"]))
+    axis.margins(x=0.02)
     axis.set_ylabel("accuracy (%)")
+    _label_ends(axis, ends)
 
 
-def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    handles: dict[str, Any] = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=min(5, len(handles)),
-        frameon=False,
-        handlelength=3.2,
-    )
+def _label_ends(axis: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
+    """Names of the lines at their right ends, moved apart where they would overlap."""
+    low, high = axis.get_ylim()
+    placed = -1.0
+    for word, end, color in sorted(ends, key=lambda each: each[1]):
+        wanted = (end - low) / (high - low)
+        placed = max(wanted, placed + _LABEL_GAP)
+        axis.annotate(
+            word,
+            xy=(1.0, wanted),
+            xytext=(1.05, placed),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            va="center",
+            fontsize=7.5,
+            color=color,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": color,
+                "linewidth": 0.6,
+                "shrinkA": 0,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
+        )
 
 
 def _histogram(axis: Axes, title: str, histogram: Mapping[str, Any]) -> None:

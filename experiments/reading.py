@@ -220,16 +220,20 @@ class Evidence:
             found.setdefault(series.place.file, set()).update(run.commit for run in series.runs.values())
         return {name: sorted(commits) for name, commits in sorted(found.items())}
 
-    def gaps(self) -> dict[str, dict[tuple[int, ...], list[Series]]]:
-        """By result file: missing seeds of 0 to n - 1, and who lacks them; n is the most that any arm has."""
-        highest: dict[str, int] = {}
+    def gaps(self, planned: Mapping[str, int]) -> dict[str, dict[tuple[int, ...], list[Series]]]:
+        """By result file: which of the seeds 0 to n - 1 are missing, and the series that lack them.
+
+        Args:
+            planned: n by result file; where the file has a higher seed, that counts.
+        """
+        last = {name: count - 1 for name, count in planned.items()}
         for series in self.series.values():
             name = series.place.file
-            highest[name] = max(highest.get(name, 0), *series.runs)
+            last[name] = max(last.get(name, 0), *series.runs)
         found: dict[str, dict[tuple[int, ...], list[Series]]] = {}
         for series in self.series.values():
             name = series.place.file
-            missing = tuple(seed for seed in range(highest[name] + 1) if seed not in series.runs)
+            missing = tuple(seed for seed in range(last[name] + 1) if seed not in series.runs)
             if missing:
                 found.setdefault(name, {}).setdefault(missing, []).append(series)
         return found
@@ -256,9 +260,18 @@ def test_over_train(series: Iterable[Series], seeds: Iterable[int]) -> float | N
 
 
 def number(record: Record, name: str) -> float:
-    """A metric, or a plain number of ``extra``; ``savings`` is the share that the rule itself discards."""
+    """A metric, or one of what follows from a record; NaN where it has none.
+
+    ``savings`` is the share that the rule itself discards, ``tenths_spread`` the largest minus the smallest
+    retention by tenth of a stream, ``part:x`` the accuracy on part x of the test.
+    """
     if name == "savings":
         return 1.0 - number(record, "native_retention")
+    if name == "tenths_spread":
+        tenths = record.extra.get("retention_by_tenth")
+        return max(tenths) - min(tenths) if tenths else float("nan")
+    if name.startswith("part:"):
+        return float(record.extra.get("accuracy_by_part", {}).get(name.removeprefix("part:"), "nan"))
     value = record.metrics.get(name, record.extra.get(name))
     return float(value) if isinstance(value, int | float) else float("nan")
 

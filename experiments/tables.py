@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
+
+import numpy as np
 
 from experiments.reading import RANDOM, REFERENCES, Evidence, Place, Series, paired, paper
 from experiments.statistics import Comparison, holm
 
 ALPHA = 0.05
 BLANK = ""
+_WIDEST = 140
 _MINUS = "\u2212"
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table with padded columns."""
+    """A Markdown table, its columns padded unless that makes lines too long."""
     table = [list(headers), *[list(row) for row in rows]]
     widths = [max(3, *(len(row[column]) for row in table)) for column in range(len(headers))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in table
-    ]
+    if sum(widths) + 3 * len(widths) > _WIDEST:
+        widths = [3] * len(widths)
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table]
     return [lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]]
 
 
@@ -123,21 +125,22 @@ class Grid:
             for key, s, p in zip(keys, strict, plain, strict=True)
         }
 
-    def markdown(self, extra: Mapping[str, Mapping[str, str]] | None = None) -> list[str]:
-        """The table; ``extra`` are text columns by heading and row, put before the differences."""
-        texts = extra or {}
+    def markdown(
+        self, columns: Sequence[str] | None = None, first: Sequence[Sequence[str]] = ()
+    ) -> list[str]:
+        """The table, or some of its columns; ``first`` are rows of text put before the others."""
+        shown = self.columns if columns is None else columns
         rows = [
             [
                 row,
-                *(column.get(row, BLANK) for column in texts.values()),
                 *(
                     interval(self.cells.get((row, column)), self.marks.get((row, column), ""))
-                    for column in self.columns
+                    for column in shown
                 ),
             ]
             for row in self.rows
         ]
-        return markdown([self.corner, *texts, *self.columns], rows)
+        return markdown([self.corner, *shown], [*first, *rows])
 
     def significant(self, sign: int, marks: str = "*") -> list[tuple[str, str]]:
         """Row and column of the marked cells above (1) or below (-1) zero."""
@@ -158,12 +161,23 @@ class Grid:
                 else "Nothing to compare yet."
             )
         up, down = self.significant(1), self.significant(-1)
+        parts = []
+        for keys, side in ((up, "above it"), (down, "below it")):
+            if keys:
+                parts.append(
+                    f"{_count(keys, tested)} {side}{_listed(keys) if len(keys) < len(tested) else ''}"
+                )
         rest = len(tested) - len(up) - len(down)
-        text = f"Of {len(tested)} comparisons of {subject} with {reference}, {len(up)} are above it"
-        text += f" ({_listed(up)})" if up else ""
-        text += f", {len(down)} below"
-        text += f" ({_listed(down)})" if down else ""
-        return f"{text}; for {rest} the corrected interval leaves room for no difference."
+        if rest:
+            word = (
+                "none differs"
+                if rest == len(tested)
+                else f"{rest} do not differ"
+                if rest > 1
+                else "1 does not differ"
+            )
+            parts.append(f"{word} beyond chance")
+        return f"{len(tested)} comparisons of {subject} with {reference}: {'; '.join(parts)}."
 
 
 def grid(
@@ -213,22 +227,49 @@ _DETAILS = (
 )
 
 
-def detail(evidence: Evidence, place: Place, extras: Sequence[tuple[str, str]] = ()) -> list[str]:
+_USUAL = frozenset(
+    (
+        "accuracy",
+        "n_train",
+        "n_test",
+        "n_stream",
+        "n_items",
+        "n_kept",
+        "native_kept",
+        "retention",
+        "native_retention",
+        "bytes_stream",
+        "bytes_kept",
+        "decide_us",
+        "decide_peak_bytes",
+        "state_bytes",
+        "fit_s",
+        "steps",
+    )
+)
+
+
+def detail(evidence: Evidence, place: Place) -> list[str]:
     """Every arm at one place with all that is measured of it; shares in percent, differences in points."""
     arms = [arm for arm in REFERENCES if evidence.get(place, arm)] + evidence.selecting(place)
+    held = {arm: series for arm in arms if (series := evidence.get(place, arm)) is not None}
     compared = against(evidence, {"x": place})
-    wanted = [*_DETAILS, *extras]
-    shown = [
-        (name, title) for name, title in wanted if any(_has(evidence.get(place, arm), name) for arm in arms)
+    shown = [(name, title) for name, title in _DETAILS if any(_has(one, name) for one in held.values())]
+    shown += [(name, title) for name, title in _unusual(held.values())]
+    timed = any(_has(series, "decide_us") for series in held.values())
+    streamed = any("retention_by_tenth" in run.extra for one in held.values() for run in one.runs.values())
+    headers = [
+        "arm",
+        "runs",
+        "accuracy",
+        "minus random",
+        "Wilcoxon p",
+        "native",
+        *(title for _, title in shown),
     ]
-    timed = any(_has(evidence.get(place, arm), "decide_us") for arm in arms)
-    headers = ["arm", "runs", "accuracy", "minus random", "Wilcoxon p", "native"]
-    headers += [title for _, title in shown] + (["µs"] if timed else [])
+    headers += (["µs"] if timed else []) + (["kept by tenth of the stream"] if streamed else [])
     rows = []
-    for arm in arms:
-        series = evidence.get(place, arm)
-        if series is None:
-            continue
+    for arm, series in held.items():
         cell, mark = compared.cells.get((arm, "x")), compared.marks.get((arm, "x"), "")
         p = BLANK if cell is None or cell.wilcoxon is None else f"{cell.wilcoxon:.3f}"
         row = [arm, str(len(series.runs)), level(*series.summary("accuracy")[:2]), interval(cell, mark), p]
@@ -236,26 +277,72 @@ def detail(evidence: Evidence, place: Place, extras: Sequence[tuple[str, str]] =
             percent(series.summary(name)[0]) for name in ("native_retention", *(name for name, _ in shown))
         ]
         micro = series.summary("decide_us")[0]
-        rows.append(row + ([f"{micro:.1f}" if isfinite(micro) else BLANK] if timed else []))
+        row += [f"{micro:.1f}" if isfinite(micro) else BLANK] if timed else []
+        rows.append(row + ([_tenths(series)] if streamed else []))
     return markdown(headers, rows)
 
 
-def accuracies(evidence: Evidence, place: Place, arms: Sequence[str]) -> dict[str, str]:
-    """Accuracy of the arms at a place in percent, by arm."""
-    found = {arm: evidence.get(place, arm) for arm in arms}
-    return {
-        arm: level(*series.summary("accuracy")[:2]) for arm, series in found.items() if series is not None
-    }
+def over_setting(evidence: Evidence, base: Place, over: str, reference: str) -> Grid:
+    """Selecting arms minus a reference: rows are the values of a setting in percent, columns arms."""
+    values = evidence.values_of(over, base.study, base.regime, base.dataset)
+    places = {f"{100 * float(value):g} %": base.at(**{over: value}) for value in values}
+    turned = against(evidence, places, reference)
+    cells = {(name, arm): cell for (arm, name), cell in turned.cells.items()}
+    return grid(over, list(places), turned.rows, cells)
+
+
+def metric_over(evidence: Evidence, base: Place, over: str, metric: str = "accuracy") -> list[str]:
+    """Mean and deviation of a metric in percent: rows are the values of a setting, columns arms."""
+    values = evidence.values_of(over, base.study, base.regime, base.dataset)
+    places = {f"{100 * float(value):g} %": base.at(**{over: value}) for value in values}
+    named = list(dict.fromkeys(arm for place in places.values() for arm in evidence.selecting(place)))
+    arms = [
+        arm
+        for arm in (*REFERENCES, *named)
+        if any(_has(evidence.get(place, arm), metric) for place in places.values())
+    ]
+    if not arms:
+        return []
+    rows = []
+    for name, place in places.items():
+        held = [evidence.get(place, arm) for arm in arms]
+        rows.append([name, *(BLANK if one is None else level(*one.summary(metric)[:2]) for one in held)])
+    return markdown([over, *arms], rows)
+
+
+def _unusual(held: Iterable[Series]) -> list[tuple[str, str]]:
+    """What only one study measures, by name and heading."""
+    runs_of = [run for series in held for run in series.runs.values()]
+    names = {name for run in runs_of for name in run.metrics} - _USUAL - {name for name, _ in _DETAILS}
+    parts = list(dict.fromkeys(part for run in runs_of for part in run.extra.get("accuracy_by_part", {})))
+    found = [(name, name.replace("_", " ")) for name in sorted(names)]
+    found += [(f"part:{part}", f"on {part}") for part in parts] if len(parts) > 1 else []
+    return found + (
+        [("tenths_spread", "spread")] if any("retention_by_tenth" in run.extra for run in runs_of) else []
+    )
+
+
+def _tenths(series: Series) -> str:
+    """Mean retention by tenth of the stream, in whole percent."""
+    held = [
+        run.extra["retention_by_tenth"] for run in series.runs.values() if "retention_by_tenth" in run.extra
+    ]
+    return " ".join(f"{100 * share:.0f}" for share in np.mean(held, axis=0)) if held else BLANK
 
 
 def _has(series: Series | None, metric: str) -> bool:
     return series is not None and isfinite(series.summary(metric)[0])
 
 
+def _count(keys: Sequence[object], tested: Sequence[object]) -> str:
+    return "all" if len(keys) == len(tested) else str(len(keys))
+
+
 def _listed(keys: Sequence[tuple[str, str]], at_most: int = 6) -> str:
+    """Rows with their columns in brackets."""
     by_row: dict[str, list[str]] = {}
     for row, column in keys:
         by_row.setdefault(row, []).append(column)
     named = [f"{row}: {', '.join(columns)}" for row, columns in by_row.items()]
     left = len(named) - at_most
-    return "; ".join(named[:at_most]) + (f"; and {left} more" if left > 0 else "")
+    return " (" + "; ".join(named[:at_most]) + (f"; and {left} more" if left > 0 else "") + ")"

@@ -1,0 +1,240 @@
+"""The page from records with known effects; and the committed page is what the committed records give."""
+
+from pathlib import Path
+
+import pytest
+from synthetic_records import Maker, record
+
+from drip.errors import InputError
+from experiments.cells import Unit
+from experiments.ledger import RESULTS, Ledger
+from experiments.reading import Evidence, Place
+from experiments.report import PAGE, render, write
+from experiments.sections import FIGURES
+from experiments.tables import against, interval
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(autouse=True)
+def no_syncs(monkeypatch):
+    monkeypatch.setattr("experiments.ledger.os.fsync", lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def full_page(tmp_path_factory):
+    """Page and figures of every study, six runs each."""
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.ledger.os.fsync", lambda _: None)
+        Maker(folder).everything()
+    return render(folder)
+
+
+def rows(page, name):
+    """Cells of every table row that starts with a name."""
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [each for each in cells if each[0] == name]
+
+
+def section(page, title, level="## "):
+    """The lines under a heading, up to the next of its level."""
+    body = page.split(f"\n{level}{title}\n")[1]
+    return body.split(f"\n{level}")[0]
+
+
+def test_the_committed_page_is_what_the_committed_records_give():
+    rendered = render(RESULTS)
+    held = {f"{FIGURES}/{path.name}" for path in (DOCS / FIGURES).glob("*.svg")} | {PAGE}
+    assert held == set(rendered), "run: python -m experiments report"
+    for name, text in rendered.items():
+        assert (DOCS / name).read_text() == text, f"{name} is out of date; run: python -m experiments report"
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    Maker(tmp_path).table1("head", "mnist").dpw("cifar10")
+    assert render(tmp_path) == render(tmp_path)
+
+
+def test_writing_twice_changes_nothing_and_removes_figures_without_records(tmp_path):
+    results, docs = tmp_path / "results", tmp_path / "docs"
+    Maker(results).dpw("cifar10")
+    docs.mkdir()
+    written = write(results, docs)
+    stale = docs / FIGURES / "old.svg"
+    stale.write_text("<svg/>")
+    assert write(results, docs) == written
+    assert not stale.exists()
+    assert sorted((docs / FIGURES).iterdir()) == sorted(path for path in written if path.suffix == ".svg")
+
+
+def test_without_records_the_page_says_so(tmp_path):
+    page = render(tmp_path)[PAGE]
+    assert "No run has been recorded yet." in page
+    assert "Nothing can be said yet" in page
+    assert "`table1-full-mnist` (20 runs)" in section(page, "What is missing")
+
+
+def test_table_one_shows_the_papers_numbers_beside_ours(full_page):
+    table = section(full_page[PAGE], "Table I")
+    (published,) = rows(table, "MNIST")
+    assert published[1:] == [
+        "paper",
+        "20",
+        "97.8 ± 0.2",
+        "98.9 ± 0.1",
+        "98.9 ± 0.1",
+        "98.2 ± 0.5",
+        "39.0 ± 1.0",
+    ]
+    ours = rows(table, "")
+    assert [row[1] for row in ours] == ["ours, full", "ours, head"] * 4
+    assert all(row[2] == "6" for row in ours)
+    # Effects of -5, +2, 0 and 0 points around 80 + 0.5 times the mean seed (2.5).
+    for row in ours:
+        levels = [float(cell.split()[0]) for cell in row[3:7]]
+        assert levels == pytest.approx([76.25, 83.25, 81.25, 81.25], abs=0.2)
+        assert row[7] == "29.0 ± 0.0"
+
+
+def test_a_known_difference_is_found_with_its_intervals(tmp_path):
+    ledger = Ledger(tmp_path)
+    for seed, difference in enumerate((0.01, 0.02, 0.03, 0.04, 0.05)):
+        unit = Unit("table1", "head", "tomato", seed)
+        for arm, accuracy in (("random", 0.5 + 0.1 * seed), ("margin", 0.5 + 0.1 * seed + difference)):
+            ledger.append(record(unit, arm, accuracy, retention=0.3))
+    grid = against(Evidence(ledger.records()), {"30 %": Place("table1", "head", "tomato").at(retention=0.3)})
+    cell = grid.cells["margin", "30 %"]
+    # By hand: mean 0.03, variance 0.00025; t(4) = 2.776; n_test / n_train = 1000 / 4000.
+    assert cell.mean == pytest.approx(0.03)
+    assert cell.half == pytest.approx(2.776445 * (0.00025 / 5) ** 0.5, rel=1e-6)
+    assert cell.corrected_half == pytest.approx(2.776445 * (0.00025 * (1 / 5 + 1 / 4)) ** 0.5, rel=1e-6)
+    page = render(tmp_path)[PAGE]
+    assert interval(cell, "°") == "+3.00 ±1.96 (±2.94)°"
+    assert rows(section(page, "Every rule at equal counts"), "margin")[0][1] == interval(
+        cell, grid.marks["margin", "30 %"]
+    )
+
+
+def test_runs_are_paired_by_seed_and_the_lonely_ones_are_listed(tmp_path):
+    ledger = Ledger(tmp_path)
+    for seed in (0, 1, 2, 4):
+        ledger.append(
+            record(Unit("table1", "head", "tomato", seed), "random", 0.5 + 0.1 * seed, retention=0.3)
+        )
+    for seed in (1, 2, 4, 5):
+        ledger.append(
+            record(Unit("table1", "head", "tomato", seed), "margin", 0.52 + 0.1 * seed, retention=0.3)
+        )
+    evidence = Evidence(ledger.records())
+    found = evidence.difference(Place("table1", "head", "tomato").at(retention=0.3), "margin", "random")
+    assert (found.n, found.mean) == (3, pytest.approx(0.02))
+    missing = section(render(tmp_path)[PAGE], "What is missing")
+    assert "seeds 0, 3, 6-19 of `margin` at retention=0.3" in missing
+    assert "seeds 3, 5-19 of `random` at retention=0.3" in missing
+
+
+def test_below_five_runs_no_interval_is_printed(tmp_path):
+    Maker(tmp_path, seeds=4).table1("head", "mnist").table1("full", "mnist")
+    page = render(tmp_path)[PAGE]
+    tables = section(page, "Table I") + section(page, "Every rule at equal counts")
+    assert "[4 runs]" in tables
+    assert "±0" not in tables
+    assert "too few for an interval" in tables
+    assert "Nothing can be said yet" in page
+
+
+def test_a_new_rule_appears_in_every_table_where_it_was_run(tmp_path):
+    settings = {"budget": "epochs", "mode": "online", "labels": "true", "calibration": "d1c"}
+    maker = Maker(tmp_path, effects={"brand-new": 0.03})
+    maker.table1("head", "mnist").table1("full", "mnist").dpw("mnist").noise("cifar10").streams("cifar10")
+    for changed in (
+        {},
+        {"mode": "ranked"},
+        {"budget": "steps"},
+        {"labels": "predicted"},
+        {"calibration": "d1"},
+    ):
+        maker.add("table1", "head", "mnist", ["brand-new"], retention=0.3, **{**settings, **changed})
+    maker.add("table1", "full", "mnist", ["brand-new"], budget="epochs", dpw=0.39)
+    maker.add("dpw", "head", "mnist", ["brand-new"], discard=0.5)
+    maker.add("noise", "head", "cifar10", ["brand-new"], kind="label", fraction=0.4)
+    maker.add("streams", "head", "cifar10", ["brand-new"], scenario="drift", retention=0.3)
+    rendered = render(tmp_path)
+    page = rendered[PAGE]
+    for title in ("Table I", "Every rule at equal counts", "Streams that are not well mixed"):
+        assert rows(section(page, title), "brand-new"), title
+    for title in (
+        "Looking ahead",
+        "Equal steps instead of equal epochs",
+        "Predicted labels instead of true ones",
+    ):
+        assert rows(section(page, title, "### "), "brand-new"), title
+    assert rows(section(page, "Calibrated on data set 1", "### "), "brand-new")
+    assert "brand-new" in section(page, "Fig. 5: every data set over the DPW")
+    assert "brand-new" in section(page, "Fig. 6: noise")
+    assert "brand-new" in rendered[f"{FIGURES}/rules-mnist.svg"]
+    assert "brand-new" in rendered[f"{FIGURES}/streams.svg"]
+    assert "`brand-new` in 1 of 1" in section(page, "The short answer").replace("\n  ", " ")
+
+
+def test_settings_without_a_table_of_their_own_are_shown_too(tmp_path):
+    Maker(tmp_path).add(
+        "table1", "head", "mnist", ("random", "margin"), retention=0.3, mode="ranked", budget="steps"
+    )
+    others = section(render(tmp_path)[PAGE], "Other settings")
+    assert "budget=steps, mode=ranked, retention=0.3" in others
+    assert rows(others, "margin")
+
+
+def test_every_place_with_records_is_shown_in_a_section(full_page):
+    assert "## Other settings" not in full_page[PAGE]
+
+
+def test_runs_of_one_arm_with_two_configurations_are_an_error_that_names_them(tmp_path):
+    ledger = Ledger(tmp_path)
+    for seed, config in enumerate(({"epochs": 3}, {"epochs": 3}, {"epochs": 4})):
+        ledger.append(
+            record(Unit("table1", "head", "tomato", seed), "margin", 0.5, config=config, retention=0.3)
+        )
+    with pytest.raises(
+        InputError, match=r"one configuration, got 2 .*margin/0000, .*margin/0001; .*margin/0002"
+    ):
+        render(tmp_path)
+
+
+def test_two_lines_for_one_run_are_an_error(tmp_path):
+    ledger = Ledger(tmp_path)
+    unit = Unit("table1", "head", "tomato", 0)
+    ledger.append(record(unit, "margin", 0.5, retention=0.3))
+    ledger.append(record(unit, "margin", 0.5, retention=0.3, mode="online"))
+    with pytest.raises(InputError, match="one line per run"):
+        render(tmp_path)
+
+
+def test_streams_show_junk_duplicates_and_retention_over_time(full_page):
+    streams = section(full_page[PAGE], "Streams that are not well mixed")
+    titles, values = rows(streams, "arm")[0], None
+    for line in streams.splitlines():
+        if line.startswith("| arm") and "junk kept" in line:
+            titles = [cell.strip() for cell in line.strip("|").split("|")]
+        elif line.startswith("| drip ") and "junk kept" in titles:
+            values = dict(zip(titles, (cell.strip() for cell in line.strip("|").split("|")), strict=True))
+            break
+    assert (values["junk kept"], values["unique kept"], values["spread"]) == ("12.5", "87.5", "9.0")
+    assert values["kept by tenth of the stream"] == "30 31 32 33 34 35 36 37 38 39"
+    assert "| on drift4 |" in streams.replace("  ", " ")
+
+
+def test_every_relative_link_leads_to_a_figure(full_page):
+    for name in full_page:
+        assert name == PAGE or f"({name})" in full_page[PAGE]
+
+
+def test_figures_have_no_date_and_no_program_version(full_page):
+    for name, text in full_page.items():
+        if name != PAGE:
+            assert text.startswith("<?xml")
+            assert "dc:date" not in text
+            assert "Matplotlib v" not in text
