@@ -2,6 +2,7 @@
 
 import gzip
 import io
+from dataclasses import replace
 from importlib.resources import files
 
 import numpy as np
@@ -9,8 +10,15 @@ import pytest
 from PIL import Image
 from support import require_data
 
-from drip.datasets import CACHE_VARIABLE, DATA_VARIABLE, ImageDataset, load_mnist
-from drip.errors import InputError
+from drip.datasets import CACHE_VARIABLE, DATA_VARIABLE, LOADERS, ImageDataset, Source, load, load_mnist
+from drip.datasets.mnist import SOURCES
+from drip.errors import DripError, InputError, StreamError
+from drip.files import sha256_hex
+from drip.streams import DatasetSource
+
+MNIST_FILES = [
+    f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+]
 
 
 @pytest.fixture
@@ -102,3 +110,88 @@ def test_damaged_file_is_refused_with_its_place(damage, tmp_path):
     with pytest.raises(InputError, match="t10k-labels-idx1-ubyte") as caught:
         _read_idx(tmp_path, "t10k-labels-idx1-ubyte", 8)
     assert str(tmp_path) in str(caught.value)
+
+
+# -- the download --------------------------------------------------------------------------------------
+
+
+def sources_of(server, folder):
+    made = []
+    for name in MNIST_FILES:
+        data = (folder / name).read_bytes()
+        (server.folder / name).write_bytes(data)
+        made.append(Source(server.url + name, f"mnist/{name}", len(data), sha256_hex(data)))
+    return made
+
+
+def test_all_digits_are_downloaded_once(mnist_folder, server, cache, packaged, monkeypatch):
+    sources = sources_of(server, mnist_folder)
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    server.cuts = [1_000_000]
+    calls = []
+    full = load_mnist(download=True, cache=cache, sources=sources, progress=lambda *call: calls.append(call))
+    assert full.images.shape == (70_000, 28, 28)
+    np.testing.assert_array_equal(full.images[60_000:], packaged.images)
+    total = sum(source.n_bytes for source in sources)
+    assert calls[-1] == (total, total)
+    assert calls == sorted(calls)
+    assert len(server.requests) == 5
+    assert len(load_mnist(download=True, cache=cache, sources=sources)) == 70_000
+    assert len(load("mnist", cache=cache)) == 70_000
+    assert len(server.requests) == 5
+
+
+def test_part_of_a_download_is_not_taken_for_the_set(mnist_folder, server, cache, monkeypatch):
+    sources = sources_of(server, mnist_folder)
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    (server.folder / MNIST_FILES[2]).unlink()
+    with pytest.raises(DripError, match="HTTP 404"):
+        load_mnist(download=True, cache=cache, sources=sources)
+    assert len(load_mnist(cache=cache)) == 10_000
+
+
+def test_a_named_folder_that_has_them_is_not_fetched_again(mnist_folder, cache):
+    assert len(load_mnist(mnist_folder, download=True, cache=cache, sources=())) == 70_000
+    assert len(load_mnist(mnist_folder.parent, cache=cache)) == 70_000
+
+
+def test_the_sources_are_the_original_files():
+    assert [source.n_bytes for source in SOURCES] == [9_912_422, 28_881, 1_648_877, 4_542]
+    assert {len(source.sha256) for source in SOURCES} == {64}
+    assert [source.path for source in SOURCES] == [f"mnist/{name}" for name in MNIST_FILES]
+
+
+# -- by name -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in LOADERS if name != "mnist"])
+def test_a_set_that_is_nowhere_names_the_call_that_fetches_it(name, cache):
+    with pytest.raises(InputError, match=rf'load\("{name}", download=True\) fetches \d+ MB') as caught:
+        load(name, cache=cache)
+    assert str(cache) in str(caught.value)
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(InputError, match="a data set of mnist, cifar10, tomato, speech_commands is needed"):
+        load("imagenet")
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_stream_by_name_is_that_set_or_says_what_is_missing():
+    assert len(DatasetSource.by_name("mnist")) == 10_000
+    with pytest.raises(StreamError, match=r"load\(\"cifar10\", download=True\)"):
+        DatasetSource.by_name("cifar10")
+    with pytest.raises(StreamError, match="a data set of mnist"):
+        DatasetSource.by_name("imagenet")
+
+
+def test_columns_of_different_lengths_are_refused(packaged):
+    for change in ({"labels": packaged.labels[:5]}, {"groups": packaged.labels[:5]}, {"encoded": (b"x",)}):
+        with pytest.raises(InputError, match="of 10000 samples are needed, got"):
+            replace(packaged, **change)
+
+
+def test_encoded_sizes_are_those_of_the_samples(packaged):
+    sizes = packaged.encoded_sizes([5, 6])
+    assert sizes.dtype == np.int64
+    assert sizes.tolist() == [len(sample.data) for sample in packaged.samples([5, 6])]

@@ -1,6 +1,7 @@
 """Real data sets as arrays and as encoded samples, with the groups that a split must not tear. No torch.
 
-Each set is looked for in a given folder, else in the one that DRIP_DATA names, then in the cache.
+Each set is looked for in a given folder, else in the one that DRIP_DATA names, then in the cache;
+`download=True` fetches it from its original source into the cache.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from drip.datasets.audio import AudioDataset
 from drip.datasets.cifar10 import load_cifar10
+from drip.datasets.fetch import Progress, Source
 from drip.datasets.images import ImageDataset
 from drip.datasets.mnist import load_mnist
 from drip.datasets.places import CACHE_VARIABLE, DATA_VARIABLE
@@ -24,6 +26,8 @@ __all__ = [
     "LOADERS",
     "AudioDataset",
     "ImageDataset",
+    "Progress",
+    "Source",
     "load",
     "load_cifar10",
     "load_mnist",
@@ -38,21 +42,30 @@ LOADERS: Mapping[str, Callable[..., ImageDataset | AudioDataset]] = {
     "tomato": load_tomato,
     "speech_commands": load_speech_commands,
 }
-"""The function that loads a data set, by its name; all take ``folder`` and ``cache`` by keyword."""
+"""The function that loads a data set, by its name; all take the keywords of :func:`load`."""
 
 
 def load(
-    name: str, *, folder: str | Path | None = None, cache: str | Path | None = None
+    name: str,
+    *,
+    folder: str | Path | None = None,
+    download: bool = False,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> ImageDataset | AudioDataset:
     """A data set by name, with the defaults of its own function.
 
     Args:
         name: A key of :data:`LOADERS`.
-        folder: The only folder to search. Default: the one that DRIP_DATA names, then the cache.
+        folder: The only folder to search; where it lacks the set and ``download`` is set, the cache is next.
+            Default: the one that DRIP_DATA names, then the cache.
+        download: Fetch what is nowhere into the cache.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
+        progress: Called with the bytes that are there and the bytes of the whole while a file is fetched.
 
     Raises:
         InputError: no such name, the set is nowhere, or a file is damaged.
+        DripError: the download fails.
 
     >>> load("lena")
     Traceback (most recent call last):
@@ -60,4 +73,4 @@ def load(
     """
     if name not in LOADERS:
         raise InputError(f"a data set of {', '.join(LOADERS)} is needed, got {name!r}")
-    return LOADERS[name](folder=folder, cache=cache)
+    return LOADERS[name](folder=folder, download=download, cache=cache, progress=progress)

@@ -6,7 +6,9 @@ import io
 import json
 import pickle
 import tarfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,46 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from drip.datasets.archives import tar_gz_members
+from drip.datasets.fetch import Progress, Source, fetch
 from drip.datasets.images import ImageDataset, duplicate_groups
-from drip.datasets.places import data_places, first_found, missing
+from drip.datasets.places import cache_folder, data_places, first_found, missing
 from drip.errors import InputError
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ARCHIVE = "cifar-10-python.tar.gz"
 STRIPS = "cifar10_lossless_webp.tar"
 BATCHES = "cifar-10-batches-py"
+SOURCE = Source(
+    url=f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}",
+    path=ARCHIVE,
+    n_bytes=170_498_071,
+    sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+)
 
 _SIDE = 32
 _PER_STRIP = 500
 _PARTS = {"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)}
-_DAMAGE = (OSError, EOFError, tarfile.TarError, pickle.UnpicklingError, KeyError, ValueError, TypeError)
+_DAMAGE = (
+    OSError,
+    EOFError,
+    tarfile.TarError,
+    zlib.error,
+    pickle.UnpicklingError,
+    KeyError,
+    ValueError,
+    TypeError,
+)
 
 
-def load_cifar10(folder: str | Path | None = None, *, cache: str | Path | None = None) -> ImageDataset:
+def load_cifar10(
+    folder: str | Path | None = None,
+    *,
+    download: bool = False,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+    source: Source = SOURCE,
+) -> ImageDataset:
     """CIFAR-10: 32 x 32 colour images of ten classes, 50,000 for training and 10,000 for testing.
 
     Read from ``cifar-10-python.tar.gz``, from the folder ``cifar-10-batches-py`` of that archive, or from
@@ -37,8 +63,12 @@ def load_cifar10(folder: str | Path | None = None, *, cache: str | Path | None =
     same from all three.
 
     Args:
-        folder: The only folder to search. Default: the one that DRIP_DATA names, then the cache.
+        folder: The only folder to search; where it lacks the set and ``download`` is set, the cache is next.
+            Default: the one that DRIP_DATA names, then the cache.
+        download: Fetch what is nowhere into the cache.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
+        progress: Called with the bytes that are there and the bytes of the whole while a file is fetched.
+        source: What is fetched: the original archive, or a copy of it elsewhere.
 
     Returns:
         Training part first (rows 0-49,999), then the test part; within a part sorted by class, then by the
@@ -46,14 +76,18 @@ def load_cifar10(folder: str | Path | None = None, *, cache: str | Path | None =
 
     Raises:
         InputError: the set is nowhere, or a file is damaged.
+        DripError: the download fails.
 
     References:
         Krizhevsky, Learning multiple layers of features from tiny images, 2009.
     """
     places = data_places(folder, cache)
     read = first_found(places, _reader)
+    if read is None and download:
+        path = fetch(source, cache_folder(cache), progress)
+        read = partial(_read_archive, path)
     if read is None:
-        raise missing("cifar10", f"{ARCHIVE} or {STRIPS}", places, 170)
+        raise missing("cifar10", f"{ARCHIVE} or {STRIPS}", places, source.n_bytes)
     images, labels = read()
     return ImageDataset(
         name=f"CIFAR-10, {len(labels):,} images",
@@ -69,11 +103,11 @@ _Columns = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 def _reader(place: Path) -> Callable[[], _Columns] | None:
     if (place / STRIPS).is_file():
-        return lambda: _read_strips(place / STRIPS)
+        return partial(_read_strips, place / STRIPS)
     if (place / ARCHIVE).is_file():
-        return lambda: _read_archive(place / ARCHIVE)
+        return partial(_read_archive, place / ARCHIVE)
     if (place / BATCHES).is_dir():
-        return lambda: _read_batches(place / BATCHES)
+        return partial(_read_batches, place / BATCHES)
     return None
 
 
@@ -102,11 +136,9 @@ def _read_archive(path: Path) -> _Columns:
     batches: dict[str, bytes] = {}
     wanted = {f"{BATCHES}/{name}": name for names in _PARTS.values() for name in names}
     try:
-        with tarfile.open(path, mode="r|gz") as archive:
-            for member in archive:
-                stream = archive.extractfile(member) if member.name in wanted and member.isfile() else None
-                if stream is not None:
-                    batches[wanted[member.name]] = stream.read()
+        for name, read in tar_gz_members(path):
+            if name in wanted:
+                batches[wanted[name]] = read()
         return _sorted_batches(batches.__getitem__)
     except _DAMAGE as error:
         raise _damaged(path, error) from error
@@ -140,22 +172,18 @@ def _sorted_batches(read: Callable[[str], bytes]) -> _Columns:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Refuses every global but the three that a pickled array is made of: nothing in a file can run."""
+    """Knows the three globals that a pickled array is made of and no other: nothing in a file can run."""
 
-    _ALLOWED = frozenset(
-        {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        }
-    )
+    _KNOWN: Mapping[tuple[str, str], Any] = {
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
+        if (module, name) not in self._KNOWN:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return self._KNOWN[module, name]
 
 
 def _unpickle(data: bytes) -> dict[bytes, Any]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
+from collections.abc import Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from drip.datasets.fetch import Progress, Source, fetch, place_below
 from drip.datasets.images import ImageDataset
-from drip.datasets.places import data_places
+from drip.datasets.places import DATA_VARIABLE, cache_folder
 from drip.errors import InputError
 from drip.files import sha256_hex
 
@@ -23,15 +27,36 @@ _MNIST = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 
+_COMPRESSED = (
+    ("train-images-idx3", 9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+    ("train-labels-idx1", 28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+    ("t10k-images-idx3", 1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+    ("t10k-labels-idx1", 4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+)
+SOURCES = tuple(
+    Source(f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}-ubyte.gz", f"mnist/{name}-ubyte.gz", n, sha)
+    for name, n, sha in _COMPRESSED
+)
 
-def load_mnist(folder: str | Path | None = None, *, cache: str | Path | None = None) -> ImageDataset:
+
+def load_mnist(
+    folder: str | Path | None = None,
+    *,
+    download: bool = False,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+    sources: Sequence[Source] = SOURCES,
+) -> ImageDataset:
     """MNIST: all 70,000 digits where they are at hand, else the 10,000 that ship with the package.
 
     Args:
         folder: Folder with the four original ``.gz`` files, or one with the folder ``mnist`` that has them.
             Default: ``mnist`` in the folder that the environment variable DRIP_DATA names, then in the
             cache, where one exists.
+        download: Fetch what is nowhere into the cache.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
+        progress: Called with the bytes that are there and the bytes of the whole while a file is fetched.
+        sources: What is fetched: the four original files, or copies of them elsewhere.
 
     Returns:
         Training part first (rows 0-59,999), then the test part, both in the original order; the packaged
@@ -39,11 +64,14 @@ def load_mnist(folder: str | Path | None = None, *, cache: str | Path | None = N
 
     Raises:
         InputError: ``folder`` lacks a file, or a file is not the original.
+        DripError: the download fails.
 
     References:
         LeCun, Cortes and Burges, The MNIST database of handwritten digits.
     """
     root = _mnist_folder(folder, cache)
+    if download and not (root is not None and _has_files(root)):
+        root = _fetch(sources, cache_folder(cache), progress)
     parts = ("t10k",) if root is None else ("train", "t10k")
     images, labels = [], []
     for part in parts:
@@ -59,10 +87,31 @@ def load_mnist(folder: str | Path | None = None, *, cache: str | Path | None = N
 
 
 def _mnist_folder(folder: str | Path | None, cache: str | Path | None) -> Path | None:
-    for place in data_places(folder, cache):
-        if (place / "mnist").is_dir():
-            return place / "mnist"
-    return None if folder is None else Path(folder)
+    if folder is not None:
+        inner = Path(folder) / "mnist"
+        return inner if inner.is_dir() else Path(folder)
+    named = os.environ.get(DATA_VARIABLE)
+    if named and (Path(named) / "mnist").is_dir():
+        return Path(named) / "mnist"
+    cached = cache_folder(cache) / "mnist"
+    return cached if _has_files(cached) else None
+
+
+def _fetch(sources: Sequence[Source], cache: Path, progress: Progress | None) -> Path:
+    """The folder with the files of all sources; progress counts over all."""
+    total, done = sum(source.n_bytes for source in sources), 0
+    for source in sources:
+        fetch(source, cache, partial(_shifted, progress, done, total) if progress is not None else None)
+        done += source.n_bytes
+    return place_below(cache, sources[0].path).parent
+
+
+def _shifted(progress: Progress, offset: int, total: int, done: int, _: int) -> None:
+    progress(offset + done, total)
+
+
+def _has_files(root: Path) -> bool:
+    return all((root / f"{name}.gz").is_file() for name in _MNIST)
 
 
 def _read_idx(root: Path | None, name: str, header_bytes: int) -> NDArray[np.uint8]:

@@ -6,26 +6,51 @@ import io
 import re
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from drip.datasets.archives import tar_gz_members, zip_members
 from drip.datasets.audio import AudioDataset
-from drip.datasets.places import data_places, missing
+from drip.datasets.fetch import Progress, Source, fetch
+from drip.datasets.places import cache_folder, data_places, missing
 from drip.errors import InputError
 
 SUBSET = "speech_commands_9words.zip"
 ARCHIVES = {"0.02": "speech_commands_v0.02.tar.gz", "0.01": "speech_commands_v0.01.tar.gz"}
+SOURCES: Mapping[str, Source] = {
+    "0.02": Source(
+        url=f"http://download.tensorflow.org/data/{ARCHIVES['0.02']}",
+        path=ARCHIVES["0.02"],
+        n_bytes=2_428_923_189,
+        sha256="af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
+    ),
+    "0.01": Source(
+        url=f"http://download.tensorflow.org/data/{ARCHIVES['0.01']}",
+        path=ARCHIVES["0.01"],
+        n_bytes=1_489_096_277,
+        sha256="743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d",
+    ),
+}
 N_SAMPLES = 16_000
 SAMPLE_RATE = 16_000
 
 _CLIP = re.compile(
     r"(?:\./)?(?P<word>[a-z]+)/(?P<speaker>[0-9a-f]+)_nohash_(?P<number>[0-9]+)\.(?P<kind>flac|wav)"
+)
+_DAMAGE = (
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    soundfile.SoundFileError,
 )
 
 
@@ -34,7 +59,10 @@ def load_speech_commands(
     *,
     version: str | None = None,
     folder: str | Path | None = None,
+    download: bool = False,
     cache: str | Path | None = None,
+    progress: Progress | None = None,
+    sources: Mapping[str, Source] = SOURCES,
 ) -> AudioDataset:
     """Speech Commands: one spoken word of one second per clip, 16 kHz, 16 bit, mono.
 
@@ -47,9 +75,13 @@ def load_speech_commands(
     Args:
         words: The words to load, in any order. None: all that are there.
         version: ``0.01`` or ``0.02``: only that original archive. None: the first of the subset,
-            version 0.02 and version 0.01 that has all words.
-        folder: The only folder to search. Default: the one that DRIP_DATA names, then the cache.
+            version 0.02 and version 0.01 that has all words; version 0.02 is fetched.
+        folder: The only folder to search; where it lacks the set and ``download`` is set, the cache is next.
+            Default: the one that DRIP_DATA names, then the cache.
+        download: Fetch what is nowhere into the cache.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
+        progress: Called with the bytes that are there and the bytes of the whole while a file is fetched.
+        sources: What is fetched for each version: the original archives, or copies of them elsewhere.
 
     Returns:
         Rows sorted by word, then by file name; labels number the sorted words. ``groups`` are the speakers
@@ -58,6 +90,7 @@ def load_speech_commands(
 
     Raises:
         InputError: no such version, no word, the set or a word is nowhere, or a file is damaged.
+        DripError: the download fails.
 
     References:
         Warden, Speech Commands: A dataset for limited-vocabulary speech recognition, arXiv:1804.03209.
@@ -69,21 +102,29 @@ def load_speech_commands(
         raise InputError("at least one word is needed, got none; None loads all that are there")
     names = (SUBSET, *ARCHIVES.values()) if version is None else (ARCHIVES[version],)
     places = data_places(folder, cache)
-    lacking: list[str] = []
-    for path in [place / name for place in places for name in names if (place / name).is_file()]:
+    found = [place / name for place in places for name in names if (place / name).is_file()]
+    lacking: dict[Path, str] = {}
+    for path in chain(found, _fetched(sources[version or "0.02"], cache, progress) if download else ()):
+        if path in lacking:
+            continue
         try:
             clips = _read(path, wanted)
-        except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, soundfile.SoundFileError) as error:
+        except _DAMAGE as error:
             raise InputError(
                 f"a complete archive is needed at {path}, got: {error}; fetch it again"
             ) from error
         absent = sorted((wanted or frozenset()) - {clip.word for clip in clips})
         if clips and not absent:
             return _dataset(clips, path)
-        lacking.append(f"{path} without {', '.join(absent) or 'any clip'}")
+        lacking[path] = f"{path} without {', '.join(absent) or 'any clip'}"
     if lacking:
-        raise InputError(f"an archive with all words is needed, got {'; '.join(lacking)}")
-    raise missing("speech_commands", " or ".join(names), places, 2429 if version != "0.01" else 1489)
+        raise InputError(f"an archive with all words is needed, got {'; '.join(lacking.values())}")
+    raise missing("speech_commands", " or ".join(names), places, sources[version or "0.02"].n_bytes)
+
+
+def _fetched(source: Source, cache: str | Path | None, progress: Progress | None) -> Iterator[Path]:
+    """The archive from its source, when it is asked for."""
+    yield fetch(source, cache_folder(cache), progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +154,7 @@ def _dataset(clips: Sequence[_Clip], path: Path) -> AudioDataset:
 
 
 def _read(path: Path, words: frozenset[str] | None) -> list[_Clip]:
-    members = _zip_members if path.suffix == ".zip" else _tar_members
+    members = zip_members if path.suffix == ".zip" else tar_gz_members
     clips = []
     for name, read in members(path):
         found = _CLIP.fullmatch(name)
@@ -130,23 +171,6 @@ def _read(path: Path, words: frozenset[str] | None) -> list[_Clip]:
             )
         )
     return clips
-
-
-_Members = Iterator[tuple[str, Callable[[], bytes]]]
-
-
-def _zip_members(path: Path) -> _Members:
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            yield name, partial(archive.read, name)
-
-
-def _tar_members(path: Path) -> _Members:
-    with tarfile.open(path, mode="r|gz") as archive:
-        for member in archive:
-            stream = archive.extractfile(member) if member.isfile() else None
-            if stream is not None:
-                yield member.name, stream.read
 
 
 def _decode(data: bytes, name: str) -> NDArray[np.int16]:

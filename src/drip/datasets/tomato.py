@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from drip.datasets.fetch import Progress
 from drip.datasets.images import ImageDataset
-from drip.datasets.places import data_places, first_found, missing
+from drip.datasets.leaves import (
+    ARCHIVE,
+    MEAN_BYTES,
+    SIDE,
+    SOURCE,
+    Leaf,
+    LeafSource,
+    downscaled,
+    fetch_leaves,
+    parse_index,
+)
+from drip.datasets.places import cache_folder, data_places, first_found, missing
 from drip.errors import InputError
 from drip.types import IntArray
-
-ARCHIVE = "plantvillage_tomato10_128.zip"
-SIDE = 128
 
 _EXPOSURES_PER_GROUP = 32
 _LEAF = re.compile(r"(?P<series>\S+) Leaf (?P<leaf>\d+)")
 _COUNTER = re.compile(r"(?P<series>\S+) (?P<counter>\d+)\.")
 
 
-def load_tomato(folder: str | Path | None = None, *, cache: str | Path | None = None) -> ImageDataset:
+def load_tomato(
+    folder: str | Path | None = None,
+    *,
+    download: bool = False,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+    source: LeafSource = SOURCE,
+) -> ImageDataset:
     """Tomato leaves of PlantVillage: 5,773 colour photographs of 128 x 128, nine diseases and healthy.
 
-    600 photographs a class, 373 of the mosaic virus. The samples are the JPEG files as they were found.
+    600 photographs a class, 373 of the mosaic virus, without augmented copies. Read from
+    ``plantvillage_tomato10_128.zip``, or from the 256 x 256 originals in the folders of the repository that
+    :data:`SOURCE` names. Originals are checked against their git digest, downscaled (Lanczos) and encoded as
+    JPEG of quality 90, as the archive was; a download leaves such an archive in the cache. Another version of
+    the JPEG library may give other bytes, and pixels that differ by a few levels. The samples are the JPEG
+    files of 128 x 128.
 
     Groups keep photographs of one leaf together as far as the PlantVillage names allow:
 
@@ -42,26 +63,40 @@ def load_tomato(folder: str | Path | None = None, *, cache: str | Path | None = 
       its leaf may lie on the other side of a split.
 
     Args:
-        folder: The only folder to search. Default: the one that DRIP_DATA names, then the cache.
+        folder: The only folder to search; where it lacks the set and ``download`` is set, the cache is next.
+            Default: the one that DRIP_DATA names, then the cache.
+        download: Fetch what is nowhere into the cache.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
+        progress: Called with the bytes that are there and the bytes of the whole, which are estimated from
+            the photographs so far.
+        source: Where the originals are fetched from, and the list of them.
 
     Returns:
         Rows sorted by class, then by file name.
 
     Raises:
         InputError: the set is nowhere, or a file is damaged.
+        DripError: the download fails.
 
     References:
         Hughes and Salathe, An open access repository of images on plant health, arXiv:1511.08060.
     """
     places = data_places(folder, cache)
-    path = first_found(places, lambda place: place / ARCHIVE if (place / ARCHIVE).is_file() else None)
+    path = first_found(places, partial(_find, source))
+    if path is None and download:
+        path = fetch_leaves(source, cache_folder(cache), progress)
     if path is None:
-        raise missing("tomato", ARCHIVE, places, 100)
+        raise missing("tomato", ARCHIVE, places, MEAN_BYTES * len(source.leaves()))
     try:
-        return _read_archive(path)
-    except (OSError, EOFError, zipfile.BadZipFile, KeyError, ValueError, UnidentifiedImageError) as error:
-        raise InputError(f"a complete {ARCHIVE} is needed at {path}, got: {error}; fetch it again") from error
+        return _read_archive(path) if path.is_file() else _dataset(source.leaves(), downscaled(source, path))
+    except (OSError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise InputError(f"all tomato leaves are needed at {path}, got: {error}; fetch them again") from error
+
+
+def _find(source: LeafSource, place: Path) -> Path | None:
+    if (place / ARCHIVE).is_file():
+        return place / ARCHIVE
+    return place if (place / source.leaves()[0].source_path).is_file() else None
 
 
 def leaf_groups(photographs: Iterable[tuple[str, str]]) -> IntArray:
@@ -96,24 +131,25 @@ def leaf_groups(photographs: Iterable[tuple[str, str]]) -> IntArray:
 def _read_archive(path: Path) -> ImageDataset:
     """A flat archive: ``<class>/<number>.jpg`` and ``index.csv`` with the PlantVillage name of each file."""
     with zipfile.ZipFile(path) as archive:
-        files = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
-        rows = csv.DictReader(io.StringIO(archive.read("index.csv").decode()))
-        names = {row["file"]: row["plantvillage_name"] for row in rows}
-        encoded = tuple(map(archive.read, files))
-    images = np.empty((len(files), SIDE, SIDE, 3), dtype=np.uint8)
+        leaves = parse_index(archive.read("index.csv"))
+        return _dataset(leaves, (archive.read(leaf.file) for leaf in leaves))
+
+
+def _dataset(leaves: Sequence[Leaf], files: Iterable[bytes]) -> ImageDataset:
+    encoded = tuple(files)
+    images = np.empty((len(leaves), SIDE, SIDE, 3), dtype=np.uint8)
     for row, data in enumerate(encoded):
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
+            if opened.size != (SIDE, SIDE):
+                raise ValueError(f"{leaves[row].file} of {opened.size} in place of {SIDE} x {SIDE} pixels")
             images[row] = np.asarray(opened.convert("RGB"))
-    folders = [name.partition("/")[0] for name in files]
-    classes = sorted(set(folders))
+    classes = sorted({leaf.class_name for leaf in leaves})
     return ImageDataset(
-        name=f"PlantVillage tomato leaves, {len(files):,} images",
+        name=f"PlantVillage tomato leaves, {len(leaves):,} images",
         images=images,
-        labels=np.array([classes.index(name) for name in folders], dtype=np.int64),
+        labels=np.array([classes.index(leaf.class_name) for leaf in leaves], dtype=np.int64),
         class_names=tuple(name.removeprefix("Tomato___") for name in classes),
-        groups=leaf_groups(
-            (class_name, names[name]) for class_name, name in zip(folders, files, strict=True)
-        ),
+        groups=leaf_groups((leaf.class_name, leaf.plantvillage_name) for leaf in leaves),
         encoded=encoded,
         media_type="image/jpeg",
     )
