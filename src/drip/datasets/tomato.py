@@ -56,8 +56,8 @@ def load_tomato(
     - ``GHLB_PS Leaf 46.2 Day 18``: series and leaf number name the leaf, over all exposures and days.
     - ``RS_Erly.B 8405``: the series and the camera's counter. A leaf was photographed in a few successive
       exposures (mostly four), but the name does not say where the next leaf begins, so a group is a block of
-      32 counter values of one series. A leaf is torn only where it lies on the edge of a block: about one
-      in ten.
+      32 counter values of one series. A leaf is torn only where it lies on the edge of a block: at most
+      about one in eight.
     - No name is known of 2,174 photographs (all of bacterial spot, spider mites and target spot, 374 of
       Septoria leaf spot) and one name has neither number. Each is a group of its own: other photographs of
       its leaf may lie on the other side of a split.
