@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +26,12 @@ from drip.retrain import Examples, TrainConfig, train
 from drip.scoring import TorchScorer, model_digest
 from drip.types import FloatArray, IntArray, JsonObject, Observations
 from experiments.bank import build_bank
-from experiments.head import INPUT_SIZE
 from experiments.recipes import RECIPES, Recipe, Training
 from experiments.sizes import encoded_sizes
 from experiments.views import network_inputs
+
+INPUT_SIZE = {"mnist": 64, "cifar10": 96, "tomato": 128, "speech_commands": 96}
+"""Height in pixels of what a network with a frozen part sees: the last map of an image is 2 x 2 to 4 x 4."""
 
 _BATCH = 256
 
@@ -58,11 +60,13 @@ class Backbone:
     Attributes:
         make: Makes the network with its initial weights, called under the seed (A8).
         inputs: What the network takes of the given rows.
-        config: What both depend on.
+        training: What it trains on: these inputs, or all of them in one view after the other.
+        config: What all this depends on.
     """
 
     make: Callable[[], nn.Module]
     inputs: Inputs
+    training: Inputs
     config: JsonObject
 
 
@@ -147,13 +151,18 @@ class FullRegime:
         }
         if recipe.backbone in small:
             make = small[recipe.backbone]
-            trained = Backbone(lambda: _fast(make()), lambda rows: data.inputs(chosen[rows]), config)
+
+            def inputs(rows: IntArray) -> NDArray[np.float32]:
+                return _leveled(data.inputs(chosen[rows]), recipe.level)
+
+            trained = Backbone(lambda: _fast(make()), inputs, inputs, config)
         else:
             whole = pretrained(recipe.backbone, n_classes, weights, cache)
             size = INPUT_SIZE[dataset]
             trained = banked(
                 whole,
                 lambda rows: network_inputs(data, chosen[rows], "clean", size),
+                ("clean", "flipped") if recipe.flips else ("clean",),
                 {**config, "input_size": size},
                 cache,
                 device,
@@ -195,9 +204,11 @@ class FullRegime:
             device=self.device,
             steps=steps,
         )
+        inputs = self._backbone.training(rows)
+        given = np.tile(np.asarray(labels, np.int64), len(inputs) // len(rows))
         training = train(
             lambda: Training(self._backbone.make(), self.recipe.augmentation),
-            Examples(self._backbone.inputs(rows), np.asarray(labels, np.int64)),
+            Examples(inputs, given),
             config=config,
         )
         assert isinstance(training, Training)  # noqa: S101  # what the factory makes
@@ -313,6 +324,7 @@ def pretrained(
 def banked(
     whole: Callable[[], Pretrained],
     inputs: Callable[[IntArray], Tensor],
+    views: Sequence[str],
     config: JsonObject,
     cache: Path,
     device: str,
@@ -323,6 +335,7 @@ def banked(
     Args:
         whole: Makes the network with its initial weights.
         inputs: Rows to the network's inputs.
+        views: What it trains on: ``clean``, or besides ``flipped``, every row left for right.
         config: What the inputs depend on, with their number ``n_rows``.
         cache: Folder for the outputs.
         device: Where to compute them.
@@ -336,10 +349,17 @@ def banked(
         "frozen_outputs": "float16",
     }
     frozen = _Frozen(cut_before_last_seven(model)[0], device)
-    bank = build_bank(
-        cache, frozen, lambda rows, _view: inputs(rows), config["n_rows"], ("clean",), config, on_progress
+
+    def seen(rows: IntArray, view: str) -> Tensor:
+        return inputs(rows).flip(3) if view == "flipped" else inputs(rows)
+
+    bank = build_bank(cache, frozen, seen, config["n_rows"], views, config, on_progress=on_progress)
+    return Backbone(
+        lambda: _fast(cut_before_last_seven(whole())[1]),
+        bank.take_maps,
+        lambda rows: bank.take_maps(np.concatenate([bank.index(rows, view) for view in views])),
+        config,
     )
-    return Backbone(lambda: _fast(cut_before_last_seven(whole())[1]), bank.take_maps, config)
 
 
 class _Frozen(nn.Module):
@@ -359,6 +379,16 @@ def _fast(network: nn.Module) -> nn.Module:
     """The network with its convolutions' channels last in memory: half the time on a CPU."""
     fast: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     return fast
+
+
+def _leveled(waves: NDArray[np.float32], level: float) -> NDArray[np.float32]:
+    """Inputs each scaled to a root mean square, where ``level`` is above 0; silence stays as it is."""
+    if not level:
+        return waves
+    axes = tuple(range(1, waves.ndim))
+    strength = np.sqrt(np.square(waves).mean(axes, keepdims=True))
+    scaled: NDArray[np.float32] = waves * (np.float32(level) / np.maximum(strength, np.float32(1e-3)))
+    return scaled
 
 
 def _data_folder() -> Path:

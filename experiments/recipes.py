@@ -38,6 +38,8 @@ class Recipe:
         weight_decay: Decoupled weight decay.
         width: Channels of the first block of the two small networks; 0 for the others.
         augmentation: Changes of the inputs while training; None trains on them as they are.
+        flips: Train on every image as it is and left for right, in turn; only with a frozen part.
+        level: Root mean square that every input of a small network is scaled to; 0 leaves them.
     """
 
     backbone: str
@@ -47,6 +49,8 @@ class Recipe:
     weight_decay: float = 1e-2
     width: int = 0
     augmentation: Augmentation | None = None
+    flips: bool = False
+    level: float = 0.0
 
     def steps(self, n_rows: int) -> int:
         """Optimiser steps of a training on so many rows.
@@ -59,16 +63,17 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "mnist": Recipe("small_cnn", epochs=2, batch_size=64, learning_rate=1e-2, width=16),
+        "mnist": Recipe("small_cnn", epochs=2, batch_size=64, learning_rate=3e-2, width=16),
         "cifar10": Recipe("mobilenet_v2", epochs=3, batch_size=64, learning_rate=1e-3),
         "tomato": Recipe("mobilenet_v2", epochs=4, batch_size=32, learning_rate=1e-3),
         "speech_commands": Recipe(
             "audio_cnn",
-            epochs=25,
-            batch_size=32,
+            epochs=15,
+            batch_size=16,
             learning_rate=3e-3,
             width=16,
             augmentation=Augmentation(shift=1600, gain=0.3, noise=0.005),
+            level=0.1,
         ),
     }
 )

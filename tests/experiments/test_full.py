@@ -11,7 +11,7 @@ from support import require_data
 from drip.datasets import load
 from drip.errors import InputError, ModelError
 from drip.models import EfficientNetB0
-from experiments.full import FullRegime, pretrained
+from experiments.full import FullRegime, _leveled, pretrained
 from experiments.recipes import RECIPES, Augmentation, augmented
 from experiments.views import network_inputs
 
@@ -148,6 +148,28 @@ def test_training_leaves_the_frozen_part_as_it_is(tomato, cache):
     again = regime("tomato", cache)
     assert again.config == tomato.config
     np.testing.assert_array_equal(again.logits(model, ROWS), tomato.logits(model, ROWS))
+
+
+def test_flips_are_a_second_view_of_the_training_rows_and_take_no_more_steps(cache, tomato):
+    recipe = replace(tomato.recipe, flips=True)
+    flipping = FullRegime.of("tomato", cache=cache, recipe=recipe, limit=40)
+    rows = np.array([5, 2])
+    seen = flipping._backbone.training(rows)
+    np.testing.assert_array_equal(seen[:2], tomato._backbone.inputs(rows))
+    frozen = pretrained("mobilenet_v2", 10, None, cache)().features[:14].eval()
+    with torch.no_grad():
+        expected = frozen(clean_inputs(rows).flip(3))
+    np.testing.assert_allclose(seen[2:], expected, rtol=2e-3, atol=2e-3)
+    model = fit(flipping)
+    assert flipping.steps(model) == 3
+    assert not np.array_equal(flipping.logits(model, rows), tomato.logits(fit(tomato), rows))
+    assert flipping.config != tomato.config
+
+
+def test_sound_is_brought_to_one_level(speech):
+    inputs = speech._backbone.inputs(ROWS)
+    np.testing.assert_allclose(np.sqrt(np.square(inputs).mean((1, 2))), 0.1, rtol=1e-4)
+    np.testing.assert_array_equal(_leveled(np.zeros((2, 1, 9), np.float32), 0.1), np.zeros((2, 1, 9)))
 
 
 def test_equal_steps_are_those_of_the_full_set(tomato):
