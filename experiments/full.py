@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,13 +25,13 @@ from drip.models import AudioCNN, EfficientNetB0, MobileNetV2, SmallCNN, cut_bef
 from drip.retrain import Examples, TrainConfig, train
 from drip.scoring import TorchScorer, model_digest
 from drip.types import FloatArray, IntArray, JsonObject, Observations
-from experiments.bank import build_bank
+from experiments.bank import Bank, build_bank
 from experiments.recipes import RECIPES, Recipe, Training
 from experiments.sizes import encoded_sizes
 from experiments.views import network_inputs
 
-INPUT_SIZE = {"mnist": 64, "cifar10": 96, "tomato": 128, "speech_commands": 96}
-"""Height in pixels of what a network with a frozen part sees: the last map of an image is 2 x 2 to 4 x 4."""
+INPUT_SIZE = {"mnist": 64, "cifar10": 128, "tomato": 128, "speech_commands": 96}
+"""Height in pixels of what a network with a frozen part sees: the last map is 2 x 2, 4 x 4, 4 x 4, 3 x 5."""
 
 _BATCH = 256
 
@@ -60,7 +60,8 @@ class Backbone:
     Attributes:
         make: Makes the network with its initial weights, called under the seed (A8).
         inputs: What the network takes of the given rows.
-        training: What it trains on: these inputs, or all of them in one view after the other.
+        training: What it trains on: these inputs, or all of them in one view after the other; a bank's
+            are read as they are asked for.
         config: What all this depends on.
     """
 
@@ -205,7 +206,7 @@ class FullRegime:
             steps=steps,
         )
         inputs = self._backbone.training(rows)
-        given = np.tile(np.asarray(labels, np.int64), len(inputs) // len(rows))
+        given = np.tile(np.asarray(labels, np.int64), inputs.shape[0] // len(rows))
         training = train(
             lambda: Training(self._backbone.make(), self.recipe.augmentation),
             Examples(inputs, given),
@@ -357,9 +358,29 @@ def banked(
     return Backbone(
         lambda: _fast(cut_before_last_seven(whole())[1]),
         bank.take_maps,
-        lambda rows: bank.take_maps(np.concatenate([bank.index(rows, view) for view in views])),
+        lambda rows: _as_array(bank, np.concatenate([bank.index(rows, view) for view in views])),
         config,
     )
+
+
+class _Lazy:
+    """Maps of a bank that stand in for an array of them: a training reads few at a time."""
+
+    def __init__(self, bank: Bank, index: IntArray) -> None:
+        self._bank, self._index = bank, index
+        self.shape = (len(index), *bank.maps[0].shape[1:])
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._index)
+
+    def __getitem__(self, rows: IntArray) -> NDArray[np.float32]:
+        """The maps of some rows."""
+        return self._bank.take_maps(self._index[rows])
+
+
+def _as_array(bank: Bank, index: IntArray) -> NDArray[np.float32]:
+    return cast("NDArray[np.float32]", _Lazy(bank, index))
 
 
 class _Frozen(nn.Module):
