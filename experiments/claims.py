@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.cells import Scalar
-from experiments.reading import DATASETS, Evidence, Place, Series, paper, test_over_train
+from experiments.reading import DATASETS, Evidence, Place, Series, paper, size_ratio
 from experiments.statistics import LEVEL, MIN_INTERVAL, Comparison, compare
 from experiments.tables import dataset_name, interval, joined, percent, runs, signed
 
@@ -234,7 +234,7 @@ def _decline(evidence: Evidence, rule: Mapping[str, Any], place: Place, arm: str
         / 10
         for side in "ab"
     }
-    found = compare(slopes["a"] - slopes["b"], test_over_train(both, seeds))
+    found = compare(slopes["a"] - slopes["b"], size_ratio(both, seeds))
     names = {side: _arm(rule[side], arm) for side in "ab"}
     slope = "; ".join(f"{names[side]} {signed(float(slopes[side].mean()))}" for side in "ab")
     return _finding(place, found, "greater", 0.0, f" per tenth of {rule['over']} ({slope})")
@@ -248,7 +248,7 @@ def _at_level(evidence: Evidence, place: Place, a: str, b: str, confidence: floa
     if not seeds:
         return None
     values = first.values("accuracy", seeds) - second.values("accuracy", seeds)
-    return compare(values, test_over_train((first, second), seeds), confidence)
+    return compare(values, size_ratio((first, second), seeds), confidence)
 
 
 def _finding(place: Place, found: Comparison | None, relation: str, bound: float, note: str = "") -> Finding:

@@ -54,8 +54,10 @@ _LOOKS: Mapping[str, dict[str, Any]] = {
 }
 _SPARE = ("v", "P", "X", "<", ">", "*")
 _LABEL_GAP = 0.075
-_PAPER_WORDS = {"baseline": "d1", "all": "d13_full", "drip": "d13_hat", "random": "d13_random"}
-_WORDS = {"baseline": "baseline", "all": "all data", "drip": "DRIP", "drip.normalised": "DRIP, normalised"}
+_PAPER_WORDS = {"baseline": "d1", "all": "d13_full", "drip": "d13_hat", "random": "d13_random"} | {
+    "drip.normalised": "d13_hat, normalised"
+}
+_WORDS = {"all": "all data", "drip": "DRIP", "drip.normalised": "DRIP, normalised"}
 
 
 def figures(evidence: Evidence) -> dict[str, str]:
@@ -81,7 +83,7 @@ def figures(evidence: Evidence) -> dict[str, str]:
 def svg(figure: Figure) -> str:
     """A figure as SVG without date and version of the program."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 

@@ -247,10 +247,10 @@ def paired(a: Series, b: Series, metric: str = "accuracy") -> Comparison | None:
     if not held.any():
         return None
     kept = [seed for seed, ok in zip(seeds, held, strict=True) if ok]
-    return compare(differences[held], test_over_train((a, b), kept))
+    return compare(differences[held], size_ratio((a, b), kept))
 
 
-def test_over_train(series: Iterable[Series], seeds: Iterable[int]) -> float | None:
+def size_ratio(series: Iterable[Series], seeds: Iterable[int]) -> float | None:
     """n_test / n_train of the runs, by the smaller training set of a pair; None where a record lacks them."""
     chosen, ratios = list(seeds), []
     for one in series:

@@ -105,13 +105,16 @@ input. A filter sees no labels, so wrong labels cannot move it: what it gains th
 """
 _RULES = """
 Head regime, online: limits are calibrated beforehand and the stream is seen once. All arms of a column keep
-as many samples as `drip` does there; `native` in the folded tables is what the rule itself would keep.
+as many samples as `drip` does there; `native` in the folded tables is what the rule itself would keep. In
+the figures a thick line is the t-interval, a thin one the corrected, a filled point one that the table
+marks `*`.
 """
 _STREAMS = """
 Bursts of one class; classes of very different frequency; foreign samples that belong to no class; classes
 that the model never saw; inputs that drift; near-duplicates. Head regime; each arm keeps as many different
 samples as `drip` does. Junk gets no label, so what a store spends on it is lost.
 """
+_P_VALUES = "p-values: corrected t-test after Holm / Wilcoxon"
 _HEAT = "Rows are rules, columns scenarios; dark is far from random, the sign is printed."
 
 
@@ -173,6 +176,10 @@ def table1(evidence: Evidence) -> list[str]:
             gaps = [signed(published[name]["drip"][0] - published[name][reference][0], 1) for name in places]
             lines += [*grid.markdown(first=[["DRIP in Table I", *gaps]]), ""]
             lines += prose(grid.sentence("arms", reference))
+            lines += folded(_P_VALUES, [*grid.p_values(), ""])
+        for name, place in places.items():
+            title = f"{name}, {regime}: all that was measured; shares in percent, differences in points"
+            lines += folded(title, [*detail(evidence, place), ""])
     return lines
 
 
@@ -235,7 +242,16 @@ def _swept(evidence: Evidence, base: Place, over: str, title: str) -> list[str]:
     for reference in ("random", "all"):
         grid = over_setting(evidence, base, over, reference)
         if grid.cells:
-            body += [f"Minus {reference}:", "", *grid.markdown(), ""]
+            body += [
+                f"Minus {reference}:",
+                "",
+                *grid.markdown(),
+                "",
+                f"{_P_VALUES}:",
+                "",
+                *grid.p_values(),
+                "",
+            ]
             told.append(grid.sentence("arms", reference))
     head = prose(f"**{title}.** {' '.join(told)}")
     return [*head, *folded("Accuracy in percent, and differences in points", body)]
@@ -295,9 +311,11 @@ def _varied(evidence: Evidence, dataset: str, each: Variation) -> list[str]:
     body: list[str] = []
     if changed.cells:
         body += [f"{each.here[0].upper()}{each.here[1:]} minus {each.usual}:", "", *changed.markdown(), ""]
+        body += [f"{_P_VALUES}:", "", *changed.p_values(), ""]
     if versus.cells:
         lines += prose(f"Minus random, with {each.here}: {versus.sentence('rules', 'random')}")
         body += [f"Minus random, with {each.here}:", "", *versus.markdown(), ""]
+        body += [f"{_P_VALUES}:", "", *versus.p_values(), ""]
     return lines + folded("Differences in points", body)
 
 
@@ -318,7 +336,7 @@ def streams(evidence: Evidence, drawn: Mapping[str, str]) -> list[str]:
         lines += prose(grid.sentence("rules", "random"))
         for name, place in places.items():
             title = f"{name}: all that was measured; shares in percent, differences in points"
-            lines += folded(title, [*detail(evidence, place), ""])
+            lines += folded(title, [*detail(evidence, place, grid, name), ""])
     return lines if any_held else [*lines, "Not run yet.", ""]
 
 

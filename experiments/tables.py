@@ -142,6 +142,20 @@ class Grid:
         ]
         return markdown([self.corner, *shown], [*first, *rows])
 
+    def p_values(self) -> list[str]:
+        """P-values in the places of the table: of the corrected t-test after Holm, and of Wilcoxon's test."""
+        adjusted = dict(
+            zip(self.cells, holm([cell.strictest_p for cell in self.cells.values()]), strict=True)
+        )
+        rows = []
+        for row in self.rows:
+            cells = [
+                (adjusted[row, name], self.cells[row, name].wilcoxon) if (row, name) in self.cells else None
+                for name in self.columns
+            ]
+            rows.append([row, *(BLANK if pair is None else " / ".join(map(_p, pair)) for pair in cells)])
+        return markdown([self.corner, *self.columns], rows)
+
     def significant(self, sign: int, marks: str = "*") -> list[tuple[str, str]]:
         """Row and column of the marked cells above (1) or below (-1) zero."""
         return [
@@ -249,11 +263,18 @@ _USUAL = frozenset(
 )
 
 
-def detail(evidence: Evidence, place: Place) -> list[str]:
-    """Every arm at one place with all that is measured of it; shares in percent, differences in points."""
+def detail(evidence: Evidence, place: Place, marked: Grid | None = None, column: str = "") -> list[str]:
+    """Every arm at one place with all that is measured of it; shares in percent, differences in points.
+
+    Args:
+        evidence: The records.
+        place: Which.
+        marked: A grid whose column is this place, for marks that count all of its cells.
+        column: That column.
+    """
     arms = [arm for arm in REFERENCES if evidence.get(place, arm)] + evidence.selecting(place)
     held = {arm: series for arm in arms if (series := evidence.get(place, arm)) is not None}
-    compared = against(evidence, {"x": place})
+    compared, name_of = (marked, column) if marked is not None else (against(evidence, {"": place}), "")
     shown = [(name, title) for name, title in _DETAILS if any(_has(one, name) for one in held.values())]
     shown += [(name, title) for name, title in _unusual(held.values())]
     timed = any(_has(series, "decide_us") for series in held.values())
@@ -270,8 +291,8 @@ def detail(evidence: Evidence, place: Place) -> list[str]:
     headers += (["µs"] if timed else []) + (["kept by tenth of the stream"] if streamed else [])
     rows = []
     for arm, series in held.items():
-        cell, mark = compared.cells.get((arm, "x")), compared.marks.get((arm, "x"), "")
-        p = BLANK if cell is None or cell.wilcoxon is None else f"{cell.wilcoxon:.3f}"
+        cell, mark = compared.cells.get((arm, name_of)), compared.marks.get((arm, name_of), "")
+        p = BLANK if cell is None or cell.wilcoxon is None else _p(cell.wilcoxon)
         row = [arm, str(len(series.runs)), level(*series.summary("accuracy")[:2]), interval(cell, mark), p]
         row += [
             percent(series.summary(name)[0]) for name in ("native_retention", *(name for name, _ in shown))
@@ -332,6 +353,12 @@ def _tenths(series: Series) -> str:
 
 def _has(series: Series | None, metric: str) -> bool:
     return series is not None and isfinite(series.summary(metric)[0])
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _count(keys: Sequence[object], tested: Sequence[object]) -> str:
