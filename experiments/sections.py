@@ -268,7 +268,9 @@ def rules(evidence: Evidence, drawn: Mapping[str, str]) -> list[str]:
             continue
         any_held = True
         lines += [f"### {dataset_name(dataset)}: accuracy minus random", ""]
-        lines += _figure(drawn, f"rules-{dataset}", "", [])
+        lines += _figure(
+            drawn, f"rules-{dataset}", "", [], f"Every rule minus random, {dataset_name(dataset)}"
+        )
         lines += [*grid.markdown(), "", *prose(grid.sentence("rules", "random"))]
         for name, place in places.items():
             title = (
@@ -322,7 +324,7 @@ def _varied(evidence: Evidence, dataset: str, each: Variation) -> list[str]:
 def streams(evidence: Evidence, drawn: Mapping[str, str]) -> list[str]:
     """Every selecting arm beside random, by scenario."""
     lines = ["## Streams that are not well mixed", "", *prose(_STREAMS)]
-    lines += _figure(drawn, "streams", "", prose(_HEAT))
+    lines += _figure(drawn, "streams", "", prose(_HEAT), "Every rule minus random, by scenario")
     any_held = False
     for dataset in DATASETS:
         places = _scenarios(evidence, dataset)
@@ -349,11 +351,11 @@ def _scenarios(evidence: Evidence, dataset: str) -> dict[str, Place]:
     return found
 
 
-def _figure(drawn: Mapping[str, str], name: str, title: str, told: Sequence[str]) -> list[str]:
-    """A figure under its heading, with what to know to read it."""
+def _figure(drawn: Mapping[str, str], name: str, title: str, told: Sequence[str], alt: str = "") -> list[str]:
+    """A figure under its heading, with what to know to read it; without a heading, ``alt`` describes it."""
     lines = [f"## {title}", ""] if title else []
     if name in drawn:
-        return [*lines, f"![{title or name}]({FIGURES}/{name}.svg)", "", *told]
+        return [*lines, f"![{title or alt}]({FIGURES}/{name}.svg)", "", *told]
     return [*lines, "Not drawn: there are no records for it yet.", ""] if title else []
 
 
