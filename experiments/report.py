@@ -105,8 +105,8 @@ keeping as many samples at random.
 Both are tested here as in section IV: 40 % of the data train the deployed model (data set 1), 20 % test
 (data set 2), 40 % are the stream (data set 3). Every selecting arm keeps as many samples as DRIP does in
 that run, and is then retrained from the start on data set 1 and what it kept. What differs between two arms
-is then the choice alone. The limits of the paper's arms come from data set 2 (III-A), those of all other
-rules from a fifth of data set 1 that is held out from training.
+is then the choice alone. Limits come from data set 2 in Table I, as in the paper (III-A), and elsewhere
+from a fifth of data set 1 that is held out from training.
 """
 _WORDS = (
     ("baseline", "nothing of the stream is kept"),
