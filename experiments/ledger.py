@@ -53,10 +53,10 @@ class Record:
             "config_hash": self.config_hash,
             "commit": self.commit,
             "versions": self.versions,
-            "metrics": self.metrics,
+            "metrics": {name: round(value, 6) for name, value in self.metrics.items()},
             "extra": self.extra,
         }
-        return json.dumps(line, allow_nan=False)
+        return json.dumps(line, allow_nan=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Record:

@@ -1,0 +1,72 @@
+"""Command line of the experiments: plan, run, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from experiments.ledger import RESULTS, Ledger
+from experiments.running import DATASETS, STUDIES, measure, missing, units
+
+app = typer.Typer(help="Reproduce the DRIP paper and compare selection rules.", no_args_is_help=True)
+console = Console()
+CACHE = Path(__file__).parent.parent / ".cache" / "experiments"
+
+Study = Annotated[list[str] | None, typer.Option("--study", help=f"One of {', '.join(STUDIES)}; repeatable.")]
+Data = Annotated[
+    list[str] | None, typer.Option("--dataset", help=f"One of {', '.join(DATASETS)}; repeatable.")
+]
+RegimeName = Annotated[list[str] | None, typer.Option("--regime", help="head or full; repeatable.")]
+Seeds = Annotated[
+    int | None, typer.Option("--seeds", help="Runs 0 to n-1; default: what the study asks for.")
+]
+Results = Annotated[Path, typer.Option("--results", help="Folder of the result files.")]
+
+
+@app.command()
+def plan(
+    study: Study = None,
+    dataset: Data = None,
+    regime: RegimeName = None,
+    seeds: Seeds = None,
+    results: Results = RESULTS,
+) -> None:
+    """Show what is missing, and the core-hours it takes judging by what was measured."""
+    from experiments.planning import print_plan  # noqa: PLC0415
+
+    ledger = Ledger(results)
+    print_plan(console, ledger, missing(ledger, units(study, regime, dataset, seeds)))
+
+
+@app.command()
+def run(
+    study: Study = None,
+    dataset: Data = None,
+    regime: RegimeName = None,
+    seeds: Seeds = None,
+    results: Results = RESULTS,
+    device: Annotated[str, typer.Option(help="Where the full regime trains: cpu or cuda.")] = "cpu",
+    cache: Annotated[Path, typer.Option(help="Folder for features and trained models.")] = CACHE,
+) -> None:
+    """Measure what is missing, run by run; may be killed and started again, also twice at once."""
+    ledger = Ledger(results, cache / "locks")
+    measure(console, ledger, units(study, regime, dataset, seeds), cache, device)
+
+
+@app.command()
+def report(
+    results: Results = RESULTS,
+    docs: Annotated[Path, typer.Option(help="Folder of the page.")] = Path(__file__).parent.parent / "docs",
+) -> None:
+    """Write docs/reproduction.md and its figures from the result files alone."""
+    from experiments.report import write  # noqa: PLC0415
+
+    for path in write(results, docs):
+        console.print(path)
+
+
+if __name__ == "__main__":
+    app()

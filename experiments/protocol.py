@@ -1,0 +1,121 @@
+"""Section IV's protocol: the 40/20/40 split, selection at equal counts, and what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from drip.datasets import split_rows
+from drip.errors import InputError
+from drip.types import BoolArray, FloatArray, IntArray
+from experiments.regimes import probabilities
+
+SHARES = (0.4, 0.2, 0.4)
+_HELD_OUT = 0.2
+_ECE_BINS = 15
+
+
+class Split:
+    """Rows of data sets 1, 2 and 3 of one run, and of D1c, a fifth of data set 1 held out from training (A7).
+
+    Data set 2 can only be read inside :meth:`scoring`, or by the paper's own arms, which calibrate on it.
+
+    Args:
+        n_rows: Rows in all.
+        seed: Number of the run.
+        groups: Rows of one group never lie on both sides; None where every row is its own.
+    """
+
+    def __init__(self, n_rows: int, seed: int, groups: IntArray | None = None) -> None:
+        self.d1, self._d2, self.d3 = split_rows(n_rows, SHARES, seed, groups=groups)
+        own = None if groups is None else groups[self.d1]
+        fit, held_out = split_rows(len(self.d1), (1 - _HELD_OUT, _HELD_OUT), seed, groups=own)
+        self.d1_fit, self.d1c = self.d1[fit], self.d1[held_out]
+        self._scoring = False
+
+    @property
+    def d2(self) -> IntArray:
+        """The test rows.
+
+        Raises:
+            InputError: outside :meth:`scoring`.
+        """
+        if not self._scoring:
+            raise InputError("data set 2 is for scoring only; nothing may be chosen or calibrated on it")
+        return self._d2
+
+    @property
+    def d2_for_calibration(self) -> IntArray:
+        """Data set 2 as the paper's calibration set (III-A, IV-A.1), although accuracy is reported on it."""
+        return self._d2
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Inside, data set 2 may be read."""
+        self._scoring = True
+        try:
+            yield
+        finally:
+            self._scoring = False
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What an arm keeps of the stream.
+
+    Attributes:
+        kept: Positions in the stream, ascending, shape (count,).
+        native: How many the rule itself would have kept.
+    """
+
+    kept: IntArray
+    native: int
+
+
+def at_count(retain: BoolArray, count: int, rng: np.random.Generator) -> Selection:
+    """A one-pass decision brought to an exact count: excess dropped, shortfall filled, both at random.
+
+    >>> at_count(np.array([True, True, False, False]), 3, np.random.default_rng(0)).native
+    2
+    """
+    kept, dropped = np.flatnonzero(retain), np.flatnonzero(~retain)
+    native = len(kept)
+    if native > count:
+        kept = rng.choice(kept, count, replace=False)
+    elif native < count:
+        kept = np.concatenate([kept, rng.choice(dropped, count - native, replace=False)])
+    return Selection(np.sort(kept), native)
+
+
+def ranked(priority: FloatArray, count: int, rng: np.random.Generator) -> IntArray:
+    """The positions of the highest priorities, ties broken at random: a look ahead at the whole stream."""
+    order = np.lexsort((rng.random(len(priority)), -priority))
+    return np.sort(order[:count])
+
+
+def evaluate(logits: FloatArray, labels: IntArray, n_classes: int) -> dict[str, float]:
+    """Accuracy, macro F1, worst-class accuracy, expected calibration error (15 bins); shares in [0, 1].
+
+    Classes without a test row count for none of them.
+
+    References:
+        Guo et al. 2017, arXiv:1706.04599, eq. 3, for the calibration error.
+    """
+    predicted = logits.argmax(axis=1)
+    table = np.zeros((n_classes, n_classes), np.int64)
+    np.add.at(table, (labels, predicted), 1)
+    hits, truths, guesses = np.diag(table), table.sum(axis=1), table.sum(axis=0)
+    present = truths > 0
+    confidence = probabilities(logits).max(axis=1)
+    bins = np.minimum((confidence * _ECE_BINS).astype(np.int64), _ECE_BINS - 1)
+    gaps = np.bincount(bins, (predicted == labels) - confidence, _ECE_BINS)
+    return {
+        "accuracy": float(hits.sum() / len(labels)),
+        "macro_f1": float((2 * hits[present] / (truths + guesses)[present]).mean()),
+        "worst_class_accuracy": float((hits[present] / truths[present]).min()),
+        "ece": float(np.abs(gaps).sum() / len(labels)),
+        "n_test": len(labels),
+    }

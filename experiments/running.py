@@ -1,0 +1,135 @@
+"""Finds what is missing and measures it, one line of a result file after the other."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from drip.errors import InputError
+from experiments import dpw, noise, streams, table1
+from experiments.cells import Cell, Unit, config_hash
+from experiments.ledger import Ledger, Record
+from experiments.regimes import Regime
+
+STUDIES: dict[str, ModuleType] = {module.NAME: module for module in (table1, dpw, noise, streams)}
+DATASETS = ("mnist", "cifar10", "tomato", "speech_commands")
+DEFAULT_SEEDS = {
+    ("table1", "full"): 20,
+    ("table1", "head"): 20,
+    ("dpw", "head"): 10,
+    ("noise", "head"): 10,
+    ("streams", "head"): 10,
+}
+"""How many runs each study asks for, by regime."""
+
+_ASKED = {"noise": ("cifar10", "tomato"), "streams": ("cifar10", "tomato")}
+
+
+def units(
+    studies: Sequence[str] | None = None,
+    regimes: Sequence[str] | None = None,
+    datasets: Sequence[str] | None = None,
+    seeds: int | None = None,
+) -> list[Unit]:
+    """The units asked for, run 0 of everything first; where nothing is named, what the studies ask for.
+
+    Raises:
+        InputError: a study, regime or data set that does not exist.
+    """
+    _require_known("study", studies, tuple(STUDIES))
+    _require_known("regime", regimes, ("head", "full"))
+    _require_known("dataset", datasets, DATASETS)
+    found = [
+        Unit(study, regime, dataset, seed)
+        for (study, regime), default in DEFAULT_SEEDS.items()
+        if study in (studies or STUDIES) and regime in (regimes or ("head", "full"))
+        for dataset in datasets or _ASKED.get(study, DATASETS)
+        for seed in range(seeds or default)
+    ]
+    return sorted(found, key=lambda unit: unit.seed)
+
+
+def missing(ledger: Ledger, wanted: Sequence[Unit]) -> dict[Unit, list[Cell]]:
+    """The cells of each unit that have no line yet (those of another configuration have one)."""
+    held = {key(unit): ledger.hashes(unit) for unit in wanted}
+    return {
+        unit: [cell for cell in STUDIES[unit.study].cells(unit) if cell.id not in held[key(unit)]]
+        for unit in wanted
+    }
+
+
+def key(unit: Unit) -> tuple[str, str, str]:
+    """What one result file stands for."""
+    return unit.study, unit.regime, unit.dataset
+
+
+def measure(
+    console: Console, ledger: Ledger, wanted: Sequence[Unit], cache_folder: Path, device: str = "cpu"
+) -> None:
+    """Measure what the units lack, leaving out those that another process works on.
+
+    Each line is on disk before the next cell starts. A line of another configuration is measured again.
+    """
+    torch.set_num_threads(1)
+
+    def on_progress(view: str, done: int, total: int) -> None:
+        console.print(f"features of the view {view}: {done} of {total} rows")
+
+    regime_of = cache(
+        lambda study, regime, dataset: STUDIES[study].open_regime(
+            regime, dataset, cache_folder, device, on_progress
+        )
+    )
+    for unit in wanted:
+        with ledger.claim(unit) as mine:
+            if mine:
+                _measure_unit(console, ledger, unit, regime_of(*key(unit)))
+
+
+def _measure_unit(console: Console, ledger: Ledger, unit: Unit, regime: Regime) -> None:
+    study = STUDIES[unit.study]
+    held = ledger.hashes(unit)
+    bench: Any = None
+    for cell in study.cells(unit):
+        config = {**regime.config, **study.config(cell)}
+        if held.get(cell.id) == config_hash(config):
+            continue
+        bench = bench or study.workspace(unit, regime)
+        outcome = study.run(cell, bench)
+        ledger.append(Record(cell, config, outcome.metrics, outcome.extra, commit(), versions()))
+        accuracy = outcome.metrics["accuracy"]
+        console.print(
+            f"{100 * accuracy:6.2f} %  {outcome.metrics['fit_s']:7.2f} s  {cell.id}", soft_wrap=True
+        )
+
+
+def _require_known(what: str, given: Sequence[str] | None, known: Sequence[str]) -> None:
+    for name in given or ():
+        if name not in known:
+            raise InputError(f"{what} must be one of {', '.join(known)}, got {name!r}")
+
+
+@cache
+def commit() -> str:
+    """The commit that measures, with ``+`` when tracked code differs from it."""
+    folder = Path(__file__).parent.parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False, cwd=folder)  # noqa: S603, S607  # fixed words
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "experiments/*.py")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def versions() -> dict[str, str]:
+    """The packages that a number may depend on."""
+    return {"drip": version("drip-edge"), "torch": torch.__version__, "numpy": version("numpy")}

@@ -1,0 +1,129 @@
+"""Study `table1`: the paper's arms, and every rule at equal counts."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from drip.types import JsonObject
+from experiments.arms import PAPER_RULES, Rule, rules
+from experiments.cells import Cell, Unit
+from experiments.head import HeadRegime, head_regime
+from experiments.regimes import Regime
+from experiments.workspace import Outcome, Workspace
+
+NAME = "table1"
+RETENTIONS = (0.77, 0.61, 0.3, 0.1)
+_ENDS = ("baseline", "all")
+_PAPER_ARMS = (*PAPER_RULES, "random", "margin")
+_RELABELLED = ("drip", "random", "margin")
+_RECALIBRATED = ("drip", "drip.normalised")
+_USUAL = {"budget": "epochs", "mode": "online", "labels": "true", "calibration": "d1c"}
+
+
+@cache
+def discard_fraction(dataset: str) -> float:
+    """The DPW of the paper's arms: Table I names none, so its storage saving stands in for it."""
+    published = tomllib.loads((Path(__file__).parent / "paper.toml").read_text())
+    return float(published["dpw"][dataset])
+
+
+def cells(unit: Unit) -> Iterator[Cell]:
+    """The cells of a unit, those first that the others are compared with."""
+    dpw = discard_fraction(unit.dataset)
+    yield from (unit.cell(arm, budget="epochs") for arm in _ENDS)
+    yield from (unit.cell(arm, budget="epochs", dpw=dpw) for arm in _PAPER_ARMS)
+    if unit.regime == "full":
+        return
+    names = tuple(rules())
+    yield from _selected(unit, names)
+    yield from (unit.cell(arm, budget="steps") for arm in _ENDS)
+    yield from _selected(unit, names, budget="steps")
+    yield from _selected(unit, names, mode="ranked")
+    yield from _selected(unit, _RELABELLED, labels="predicted")
+    for source in ("d1", "d2"):
+        yield from _selected(unit, _RECALIBRATED, calibration=source)
+
+
+def _selected(unit: Unit, arms: Sequence[str], **changes: str) -> Iterator[Cell]:
+    """The arms at every retention, with these changes to the usual settings."""
+    for retention in RETENTIONS:
+        for arm in arms:
+            yield unit.cell(arm, retention=retention, **{**_USUAL, **changes})
+
+
+def config(cell: Cell) -> JsonObject:
+    """What the cell's numbers depend on besides the regime."""
+    rule = _rules().get(cell.arm)
+    return {"rule": None if rule is None else rule.build(_retention(cell), 0).params, "split": "40/20/40"}
+
+
+def open_regime(
+    regime: str, dataset: str, cache_folder: Path, device: str, on_progress: Callable[[str, int, int], None]
+) -> Regime:
+    """The regime of a data set."""
+    if regime == "head":
+        return head_regime(dataset, cache_folder, on_progress=on_progress)
+    from experiments.full import FullRegime  # noqa: PLC0415  # it imports far more than the other regime needs
+
+    return FullRegime.of(dataset, cache=cache_folder, device=device)
+
+
+def workspace(unit: Unit, regime: Regime) -> Workspace:
+    """What the unit's cells share."""
+    return Workspace(unit, regime)
+
+
+def run(cell: Cell, bench: Workspace) -> Outcome:
+    """Measure one cell."""
+    budget = cell.get("budget")
+    if cell.arm in _ENDS:
+        return Outcome(bench.finish(bench.split.d3 if cell.arm == "all" else None, budget=budget), {})
+    rule, retention = _rules()[cell.arm], _retention(cell)
+    calibration = cell.get("calibration", "d2")
+    paper = cell.get("dpw") is not None
+    reference = PAPER_RULES["paper.raw.window"] if paper else rules()["drip"]
+    count = bench.native_count(reference, retention, "d2" if paper else "d1c")
+    choose = bench.select_ranked if cell.get("mode") == "ranked" else bench.select
+    selection = choose(rule, retention, calibration, count)
+    rows = bench.split.d3[selection.kept]
+    labels = bench.stream(calibration).classes[selection.kept] if cell.get("labels") == "predicted" else None
+    metrics = {
+        **bench.finish(rows, labels, budget),
+        **bench.kept_metrics(selection, calibration),
+        **bench.decided(rule, retention, calibration).cost,
+    }
+    shows = cell.arm in PAPER_RULES and isinstance(bench.regime, HeadRegime)
+    return Outcome(metrics, _histogram(bench, rule, retention) if shows and cell.unit.seed == 0 else {})
+
+
+def _histogram(bench: Workspace, rule: Rule, retention: float) -> JsonObject:
+    """The calibration scores of the largest class with their window, for Fig. 2."""
+    observations = bench.calibration("d2")
+    selector = rule.build(retention, bench.unit.seed).calibrate(observations)
+    scores = observations.named_scores[dict(rule.params).get("score", "drip")]
+    largest = int(np.bincount(observations.classes).argmax())
+    counts, edges = np.histogram(scores[observations.classes == largest], bins=40)
+    window = selector.state()["windows"][largest]
+    return {
+        "histogram": {
+            "class": largest,
+            "counts": counts.tolist(),
+            "edges": edges.tolist(),
+            "lower": window["lower"],
+            "upper": window["upper"],
+        }
+    }
+
+
+def _rules() -> dict[str, Rule]:
+    return PAPER_RULES | rules()
+
+
+def _retention(cell: Cell) -> float:
+    dpw = cell.get("dpw")
+    return float(cell.get("retention", 1.0)) if dpw is None else round(1 - float(dpw), 6)
