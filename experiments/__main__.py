@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from drip.errors import InputError
 from experiments.ledger import RESULTS, Ledger
 from experiments.running import DATASETS, STUDIES, measure, missing, units
 
@@ -48,12 +49,19 @@ def run(
     regime: RegimeName = None,
     seeds: Seeds = None,
     results: Results = RESULTS,
+    arm: Annotated[list[str] | None, typer.Option("--arm", help="Only this arm; repeatable.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=100, help="A quick look at so many rows; needs other --results.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Where the full regime trains: cpu or cuda.")] = "cpu",
     cache: Annotated[Path, typer.Option(help="Folder for features and trained models.")] = CACHE,
 ) -> None:
     """Measure what is missing, run by run; may be killed and started again, also twice at once."""
-    ledger = Ledger(results, cache / "locks")
-    measure(console, ledger, units(study, regime, dataset, seeds), cache, device)
+    usual = results.resolve() == RESULTS.resolve()
+    if usual and rows is not None:
+        raise InputError(f"--rows {rows} needs --results: its lines would take the place of the full ones")
+    ledger = Ledger(results, CACHE / "locks" if usual else None)  # claims belong to results, not to a cache
+    measure(console, ledger, units(study, regime, dataset, seeds), cache, device, arms=arm, n_rows=rows)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from drip.errors import InputError
-from drip.files import sha256_hex
+from drip.files import sha256_hex, write_atomically
 from drip.types import IntArray
 
 _CHUNK = 64
@@ -118,6 +118,8 @@ def _compute(
     """Fill ``.maps.npy`` in chunks, remembering how far it got; ``.inputs.npy`` marks the end."""
     partial, done_path = base.with_suffix(".maps.part"), base.with_suffix(".done")
     done = int(done_path.read_text()) if partial.exists() and done_path.exists() else 0
+    if not done:
+        done_path.unlink(missing_ok=True)  # one of an earlier build would vouch for the new file's zeros
     maps: np.memmap[Any, Any] | None = None
     for number, start in enumerate(range(done, n_rows, _CHUNK)):
         rows = np.arange(start, min(start + _CHUNK, n_rows))
@@ -132,7 +134,7 @@ def _compute(
         maps[rows] = output
         if number % _SAVE_EVERY == _SAVE_EVERY - 1 or rows[-1] == n_rows - 1:
             maps.flush()
-            done_path.write_text(str(int(rows[-1]) + 1))
+            write_atomically(done_path, str(int(rows[-1]) + 1).encode())
             if on_progress is not None:
                 on_progress(view, int(rows[-1]) + 1, n_rows)
     filled = np.lib.format.open_memmap(partial, "r")

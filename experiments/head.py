@@ -172,6 +172,7 @@ def head_regime(
     *,
     views: Sequence[str] = ("clean",),
     foreign: str | None = None,
+    n_rows: int | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> HeadRegime:
     """The head-only regime of a data set, its features computed where they are not in the cache.
@@ -181,6 +182,7 @@ def head_regime(
         cache: Folder for features.
         views: Names among :data:`experiments.views.VIEWS`.
         foreign: The data set of the view ``foreign``.
+        n_rows: At most so many rows instead of the setup's number, for a quick look.
         on_progress: See :func:`experiments.bank.build_bank`.
     """
     data = load(dataset)
@@ -189,8 +191,9 @@ def head_regime(
         raise InputError(f"foreign must be a data set of images, got {foreign!r}")
     setup = SETUPS[dataset]
     chosen = np.arange(len(data))
-    if len(data) > setup.n_rows:
-        chosen = np.sort(np.random.default_rng(0).choice(len(data), setup.n_rows, replace=False))
+    limit = setup.n_rows if n_rows is None else min(n_rows, setup.n_rows)
+    if len(data) > limit:
+        chosen = np.sort(np.random.default_rng(0).choice(len(data), limit, replace=False))
     backbone = mobilenet_backbone(setup.last_block)
     key = {
         "dataset": dataset,
@@ -214,7 +217,7 @@ def head_regime(
         on_progress=on_progress,
     )
     groups = None if data.groups is None else data.groups[chosen]
-    sizes = encoded_sizes(data, cache)[chosen]
+    sizes = encoded_sizes(data, cache)[chosen] if n_rows is None else data.encoded_sizes(chosen)
     return HeadRegime(data.labels[chosen], sizes, bank, key, setup.recipe, groups)
 
 

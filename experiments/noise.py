@@ -41,14 +41,19 @@ def config(cell: Cell) -> JsonObject:
 
 
 def open_regime(
-    regime: str, dataset: str, cache_folder: Path, device: str, on_progress: Callable[[str, int, int], None]
+    regime: str,
+    dataset: str,
+    cache_folder: Path,
+    device: str,
+    n_rows: int | None,
+    on_progress: Callable[[str, int, int], None],
 ) -> Regime:
     """The head-only regime with clean and noisy inputs."""
     del device
     if regime != "head":
         raise InputError(f"the study 'noise' has the regime 'head' only, got {regime!r}")
     views = ("clean",) if dataset == "speech_commands" else ("clean", "noise")
-    return head_regime(dataset, cache_folder, views=views, on_progress=on_progress)
+    return head_regime(dataset, cache_folder, views=views, n_rows=n_rows, on_progress=on_progress)
 
 
 def workspace(unit: Unit, regime: HeadRegime) -> NoisyWorkspace:

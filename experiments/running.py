@@ -15,12 +15,13 @@ from rich.console import Console
 
 from drip.errors import InputError
 from experiments import dpw, noise, streams, table1
+from experiments.arms import PAPER_RULES, rules
 from experiments.cells import Cell, Unit, config_hash
 from experiments.ledger import Ledger, Record
 from experiments.regimes import Regime
 
 STUDIES: dict[str, ModuleType] = {module.NAME: module for module in (table1, dpw, noise, streams)}
-DATASETS = ("mnist", "cifar10", "tomato", "speech_commands")
+DATASETS: tuple[str, ...] = ("mnist", "cifar10", "tomato", "speech_commands")
 DEFAULT_SEEDS = {
     ("table1", "full"): 20,
     ("table1", "head"): 20,
@@ -30,7 +31,7 @@ DEFAULT_SEEDS = {
 }
 """How many runs each study asks for, by regime."""
 
-_ASKED = {"noise": ("cifar10", "tomato"), "streams": ("cifar10", "tomato")}
+_ASKED: dict[str, tuple[str, ...]] = {"noise": ("cifar10", "tomato"), "streams": ("cifar10", "tomato")}
 
 
 def units(
@@ -72,12 +73,32 @@ def key(unit: Unit) -> tuple[str, str, str]:
 
 
 def measure(
-    console: Console, ledger: Ledger, wanted: Sequence[Unit], cache_folder: Path, device: str = "cpu"
+    console: Console,
+    ledger: Ledger,
+    wanted: Sequence[Unit],
+    cache_folder: Path,
+    device: str = "cpu",
+    *,
+    arms: Sequence[str] | None = None,
+    n_rows: int | None = None,
 ) -> None:
     """Measure what the units lack, leaving out those that another process works on.
 
     Each line is on disk before the next cell starts. A line of another configuration is measured again.
+
+    Args:
+        console: Where progress goes.
+        ledger: Where lines go.
+        wanted: What to measure.
+        cache_folder: For features and trained models.
+        device: Where the full regime trains.
+        arms: Only these; None takes all.
+        n_rows: At most so many rows of every data set; part of the configuration.
+
+    Raises:
+        InputError: an arm that does not exist.
     """
+    _require_known("arm", arms, ("baseline", "all", *PAPER_RULES, *rules()))
     torch.set_num_threads(1)
 
     def on_progress(view: str, done: int, total: int) -> None:
@@ -85,20 +106,24 @@ def measure(
 
     regime_of = cache(
         lambda study, regime, dataset: STUDIES[study].open_regime(
-            regime, dataset, cache_folder, device, on_progress
+            regime, dataset, cache_folder, device, n_rows, on_progress
         )
     )
     for unit in wanted:
         with ledger.claim(unit) as mine:
             if mine:
-                _measure_unit(console, ledger, unit, regime_of(*key(unit)))
+                _measure_unit(console, ledger, unit, regime_of(*key(unit)), arms)
 
 
-def _measure_unit(console: Console, ledger: Ledger, unit: Unit, regime: Regime) -> None:
+def _measure_unit(
+    console: Console, ledger: Ledger, unit: Unit, regime: Regime, arms: Sequence[str] | None
+) -> None:
     study = STUDIES[unit.study]
     held = ledger.hashes(unit)
     bench: Any = None
     for cell in study.cells(unit):
+        if arms and cell.arm not in arms:
+            continue
         config = {**regime.config, **study.config(cell)}
         if held.get(cell.id) == config_hash(config):
             continue

@@ -52,7 +52,12 @@ def config(cell: Cell) -> JsonObject:
 
 
 def open_regime(
-    regime: str, dataset: str, cache_folder: Path, device: str, on_progress: Callable[[str, int, int], None]
+    regime: str,
+    dataset: str,
+    cache_folder: Path,
+    device: str,
+    n_rows: int | None,
+    on_progress: Callable[[str, int, int], None],
 ) -> Regime:
     """The head-only regime with every view that a scenario needs."""
     del device
@@ -61,7 +66,12 @@ def open_regime(
             f"the study 'streams' has images in the regime 'head' only, got {dataset!r} in {regime!r}"
         )
     return head_regime(
-        dataset, cache_folder, views=_VIEWS, foreign=_FOREIGN[dataset], on_progress=on_progress
+        dataset,
+        cache_folder,
+        views=_VIEWS,
+        foreign=_FOREIGN[dataset],
+        n_rows=n_rows,
+        on_progress=on_progress,
     )
 
 

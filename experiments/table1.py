@@ -63,14 +63,19 @@ def config(cell: Cell) -> JsonObject:
 
 
 def open_regime(
-    regime: str, dataset: str, cache_folder: Path, device: str, on_progress: Callable[[str, int, int], None]
+    regime: str,
+    dataset: str,
+    cache_folder: Path,
+    device: str,
+    n_rows: int | None,
+    on_progress: Callable[[str, int, int], None],
 ) -> Regime:
     """The regime of a data set."""
     if regime == "head":
-        return head_regime(dataset, cache_folder, on_progress=on_progress)
+        return head_regime(dataset, cache_folder, n_rows=n_rows, on_progress=on_progress)
     from experiments.full import FullRegime  # noqa: PLC0415  # it imports far more than the other regime needs
 
-    return FullRegime.of(dataset, cache=cache_folder, device=device)
+    return FullRegime.of(dataset, cache=cache_folder, device=device, limit=n_rows)
 
 
 def workspace(unit: Unit, regime: Regime) -> Workspace:
