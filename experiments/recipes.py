@@ -64,7 +64,7 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "mnist": Recipe("small_cnn", epochs=2, batch_size=64, learning_rate=3e-2, width=16),
-        "cifar10": Recipe("mobilenet_v2", epochs=2, batch_size=64, learning_rate=1e-3, flips=True),
+        "cifar10": Recipe("mobilenet_v2", epochs=2, batch_size=64, learning_rate=1e-3),
         "tomato": Recipe("mobilenet_v2", epochs=4, batch_size=32, learning_rate=1e-3),
         "speech_commands": Recipe(
             "audio_cnn",
