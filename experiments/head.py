@@ -67,9 +67,9 @@ SETUPS = {
     "mnist": Setup(64, n_rows=6_000, last_block=10, flatten=True),
     "speech_commands": Setup(96, last_block=10, flatten=True, recipe=_SLOW),
 }
-"""Maps of 1280 x 4 x 4 behind a pooling head as the paper's images have it, of 64 x 4 x 4 and 64 x 6 x 10 behind
-a flattening one as its sound has it. The numbers of rows leave room above the baseline: a linear head on all
-70,000 digits or 60,000 images gains under a point from everything that could be kept."""
+"""Maps of 1280 x 4 x 4 behind a pooling head as the paper's images have it, of 64 x 4 x 4 and 64 x 6 x 10
+behind a flattening one as its sound has it. The numbers of rows leave room above the baseline: a linear head
+on all 70,000 digits or 60,000 images gains under a point from everything that could be kept."""
 
 _BATCH = 256
 
