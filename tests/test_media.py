@@ -520,6 +520,8 @@ def test_contract_survives_json():
         {"shape": [3, 4, 4], "colour": "blue"},
         {"shape": [3, 4, 4], "resize": ["crop"]},
         {"shape": [[3], 4]},
+        {"shape": [3, 10**6, 10**6]},
+        {"shape": [3, 4, 4], "mean": [10**400]},
         [],
         None,
     ],

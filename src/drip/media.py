@@ -42,6 +42,7 @@ SUFFIXES: Mapping[str, str] = {kind: suffix for suffix, kind in MEDIA_TYPES.item
 _IMAGE_FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/bmp": "BMP"}
 _AUDIO_FORMATS = {"audio/wav": ("WAV", "WAVEX"), "audio/flac": ("FLAC",)}
 
+_MAX_INPUT_VALUES = 2**31
 _DEFAULT_MAX_VALUES = 64_000_000
 
 
@@ -92,6 +93,8 @@ class InputContract:
                 "sample_rate_hz must be a rate from 0 and max_values a count from 1, "
                 f"got {self.sample_rate_hz!r} and {self.max_values!r}"
             )
+        if math.prod(self.shape) > _MAX_INPUT_VALUES:
+            raise InputError(f"shape must have at most {_MAX_INPUT_VALUES} values, got {self.shape}")
 
     def prepare(self, data: bytes, media_type: str) -> NDArray[np.float32]:
         """Decode one sample.
@@ -147,7 +150,7 @@ class InputContract:
                 key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
             }
             return cls(**fields)
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"an input contract is needed, got {content!r}: {error}") from error
 
     def _check_count(self, count: int, what: str) -> None:
