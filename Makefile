@@ -23,6 +23,7 @@ unit: .venv/dev.done
 docs: .venv/dev.done  ## regenerate the pages that are made from code and result files
 	$(BIN)/python docs/generate.py
 
+bench: export OMP_NUM_THREADS = 1
 bench: .venv/bench.done  ## timings; refuses on a busy machine
 	$(BIN)/python benchmarks/bench_policy.py
 	$(BIN)/python benchmarks/bench_store.py
