@@ -1,0 +1,40 @@
+"""Runs of the experiments' command line in processes of their own, at reduced size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(folder, *words):
+    """Arguments that run on few rows, with everything written below a folder."""
+    options = ["--results", folder / "results", "--cache", folder / "cache"]
+    return [sys.executable, "-m", "experiments", "run", "--regime", "head", *map(str, [*words, *options])]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def start(folder, *words):
+    """A run that goes on beside the test, in a process group of its own."""
+    return subprocess.Popen(
+        command(folder, *words),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(folder, *words):
+    """A run to its end; gives what it said."""
+    done = subprocess.run(
+        command(folder, *words), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
