@@ -20,6 +20,7 @@ FREE_ROOMS = (
     "drip.datasets",
     "drip.streams",
     "drip.store",
+    "drip.device",
     "drip.report",
     "drip.cli",
 )

@@ -63,6 +63,8 @@ class Tally:
         retained_by_class: Kept samples per predicted class.
         seconds: Wall-clock seconds by stage: ``prepare``, ``score``, ``decide``, ``store``.
         interrupted: True when the run was asked to stop before the source ended.
+        last_id: Id of the last committed sample, or None.
+        last_time_s: Time of that sample in seconds since the epoch, or None.
     """
 
     n_seen: int = 0
@@ -78,6 +80,8 @@ class Tally:
         default_factory=lambda: dict.fromkeys(("prepare", "score", "decide", "store"), 0.0)
     )
     interrupted: bool = False
+    last_id: str | None = None
+    last_time_s: float | None = None
 
     @property
     def retention(self) -> float:
@@ -124,6 +128,9 @@ def run(
     selector's state and the source's position commit together; a run that is killed continues after
     the last committed batch when it is started again on the same sink.
 
+    An empty batch means that nothing arrived: a source that waits gives one now and then, so that
+    ``on_progress`` and ``stop`` are served meanwhile; nothing is committed for it.
+
     A plain iterable of samples is read ahead by up to one batch; give it a method ``batches`` when
     code after its ``yield`` acknowledges. After an exception build source and selector anew: they may
     have advanced beyond what was committed.
@@ -139,8 +146,8 @@ def run(
             and counts it, ``quarantine`` hands it to the sink with the reason and counts it.
         policy_digest: Identifies the policy; the selector's saved state is taken up only when the
             interrupted run had the same. When it is empty, the selector's own digest as it comes.
-        on_progress: Called after every batch.
-        stop: Asked after every batch; True ends the run in good order.
+        on_progress: Called after every batch, an empty one too.
+        stop: Asked after every batch, an empty one too; True ends the run in good order.
 
     Returns:
         The counts of this call.
@@ -155,6 +162,10 @@ def run(
     _resume(source, selector, sink, policy_digest)
     tally = Tally()
     for batch in _batches(source, batch_size):
+        if not batch:
+            if _is_asked_to_stop(tally, on_progress, stop):
+                break
+            continue
         observed = _observe(batch, scorer, prepare, tally.seconds)
         if on_error == "raise":
             observed.raise_first()
@@ -181,10 +192,8 @@ def run(
         tally.n_quarantined += len(observed.failures) if on_error == "quarantine" else 0
         tally.n_quarantined += len(too_large)
         tally.n_skipped += len(observed.failures) if on_error == "skip" else 0
-        if on_progress is not None:
-            on_progress(tally)
-        if stop is not None and stop():
-            tally.interrupted = True
+        tally.last_id, tally.last_time_s = batch[-1].id, batch[-1].time_s
+        if _is_asked_to_stop(tally, on_progress, stop):
             break
     return tally
 
@@ -356,6 +365,16 @@ def _commit(sink: Sink, writes: Sequence[Callable[[], None]]) -> None:
         middle = len(writes) // 2
         _commit(sink, writes[:middle])
         _commit(sink, writes[middle:])
+
+
+def _is_asked_to_stop(
+    tally: Tally, on_progress: Callable[[Tally], None] | None, stop: Callable[[], bool] | None
+) -> bool:
+    if on_progress is not None:
+        on_progress(tally)
+    if stop is not None and stop():
+        tally.interrupted = True
+    return tally.interrupted
 
 
 def _batches(source: Source | Iterable[Sample], batch_size: int) -> Iterator[Sequence[Sample]]:
