@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 import tracemalloc
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +30,9 @@ class Rule:
     params: tuple[tuple[str, Any], ...] = ()
 
     def build(self, retention: float, seed: int) -> BaseSelector:
-        """The rule for a retention, not yet calibrated; rules that draw get a seed of their own stream."""
+        """The rule for a retention, not yet calibrated; arms that draw, draw apart from one another."""
         draws = "seed" in inspect.signature(available()[self.selector]).parameters
-        seeded = {"seed": 1_000_003 + seed} if draws else {}
+        seeded = {"seed": zlib.crc32(self.name.encode()) + seed} if draws else {}
         return create(self.selector, retention=retention, **dict(self.params), **seeded)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from drip.errors import InputError
 from drip.files import sha256_hex, write_atomically
-from drip.types import IntArray
+from drip.types import IntArray, JsonObject
 
 _CHUNK = 64
 _SAVE_EVERY = 16
@@ -74,6 +74,7 @@ def build_bank(
     views: Sequence[str],
     key: dict[str, Any],
     *,
+    view_keys: Mapping[str, JsonObject] | None = None,
     flatten: bool = False,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Bank:
@@ -87,7 +88,8 @@ def build_bank(
         inputs: Rows and view to the backbone's inputs.
         n_rows: Rows of the data set.
         views: Names of the views.
-        key: What the maps depend on: digests of weights and data, size; JSON-serialisable.
+        key: What the maps of every view depend on: data set, weights, size; JSON-serialisable.
+        view_keys: What those of one view depend on besides its name.
         flatten: Whether the head reads every position instead of their mean.
         on_progress: Called with view, rows done and rows in all.
     """
@@ -95,7 +97,9 @@ def build_bank(
     folder.mkdir(parents=True, exist_ok=True)
     maps, entering = [], []
     for view in views:
-        digest = sha256_hex(json.dumps({**key, "view": view}, sort_keys=True).encode())[:16]
+        digest = sha256_hex(
+            json.dumps({**key, **(view_keys or {}).get(view, {}), "view": view}, sort_keys=True).encode()
+        )[:16]
         base = folder / f"bank-{digest}"
         with base.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -19,7 +19,7 @@ from drip.scoring import TorchScorer, model_digest
 from drip.types import FloatArray, IntArray, JsonObject, Observations
 from experiments.bank import Bank, build_bank
 from experiments.sizes import encoded_sizes
-from experiments.views import network_inputs
+from experiments.views import VIEWS, network_inputs
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class HeadRegime:
         config: What the bank depends on.
         recipe: How heads are trained.
         groups: See :class:`experiments.regimes.Regime`.
+        n_foreign: How many different pictures the view ``foreign`` shows; later rows repeat them.
     """
 
     name = "head"
@@ -111,7 +112,9 @@ class HeadRegime:
         config: JsonObject,
         recipe: HeadRecipe,
         groups: IntArray | None = None,
+        n_foreign: int = 0,
     ) -> None:
+        self.n_foreign = n_foreign
         self.labels, self.sizes, self.bank, self.groups = labels, sizes, bank, groups
         self.recipe = recipe
         self.n_classes = int(labels.max()) + 1
@@ -198,12 +201,13 @@ def head_regime(
     key = {
         "dataset": dataset,
         "n_rows": len(chosen),
-        "foreign": foreign or "",
+        "foreign": "",
         "backbone": f"mobilenet_v2[:{setup.last_block + 1}] {model_digest(backbone)[:16]}",
         "input_size": setup.input_size,
         "flatten": setup.flatten,
         "features": "float16",
     }
+    view_keys = {view: _view_key(view, foreign) for view in views if view != "clean"}
     bank = build_bank(
         cache,
         backbone.to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # torch's stub lacks it
@@ -213,12 +217,20 @@ def head_regime(
         len(chosen),
         views,
         key,
+        view_keys=view_keys,
         flatten=setup.flatten,
         on_progress=on_progress,
     )
     groups = None if data.groups is None else data.groups[chosen]
     sizes = encoded_sizes(data, cache)[chosen] if n_rows is None else data.encoded_sizes(chosen)
-    return HeadRegime(data.labels[chosen], sizes, bank, key, setup.recipe, groups)
+    config = {**key, **({"views": view_keys} if view_keys else {})}
+    n_foreign = 0 if other is None else min(len(other), len(chosen))
+    return HeadRegime(data.labels[chosen], sizes, bank, config, setup.recipe, groups, n_foreign)
+
+
+def _view_key(view: str, foreign: str | None) -> JsonObject:
+    change = VIEWS[view]
+    return {"foreign": foreign or ""} if change is None else asdict(change)
 
 
 def mobilenet_backbone(last_block: int = 18) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,16 +24,17 @@ class Split:
     Data set 2 can only be read inside :meth:`scoring`, or by the paper's own arms, which calibrate on it.
 
     Args:
-        n_rows: Rows in all.
+        labels: Classes of the rows, shape (n,).
         seed: Number of the run.
-        groups: Rows of one group never lie on both sides; None where every row is its own.
+        groups: Rows of one group never lie on both sides; None where every row is its own. Where a group
+            has one class only, the groups of each class are dealt apart, or a class of few groups (a leaf
+            photographed thirty times) would be missing from some part.
     """
 
-    def __init__(self, n_rows: int, seed: int, groups: IntArray | None = None) -> None:
-        self.d1, self._d2, self.d3 = split_rows(n_rows, SHARES, seed, groups=groups)
-        own = None if groups is None else groups[self.d1]
-        fit, held_out = split_rows(len(self.d1), (1 - _HELD_OUT, _HELD_OUT), seed, groups=own)
-        self.d1_fit, self.d1c = self.d1[fit], self.d1[held_out]
+    def __init__(self, labels: IntArray, seed: int, groups: IntArray | None = None) -> None:
+        everything = np.arange(len(labels))
+        self.d1, self._d2, self.d3 = _deal(everything, SHARES, labels, seed, groups)
+        self.d1_fit, self.d1c = _deal(self.d1, (1 - _HELD_OUT, _HELD_OUT), labels, seed, groups)
         self._scoring = False
 
     @property
@@ -60,6 +61,33 @@ class Split:
             yield
         finally:
             self._scoring = False
+
+
+def _deal(
+    rows: IntArray, shares: Sequence[float], labels: IntArray, seed: int, groups: IntArray | None
+) -> list[IntArray]:
+    """The rows in parts of these shares, each in random order."""
+    if groups is None or not groups_have_one_class(labels, groups):
+        own = None if groups is None else groups[rows]
+        return [rows[part] for part in split_rows(len(rows), shares, seed, groups=own)]
+    by_class = []
+    for label in np.unique(labels[rows]).tolist():
+        mine = rows[labels[rows] == label]
+        drawn = int(np.random.SeedSequence([seed, label]).generate_state(1)[0])
+        by_class.append([mine[part] for part in split_rows(len(mine), shares, drawn, groups=groups[mine])])
+    shuffle = np.random.default_rng(seed)
+    return [shuffle.permutation(np.concatenate(parts)) for parts in zip(*by_class, strict=True)]
+
+
+def groups_have_one_class(labels: IntArray, groups: IntArray | None) -> bool:
+    """Whether no group has rows of two classes.
+
+    >>> groups_have_one_class(np.array([0, 0, 1]), np.array([5, 5, 6]))
+    True
+    """
+    if groups is None:
+        return False
+    return len(np.unique(np.stack([labels, groups]), axis=1).T) == len(np.unique(groups))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from experiments import dpw, noise, streams, table1
 from experiments.arms import PAPER_RULES, rules
 from experiments.cells import Cell, Unit, config_hash
 from experiments.ledger import Ledger, Record
+from experiments.protocol import groups_have_one_class
 from experiments.regimes import Regime
 
 STUDIES: dict[str, ModuleType] = {module.NAME: module for module in (table1, dpw, noise, streams)}
@@ -120,11 +121,12 @@ def _measure_unit(
 ) -> None:
     study = STUDIES[unit.study]
     held = ledger.hashes(unit)
+    dealing = {"groups": "within class"} if groups_have_one_class(regime.labels, regime.groups) else {}
     bench: Any = None
     for cell in study.cells(unit):
         if arms and cell.arm not in arms:
             continue
-        config = {**regime.config, **study.config(cell)}
+        config = {**regime.config, **study.config(cell), **dealing}
         if held.get(cell.id) == config_hash(config):
             continue
         bench = bench or study.workspace(unit, regime)

@@ -95,7 +95,7 @@ def _long_tail(split: Split, regime: HeadRegime, rng: np.random.Generator) -> Sc
 def _foreign(split: Split, regime: HeadRegime, rng: np.random.Generator) -> Scenario:
     """A fifth of the arrivals are pictures of another data set."""
     bank = regime.bank
-    junk = bank.index(rng.permutation(bank.n_rows), "foreign")
+    junk = bank.index(rng.permutation(regime.n_foreign), "foreign")
     scene = _plain(split, regime, _mixed(_looped(split.d3, rng), junk, rng))
     return replace(scene, labels=np.where(np.isin(scene.items, junk), -1, scene.labels))
 

@@ -42,7 +42,7 @@ class Workspace:
 
     def __init__(self, unit: Unit, regime: Regime) -> None:
         self.unit, self.regime = unit, regime
-        self.split = Split(len(regime.labels), unit.seed, regime.groups)
+        self.split = Split(regime.labels, unit.seed, regime.groups)
         self.deployed = cache(self._deployed)
         self.calibration = cache(self._calibration)
         self.stream = cache(self._stream)

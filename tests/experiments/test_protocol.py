@@ -14,7 +14,7 @@ def parts(split):
 
 
 def test_data_set_2_is_read_while_scoring_only():
-    split = Split(100, seed=0)
+    split = Split(np.zeros(100, np.int64), seed=0)
     with pytest.raises(InputError, match="data set 2 is for scoring only"):
         _ = split.d2
     with split.scoring():
@@ -34,20 +34,21 @@ def test_data_set_2_is_read_while_scoring_only():
 
 @pytest.mark.parametrize("n_rows", [100, 5773, 12_000])
 def test_every_row_lies_in_one_of_40_20_and_40_percent(n_rows):
-    split = Split(n_rows, seed=5)
+    split = Split(np.zeros(n_rows, np.int64), seed=5)
     assert sorted(np.concatenate(list(parts(split).values()))) == list(range(n_rows))
     for rows, share in zip(parts(split).values(), (0.4, 0.2, 0.4), strict=True):
         assert abs(len(rows) - share * n_rows) <= 1
 
 
 def test_d1c_is_a_fifth_of_data_set_1_that_does_not_train():
-    split = Split(1000, seed=2)
+    split = Split(np.zeros(1000, np.int64), seed=2)
     assert sorted(np.concatenate([split.d1_fit, split.d1c])) == sorted(split.d1)
     assert len(split.d1c) == 80
 
 
 def test_runs_have_splits_of_their_own_that_repeat():
-    first, again, other = Split(1000, 0), Split(1000, 0), Split(1000, 1)
+    labels = np.zeros(1000, np.int64)
+    first, again, other = Split(labels, 0), Split(labels, 0), Split(labels, 1)
     np.testing.assert_array_equal(first.d3, again.d3)
     np.testing.assert_array_equal(first.d1c, again.d1c)
     shared = len(set(first.d3.tolist()) & set(other.d3.tolist()))
@@ -58,7 +59,7 @@ def test_no_part_prefers_a_stretch_of_the_data_over_many_runs():
     """The split of data set 1 draws with the same seed as the split before: that must not show."""
     places = {name: np.zeros(10) for name in ("d1_fit", "d1c", "d3")}
     for seed in range(300):
-        split = Split(2000, seed)
+        split = Split(np.zeros(2000, np.int64), seed)
         for name in places:
             places[name] += np.bincount(getattr(split, name) // 200, minlength=10)
     for counts in places.values():
@@ -76,7 +77,7 @@ def test_no_leaf_and_no_speaker_lies_on_both_sides(name, file):
     assert data.groups is not None
     assert 100 < len(np.unique(data.groups)) < len(data)
     for seed in range(20):
-        split = Split(len(data), seed, data.groups)
+        split = Split(data.labels, seed, data.groups)
         sides = [split.d1_fit, split.d1c, split.d2_for_calibration, split.d3]
         assert sorted(np.concatenate(sides)) == list(range(len(data)))
         seen = [set(data.groups[rows].tolist()) for rows in sides]
@@ -84,6 +85,15 @@ def test_no_leaf_and_no_speaker_lies_on_both_sides(name, file):
         shares = [len(rows) / len(data) for rows in parts(split).values()]
         np.testing.assert_allclose(shares, (0.4, 0.2, 0.4), atol=0.02)
         assert len(split.d1c) / len(split.d1) == pytest.approx(0.2, abs=0.04)
+
+
+def test_every_class_of_leaves_is_in_every_part():
+    require_data("plantvillage_tomato10_128.zip")
+    data = load("tomato")
+    for seed in range(20):
+        split = Split(data.labels, seed, data.groups)
+        for rows in (split.d1_fit, split.d1c, split.d2_for_calibration, split.d3):
+            assert np.bincount(data.labels[rows], minlength=10).min() > 0
 
 
 @pytest.mark.parametrize("count", [0, 1, 30, 31, 70, 100])

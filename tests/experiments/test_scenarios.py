@@ -21,7 +21,7 @@ def regime():
 
 @pytest.fixture(scope="module")
 def split():
-    return Split(N_ROWS, seed=0)
+    return Split(np.zeros(N_ROWS, np.int64), seed=0)
 
 
 @pytest.fixture

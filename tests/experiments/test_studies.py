@@ -207,3 +207,9 @@ def test_runs_repeat():
         assert {n: v for n, v in one.items() if n not in timed} == {
             n: v for n, v in two.items() if n not in timed
         }
+
+
+def test_arms_that_draw_do_not_draw_alike():
+    random, reservoir = (rules()[name].build(0.3, seed=0) for name in ("random", "reservoir"))
+    assert random.params["seed"] != reservoir.params["seed"]
+    assert random.params["seed"] != rules()["random"].build(0.3, seed=1).params["seed"]
