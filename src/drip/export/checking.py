@@ -1,0 +1,90 @@
+"""Looks at a model file as a device would: metadata, digest, and a run of ONNX Runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drip.device import ModelMetadata
+from drip.errors import ExportError
+from drip.export.files import load_model_file
+from drip.export.limits import LOWER, UPPER, limits_of
+from drip.export.metadata import metadata_of
+from drip.export.shapes import noise, session_of
+
+OUTPUTS = ("logits", "predicted_class", "drip_score", "retain")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What a check found.
+
+    Attributes:
+        metadata: Of the file.
+        n_inputs: Rows that were run.
+        outputs: Results by name.
+        problems: What is wrong, in words; empty for a sound file.
+    """
+
+    metadata: ModelMetadata
+    n_inputs: int
+    outputs: dict[str, NDArray[Any]]
+    problems: tuple[str, ...]
+
+
+def run_file(model: str | bytes, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """All outputs of a model file for a batch, row by row where it takes one row only.
+
+    Raises:
+        ExportError: ONNX Runtime does not load it or it fails.
+    """
+    session = session_of(model)
+    source = session.get_inputs()[0]
+    names = [item.name for item in session.get_outputs()]
+    parts = [x] if isinstance(source.shape[0], str) else [row[None] for row in x]
+    try:
+        runs = [session.run(names, {source.name: part}) for part in parts]
+    except Exception as error:  # the runtime's errors have no common class
+        raise ExportError(f"a model that takes inputs of shape {x.shape[1:]} is needed: {error}") from error
+    return {name: np.concatenate(column) for name, column in zip(names, zip(*runs, strict=True), strict=True)}
+
+
+def check(path: str | Path, inputs: NDArray[np.float32] | None = None) -> CheckReport:
+    """Read a model file, run it on inputs or noise, and compare its decisions with its policy's.
+
+    Args:
+        path: The model file.
+        inputs: Shape (N, *shape); None takes 16 rows of noise.
+
+    Raises:
+        ExportError: The file is damaged, was changed since it was written, or does not run.
+        ModelError: It was not written by drip.
+    """
+    model = load_model_file(path)
+    metadata = metadata_of(model)
+    axes = model.graph.input[0].type.tensor_type.shape.dim
+    x = noise([axis.dim_value for axis in axes[1:]], 16) if inputs is None else inputs
+    found = run_file(model.SerializeToString(), x)
+    missing = [name for name in OUTPUTS if name not in found]
+    if missing:
+        raise ExportError(f"a file with the outputs {', '.join(OUTPUTS)} is needed, {missing} are not there")
+    problems = []
+    logits, classes, scores = found["logits"], found["predicted_class"], found["drip_score"]
+    if not (np.isfinite(logits).all() and np.isfinite(scores).all()):
+        problems.append("logits or scores are not finite")
+    if not (classes == logits.argmax(1)).all():
+        problems.append("predicted_class is not the lowest index of the largest logit")
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    limits = limits_of(metadata.policy, logits.shape[1])
+    for name, expected in zip((LOWER, UPPER), limits, strict=True):
+        tensor = stored.get(name)
+        if tensor is None or tensor.raw_data != expected.astype("<f4").tobytes():
+            problems.append(f"{name} are not the limits of the policy in the file")
+    inside = (scores >= limits[0][classes]) & (scores <= limits[1][classes])
+    if not (found["retain"] == ~(inside & np.isfinite(logits).all(1))).all():
+        problems.append("retain is not what the policy's limits say")
+    return CheckReport(metadata, len(x), found, tuple(problems))
