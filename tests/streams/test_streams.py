@@ -273,7 +273,7 @@ def test_a_data_set_url_opens_the_data_set():
         assert isinstance(open_source(url), DatasetSource)
 
 
-@pytest.mark.parametrize("url", ["mqtt://host/topic", "http://host/x.png", "s3://bucket"])
+@pytest.mark.parametrize("url", ["amqp://host/topic", "http://host/x.png", "s3://bucket"])
 def test_unknown_scheme_is_refused_with_the_known_ones(url):
     with pytest.raises(StreamError) as caught:
         open_source(url)

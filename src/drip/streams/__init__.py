@@ -9,26 +9,48 @@ from urllib.parse import unquote, urlsplit
 from drip.errors import StreamError
 from drip.streams.dataset import DatasetSource
 from drip.streams.folder import FolderSource
+from drip.streams.stdin import StdinSource
+from drip.streams.watch import WatchedFolderSource
 from drip.types import Source
 
-__all__ = ["SCHEMES", "DatasetSource", "FolderSource", "open_source"]
+__all__ = [
+    "SCHEMES",
+    "DatasetSource",
+    "FolderSource",
+    "StdinSource",
+    "WatchedFolderSource",
+    "open_source",
+]
+
+
+def _open_mqtt(url: str, class_names: Sequence[str]) -> Source:
+    from drip.streams.mqtt import MqttSource  # noqa: PLC0415  # the base install needs no MQTT client
+
+    return MqttSource.from_url(url, class_names)
+
 
 SCHEMES: dict[str, Callable[[str, Sequence[str]], Source]] = {
     "file": lambda url, names: FolderSource(Path(unquote(urlsplit(url).path)), names),
+    "watch": WatchedFolderSource.from_url,
     "dataset": lambda url, _: DatasetSource.by_name(urlsplit(url).netloc or urlsplit(url).path),
+    "stdin": StdinSource.from_url,
+    "mqtt": _open_mqtt,
+    "mqtts": _open_mqtt,
 }
 """Scheme of a URL to the function that opens it, with the class names that folders may stand for."""
 
 
 def open_source(url: str, class_names: Sequence[str] = ()) -> Source:
-    """The source that a URL names: a folder's path, ``file:///folder`` or ``dataset:mnist``.
+    """The source that a URL names; a path without a scheme is a folder. ``docs/streams.md`` lists them all.
 
     Args:
-        url: The URL.
+        url: The URL, such as ``file:///folder``, ``watch:/folder``, ``stdin:``, ``mqtts://host/topic`` or
+            ``dataset:mnist``.
         class_names: Names in the order of the logits; files below a folder of such a name are labelled.
 
     Raises:
         StreamError: an unknown scheme, or a source that cannot be opened.
+        DripError: the scheme needs a package that is not installed; the message has the command.
     """
     scheme = urlsplit(url).scheme
     if scheme in SCHEMES:

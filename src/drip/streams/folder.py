@@ -7,11 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from drip.errors import StreamError
-from drip.files import sha256_hex
 from drip.media import MEDIA_TYPES
+from drip.streams.messages import printable, short_id
 from drip.types import Sample
-
-_MAX_ID_BYTES = 512
 
 
 class FolderSource:
@@ -79,7 +77,7 @@ class FolderSource:
 
     @property
     def _place(self) -> str:
-        return _printable(self._folder.resolve())
+        return printable(self._folder.resolve())
 
     def _find(self) -> Iterator[tuple[str, Path]]:
         for root, folders, names in os.walk(self._folder, onerror=self._refuse):
@@ -88,7 +86,7 @@ class FolderSource:
                 place = Path(root) / name
                 if place.suffix.lower() in MEDIA_TYPES and not name.startswith(".") and place.exists():
                     path = place.relative_to(self._folder)
-                    yield _printable(path), path
+                    yield printable(path), path
 
     def _refuse(self, error: OSError) -> None:
         raise StreamError(f"a readable folder is needed at {error.filename}, got: {error}") from error
@@ -101,22 +99,9 @@ class FolderSource:
         except OSError as error:
             raise StreamError(f"a readable file is needed at {place}, got: {error}") from error
         return Sample(
-            id=_short(name),
+            id=short_id(name),
             data=data,
             media_type=MEDIA_TYPES[place.suffix.lower()],
             label=self._classes.get(place.parent.name),
             time_s=modified,
         )
-
-
-def _short(name: str) -> str:
-    """The name, or its end behind a digest of the whole where it is longer than a store's ids may be."""
-    if len(name.encode()) <= _MAX_ID_BYTES:
-        return name
-    tail = name.encode()[-_MAX_ID_BYTES // 2 :].decode(errors="ignore")
-    return f"{sha256_hex(name.encode())[:32]}...{tail}"
-
-
-def _printable(path: Path) -> str:
-    """The path as text that any store takes: bytes that are no UTF-8 are written as escapes."""
-    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")

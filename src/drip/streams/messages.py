@@ -1,0 +1,249 @@
+"""What arrives as bytes becomes a sample: ids, the JSON header, media types by magic bytes, refused payloads.
+
+Shared by the sources whose samples come from outside as messages; never raises on what a message says.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from drip.errors import InputError
+from drip.files import sha256_hex
+from drip.media import NPY
+from drip.types import Sample
+
+MAX_HEADER_BYTES = 2**16
+HEAD_BYTES = 1024
+"""What is kept of a payload that is too large to be read whole."""
+
+_REFUSED = "application/octet-stream; error="
+_MAX_ID_BYTES = 512
+_MAX_META_BYTES = 8192
+_MAX_REASON = 300
+_MAX_LABEL = 2**31 - 1
+_HEADER_KEYS = ("id", "media_type", "label", "time_s", "meta")
+_MAGIC = (
+    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
+    (0, b"\xff\xd8\xff", "image/jpeg"),
+    (8, b"WEBP", "image/webp"),
+    (8, b"WAVE", "audio/wav"),
+    (0, b"fLaC", "audio/flac"),
+    (0, b"\x93NUMPY", NPY),
+    (0, b"BM", "image/bmp"),
+)
+
+
+def media_type_of(data: bytes) -> str | None:
+    r"""The media type that the first bytes tell, or None.
+
+    >>> media_type_of(b"\x93NUMPY\x01\x00"), media_type_of(b"text")
+    ('application/x-npy', None)
+    """
+    for start, magic, media_type in _MAGIC:
+        if data.startswith(magic, start):
+            return media_type
+    return None
+
+
+def short_id(name: str) -> str:
+    """The name, or its end behind a digest of the whole where it is longer than a store's ids may be."""
+    if len(name.encode()) <= _MAX_ID_BYTES:
+        return name
+    tail = name.encode()[-_MAX_ID_BYTES // 2 :].decode(errors="ignore")
+    return f"{sha256_hex(name.encode())[:32]}...{tail}"
+
+
+def printable(path: Path) -> str:
+    """The path as text that any store takes: bytes that are no UTF-8 are written as escapes."""
+    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
+
+
+def refused(place: str, data: bytes, reason: str, *, digest: str | None = None) -> Sample:
+    """A payload that is no sample, as one that every input contract refuses, so that nothing vanishes.
+
+    Its media type is ``application/octet-stream`` with the reason as a parameter, which the contract's
+    refusal repeats: it is what the quarantine says. ``meta["error"]`` has the reason alone.
+
+    Args:
+        place: Where it came from; the front of its id. Or empty.
+        data: The payload, or its first bytes where it is too large.
+        reason: What was expected and what came.
+        digest: SHA-256 of the whole payload where ``data`` is but a part of it.
+
+    >>> refused("door", b"?", "an image is needed").media_type
+    'application/octet-stream; error=an image is needed'
+    """
+    word = reason.encode("ascii", "backslashreplace").decode().replace('"', "'")
+    word = word if len(word) <= _MAX_REASON else f"{word[:_MAX_REASON]}..."
+    return Sample(
+        id=_named(place, (digest or sha256_hex(data))[:32]),
+        data=data,
+        media_type=_REFUSED + word,
+        meta={"error": word},
+    )
+
+
+def reason_of(sample: Sample) -> str | None:
+    """Why a sample was refused by its source; None where it was not."""
+    return sample.meta["error"] if sample.media_type.startswith(_REFUSED) else None
+
+
+def sample_of(
+    place: str,
+    header: Mapping[str, Any],
+    data: bytes,
+    *,
+    class_names: Sequence[str] = (),
+    time_s: float | None = None,
+) -> Sample:
+    """The sample that a header and a payload make, or a refused one with the reason.
+
+    Args:
+        place: Where it came from; the front of its id. Or empty.
+        header: ``id``, ``media_type``, ``label``, ``time_s`` and ``meta``, all optional: without an id the
+            content's digest is the name, without a media type the first bytes tell it.
+        data: The encoded bytes.
+        class_names: Names that the label may be given by, in the order of the logits.
+        time_s: Time of arrival, where the header has none.
+    """
+    try:
+        return _sample(place, header, data, class_names, time_s)
+    except InputError as error:
+        return refused(place, data, str(error))
+
+
+def sample_of_json(
+    place: str, text: bytes, *, class_names: Sequence[str] = (), time_s: float | None = None
+) -> Sample:
+    """The sample of a JSON object: a header whose ``data`` is the payload in base64; or a refused one.
+
+    >>> sample_of_json("", b'{"id": "a", "data": "Qk0=", "label": 3}')
+    Sample(id='a', data=b'BM', media_type='image/bmp', label=3, time_s=None, meta={})
+    """
+    try:
+        header = parse_header(text)
+        data = _decoded(header.pop("data", None))
+    except InputError as error:
+        return refused(place, text, str(error))
+    return sample_of(place, header, data, class_names=class_names, time_s=time_s)
+
+
+def parse_header(text: bytes) -> dict[str, Any]:
+    """The JSON object in a text.
+
+    Raises:
+        InputError: no JSON, or no object.
+    """
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"a JSON object is needed, got {len(text)} bytes that fail: {error}") from error
+    if not isinstance(header, dict):
+        raise InputError(f"a JSON object is needed, got {type(header).__name__}")
+    return header
+
+
+def _sample(
+    place: str, header: Mapping[str, Any], data: bytes, class_names: Sequence[str], time_s: float | None
+) -> Sample:
+    unknown = set(header) - set(_HEADER_KEYS)
+    if unknown:
+        raise InputError(
+            f"a header of {', '.join(_HEADER_KEYS)} is needed, got {min(unknown)[:80]!r} as well"
+        )
+    media_type = header.get("media_type") or media_type_of(data)
+    if not data or media_type is None:
+        raise InputError(
+            "a payload with a media type, or an image, sound or array that its first bytes tell, is "
+            f"needed, got {len(data)} bytes that begin with {data[:8]!r}"
+        )
+    return Sample(
+        id=_named(place, _id(header.get("id")) or sha256_hex(data)[:32]),
+        data=data,
+        media_type=_media_type(media_type),
+        label=_label(header.get("label"), class_names),
+        time_s=_time(header.get("time_s"), time_s),
+        meta=_meta(header.get("meta")),
+    )
+
+
+def _decoded(encoded: object) -> bytes:
+    if not isinstance(encoded, str):
+        raise InputError(f"data in base64 is needed, got {type(encoded).__name__}")
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except ValueError as error:
+        raise InputError(f"data in base64 is needed, got {len(encoded)} characters: {error}") from error
+
+
+def _named(place: str, name: str) -> str:
+    return short_id(f"{place}/{name}" if place else name)
+
+
+def _id(value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not (isinstance(value, str) and value and _is_unicode(value)):
+        raise InputError(f"id must be text that is not empty, got {value!r}")
+    return value
+
+
+def _media_type(value: object) -> str:
+    if not (isinstance(value, str) and value.isascii() and value.isprintable() and len(value) <= 100):
+        raise InputError(f"media_type must be a name such as image/png, got {value!r}")
+    return value.partition(";")[0].strip().lower()
+
+
+def _label(value: object, class_names: Sequence[str]) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if value in class_names:
+            return list(class_names).index(value)
+        if value.isascii() and value.isdecimal() and len(value) <= 10:
+            value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_LABEL:
+        raise InputError(f"label must be a class index from 0 or a class name, got {value!r}")
+    return value
+
+
+def _time(value: object, default: float | None) -> float | None:
+    if value is None:
+        return default
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise TypeError("a number is needed")  # noqa: TRY301  # one message for all that is no time
+        time_s = float(value)
+    except (TypeError, ValueError, OverflowError):
+        time_s = math.nan
+    if not math.isfinite(time_s):
+        raise InputError(f"time_s must be seconds since the epoch, got {value!r}")
+    return time_s
+
+
+def _meta(value: object) -> Mapping[str, str]:
+    pairs = {} if value is None else value
+    if not isinstance(pairs, dict) or not all(
+        isinstance(text, str) and _is_unicode(text) for pair in pairs.items() for text in pair
+    ):
+        raise InputError("meta must map text to text")
+    n_bytes = sum(len(text.encode()) for pair in pairs.items() for text in pair)
+    if n_bytes > _MAX_META_BYTES:
+        raise InputError(f"meta of at most {_MAX_META_BYTES} bytes is needed, got {n_bytes}")
+    return pairs
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+        return False
+    return True

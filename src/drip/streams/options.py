@@ -1,0 +1,56 @@
+"""The options behind the question mark of a source's URL, checked. Knows no system."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from urllib.parse import parse_qsl
+
+from drip.errors import StreamError
+
+DEFAULT_MAX_BYTES = 16 * 2**20
+
+
+def parse_options(query: str, allowed: Mapping[str, str], scheme: str) -> dict[str, str]:
+    """The options of a URL by name, over their defaults.
+
+    Args:
+        query: What stands behind the question mark.
+        allowed: Default of every option.
+        scheme: For the error.
+
+    Raises:
+        StreamError: an unknown option, one without a value, or one that comes twice.
+
+    >>> parse_options("poll=2", {"poll": "0.5", "settle": "1"}, "watch")
+    {'poll': '2', 'settle': '1'}
+    """
+    options = dict(allowed)
+    given = set()
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in allowed or name in given or not value:
+            raise StreamError(
+                f"options of {scheme}: are {', '.join(f'{key}=' for key in allowed)} each once and with "
+                f"a value, got {name}={'' if not value else '...'}; correct the URL"
+            )
+        given.add(name)
+        options[name] = value
+    return options
+
+
+def number(options: Mapping[str, str], name: str, low: float, high: float) -> float:
+    """An option as a number.
+
+    Raises:
+        StreamError: no number, or one outside ``low`` to ``high``.
+
+    >>> number({"poll": "0.5"}, "poll", 0.0, 60.0)
+    0.5
+    """
+    try:
+        value = float(options[name])
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise StreamError(f"{name} must be a number from {low:g} to {high:g}, got {options[name]!r}")
+    return value
