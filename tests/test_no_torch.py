@@ -22,9 +22,10 @@ FREE_ROOMS = (
     "drip.store",
     "drip.device",
     "drip.report",
+    "drip.workflow",
     "drip.cli",
 )
-TORCH_ROOMS = ("drip.scoring", "drip.models", "drip.retrain", "drip.workflow", "drip.demo")
+TORCH_ROOMS = ("drip.scoring", "drip.models", "drip.retrain", "drip.demo")
 
 NOT_THERE = """
 import sys

@@ -9,12 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from drip.cli.output import print_error
 from drip.errors import DripError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from drip.device import OnnxScorer
 
 INTERRUPTED = "interrupted; what was committed is safe, the same command continues"
 
@@ -105,11 +110,45 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def is_model_file(model: str) -> bool:
+    """True for the path of a model file, False for a factory of a PyTorch model.
+
+    >>> is_model_file("model.onnx"), is_model_file("package.module:factory")
+    (True, False)
+    """
+    return model.lower().endswith(".onnx")
+
+
+def load_model_file(path: str, weights: Path | None, threads: int) -> OnnxScorer:
+    """The scorer of a model file; no torch is loaded.
+
+    Raises:
+        typer.BadParameter: weights beside it.
+        DripError: no such file, or no package to run it.
+    """
+    if weights is not None:
+        raise typer.BadParameter("a model file has its weights in it, got --weights; leave them out")
+    from drip.device import OnnxScorer
+
+    return OnnxScorer(path, threads=threads)
+
+
+def load_any_model(model: str, weights: Path | None, threads: int) -> nn.Module | OnnxScorer:
+    """The model file, or the PyTorch model, that an argument names; torch is loaded for the latter alone."""
+    if is_model_file(model):
+        return load_model_file(model, weights, threads)
+    if threads != 1:
+        raise typer.BadParameter("--threads is for model files; set OMP_NUM_THREADS for PyTorch")
+    from drip.models import load_model
+
+    return load_model(model, weights)
+
+
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        help="The model as *package.module:factory*, a callable without arguments that returns a "
-        "torch.nn.Module; the current folder is searched.",
+        help="A model file *model.onnx* from drip model export; or *package.module:factory*, a callable "
+        "without arguments that returns a torch.nn.Module; the current folder is searched.",
         show_default=False,
     ),
 ]
@@ -117,5 +156,6 @@ WeightsOption = Annotated[
     Path | None,
     typer.Option(help="File with the model's state_dict (torch.save).", exists=True, dir_okay=False),
 ]
+ThreadsOption = Annotated[int, typer.Option(help="Threads within one operator of a model file.", min=1)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 StoreArgument = Annotated[Path, typer.Argument(help="The store's file.", show_default=False)]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict, Unpack
 
 import typer
 
 from drip.cli.arguments import (
     JsonOption,
     ModelArgument,
+    ThreadsOption,
     WeightsOption,
+    is_model_file,
+    load_model_file,
     parse_numbers,
     parse_shape,
     require_writable,
@@ -23,6 +28,15 @@ if TYPE_CHECKING:
     from drip.policy import Policy
 
 
+class How(TypedDict):
+    """How a policy is made, whatever the model."""
+
+    rule: str
+    discard_fraction: float
+    method: Method | None
+    on_progress: Callable[[int, int], None]
+
+
 def calibrate(
     model: ModelArgument,
     *,
@@ -30,8 +44,12 @@ def calibrate(
         Path, typer.Option(help="Folder of samples that resemble production; labels are not used.")
     ],
     shape: Annotated[
-        str, typer.Option(help="Shape of one input: channels,height,width or channels,samples.")
-    ],
+        str | None,
+        typer.Option(
+            help="Shape of one input: channels,height,width or channels,samples. This and what follows "
+            "down to the class names are in a model file."
+        ),
+    ] = None,
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option(help="Where to write the policy.")] = Path("policy.json"),
     rule: Annotated[
@@ -63,27 +81,72 @@ def calibrate(
         str, typer.Option(help="Class activation map: gradcam, hirescam, gradcam++, layercam.")
     ] = "gradcam",
     class_names: Annotated[str, typer.Option(help="Names separated by commas, in the order of logits.")] = "",
+    threads: ThreadsOption = 1,
     json_output: JsonOption = False,
 ) -> None:
     """Find the limits of every class and write them as a policy.
 
+    Example: drip calibrate model.onnx --data frames/ --dpw 0.4
+
     Example: drip calibrate mymodel:build --weights w.pt --data frames/ --shape 3,96,96 --dpw 0.4
     """
-    from drip.media import InputContract
-    from drip.models import load_model
-    from drip.workflow import ScoreOptions, calibrate_folder
-
-    contract = InputContract(parse_shape(shape), resize, parse_numbers(mean), parse_numbers(std), sample_rate)
     names = tuple(name.strip() for name in class_names.split(",")) if class_names else ()
+    asked = Asked(shape, mean, std, resize, sample_rate, layer, heatmap, cam, names)
     require_writable(out)
     with progress_bar("scoring") as update:
-        policy = calibrate_folder(
-            load_model(model, weights), data, contract, rule=rule, discard_fraction=dpw, method=window,
-            score=ScoreOptions(layer, heatmap, cam), class_names=names,
+        calibrate_model = asked.of_file if is_model_file(model) else asked.of_torch
+        policy = calibrate_model(
+            model, weights, threads, data, rule=rule, discard_fraction=dpw, method=window,
             on_progress=lambda done, total: update(done, total, ""),
         )  # fmt: skip
     policy.save(out)
     print_json(policy.to_json()) if json_output else print_policy(policy, out)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Options that say how a PyTorch model takes its inputs and is scored; a model file knows all of them."""
+
+    shape: str | None = None
+    mean: str = "0"
+    std: str = "1"
+    resize: Resize = "exact"
+    sample_rate: int = 0
+    layer: str | None = None
+    heatmap: str = "raw"
+    cam: str = "gradcam"
+    class_names: tuple[str, ...] = ()
+
+    def of_file(
+        self, model: str, weights: Path | None, threads: int, data: Path, **how: Unpack[How]
+    ) -> Policy:
+        """The policy of a model file."""
+        from drip.workflow import calibrate_file
+
+        if self != Asked():
+            given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise typer.BadParameter(f"these are in the model file: {options}; leave them out")
+        return calibrate_file(load_model_file(model, weights, threads), data, **how)
+
+    def of_torch(
+        self, model: str, weights: Path | None, threads: int, data: Path, **how: Unpack[How]
+    ) -> Policy:
+        """The policy of a PyTorch model."""
+        from drip.media import InputContract
+        from drip.models import load_model
+        from drip.workflow import ScoreOptions, calibrate_folder
+
+        if self.shape is None or threads != 1:
+            raise typer.BadParameter("a PyTorch model needs --shape, and --threads is for model files")
+        shape = parse_shape(self.shape)
+        contract = InputContract(
+            shape, self.resize, parse_numbers(self.mean), parse_numbers(self.std), self.sample_rate
+        )
+        return calibrate_folder(
+            load_model(model, weights), data, contract, class_names=self.class_names,
+            score=ScoreOptions(self.layer, self.heatmap, self.cam), **how,
+        )  # fmt: skip
 
 
 def print_policy(policy: Policy, path: Path) -> None:

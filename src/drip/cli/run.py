@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +12,9 @@ from drip.cli.arguments import (
     INTERRUPTED,
     JsonOption,
     ModelArgument,
+    ThreadsOption,
     WeightsOption,
+    load_any_model,
     parse_bytes,
     stop_on_signals,
 )
@@ -23,18 +24,21 @@ from drip.pipeline import OnError
 from drip.report.quantities import byte_size
 
 if TYPE_CHECKING:
-    from drip.pipeline import Tally
-    from drip.store import StoreStats
-
-_NEW_STORE_BYTES = 10**9
+    from drip.workflow import RunResult
 
 
 def run(
     model: ModelArgument,
     *,
-    policy: Annotated[Path, typer.Option(help="The policy of this model, from drip calibrate.")],
     source: Annotated[str, typer.Option(help="A folder of images, audio files or arrays, or a URL.")],
     store: Annotated[Path, typer.Option(help="The store's file; made when it does not exist.")],
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            help="The policy of this model, with its rule, from drip calibrate; the model file's own when "
+            "not given."
+        ),
+    ] = None,
     weights: WeightsOption = None,
     budget: Annotated[
         str | None,
@@ -47,55 +51,68 @@ def run(
         Literal["priority", "fifo"] | None,
         typer.Option(
             help="Over budget: drop the lowest *priority* first, or *fifo* the oldest; as before when not "
-            "given, priority for a new store."
+            "given, priority for a new store, fifo with *--shadow*."
         ),
     ] = None,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Keep every sample and only record what the rule says.")
+    ] = False,
     on_error: Annotated[
         OnError, typer.Option(help="A sample that cannot be decoded: *quarantine*, *skip* or *raise*.")
     ] = "quarantine",
     batch_size: Annotated[
         int, typer.Option(help="Samples scored at once; 1 decides each at once.", min=1)
     ] = 32,
+    threads: ThreadsOption = 1,
+    accept_parent_limits: Annotated[
+        bool,
+        typer.Option(
+            "--accept-parent-limits",
+            help="Take limits for an int8 file that were fitted before quantisation.",
+        ),
+    ] = False,
+    status_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with state, counts and rates, replaced once a second; best in a folder in memory."
+        ),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Stream samples through the policy into a store; started again, it continues where it stopped.
 
+    The policy names the rule: another rule is another policy. SIGTERM ends the run after its current batch.
+
+    Example: drip run model.onnx --source frames/ --store kept.db --budget 2GB
+
     Example: drip run mymodel:build --weights w.pt --policy policy.json --source frames/ --store kept.db
     """
-    from drip.models import load_model
     from drip.policy import Policy
-    from drip.scoring import model_digest
-    from drip.store import RetentionStore
-    from drip.streams import open_source
-    from drip.workflow import run_stream
+    from drip.workflow import RunOptions, RunStatus, run_url
 
-    default = None if store.exists() else _NEW_STORE_BYTES
-    budget_bytes = default if budget is None else parse_bytes(budget)
-    with stop_on_signals() as stop, progress_bar("deciding") as update:
-        rule, network = Policy.load(policy), load_model(model, weights)
-        rule.require(model_digest(network))  # before a store is made
-        stream = open_source(source, rule.provenance.class_names)
-        total = len(stream) if isinstance(stream, Sized) else None
-        with RetentionStore(store, budget_bytes=budget_bytes, eviction=eviction) as kept:
-            tally = run_stream(
-                network, rule, stream, kept, batch_size=batch_size, on_error=on_error, stop=stop,
-                on_progress=lambda tally: update(tally.n_seen, total, f"{tally.retention:.1%} kept"),
-            )  # fmt: skip
-            stats = kept.stats()
-            reason = next((aside.reason for aside in kept.quarantined()), "see --on-error raise")
-    print_run(tally, stats, json_output=json_output)
-    if tally.interrupted:
+    n_bytes = None if budget is None else parse_bytes(budget)
+    options = RunOptions(n_bytes, eviction, shadow, accept_parent_limits, batch_size, on_error)
+    with stop_on_signals() as stop, progress_bar("deciding") as update, RunStatus(status_file) as status:
+        network = load_any_model(model, weights, threads)
+        rule = None if policy is None else Policy.load(policy)
+        result = run_url(network, rule, source, store, options, status=status, on_progress=update, stop=stop)
+    if status.problem:
+        print_error(f"the run went on without its status file: {status.problem}")
+    print_run(result, json_output=json_output)
+    if result.tally.interrupted:
         print_error(INTERRUPTED)
         raise typer.Exit(130)
-    if tally.n_seen and tally.n_quarantined + tally.n_skipped == tally.n_seen:
-        print_error(f"none of {tally.n_seen} samples could be decoded, scored and kept: {reason}")
+    if result.problem:
+        print_error(result.problem)
         raise typer.Exit(1)
 
 
-def print_run(tally: Tally, stats: StoreStats, *, json_output: bool) -> None:
+def print_run(result: RunResult, *, json_output: bool) -> None:
     """The counts of this call and the state of the store."""
+    tally, stats = result.tally, result.stats
     if json_output:
-        print_json({"run": {**asdict(tally), "retention": tally.retention}, "store": asdict(stats)})
+        counts = {**asdict(tally), "retention": tally.retention, "n_disagreements": result.n_disagreements}
+        print_json({"run": counts, "store": asdict(stats)})
         return
     if not tally.n_seen:
         print_lines(["Nothing came behind the position of the last run; another store starts anew."])
@@ -109,4 +126,10 @@ def print_run(tally: Tally, stats: StoreStats, *, json_output: bool) -> None:
             "score and decide": f"{1e3 * per_sample:.2f} ms per sample",
         },
     )
+    if stats.audit_shadowed:
+        n_shadowed = f"{stats.audit_shadowed} samples were kept that the rule discards (--shadow)."
+        print_lines([n_shadowed])
+    if result.n_disagreements:
+        n_unlike = result.n_disagreements
+        print_lines([f"The file's own limits decide {n_unlike} samples unlike the policy, which counts."])
     print_stats(stats)

@@ -18,6 +18,7 @@ from drip.types import FloatArray, Observation, Sample
 
 MAX_ID_BYTES = 512
 _TEMPLATES_KEPT = 64
+_SHADOW = "shadow:"
 _NO_META: Mapping[str, str] = MappingProxyType({})
 
 
@@ -67,6 +68,20 @@ def encode_logits(logits: FloatArray) -> bytes:
 def decode_logits(data: bytes | None) -> FloatArray:
     """The logits as float64; empty when none were kept."""
     return np.frombuffer(data or b"", dtype="<f4").astype(np.float64)
+
+
+def encode_reason(reason: str, *, is_retained: bool) -> str:
+    """The reason of a kept sample, marked where the rule would have discarded it (shadow mode)."""
+    return reason if is_retained else _SHADOW + reason
+
+
+def decode_reason(text: str) -> tuple[str, bool]:
+    """The reason, and whether the rule retained the sample.
+
+    >>> decode_reason(encode_reason("inside-window", is_retained=False))
+    ('inside-window', False)
+    """
+    return text.removeprefix(_SHADOW), not text.startswith(_SHADOW)
 
 
 def encode_meta(meta: Mapping[str, str]) -> str | None:

@@ -21,6 +21,7 @@ class Incoming:
         digest: SHA-256 of its data, 32 bytes.
         predicted_class: What the model said.
         retain: The decision.
+        keep: What is done, which in shadow mode is not what was decided.
         priority: Never NaN.
         probability: Keep probability or None.
         reason: The decision's word.
@@ -39,6 +40,7 @@ class Incoming:
     digest: bytes
     predicted_class: int
     retain: bool
+    keep: bool
     priority: float
     probability: float | None
     reason: str
@@ -61,6 +63,7 @@ def prepare(
     layout: Layout,
     scores: codec.ScoreCodec,
     with_logits: bool,
+    keep: bool | None = None,
 ) -> Incoming:
     """Validate and encode.
 
@@ -77,7 +80,8 @@ def prepare(
         )
         raise InputError(message)
     retain = bool(decision.retain)
-    digest = codec.content_digest(sample, observation, verify=retain)
+    is_kept = retain if keep is None else bool(keep)
+    digest = codec.content_digest(sample, observation, verify=is_kept)
     score_text = scores.encode(observation.scores)
     logits = codec.encode_logits(observation.logits) if with_logits else None
     meta = codec.encode_meta(sample.meta) if sample.meta else None
@@ -85,7 +89,7 @@ def prepare(
     n_logits = 0 if logits is None else len(logits)
     n_history = 4 * n_texts + n_logits
     n_bytes = (
-        n_history + len(sample.data) + (0 if meta is None else len(meta.encode())) if retain else n_history
+        n_history + len(sample.data) + (0 if meta is None else len(meta.encode())) if is_kept else n_history
     )
     if n_bytes > layout.max_sample_bytes:
         message = (
@@ -101,6 +105,7 @@ def prepare(
         digest,
         int(observation.predicted_class),
         retain,
+        is_kept,
         priority,
         None if decision.keep_probability is None else float(decision.keep_probability),
         decision.reason,

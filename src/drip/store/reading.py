@@ -13,7 +13,8 @@ from drip.store.class_counters import ClassCounters
 from drip.store.connection import disk_bytes, explained
 from drip.store.quarantine import Quarantine
 from drip.store.records import AuditRow, LabelState, Outcome, QuarantinedSample, StoredSample, StoreStats
-from drip.types import Decision, Progress, Sample
+from drip.store.settings import ORIGIN
+from drip.types import Decision, JsonObject, Progress, Sample
 
 _CHUNK = 256
 
@@ -119,8 +120,14 @@ class Reader:
             yield QuarantinedSample(key, sample, reason, n_bytes, repeats)
             last = key
 
+    def origins(self) -> dict[str, JsonObject]:
+        """Where the scores come from, by policy digest."""
+        sql = "SELECT name, value FROM settings WHERE substr(name, 1, ?) = ?"
+        rows = self._rows(sql, (len(ORIGIN), ORIGIN))
+        return {name.removeprefix(ORIGIN): json.loads(value) for name, value in rows}
+
     def count(self, table: str) -> int:
-        """Rows of a table."""
+        """Rows of a table, or of those that a condition behind its name holds for."""
         return int(self._rows(f"SELECT count(*) FROM {table}", ())[0][0])  # noqa: S608  # a constant of the caller
 
     def stats(self, counters: ClassCounters, quarantine_dropped: int, budget_bytes: int) -> StoreStats:
@@ -141,6 +148,7 @@ class Reader:
             first_time_s=first_s,
             last_time_s=last_s,
             audit_rows=self.count("audit"),
+            audit_shadowed=self.count("audit WHERE retain = 0 AND outcome != 0"),
             classes={key: counters.classes[key].counts() for key in sorted(counters.classes)},
         )
 
@@ -162,10 +170,11 @@ class Reader:
 def _stored_sample(row: tuple[Any, ...], data: Any) -> StoredSample:
     key, sample_id, digest, media_type, policy, priority, probability, reason, predicted, *rest = row
     true_label, human_label, repeats, time_s, scores, meta, annotator = rest
+    word, is_retained = codec.decode_reason(reason)
     return StoredSample(
         key=key,
         sample=Sample(sample_id, data, media_type, true_label, time_s, codec.decode_meta(meta)),
-        decision=Decision(True, priority, probability, reason),
+        decision=Decision(is_retained, priority, probability, word),
         predicted_class=predicted,
         scores=codec.decode_scores(scores),
         content_hash=digest.hex(),

@@ -42,12 +42,12 @@ class Outcome(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoredSample:
-    """A kept sample with the decision that kept it.
+    """A kept sample with the decision on it.
 
     Attributes:
         key: Number of the decision in this store; unique, growing with age, equal to the audit row's.
         sample: The sample exactly as it arrived; ``sample.label`` is the label that came with it.
-        decision: Priority, keep probability and reason of the decision.
+        decision: What the selector said; ``retain`` is False for what only shadow mode kept.
         predicted_class: What the model said.
         scores: The scores the decision was made from.
         content_hash: SHA-256 of the data, hexadecimal.
@@ -196,6 +196,7 @@ class StoreStats:
         last_time_s: Latest time of a seen sample, or None.
         audit_rows: Rows of the audit now.
         classes: Counts by predicted class.
+        audit_shadowed: Rows of the audit whose sample was kept although the rule discards (shadow mode).
     """
 
     seen: int
@@ -213,6 +214,7 @@ class StoreStats:
     last_time_s: float | None
     audit_rows: int
     classes: Mapping[int, ClassCounts]
+    audit_shadowed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

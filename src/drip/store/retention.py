@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from drip.errors import InputError, StoreError
-from drip.files import sync_directory
+from drip.files import canonical_json, sync_directory
 from drip.store import checking, schema
 from drip.store.budget import Layout
 from drip.store.connection import (
@@ -34,9 +34,10 @@ from drip.store.records import AuditRow, CheckReport, LabelState, QuarantinedSam
 from drip.store.settings import Settings, merge
 from drip.store.space import Space
 from drip.store.writer import Writer
-from drip.types import Decision, Observation, Progress, Sample
+from drip.types import Decision, JsonObject, Observation, Progress, Sample
 
 _MAX_LABEL = 2**31 - 1
+_MAX_ORIGIN_BYTES = 4096
 
 
 class RetentionStore:
@@ -285,7 +286,9 @@ class RetentionStore:
 
     # -- writing ---------------------------------------------------------------------------------------
 
-    def put(self, sample: Sample, observation: Observation, decision: Decision) -> None:
+    def put(
+        self, sample: Sample, observation: Observation, decision: Decision, *, keep: bool | None = None
+    ) -> None:
         """Record a decision in the audit and, where it says so, keep the sample; durable on return.
 
         Inside a :meth:`transaction` it is durable when the transaction is.
@@ -294,6 +297,7 @@ class RetentionStore:
             sample: The sample; its id has 1 to 512 bytes.
             observation: What was decided on. A content hash that it carries must be that of the data.
             decision: The decision; its priority may be infinite.
+            keep: What to do, whatever was decided: shadow mode keeps all. None does as decided.
 
         Raises:
             InputError: NaN priority, a wrong content hash, an unusable id or text.
@@ -301,7 +305,7 @@ class RetentionStore:
                 reader is in the way for ``timeout_s``, or the transaction outgrows the log's share. Nothing
                 of the put remains, and the store stays usable.
         """
-        self._open_for_writing().put(sample, observation, decision)
+        self._open_for_writing().put(sample, observation, decision, keep=keep)
 
     def quarantine(self, sample: Sample, reason: str) -> None:
         """Set aside a sample that could not be decoded or scored.
@@ -339,6 +343,29 @@ class RetentionStore:
         """The progress of the last committed transaction, or None in a new store."""
         self._open_connection()
         return self._reader.progress()
+
+    def note_origin(self, policy_digest: str, origin: JsonObject) -> None:
+        """Remember what the scores under a policy come from, so that a replay can tell whether they fit.
+
+        Args:
+            policy_digest: Digest of the policy that decides.
+            origin: A few facts as JSON, such as ``model_digests`` and ``score``; 4096 bytes at most.
+
+        Raises:
+            InputError: more than that.
+        """
+        text = canonical_json(origin).decode()
+        if len(text) > _MAX_ORIGIN_BYTES:
+            message = (
+                f"origin must have at most {_MAX_ORIGIN_BYTES} bytes of JSON, got {len(text)}; shorten it"
+            )
+            raise InputError(message)
+        self._open_for_writing().note_origin(policy_digest, text)
+
+    def origins(self) -> dict[str, JsonObject]:
+        """What :meth:`note_origin` remembered, by policy digest."""
+        self._open_connection()
+        return self._reader.origins()
 
     def set_label(self, sample: int | str, label: int | None, *, annotator: str = "") -> None:
         """Give a kept sample a human label; it wins over a label that came with the sample.

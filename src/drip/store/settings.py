@@ -10,6 +10,8 @@ from drip.errors import InputError, StoreError
 from drip.store.eviction import EVICTIONS, Eviction
 
 DEFAULT_AUDIT_ROWS = 100_000
+ORIGIN = "origin "
+"""Beginning of the names under which the origins of policies are remembered, beside the settings."""
 
 
 @dataclass(frozen=True, slots=True)

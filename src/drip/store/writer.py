@@ -22,7 +22,7 @@ from drip.store.eviction import AuditRing, Evictor
 from drip.store.incoming import Incoming, prepare
 from drip.store.quarantine import Quarantine
 from drip.store.records import Outcome
-from drip.store.settings import Settings
+from drip.store.settings import ORIGIN, Settings
 from drip.store.space import Space
 from drip.types import Decision, Observation, Progress, Sample
 
@@ -223,7 +223,9 @@ class Writer:
 
     # -- puts ----------------------------------------------------------------------------------------
 
-    def put(self, sample: Sample, observation: Observation, decision: Decision) -> None:
+    def put(
+        self, sample: Sample, observation: Observation, decision: Decision, *, keep: bool | None = None
+    ) -> None:
         """Record one decision; see :meth:`drip.store.RetentionStore.put`."""
         incoming = prepare(
             sample,
@@ -232,10 +234,11 @@ class Writer:
             layout=self.space.layout,
             scores=self._scores,
             with_logits=self.settings.audit_logits,
+            keep=keep,
         )
         rooms = ((incoming.audit_pages, None), (incoming.n_pages, incoming.priority))
         n_frames = incoming.n_frames + self.ring.trim_frames
-        self.run(rooms[: 1 + incoming.retain], n_frames, partial(self._record, incoming))
+        self.run(rooms[: 1 + incoming.keep], n_frames, partial(self._record, incoming))
 
     def _record(self, put: Incoming) -> None:
         space = self.space
@@ -253,7 +256,7 @@ class Writer:
             sample.id,
             int.from_bytes(put.digest[:8], "big", signed=True),
             policy,
-            int(put.retain),  # Outcome.KEPT or Outcome.DISCARDED
+            int(put.keep),  # Outcome.KEPT or Outcome.DISCARDED
             int(put.retain),
             put.priority,
             put.probability,
@@ -275,7 +278,7 @@ class Writer:
         entry.seen += 1
         if put.time_s is not None:
             entry.span(put.time_s)
-        if put.retain:
+        if put.keep:
             self._keep(put, key, policy, entry)
         else:
             entry.discarded += 1
@@ -301,7 +304,7 @@ class Writer:
             policy,
             put.priority,
             put.probability,
-            put.reason,
+            codec.encode_reason(put.reason, is_retained=put.retain),
             put.predicted_class,
             put.label,
             len(sample.data),
@@ -402,6 +405,20 @@ class Writer:
             self.space.free_pages -= 2
 
         self.run(((1, None),), PUT_FRAMES, record)
+
+    def note_origin(self, policy_digest: str, origin: str) -> None:
+        """Remember where a policy's scores come from; see :meth:`drip.store.RetentionStore.note_origin`."""
+        n_pages = self.space.layout.pages_of(len(origin))
+
+        def record() -> None:
+            self.space.start_operation(PUT_FRAMES + n_pages)
+            if not self.space.has_pages(n_pages):
+                self._evictor.make_room(n_pages, None)
+            row = (f"{ORIGIN}{policy_digest}", origin)
+            self._cursor.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", row)
+            self.space.free_pages -= n_pages + _GROWTH_PAGES
+
+        self.run(((n_pages, None),), PUT_FRAMES + n_pages, record)
 
     def _policy_id(self) -> int:
         """The row of the current policy's digest, made when it is new."""

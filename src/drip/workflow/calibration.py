@@ -1,0 +1,185 @@
+"""A policy from a folder of samples: for a PyTorch model, or on the device for a model file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drip.errors import InputError
+from drip.media import InputContract
+from drip.pipeline import observe
+from drip.policy import Policy, Provenance, class_histograms
+from drip.selectors import BaseSelector, WindowSelector, create
+from drip.streams import FolderSource
+from drip.thresholds import Method, check_fraction, complement, sort_by_class
+from drip.types import Observations, Scorer
+from drip.workflow.models import FileScorer, ScoreOptions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from drip.scoring import TorchScorer
+
+_BATCH_SIZE = 64
+
+
+def calibrate_folder(
+    model: nn.Module,
+    folder: str | Path,
+    contract: InputContract,
+    *,
+    rule: str = "drip",
+    discard_fraction: float = 0.4,
+    method: Method | None = None,
+    score: ScoreOptions | None = None,
+    class_names: tuple[str, ...] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Policy:
+    """A policy for a model from a folder of samples that resemble production.
+
+    Args:
+        model: The trained classifier.
+        folder: Images, audio files or arrays; labels are not used.
+        contract: How files become inputs, as in training.
+        rule: Name of the selection rule.
+        discard_fraction: Share of the stream to discard, in (0, 1); the paper's DPW.
+        method: Where a rule with windows puts them; None takes the rule's default.
+        score: How to score; contrastive scores are added where the rule reads them.
+        class_names: Names in the order of the logits, kept in the policy.
+        on_progress: Called with the number of samples scored and their total.
+
+    Raises:
+        InputError: an unknown rule, or a file that cannot be decoded.
+        ModelError: a model or sample that cannot be scored.
+        StreamError: no folder, or nothing in it.
+    """
+    selector = _rule(rule, discard_fraction, method)
+    source = FolderSource(folder)
+    options = score or ScoreOptions()
+    scorer = replace(options, contrast=options.contrast or "contrast" in selector.needs).scorer(model)
+    return calibrated(
+        selector, scorer, model, _observe(source, scorer, contract, on_progress),
+        contract=contract, data=str(folder), class_names=class_names,
+    )  # fmt: skip
+
+
+def calibrate_file(
+    scorer: FileScorer,
+    folder: str | Path,
+    *,
+    rule: str = "drip",
+    discard_fraction: float = 0.4,
+    method: Method | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Policy:
+    """A policy for a model file, on the device that runs it; contract and class names are the file's.
+
+    Args:
+        scorer: The model file, such as :class:`drip.device.OnnxScorer`.
+        folder: Images, audio files or arrays; labels are not used.
+        rule: Name of the selection rule.
+        discard_fraction: Share of the stream to discard, in (0, 1); the paper's DPW.
+        method: Where a rule with windows puts them; None takes the rule's default.
+        on_progress: Called with the number of samples scored and their total.
+
+    Raises:
+        InputError: an unknown rule, one that reads what the file does not give, or a file of the folder
+            that cannot be decoded.
+        ModelError: a sample that cannot be scored.
+        StreamError: no folder, or nothing in it.
+    """
+    selector = _rule(rule, discard_fraction, method)
+    missing = selector.needs - scorer.provides
+    if missing:
+        raise InputError(
+            f"the rule {rule!r} reads {', '.join(sorted(missing))}, got a model file that gives "
+            f"{', '.join(sorted(scorer.provides))}; export it with that output"
+        )
+    observations = _observe(FolderSource(folder), scorer, scorer.contract, on_progress)
+    provenance = Provenance(
+        model_digest=scorer.digest,
+        layer=scorer.layer,
+        score=scorer.score_definition,
+        data=str(folder),
+        n_samples=len(observations),
+        input_contract=scorer.contract.to_json(),
+        class_names=scorer.class_names,
+    )
+    return _policy(selector, observations, provenance)
+
+
+def calibrated(
+    selector: BaseSelector,
+    scorer: TorchScorer,
+    model: nn.Module,
+    observations: Observations,
+    *,
+    contract: InputContract,
+    data: str,
+    class_names: tuple[str, ...] = (),
+) -> Policy:
+    """Calibrate a rule on observations and write down where it comes from.
+
+    Args:
+        selector: The rule; its limits are set.
+        scorer: What scored the observations.
+        model: The scored classifier.
+        observations: Observations of the calibration set, n of them.
+        contract: How samples became inputs.
+        data: Description of the calibration set.
+        class_names: Names in the order of the logits; or none.
+
+    Raises:
+        InputError: another number of class names than of logits, or no observation.
+    """
+    from drip.scoring import model_digest  # noqa: PLC0415  # a board has no torch
+
+    n_classes = observations.logits.shape[1]
+    if class_names and len(class_names) != n_classes:
+        raise InputError(f"{n_classes} class names are needed, got {len(class_names)}: {class_names!r}")
+    provenance = Provenance(
+        model_digest=model_digest(model),
+        layer=scorer.layer,
+        score=scorer.score_definition,
+        data=data,
+        n_samples=len(observations),
+        input_contract=contract.to_json(),
+        class_names=class_names,
+    )
+    return _policy(selector, observations, provenance)
+
+
+def _rule(name: str, discard_fraction: float, method: Method | None) -> BaseSelector:
+    check_fraction("discard_fraction", discard_fraction)
+    params = {} if method is None else {"method": method}
+    return create(name, retention=complement(discard_fraction), **params)
+
+
+def _observe(
+    source: FolderSource,
+    scorer: Scorer,
+    contract: InputContract,
+    on_progress: Callable[[int, int], None] | None,
+) -> Observations:
+    total = len(source)
+    return observe(
+        (sample for batch in source.batches(_BATCH_SIZE) for sample in batch),
+        scorer,
+        prepare=contract.prepare,
+        batch_size=_BATCH_SIZE,
+        on_progress=None if on_progress is None else lambda done: on_progress(done, total),
+    )
+
+
+def _policy(selector: BaseSelector, observations: Observations, provenance: Provenance) -> Policy:
+    """Set the rule's limits; the policy keeps histograms of the scores that they are cut from."""
+    n_classes = observations.logits.shape[1]
+    selector.calibrate(observations)
+    if isinstance(selector, WindowSelector):
+        scores = selector.score(observations)
+    else:
+        scores = observations.named_scores["drip"]
+    histograms = class_histograms(sort_by_class(scores, observations.classes, n_classes))
+    return Policy.of(selector, n_classes=n_classes, provenance=provenance, histograms=histograms)

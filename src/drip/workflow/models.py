@@ -1,0 +1,150 @@
+"""What scores a stream: a PyTorch model under a policy, or a model file; and which policy decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drip.errors import PolicyError
+from drip.media import InputContract
+from drip.policy import Policy
+from drip.types import JsonObject, Scorer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from drip.scoring import TorchScorer
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """How :class:`~drip.scoring.TorchScorer` scores; its arguments.
+
+    Attributes:
+        layer: Name of the target layer; None finds it.
+        heatmap: ``raw`` or ``normalised``.
+        method: Class activation map: ``gradcam``, ``hirescam``, ``gradcam++`` or ``layercam``.
+        contrast: Also give the contrastive scores.
+    """
+
+    layer: str | None = None
+    heatmap: str = "raw"
+    method: str = "gradcam"
+    contrast: bool = False
+
+    def scorer(self, model: nn.Module, example: NDArray[np.float32] | None = None) -> TorchScorer:
+        """The scorer of a model with these options, set up with the example where one is given."""
+        from drip.scoring import TorchScorer  # noqa: PLC0415  # a board has no torch
+
+        arguments: dict[str, Any] = {
+            "layer": self.layer, "heatmap": self.heatmap, "method": self.method, "contrast": self.contrast,
+        }  # fmt: skip
+        return TorchScorer(model, **arguments, example=example)
+
+
+@runtime_checkable
+class FileScorer(Scorer, Protocol):
+    """A scorer from a model file that says what it is: :class:`drip.device.OnnxScorer` and its like."""
+
+    @property
+    def digest(self) -> str:
+        """The model digest that policies for this file carry."""
+        ...
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """All model digests that limits for this file may carry."""
+        ...
+
+    @property
+    def layer(self) -> str:
+        """Name of the target layer."""
+        ...
+
+    @property
+    def score_definition(self) -> JsonObject:
+        """What the score is, for a policy's provenance."""
+        ...
+
+    @property
+    def contract(self) -> InputContract:
+        """How encoded samples become inputs."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in the order of the logits; or empty."""
+        ...
+
+    @property
+    def policy(self) -> Policy | None:
+        """The policy in the file, or None."""
+        ...
+
+    def require(self, policy: Policy, *, accept_parent_limits: bool = False) -> None:
+        """Refuse a policy that was not calibrated on this file's scores."""
+        ...
+
+    def compare(self, policy: Policy | None) -> None:
+        """From now on count where the file's own decisions and this policy's differ."""
+        ...
+
+
+def scorer_of(policy: Policy, model: nn.Module) -> TorchScorer:
+    """The scorer that a policy was calibrated with, tried on noise before any sample is at stake.
+
+    Raises:
+        PolicyError: the policy is for another model, does not say how to score, or was calibrated on
+            maps of another shape.
+        InputError: the policy's input contract is not of inputs that the model takes.
+        ModelError: the model has no such layer.
+    """
+    from drip.scoring import model_digest  # noqa: PLC0415  # a board has no torch
+
+    policy.require(model_digest(model))
+    definition = policy.provenance.score
+    try:
+        options = ScoreOptions(
+            layer=definition["layer"],
+            heatmap=definition["heatmap"],
+            method=definition["method"],
+            contrast=definition["contrast"],
+        )
+    except KeyError as error:
+        raise PolicyError(f"a policy that says how to score is needed, got none of {error}") from error
+    contract = InputContract.from_json(policy.provenance.input_contract)
+    noise = np.random.default_rng(0).normal(size=(2, *contract.shape)).astype(np.float32)
+    scorer = options.scorer(model, noise)
+    found, expected = scorer.score_definition["layer_shape"], definition.get("layer_shape")
+    if found != expected:
+        raise PolicyError(
+            f"maps of shape {expected} are needed at {scorer.layer!r}, got {found}; calibrate again with "
+            "this input shape and without a reshape of your own"
+        )
+    return scorer
+
+
+def policy_for(model: nn.Module | FileScorer, policy: Policy | None, *, accept_parent_limits: bool) -> Policy:
+    """The policy that decides: the given one, or the file's own; refused where it is not the model's.
+
+    Raises:
+        PolicyError: none at all, or one of another model.
+    """
+    if not isinstance(model, FileScorer):
+        from drip.scoring import model_digest  # noqa: PLC0415  # a board has no torch
+
+        if policy is None:
+            raise PolicyError("a policy is needed for a PyTorch model, got none; give --policy")
+        policy.require(model_digest(model))
+        return policy
+    chosen = model.policy if policy is None else policy
+    if chosen is None:
+        raise PolicyError(
+            "a policy is needed, got none in the model file; make one with drip calibrate and give --policy, "
+            "or write it into the file with drip model set-policy"
+        )
+    model.require(chosen, accept_parent_limits=accept_parent_limits)
+    return chosen

@@ -1,0 +1,226 @@
+"""The production phase with real parts: a stream through a model and its policy into a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sized
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from drip.errors import InputError
+from drip.media import InputContract
+from drip.pipeline import OnError, Tally, run
+from drip.policy import Policy
+from drip.selectors import from_policy
+from drip.store import RetentionStore, StoreStats
+from drip.streams import open_source
+from drip.types import Decision, DurableSink, Observation, Progress, Sample, Scorer, Source
+from drip.workflow.models import FileScorer, policy_for, scorer_of
+from drip.workflow.status import RunStatus
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_NEW_STORE_BYTES = 10**9
+
+
+class ShadowSink:
+    """A store that keeps every sample, while audit and stored samples record what the rule said.
+
+    For trying a policy on a device: nothing is lost by a bad limit, and ``drip replay`` can say what any
+    other policy would have kept.
+
+    Args:
+        store: Where samples and decisions go.
+    """
+
+    def __init__(self, store: RetentionStore) -> None:
+        self._store = store
+
+    def put(self, sample: Sample, observation: Observation, decision: Decision) -> None:
+        """Keep the sample and record the decision as it is."""
+        self._store.put(sample, observation, decision, keep=True)
+
+    def quarantine(self, sample: Sample, reason: str) -> None:
+        """As the store."""
+        self._store.quarantine(sample, reason)
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """As the store."""
+        return self._store.transaction()
+
+    def save_progress(self, progress: Progress) -> None:
+        """As the store."""
+        self._store.save_progress(progress)
+
+    def load_progress(self) -> Progress | None:
+        """As the store."""
+        return self._store.load_progress()
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a run goes about its work.
+
+    Attributes:
+        budget_bytes: What the store may take on disk; None: as before, 1 GB for a new store.
+        eviction: ``priority`` or ``fifo``; None: as before, ``priority`` for a new store, ``fifo`` in
+            shadow mode, where the rule's priorities must not choose what stays.
+        shadow: Keep everything, and record what the rule said.
+        accept_parent_limits: Take limits for a quantised file that were fitted before quantisation.
+        batch_size: Largest number of samples scored at once.
+        on_error: What a bad sample does; see :func:`drip.pipeline.run`.
+    """
+
+    budget_bytes: int | None = None
+    eviction: Literal["priority", "fifo"] | None = None
+    shadow: bool = False
+    accept_parent_limits: bool = False
+    batch_size: int = 32
+    on_error: OnError = "quarantine"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did.
+
+    Attributes:
+        tally: The counts of this run.
+        stats: The store after it.
+        n_disagreements: Decisions in which a model file's own output differed from the policy's.
+        problem: Why nothing of what came could be used; empty when something could.
+    """
+
+    tally: Tally
+    stats: StoreStats
+    n_disagreements: int = 0
+    problem: str = field(default="")
+
+
+def run_url(
+    model: nn.Module | FileScorer,
+    policy: Policy | None,
+    source_url: str,
+    store_path: Path,
+    options: RunOptions,
+    *,
+    status: RunStatus,
+    on_progress: Callable[[int, int | None, str], None],
+    stop: Callable[[], bool],
+) -> RunResult:
+    """Run the stream of a URL into the store of a path, with a status that follows.
+
+    Args:
+        model: The model, or model file.
+        policy: The policy that decides; None takes the file's.
+        source_url: See :func:`drip.streams.open_source`.
+        store_path: The store's file; made when it does not exist.
+        options: How to go about it.
+        status: Told of every batch.
+        on_progress: Called with samples seen, their total where it is known, and the status line.
+        stop: Asked after every batch; True ends the run in good order.
+
+    Raises:
+        PolicyError: no policy, or one of another model; before a store is made.
+        StreamError: the source cannot be opened or read.
+        StoreError: the store cannot be opened or take a sample.
+    """
+    rule = policy_for(model, policy, accept_parent_limits=options.accept_parent_limits)
+    status.describe(
+        policy_digest=rule.digest, model_digest=rule.provenance.model_digest, rule=rule.recipe.name,
+        shadow=options.shadow, source=source_url, store=str(store_path),
+    )  # fmt: skip
+    names = rule.provenance.class_names or (model.class_names if isinstance(model, FileScorer) else ())
+    source = open_source(source_url, names)
+    total = len(source) if isinstance(source, Sized) else None
+    budget_bytes = options.budget_bytes or (None if store_path.exists() else _NEW_STORE_BYTES)
+    eviction = options.eviction or ("fifo" if options.shadow else None)
+    with RetentionStore(store_path, budget_bytes=budget_bytes, eviction=eviction) as store:
+
+        def follow(tally: Tally) -> None:
+            status.describe(n_disagreements=getattr(model, "n_disagreements", 0))
+            status.update(tally, store)
+            on_progress(tally.n_seen, total, status.line(tally))
+
+        tally = run_stream(
+            model, rule, source, store, batch_size=options.batch_size, on_error=options.on_error,
+            shadow=options.shadow, accept_parent_limits=options.accept_parent_limits, on_progress=follow,
+            stop=stop,
+        )  # fmt: skip
+        status.update(tally, store, at_once=True)
+        result = RunResult(tally, store.stats(), getattr(model, "n_disagreements", 0), _problem(tally, store))
+    if result.problem:
+        status.fail(result.problem)
+    return result
+
+
+def run_stream(
+    model: nn.Module | FileScorer,
+    policy: Policy,
+    source: Source,
+    store: RetentionStore,
+    *,
+    batch_size: int = 32,
+    on_error: OnError = "quarantine",
+    shadow: bool = False,
+    accept_parent_limits: bool = False,
+    on_progress: Callable[[Tally], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Tally:
+    """Decide on every sample of a source under a policy, into a store; continues where it stopped.
+
+    Args:
+        model: The model that the policy was calibrated for, or a model file.
+        policy: Rule, limits, score definition and input contract.
+        source: Where samples come from.
+        store: Where they go.
+        batch_size: Largest number of samples scored at once.
+        on_error: What a bad sample does; see :func:`drip.pipeline.run`.
+        shadow: Keep everything, and record what the rule said.
+        accept_parent_limits: Take limits for a quantised file that were fitted before quantisation.
+        on_progress: Called after every batch.
+        stop: Asked after every batch; True ends the run in good order.
+
+    Raises:
+        PolicyError: the policy is for another model, or incomplete.
+        InputError: the rule reads what the model file does not give.
+        StoreError: the store cannot take a sample.
+    """
+    rule = from_policy(policy)
+    scorer: Scorer
+    if isinstance(model, FileScorer):
+        model.require(policy, accept_parent_limits=accept_parent_limits)
+        model.compare(policy)
+        scorer, contract, digests = model, model.contract, model.digests
+    else:
+        contract = InputContract.from_json(policy.provenance.input_contract)
+        scorer, digests = scorer_of(policy, model), (policy.provenance.model_digest,)
+    missing = rule.needs - scorer.provides
+    if missing:
+        raise InputError(
+            f"the rule {rule.name!r} reads {', '.join(sorted(missing))}, which the model does not give "
+            f"(it gives {', '.join(sorted(scorer.provides))}); export it with that output, or calibrate again"
+        )
+    if policy.digest not in store.origins():
+        store.note_origin(policy.digest, {"model_digests": digests, "score": policy.provenance.score})
+    sink: DurableSink = ShadowSink(store) if shadow else store
+    return run(
+        source,
+        scorer,
+        rule,
+        sink,
+        prepare=contract.prepare,
+        batch_size=batch_size,
+        on_error=on_error,
+        policy_digest=policy.digest,
+        on_progress=on_progress,
+        stop=stop,
+    )
+
+
+def _problem(tally: Tally, store: RetentionStore) -> str:
+    if not tally.n_seen or tally.n_quarantined + tally.n_skipped < tally.n_seen:
+        return ""
+    reason = next((aside.reason for aside in store.quarantined()), "see --on-error raise")
+    return f"none of {tally.n_seen} samples could be decoded, scored and kept: {reason}"

@@ -1,0 +1,180 @@
+"""How a run is doing, as a line for people and a file for programs.
+
+Rates are of a clock that never jumps; the time of day only says when the file was written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from time import monotonic, time
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from drip.errors import DripError
+from drip.files import write_atomically
+from drip.pipeline import Tally
+from drip.report.quantities import byte_size
+from drip.store import StoreStats
+from drip.types import JsonObject
+
+FORMAT = "drip-status"
+FORMAT_VERSION = 1
+_INTERVAL_S = 1.0
+_RATE_SPAN_S = 10.0
+_RATE_STEP_S = 0.1
+_MOST_OF_THE_TIME = 20  # counting a large store may take a twentieth of the time
+
+
+class _Counted(Protocol):
+    def stats(self) -> StoreStats: ...
+
+
+class RunStatus:
+    """The status of one run; a context, whose end is the run's end.
+
+    The file is replaced in one step at most once a second, and at the end. A file that cannot be written
+    does not stop the run: :attr:`problem` says why.
+
+    Args:
+        path: The JSON file; None writes none.
+        clock: Seconds that never jump.
+        wall: Seconds since the epoch, by the clock of the day.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> with RunStatus(Path(folder.name) / "status.json") as status:
+    ...     status.describe(rule="drip")
+    >>> found = json.loads((Path(folder.name) / "status.json").read_text())
+    >>> found["state"], found["reason"], found["rule"]
+    ('stopped', 'the source ended', 'drip')
+    >>> folder.cleanup()
+    """
+
+    def __init__(
+        self, path: Path | None, *, clock: Callable[[], float] = monotonic, wall: Callable[[], float] = time
+    ) -> None:
+        self.problem = ""
+        self._path = path
+        self._clock = clock
+        self._wall = wall
+        self._started, self._started_s = clock(), wall()
+        self._facts: JsonObject = {}
+        self._tally = Tally()
+        self._stats: StoreStats | None = None
+        self._failure = ""
+        self._next_s = -math.inf
+        self._history: deque[tuple[float, int]] = deque()
+
+    def describe(self, **facts: Any) -> None:
+        """Add facts that do not change from batch to batch."""
+        self._facts.update(facts)
+
+    def update(self, tally: Tally, store: _Counted, *, at_once: bool = False) -> None:
+        """Take the counts after a batch; look at the store and write the file when a second has passed."""
+        now = self._clock()
+        self._tally = tally
+        if len(self._history) > 1 and now - self._history[-2][0] < _RATE_STEP_S:
+            self._history.pop()
+        self._history.append((now, tally.n_seen))
+        while len(self._history) > 2 and now - self._history[1][0] >= _RATE_SPAN_S:
+            self._history.popleft()
+        if now < self._next_s and not at_once:
+            return
+        self._stats = store.stats()
+        self._next_s = now + max(_INTERVAL_S, _MOST_OF_THE_TIME * (self._clock() - now))
+        self._write("running", "")
+
+    def fail(self, reason: str) -> None:
+        """The run ends without an exception, and yet failed."""
+        self._failure = reason
+
+    def line(self, tally: Tally) -> str:
+        """Retention, bytes, quarantine and age of the last sample, for people."""
+        parts = [] if math.isnan(tally.retention) else [f"{tally.retention:.1%} kept"]
+        if self._stats is not None:
+            parts.append(f"{byte_size(self._stats.disk_bytes)} of {byte_size(self._stats.budget_bytes)}")
+        if tally.n_quarantined:
+            parts.append(f"{tally.n_quarantined} in quarantine")
+        age_s = self._age_s()
+        if age_s is not None and age_s < 86_400:  # older: a folder, not a stream
+            parts.append(f"last {age_s:.0f} s old")
+        return ", ".join(parts)
+
+    def __enter__(self) -> Self:
+        """The status itself; the file says that a run has begun."""
+        self._write("running", "starting")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Write how the run ended."""
+        if isinstance(error, KeyboardInterrupt):
+            self._write("stopped", "interrupted at once")
+        elif error is not None:
+            self._write("failed", str(error) or type(error).__name__)
+        elif self._failure:
+            self._write("failed", self._failure)
+        else:
+            self._write("stopped", "asked to stop" if self._tally.interrupted else "the source ended")
+
+    def content(self, state: str, reason: str) -> JsonObject:
+        """What the file says."""
+        tally, age_s = self._tally, self._age_s()
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "state": state,
+            "reason": reason,
+            "pid": os.getpid(),
+            "time_s": self._wall(),
+            "started_s": self._started_s,
+            "running_for_s": self._clock() - self._started,
+            **self._facts,
+            "n_seen": tally.n_seen,
+            "n_retained": tally.n_retained,
+            "n_discarded": tally.n_discarded,
+            "n_quarantined": tally.n_quarantined,
+            "n_skipped": tally.n_skipped,
+            "bytes_seen": tally.bytes_seen,
+            "bytes_retained": tally.bytes_retained,
+            "retention": None if math.isnan(tally.retention) else tally.retention,
+            "samples_per_s": self._rate(),
+            "last_sample_id": tally.last_id,
+            "last_sample_time_s": None if age_s is None else tally.last_time_s,
+            "last_sample_age_s": age_s,
+            "store_counts": None if self._stats is None else _without_classes(self._stats),
+        }
+
+    def _rate(self) -> float | None:
+        """Samples per second over the last ten seconds, None before there is a span."""
+        if len(self._history) < 2:
+            return None
+        (first_s, first), (last_s, last) = self._history[0], self._history[-1]
+        return (last - first) / (last_s - first_s) if last_s > first_s else None
+
+    def _age_s(self) -> float | None:
+        last_s = self._tally.last_time_s
+        return None if last_s is None or not math.isfinite(last_s) else max(0.0, self._wall() - last_s)
+
+    def _write(self, state: str, reason: str) -> None:
+        if self._path is None:
+            return
+        text = json.dumps(self.content(state, reason), indent=1)
+        try:
+            write_atomically(self._path, text.encode() + b"\n")
+            self.problem = ""
+        except DripError as error:
+            self.problem = str(error)
+
+
+def _without_classes(stats: StoreStats) -> JsonObject:
+    numbers = asdict(stats)
+    del numbers["classes"]
+    return numbers
