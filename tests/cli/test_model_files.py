@@ -477,6 +477,30 @@ def test_kills_at_random_moments_lose_nothing_and_double_nothing(many, board, tm
         assert store.stats().redelivered == 0
 
 
+def test_a_watched_folder_is_served_while_nothing_arrives(board, tmp_path):
+    folder = Path(shutil.copytree(board.production, tmp_path / "inbox"))
+    path, status = tmp_path / "kept.db", tmp_path / "status.json"
+    source = f"watch:{folder}?settle=0.05&poll=0.05"
+    process = start(
+        ["run", board.model.path, "--source", source, "--store", path, "--status-file", status], tmp_path
+    )
+    wait_until(lambda: n_decided(path) == N_PRODUCTION, process)
+    first = json.loads(status.read_text())["time_s"]
+    wait_until(lambda: json.loads(status.read_text())["time_s"] > first + 1.5, process)
+    idle = json.loads(status.read_text())
+    assert (idle["state"], idle["n_seen"]) == ("running", N_PRODUCTION)
+    shutil.copy(board.production / "0000.jpg", folder / "again.jpg")
+    (folder / "new.jpg").write_bytes((board.production / "0000.jpg").read_bytes() + b"other")
+    wait_until(lambda: n_decided(path) == N_PRODUCTION + 2, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert json.loads(status.read_text())["state"] == "stopped"
+    with RetentionStore.open_readonly(path) as store:
+        assert store.check().ok
+        assert store.stats().seen == N_PRODUCTION + 2
+
+
 # -- replay --------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from drip.device.metadata import EXPORT, ModelMetadata
 from drip.errors import InputError, ModelError, NonFiniteError, PolicyError
 from drip.media import InputContract
 from drip.policy import Policy
-from drip.types import BoolArray, JsonObject, Observations
+from drip.types import BoolArray, FloatArray, JsonObject, Observations
 
 _OUTPUTS = {
     "logits": "tensor(float)",
@@ -51,7 +51,7 @@ class OnnxScorer:
             self._input, self._one_by_one = _input_of(self._session, self.contract.shape)
             self._names = _outputs_of(self._session)
             self._retain: BoolArray = np.zeros(0, dtype=np.bool_)
-            self._compared: Policy | None = None
+            self._limits: tuple[FloatArray, FloatArray] | None = None
             self.n_disagreements = 0
             self.n_classes = self._try()
         except ModelError as error:
@@ -126,10 +126,11 @@ class OnnxScorer:
 
         Only windows of the DRIP score are in the graph; for other rules, or None, nothing is counted.
         """
-        is_window = policy is not None and (
-            policy.recipe.name == "drip" and policy.recipe.params.get("score", "drip") == "drip"
-        )
-        self._compared = policy if is_window else None
+        self._limits = None
+        if policy is None or policy.recipe.name != "drip" or policy.recipe.params.get("score") != "drip":
+            return
+        lower, upper = ([getattr(window, side) for window in policy.windows] for side in ("lower", "upper"))
+        self._limits = np.array(lower), np.array(upper)
 
     def score(self, batch: NDArray[np.float32]) -> Observations:
         r"""Scores, classes and logits of a batch, as if each sample came alone.
@@ -152,9 +153,10 @@ class OnnxScorer:
             _require_finite("features", features)
         self._retain = found["retain"]
         observations = Observations(found["predicted_class"], logits, columns, "drip", features)
-        if self._compared is not None and len(observations):
-            expected = self._compared.retains(observations.scores, observations.classes)
-            self.n_disagreements += int((expected != self._retain).sum())
+        if self._limits is not None:
+            lower, upper = (limits[observations.classes] for limits in self._limits)
+            decided = (observations.scores < lower) | (observations.scores > upper)
+            self.n_disagreements += int((decided != self._retain).sum())
         return observations
 
     def _checked(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:

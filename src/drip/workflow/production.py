@@ -203,7 +203,8 @@ def run_stream(
             f"(it gives {', '.join(sorted(scorer.provides))}); export it with that output, or calibrate again"
         )
     if policy.digest not in store.origins():
-        store.note_origin(policy.digest, {"model_digests": digests, "score": policy.provenance.score})
+        serves = sorted({*digests, policy.provenance.model_digest})
+        store.note_origin(policy.digest, {"model_digests": serves, "score": policy.provenance.score})
     sink: DurableSink = ShadowSink(store) if shadow else store
     return run(
         source,
