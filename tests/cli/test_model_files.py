@@ -164,6 +164,38 @@ def test_a_quantised_file_wants_limits_of_its_own(board, drip, run_options, tmp_
     assert drip(*run_options, "--accept-parent-limits").code == 0
 
 
+def test_a_policy_that_the_file_cannot_serve_is_refused_before_a_store_is_made(
+    board, drip, run_options, tmp_path
+):
+    rich = make_model(tmp_path / "rich.onnx", board.contract, seed=3, on_request=True)
+    policy = tmp_path / "contrast.json"
+    options = ["--data", board.calibration, "--rule", "lowest-contrast", "--out", policy]
+    assert drip("calibrate", rich.path, *options).code == 0
+    result = drip(*run_options, "--policy", policy)
+    assert result.code == 1
+    assert "reads contrast" in result.err
+    assert not (tmp_path / "kept.db").exists()
+
+
+def test_shadow_and_status_work_for_a_pytorch_model_too(digits, drip, tmp_path):
+    store, status = tmp_path / "kept.db", tmp_path / "status.json"
+    model = ["drip.models:SmallCNN", "--weights", digits.weights]
+    options = ["--policy", digits.policy, "--source", digits.production, "--store", store]
+    assert drip("run", *model, *options, "--shadow", "--status-file", status).code == 0
+    found = json.loads(status.read_text())
+    assert found["store_counts"]["kept"] == found["n_seen"] > found["n_retained"]
+    assert found["model_digest"] == Policy.load(digits.policy).provenance.model_digest
+    report = json.loads(drip("replay", "--store", store, "--policy", digits.policy, "--json").out)
+    assert report["counts"]["agreeing"] == found["n_seen"]
+    assert drip("run", *model, *options, "--threads", "2").code == 2
+
+
+def test_a_budget_of_nothing_is_refused(drip, run_options):
+    result = drip(*run_options, "--budget", "0")
+    assert result.code == 1
+    assert "budget" in result.err
+
+
 def test_weights_beside_a_model_file_are_wrong_usage(board, drip, run_options):
     assert drip(*run_options, "--weights", board.policy).code == 2
 

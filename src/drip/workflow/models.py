@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from drip.errors import PolicyError
+from drip.errors import InputError, PolicyError
 from drip.media import InputContract
 from drip.policy import Policy
+from drip.selectors import BaseSelector, from_policy
 from drip.types import JsonObject, Scorer
 
 if TYPE_CHECKING:
@@ -127,24 +128,58 @@ def scorer_of(policy: Policy, model: nn.Module) -> TorchScorer:
     return scorer
 
 
-def policy_for(model: nn.Module | FileScorer, policy: Policy | None, *, accept_parent_limits: bool) -> Policy:
-    """The policy that decides: the given one, or the file's own; refused where it is not the model's.
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What decides on a stream, checked to fit together.
+
+    Attributes:
+        policy: The policy.
+        scorer: Of the model, as the policy says.
+        rule: The policy's rule, calibrated.
+        contract: How samples become inputs.
+        digests: Model digests that limits for the scores may carry; the model's own first.
+        class_names: In the order of the logits; or empty.
+    """
+
+    policy: Policy
+    scorer: Scorer
+    rule: BaseSelector
+    contract: InputContract
+    digests: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+
+def parts_of(
+    model: nn.Module | FileScorer, policy: Policy | None, *, accept_parent_limits: bool = False
+) -> Parts:
+    """A model with the policy that decides: the given one, or the file's own.
 
     Raises:
-        PolicyError: none at all, or one of another model.
+        PolicyError: no policy, one of another model, or of an unknown rule.
+        InputError: the rule reads what the model does not give, or the contract does not fit the model.
+        ModelError: the model has no such layer.
     """
-    if not isinstance(model, FileScorer):
-        from drip.scoring import model_digest  # noqa: PLC0415  # a board has no torch
-
-        if policy is None:
-            raise PolicyError("a policy is needed for a PyTorch model, got none; give --policy")
-        policy.require(model_digest(model))
-        return policy
-    chosen = model.policy if policy is None else policy
+    chosen = model.policy if policy is None and isinstance(model, FileScorer) else policy
     if chosen is None:
         raise PolicyError(
-            "a policy is needed, got none in the model file; make one with drip calibrate and give --policy, "
-            "or write it into the file with drip model set-policy"
+            "a policy is needed, got none with the model; make one with drip calibrate and give --policy, "
+            "or write it into a model file with drip model set-policy"
         )
-    model.require(chosen, accept_parent_limits=accept_parent_limits)
-    return chosen
+    rule = from_policy(chosen)
+    names = chosen.provenance.class_names
+    if isinstance(model, FileScorer):
+        model.require(chosen, accept_parent_limits=accept_parent_limits)
+        model.compare(chosen)
+        parts = Parts(chosen, model, rule, model.contract, model.digests, names or model.class_names)
+    else:
+        contract = InputContract.from_json(chosen.provenance.input_contract)
+        digests = (chosen.provenance.model_digest,)
+        parts = Parts(chosen, scorer_of(chosen, model), rule, contract, digests, names)
+    missing = rule.needs - parts.scorer.provides
+    if missing:
+        raise InputError(
+            f"the rule {rule.name!r} reads {', '.join(sorted(missing))}, which the model does not give "
+            f"(it gives {', '.join(sorted(parts.scorer.provides))}); export it with that output, or "
+            "calibrate again"
+        )
+    return parts

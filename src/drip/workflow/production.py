@@ -8,15 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from drip.errors import InputError
-from drip.media import InputContract
 from drip.pipeline import OnError, Tally, run
 from drip.policy import Policy
-from drip.selectors import from_policy
 from drip.store import RetentionStore, StoreStats
 from drip.streams import open_source
-from drip.types import Decision, DurableSink, Observation, Progress, Sample, Scorer, Source
-from drip.workflow.models import FileScorer, policy_for, scorer_of
+from drip.types import Decision, DurableSink, Observation, Progress, Sample, Source
+from drip.workflow.models import FileScorer, Parts, parts_of
 from drip.workflow.status import RunStatus
 
 if TYPE_CHECKING:
@@ -126,15 +123,16 @@ def run_url(
         StreamError: the source cannot be opened or read.
         StoreError: the store cannot be opened or take a sample.
     """
-    rule = policy_for(model, policy, accept_parent_limits=options.accept_parent_limits)
+    parts = parts_of(model, policy, accept_parent_limits=options.accept_parent_limits)
     status.describe(
-        policy_digest=rule.digest, model_digest=rule.provenance.model_digest, rule=rule.recipe.name,
+        policy_digest=parts.policy.digest, model_digest=parts.digests[0], rule=parts.rule.name,
         shadow=options.shadow, source=source_url, store=str(store_path),
     )  # fmt: skip
-    names = rule.provenance.class_names or (model.class_names if isinstance(model, FileScorer) else ())
-    source = open_source(source_url, names)
+    source = open_source(source_url, parts.class_names)
     total = len(source) if isinstance(source, Sized) else None
-    budget_bytes = options.budget_bytes or (None if store_path.exists() else _NEW_STORE_BYTES)
+    budget_bytes = options.budget_bytes
+    if budget_bytes is None and not store_path.exists():
+        budget_bytes = _NEW_STORE_BYTES
     eviction = options.eviction or ("fifo" if options.shadow else None)
     with RetentionStore(store_path, budget_bytes=budget_bytes, eviction=eviction) as store:
 
@@ -143,10 +141,9 @@ def run_url(
             status.update(tally, store)
             on_progress(tally.n_seen, total, status.line(tally))
 
-        tally = run_stream(
-            model, rule, source, store, batch_size=options.batch_size, on_error=options.on_error,
-            shadow=options.shadow, accept_parent_limits=options.accept_parent_limits, on_progress=follow,
-            stop=stop,
+        tally = _run(
+            parts, source, store, batch_size=options.batch_size, on_error=options.on_error,
+            shadow=options.shadow, on_progress=follow, stop=stop,
         )  # fmt: skip
         status.update(tally, store, at_once=True)
         result = RunResult(tally, store.stats(), getattr(model, "n_disagreements", 0), _problem(tally, store))
@@ -187,31 +184,35 @@ def run_stream(
         InputError: the rule reads what the model file does not give.
         StoreError: the store cannot take a sample.
     """
-    rule = from_policy(policy)
-    scorer: Scorer
-    if isinstance(model, FileScorer):
-        model.require(policy, accept_parent_limits=accept_parent_limits)
-        model.compare(policy)
-        scorer, contract, digests = model, model.contract, model.digests
-    else:
-        contract = InputContract.from_json(policy.provenance.input_contract)
-        scorer, digests = scorer_of(policy, model), (policy.provenance.model_digest,)
-    missing = rule.needs - scorer.provides
-    if missing:
-        raise InputError(
-            f"the rule {rule.name!r} reads {', '.join(sorted(missing))}, which the model does not give "
-            f"(it gives {', '.join(sorted(scorer.provides))}); export it with that output, or calibrate again"
-        )
+    parts = parts_of(model, policy, accept_parent_limits=accept_parent_limits)
+    return _run(
+        parts, source, store, batch_size=batch_size, on_error=on_error, shadow=shadow,
+        on_progress=on_progress, stop=stop,
+    )  # fmt: skip
+
+
+def _run(
+    parts: Parts,
+    source: Source,
+    store: RetentionStore,
+    *,
+    batch_size: int,
+    on_error: OnError,
+    shadow: bool,
+    on_progress: Callable[[Tally], None] | None,
+    stop: Callable[[], bool] | None,
+) -> Tally:
+    policy = parts.policy
     if policy.digest not in store.origins():
-        serves = sorted({*digests, policy.provenance.model_digest})
+        serves = sorted({*parts.digests, policy.provenance.model_digest})
         store.note_origin(policy.digest, {"model_digests": serves, "score": policy.provenance.score})
     sink: DurableSink = ShadowSink(store) if shadow else store
     return run(
         source,
-        scorer,
-        rule,
+        parts.scorer,
+        parts.rule,
         sink,
-        prepare=contract.prepare,
+        prepare=parts.contract.prepare,
         batch_size=batch_size,
         on_error=on_error,
         policy_digest=policy.digest,
