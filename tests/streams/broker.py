@@ -69,6 +69,10 @@ class Broker:
             self._process.wait(timeout=20)
             self._process = None
 
+    @property
+    def pid(self):
+        return 0 if self._process is None else self._process.pid
+
     def kill(self):
         self.stop(signal.SIGKILL)
 
@@ -89,10 +93,15 @@ class Publisher:
         self._client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
         self._client.max_inflight_messages_set(100)
         self._client.reconnect_delay_set(0.1, 0.5)
-        self._acknowledged = set()
-        self._client.on_publish = lambda _client, _data, mid, *_: self._acknowledged.add(mid)
+        self._acknowledged = set()  # by packet identifier, of which there are 65,535
+        self._n_acknowledged = 0
+        self._client.on_publish = self._on_publish
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
+
+    def _on_publish(self, _client, _data, number, *_):
+        self._acknowledged.add(number)
+        self._n_acknowledged += 1
 
     def send(self, payload, topic="in/camera", **properties):
         from paho.mqtt.packettypes import PacketTypes
@@ -111,6 +120,10 @@ class Publisher:
         while not numbers <= self._acknowledged:
             assert time.monotonic() < deadline, "the broker did not acknowledge"
             time.sleep(0.01)
+
+    @property
+    def n_acknowledged(self):
+        return self._n_acknowledged
 
     def close(self):
         self._client.disconnect()

@@ -252,6 +252,28 @@ def test_killed_broker_has_lost_its_session_and_a_publisher_that_replays_makes_i
     assert set(stored) == kept_of(digits[:400])
 
 
+def test_example_publisher_replays_what_a_killed_broker_lost(broker, digits, tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "mqtt_publisher.py"
+    url = broker.url("digits/+", client="replayed")
+    batches = open_source(url).batches(50)
+    next(batches)
+    command = [sys.executable, "-W", "error", example, "127.0.0.1", str(broker.port)]
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=30)
+    assert "the broker has them all" in first.stdout
+    received = [sample.data for sample in next(batches)]
+    broker.kill()
+    broker.start()
+    # Adds the same digits under new numbers, replays the old ones, and waits until somebody listens.
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as second:
+        deadline = time.monotonic() + 30
+        while len(received) < 450 or second.poll() is None:
+            received += [sample.data for sample in next(batches)]
+            assert time.monotonic() < deadline
+    assert second.returncode == 0
+    batches.close()
+    assert set(received) == set(digits[:200])
+
+
 def test_killed_consumer_and_restarted_broker_lose_nothing_and_store_nothing_twice(
     broker, publisher, digits, tmp_path
 ):

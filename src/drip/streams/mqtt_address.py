@@ -26,7 +26,6 @@ _DEFAULTS = {
     "cafile": "",
     "certfile": "",
     "keyfile": "",
-    "decisions": "",
 }
 
 
@@ -51,7 +50,6 @@ class MqttAddress:
         cafile: Certificates that sign the broker's; or empty for those of the system.
         certfile: The client's own certificate; or empty.
         keyfile: Its key; or empty where the certificate's file has it.
-        decisions: Topic to publish decisions to; or empty.
     """
 
     host: str
@@ -70,7 +68,6 @@ class MqttAddress:
     cafile: str = ""
     certfile: str = ""
     keyfile: str = ""
-    decisions: str = ""
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -120,7 +117,6 @@ class MqttAddress:
             cafile=options["cafile"],
             certfile=options["certfile"],
             keyfile=options["keyfile"],
-            decisions=options["decisions"],
         )
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from drip.errors import StreamError, missing_extra
@@ -51,7 +52,6 @@ class MqttConnection:
 
     Args:
         address: Broker, credentials, client identifier.
-        client: Client identifier where it is another than the address has.
         session_s: How long the broker keeps the session; 0 ends it with the connection.
 
     Attributes:
@@ -62,7 +62,7 @@ class MqttConnection:
         StreamError: certificates that cannot be read.
     """
 
-    def __init__(self, address: MqttAddress, *, client: str | None = None, session_s: int) -> None:
+    def __init__(self, address: MqttAddress, *, session_s: int) -> None:
         self.messages: deque[Message] = deque()
         self.has_session = False
         self._address = address
@@ -70,7 +70,8 @@ class MqttConnection:
         self._answer: ReasonCode | None = None
         self._granted: list[ReasonCode] = []
         self._farewell: ReasonCode | None = None
-        self._client = self._new_client(client or address.client)
+        self._sent: set[int] = set()
+        self._client = self._new_client()
 
     def open(self) -> None:
         """Connect and take the session up.
@@ -138,20 +139,34 @@ class MqttConnection:
         if message.qos:
             self._client.ack(message.mid, message.qos)
 
-    def publish(self, topic: str, payload: bytes) -> Any:
-        """Send with QoS 1; the answer's ``is_published()`` tells when the broker has it."""
-        return self._client.publish(topic, payload, qos=1)
+    def publish(self, topic: str, payloads: Sequence[bytes], *, within_s: float) -> None:
+        """Send with QoS 1, and wait until the broker has them all.
+
+        Raises:
+            ConnectionLostError: it does not say so in time; some may have arrived.
+        """
+        self._sent.clear()
+        numbers = {self._client.publish(topic, payload, qos=1).mid for payload in payloads}
+        deadline = time.monotonic() + within_s
+        while not numbers <= self._sent:
+            self.turn(0.1)
+            if time.monotonic() > deadline:
+                raise ConnectionLostError(f"{self._address.place} does not acknowledge what is published")
 
     def close(self) -> None:
         """Leave; the broker keeps the session."""
-        self._client.disconnect()
-        self._client.loop(0.0)
+        client = self._client
+        client.disconnect()
+        client.loop(0.0)
+        # Without these cycles its sockets are closed now and not when memory is next tidied up.
+        client.on_connect = client.on_subscribe = client.on_disconnect = None
+        client.on_publish = client.on_message = None
 
-    def _new_client(self, name: str) -> Client:
+    def _new_client(self) -> Client:
         address = self._address
         client = Client(
             CallbackAPIVersion.VERSION2,
-            client_id=name,
+            client_id=address.client,
             protocol=MQTTProtocolVersion.MQTTv5,
             manual_ack=True,
             reconnect_on_failure=False,
@@ -165,6 +180,7 @@ class MqttConnection:
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
+        client.on_publish = self._on_publish
         client.on_message = lambda _client, _data, message: self.messages.append(message)
         return client
 
@@ -213,6 +229,16 @@ class MqttConnection:
         self, _client: Client, _data: Any, _mid: int, granted: list[ReasonCode], _properties: object
     ) -> None:
         self._granted = granted
+
+    def _on_publish(
+        self, _client: Client, _data: Any, number: int, reason: ReasonCode, _properties: object
+    ) -> None:
+        if reason.is_failure:
+            raise StreamError(
+                f"permission to publish is needed, {self._address.place} says: {reason}; check what it "
+                f"permits {self._address.user or 'anonymous clients'}"
+            )
+        self._sent.add(number)
 
     def _on_disconnect(
         self, _client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: object
