@@ -19,7 +19,7 @@ for _package in ("onnx", "onnxruntime"):
 from drip.export.attach import attach_score  # noqa: E402  # behind the check
 from drip.export.checking import CheckReport, check  # noqa: E402  # behind the check
 from drip.export.files import export_file, read_metadata, set_policy  # noqa: E402  # behind the check
-from drip.export.metadata import model_file_digest  # noqa: E402  # behind the check
+from drip.export.metadata import metadata_json, model_file_digest  # noqa: E402  # behind the check
 
 if TYPE_CHECKING:
     from drip.export.torch_model import export_onnx
@@ -30,6 +30,7 @@ __all__ = [
     "check",
     "export_file",
     "export_onnx",
+    "metadata_json",
     "model_file_digest",
     "read_metadata",
     "set_policy",

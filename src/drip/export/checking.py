@@ -35,6 +35,11 @@ class CheckReport:
     outputs: dict[str, NDArray[Any]]
     problems: tuple[str, ...]
 
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
 
 def run_file(model: str | bytes, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
     """All outputs of a model file for a batch, row by row where it takes one row only.

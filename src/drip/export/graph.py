@@ -140,18 +140,18 @@ class Graph:
         In an order of execution all that lies before such a tensor leads to it, and all after it comes
         from it: at that moment it is the only one that is still read.
         """
-        path = self.between(self.model.graph.input[0].name, end)
+        start = self.model.graph.input[0].name
+        path = self.between(start, end)
         alive = self.varying & self.ancestors(end)
         last_read = {name: index for index, node in enumerate(path) for name in node.reads() & alive}
-        waiting: set[str] = set()
+        waiting = {start} & last_read.keys()
         found = []
         for index, node in enumerate(path):
             waiting |= {name for name in node.outputs if name in alive and last_read.get(name, -1) > index}
             waiting = {name for name in waiting if last_read[name] > index}
             if len(waiting) == 1 and (inner := next(iter(waiting))) in node.outputs:
                 found.append(inner)
-        start = self.model.graph.input[0].name
-        return [name for name in found if name != start]
+        return found
 
     def constant(self, name: str) -> NDArray[Any] | None:
         """Value of a tensor that is the same for every input, None where it is not known to be."""

@@ -196,14 +196,11 @@ def _layout(graph: Graph, name: str) -> Layout:
     node = graph.producer.get(name)
     turned = False
     while node is not None:
-        if node.op == "Transpose":
-            order = attribute(node, "perm", ())
-            if len(order) == rank and order[1] == rank - 1:
-                turned = True  # channels come from the end to the front
-            elif len(order) == rank and order[-1] == 1:
-                return last  # and back
+        order = attribute(node, "perm", ()) if node.op == "Transpose" else ()
+        # channels went from the end to the front, or from the front to the end
+        turned ^= len(order) > 2 and order[0] == 0 and (order[1] == len(order) - 1 or order[-1] == 1)
         if node.op in _CHANNELS_FIRST:
-            return "channels_first"
+            return last if turned else "channels_first"
         if node.op in _CHANNELS_LAST:
             return "channels_first" if turned else last
         following = [

@@ -88,28 +88,29 @@ def _conv(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     x, weight = node.inputs[:2]
     if tape.active(weight):
         raise tape.refuse(node, "weights that do not depend on the input")
-    sizes, output, kernel = g.sizes(x)[2:], g.sizes(node.outputs[0])[2:], g.sizes(weight)[2:]
     tape.fixed(node, x, range(2, g.rank(x)))
+    group = int(attribute(node, "group", 1))
+    return [spread_windows(g, node, gradients[0] or "", weight, group)]
+
+
+def spread_windows(g: Graph, node: Node, gradient: str, weight: str, group: int) -> str:
+    """The transposed convolution that takes the gradient at a window operation to its input."""
+    sizes, output = g.sizes(node.inputs[0])[2:], g.sizes(node.outputs[0])[2:]
+    kernel = attribute(node, "kernel_shape", ()) or g.sizes(weight)[2:]
     strides, dilations, pads = paddings(node, sizes, output, kernel)
     ends = [
         (o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(output, strides, dilations, kernel, strict=True)
     ]
-    padded = [low + high for low, high in zip(pads[: len(kernel)], pads[len(kernel) :], strict=True)]
-    # input behind the last window has no gradient; it is missing in the transposed convolution
-    rest = [size + pad - end for size, pad, end in zip(sizes, padded, ends, strict=True)]
+    starts = list(pads[: len(kernel)])
+    # the windows may end behind the input, in the padding, or leave some of it unread
+    behind = [end - start - size for end, start, size in zip(ends, starts, sizes, strict=True)]
     spread = g.add(
-        "ConvTranspose", gradients[0] or "", weight,
-        strides=list(strides), dilations=list(dilations), pads=list(pads),
-        group=int(attribute(node, "group", 1)),
+        "ConvTranspose", gradient, weight, strides=list(strides), dilations=list(dilations), group=group,
+        pads=[*starts, *(max(0, cut) for cut in behind)],
     )  # fmt: skip
-    return [_behind(g, spread, rest)]
-
-
-def _behind(g: Graph, x: str, missing: list[int]) -> str:
-    """Zeros at the end of the positions."""
-    if not any(missing):
-        return x
-    return g.add("Pad", x, g.indices([0] * (len(missing) + 4) + missing))
+    if min(behind) >= 0:
+        return spread
+    return g.add("Pad", spread, g.indices([0] * (len(kernel) + 4) + [max(0, -cut) for cut in behind]))
 
 
 def normalised_gradient(g: Graph, x: str, gradient: str, axes: tuple[int, ...], epsilon: float) -> str:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from drip.export.graph import Node
-from drip.export.rules_linear import paddings
+from drip.export.rules_linear import paddings, spread_windows
 from drip.export.tape import Gradients, Tape, attribute, rule
 
 Grads = list["str | None"]
@@ -113,24 +113,11 @@ def _average_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     """A convolution with equal weights per channel."""
     g, x = tape.graph, node.inputs[0]
     tape.fixed(node, x, range(2, g.rank(x)))
-    sizes, output = g.sizes(x)[2:], g.sizes(node.outputs[0])[2:]
     kernel = attribute(node, "kernel_shape", ())
-    strides, dilations, pads = paddings(node, sizes, output, kernel)
+    sizes = g.sizes(x)[2:], g.sizes(node.outputs[0])[2:]
+    _, _, pads = paddings(node, *sizes, kernel)
     if attribute(node, "ceil_mode", 0) or (any(pads) and not attribute(node, "count_include_pad", 0)):
         raise tape.refuse(node, "complete windows: no ceil_mode, no padding that is not counted,")
     channels = g.sizes(x)[1]
     weight = g.number(np.full((channels, 1, *kernel), 1.0 / math.prod(kernel)))
-    used = [
-        (o - 1) * s + d * (k - 1) + 1 - low - high
-        for o, s, d, k, low, high in zip(
-            output, strides, dilations, kernel, pads[: len(kernel)], pads[len(kernel) :], strict=True
-        )
-    ]
-    rest = [size - u for size, u in zip(sizes, used, strict=True)]
-    spread = g.add(
-        "ConvTranspose", gradients[0] or "", weight,
-        strides=list(strides), dilations=list(dilations), pads=list(pads), group=channels,
-    )  # fmt: skip
-    if any(rest):
-        spread = g.add("Pad", spread, g.indices([0] * (len(rest) + 4) + rest))
-    return [spread]
+    return [spread_windows(g, node, gradients[0] or "", weight, channels)]
