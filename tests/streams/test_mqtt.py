@@ -125,7 +125,9 @@ def test_message_becomes_a_sample_with_topic_properties_and_type(broker, publish
     publisher.send(digits[1], "in/d")
     text = {"id": "e", "data": base64.b64encode(digits[2]).decode(), "label": 3}
     publisher.send(json.dumps(text).encode(), "in/e")
-    first, second, third, fourth, fifth = take(open_source(broker.url()), 5)
+    publisher.send(b" " + json.dumps(text).encode(), "in/f", content_type="application/json; charset=utf-8")
+    first, second, third, fourth, fifth, sixth = take(open_source(broker.url()), 6)
+    assert (sixth.id, sixth.data) == ("in/f/e", digits[2])
     assert (first.id, first.data, first.media_type, first.label) == ("in/a/first", digits[0], "image/png", 7)
     assert (first.time_s, first.meta) == (12.5, {"place": "door"})
     assert second.media_type == "audio/wav"
@@ -133,6 +135,17 @@ def test_message_becomes_a_sample_with_topic_properties_and_type(broker, publish
     assert fourth.id.startswith("in/d/")
     assert abs(fourth.time_s - time.time()) < 60
     assert (fifth.id, fifth.data, fifth.label) == ("in/e/e", digits[2], 3)
+
+
+def test_clock_that_jumps_back_loses_nothing(broker, publisher, digits, monkeypatch, tmp_path):
+    subscribe(broker)
+    times = iter(range(10**9, 0, -(10**7)))
+    monkeypatch.setattr("drip.streams.mqtt.time.time", lambda: float(next(times)))
+    publisher.send_all(digits[:30])
+    consume(broker.url(), tmp_path / "kept", 30)
+    with RetentionStore.open_readonly(tmp_path / "kept") as store:
+        assert {record.sample.data for record in store} == kept_of(digits[:30])
+        assert store.stats().first_time_s < store.stats().last_time_s == 10**9
 
 
 def test_labels_may_be_class_names(broker, publisher, digits):

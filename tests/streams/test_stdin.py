@@ -11,11 +11,13 @@ import time
 from itertools import pairwise
 
 import pytest
+from digits import MODEL, N_PRODUCTION
 from hypothesis import given
 from hypothesis import strategies as st
 
 from drip.errors import StreamError
 from drip.media import InputContract
+from drip.store import RetentionStore
 from drip.streams import StdinSource, open_source
 from drip.streams.messages import HEAD_BYTES, reason_of
 from drip.streams.stdin import FrameParser, LineParser
@@ -300,3 +302,20 @@ def test_closed_standard_input_is_an_error():
     os.close(writer)
     with pytest.raises(StreamError, match="a readable standard input is needed"):
         next(StdinSource(descriptor=reader).batches(1))
+
+
+def test_command_reads_a_pipe_into_a_store_and_says_what_was_bad(digits, tmp_path):
+    paths = sorted(digits.production.rglob("*.png"))
+    content = b"".join(line(path.read_bytes(), id=path.name) for path in paths)
+    content += line(paths[0].read_bytes()[:60], id="cut picture") + line(PNG)[:20]
+    program = [sys.executable, "-c", "from drip.cli import main; main()", "run", MODEL]
+    options = ["--weights", digits.weights, "--policy", digits.policy, "--store", tmp_path / "kept"]
+    done = subprocess.run(
+        [*program, *options, "--source", "stdin:", "--json"], input=content, capture_output=True, check=True
+    )
+    assert json.loads(done.stdout)["run"]["n_seen"] == N_PRODUCTION + 2
+    with RetentionStore.open_readonly(tmp_path / "kept") as store:
+        assert store.stats().seen == N_PRODUCTION
+        reasons = [aside.reason for aside in store.quarantined()]
+    assert "complete image" in reasons[0]
+    assert "the stream's end" in reasons[1]

@@ -1,11 +1,16 @@
 """Sources: folders and data sets in a fixed order, positions that belong to one source, URLs."""
 
+import importlib
 import os
+import pkgutil
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support import require_module
 
+import drip.streams.mqtt_address
 from drip.datasets import ImageDataset
 from drip.errors import StreamError
 from drip.media import MEDIA_TYPES
@@ -279,3 +284,31 @@ def test_unknown_scheme_is_refused_with_the_known_ones(url):
         open_source(url)
     assert all(f"{name}:" in str(caught.value) for name in SCHEMES)
     assert url in str(caught.value)
+
+
+# -- what is promised ----------------------------------------------------------------------------------
+
+
+def test_every_source_states_its_delivery_and_the_page_has_its_scheme():
+    require_module("paho.mqtt", 'pip install "drip-edge[mqtt]"')
+    for found in pkgutil.iter_modules(drip.streams.__path__):
+        module = importlib.import_module(f"drip.streams.{found.name}")
+        for name, value in vars(module).items():
+            if name.endswith("Source") and isinstance(value, type) and value.__module__ == module.__name__:
+                assert "Delivery: at" in value.__doc__, name
+    page = (Path(__file__).parents[2] / "docs" / "streams.md").read_text()
+    for scheme in SCHEMES:
+        assert f"`{scheme}:" in page, scheme
+
+
+def test_page_of_streams_has_every_option():
+    page = (Path(__file__).parents[2] / "docs" / "streams.md").read_text()
+    for option in drip.streams.mqtt_address._DEFAULTS:
+        assert f"`{option}`" in page, option
+    for url in ("watch:.?nonsense=1", "stdin:?nonsense=1"):
+        with pytest.raises(StreamError) as caught:
+            open_source(url)
+        options = re.findall(r"(\w+)=", str(caught.value).partition(" each once")[0])
+        assert len(options) >= 2
+        for option in options:
+            assert f"{option}=" in page, option

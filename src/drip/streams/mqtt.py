@@ -138,7 +138,8 @@ class MqttSource:
             return refused(topic, data[:HEAD_BYTES], reason, digest=hashlib.sha256(data).hexdigest())
         properties: Any = message.properties
         content_type = getattr(properties, "ContentType", None)
-        if content_type == _JSON or (content_type is None and data.startswith(b"{")):
+        is_json = data.startswith(b"{") if content_type is None else content_type.partition(";")[0] == _JSON
+        if is_json:
             return sample_of_json(topic, data, class_names=self._classes, time_s=now)
         header = _header(getattr(properties, "UserProperty", ()))
         header["media_type"] = content_type or _media_type_of(topic) or media_type_of(data)
