@@ -29,7 +29,7 @@ def exported(digits, tmp_path_factory):
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     example = np.random.default_rng(0).random((2, 1, 28, 28), dtype=np.float32)
-    export_onnx(model, policy, example, path, class_names=names, features=True)
+    export_onnx(model, policy, example, path, class_names=names, features=True, contrast=True)
     return path, model, policy
 
 
@@ -51,6 +51,17 @@ def test_scores_are_pytorchs(exported, digits):
     for name in ("logits", "scores", "features"):
         ours, theirs = getattr(found, name), getattr(expected, name)
         assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+def test_contrast_is_pytorchs(exported, digits):
+    from drip.scoring import TorchScorer
+
+    path, model, _ = exported
+    files = sorted(digits.production.glob("*/*.png"))[:20]
+    inputs = np.stack([CONTRACT.prepare(file.read_bytes(), "image/png") for file in files])
+    found = OnnxScorer(path).score(inputs).named_scores["contrast"]
+    expected = TorchScorer(model, contrast=True).score(inputs).named_scores["contrast"]
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_a_stream_is_decided_as_by_pytorch_and_the_graph_agrees(exported, digits, drip, tmp_path):

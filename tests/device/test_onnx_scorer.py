@@ -356,6 +356,54 @@ def test_a_fixed_batch_of_several_is_refused(tmp_path):
         OnnxScorer(path)
 
 
+def test_a_graph_with_two_inputs_is_refused(known):
+    import onnx
+
+    model = onnx.load(str(known.path))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, ["N"]))
+    onnx.save(model, str(known.path))
+    with pytest.raises(ModelError, match=r"one float32 input is needed.*more"):
+        OnnxScorer(known.path)
+
+
+@pytest.mark.parametrize(
+    ("node", "match"),
+    [
+        (("Flatten", ["flat"], {"axis": 0}), "logits of shape|outputs with"),
+        (("Transpose", ["turned"], {"perm": [1, 0]}), "outputs with 2 rows are needed"),
+    ],
+)
+def test_logits_of_another_shape_are_refused(node, match, known):
+    import onnx
+
+    kind, outputs, attributes = node
+    model = onnx.load(str(known.path))
+    for part in model.graph.node:
+        part.output[:] = ["plain" if name == "logits" else name for name in part.output]
+        part.input[:] = ["plain" if name == "logits" else name for name in part.input]
+    model.graph.node.append(onnx.helper.make_node(kind, ["plain"], ["logits"], name=outputs[0], **attributes))
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    for name in ("a", "b"):
+        model.graph.output[0].type.tensor_type.shape.dim.add().dim_param = name
+    onnx.save(model, str(known.path))
+    with pytest.raises(ModelError, match=match):
+        OnnxScorer(known.path)
+
+
+def test_a_graph_that_fails_when_it_runs_is_refused(known):
+    import onnx
+
+    model = onnx.load(str(known.path))
+    (gather,) = [part for part in model.graph.node if list(part.output) == ["lower"]]
+    for part in model.graph.initializer:
+        if part.name == "drip.lower":
+            part.CopyFrom(onnx.numpy_helper.from_array(np.zeros(0, np.float32), "drip.lower"))
+    assert gather.input[0] == "drip.lower"
+    onnx.save(model, str(known.path))
+    with pytest.raises(ModelError, match="the model must run on inputs of shape"):
+        OnnxScorer(known.path)
+
+
 # -- a device has neither torch nor onnx ---------------------------------------------------------------
 
 BARE = """
