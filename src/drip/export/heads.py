@@ -196,7 +196,7 @@ def _layout(graph: Graph, name: str) -> Layout:
     node = graph.producer.get(name)
     turned = False
     while node is not None:
-        order = attribute(node, "perm", ()) if node.op == "Transpose" else ()
+        order: tuple[int, ...] = attribute(node, "perm", ()) if node.op == "Transpose" else ()
         # channels went from the end to the front, or from the front to the end
         turned ^= len(order) > 2 and order[0] == 0 and (order[1] == len(order) - 1 or order[-1] == 1)
         if node.op in _CHANNELS_FIRST:
