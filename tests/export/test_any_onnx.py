@@ -263,6 +263,7 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(case):
         {"output": "f"},
         {"class_names": ("a",)},
         {"layout": "up"},
+        {"closing_softmax": "no"},
     ],
     ids=str,
 )

@@ -85,6 +85,7 @@ UNARY = {
     "Identity": (lambda x: x, {}), "Dropout": (lambda x: x, {}), "HardSwish": (F.hardswish, {}),
     "HardSigmoid": (F.hardsigmoid, {"alpha": 1 / 6}), "LeakyRelu": (F.leaky_relu, {}),
     "Elu": (lambda x: F.elu(x, 0.7), {"alpha": 0.7}), "Selu": (F.selu, {}), "Cast": (lambda x: x, {"to": 1}),
+    "Mish": (F.mish, {}),
     "Softmax": (lambda x: x.softmax(1), {"axis": 1}), "LogSoftmax": (lambda x: x.log_softmax(-1), {}),
 }  # fmt: skip
 POSITIVE = {"Log": torch.log, "Sqrt": torch.sqrt, "Reciprocal": torch.reciprocal}

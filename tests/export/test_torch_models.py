@@ -208,6 +208,14 @@ def test_a_method_without_an_exported_form_is_refused(tmp_path):
         export_onnx(model, policy_for(model, batch, layer, method="layercam"), batch, tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize("last", [nn.LogSoftmax(1), nn.Softmax(1)], ids=["log", "plain"])
+def test_what_the_model_returns_is_what_is_differentiated(last, tmp_path):
+    model, x, _ = build("gap_linear")
+    model = nn.Sequential(model, last)
+    found = exported(model, x, tmp_path / "m.onnx", layer="0.0")
+    assert_equal_to_oracle(found, model, "0.0", x)
+
+
 class _Sine(nn.Module):
     def forward(self, x):
         return x.sin()

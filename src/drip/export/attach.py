@@ -15,7 +15,7 @@ from drip import __version__
 from drip.device import ModelMetadata
 from drip.errors import ExportError
 from drip.export.graph import Graph
-from drip.export.heads import Head, Layout, find_head, find_logits
+from drip.export.heads import ClosingSoftmax, Head, Layout, find_head, find_logits
 from drip.export.limits import LOWER, UPPER, limits_of
 from drip.export.metadata import (
     check_policy,
@@ -43,6 +43,7 @@ def attach_score(
     features: bool = False,
     heatmap: str = "raw",
     output: str | None = None,
+    closing_softmax: ClosingSoftmax = "cut",
     layout: Layout | None = None,
     layer_name: str | None = None,
     parent_digest: str | None = None,
@@ -53,7 +54,7 @@ def attach_score(
               \mathrm{score} = \frac1Z \sum_p \max\Bigl(0, \sum_k a_k A_{k,p}\Bigr)
 
     The head, from the activation A to the logits f, is differentiated symbolically; what is added are
-    ordinary forward operations of ONNX. A closing softmax is cut off: its input are the logits.
+    ordinary forward operations of ONNX.
 
     Args:
         model: The classifier: one float32 input (N, *shape), logits (N, n_classes), opset 13 or one
@@ -66,6 +67,7 @@ def attach_score(
         features: Also give ``features``, the mean of each map.
         heatmap: ``raw`` as in the paper, or ``normalised``: each heatmap to [0, 1] before the mean.
         output: Name of the output with the logits, where the model has several.
+        closing_softmax: ``cut``: the input of a softmax at the end are the logits; or ``keep``.
         layout: Where ``layer`` has its channels; None reads it off the graph.
         layer_name: What the metadata call the layer; None takes the tensor's name.
         parent_digest: Digest of the model that this one was made from; None takes this one's.
@@ -79,6 +81,9 @@ def attach_score(
     """
     if heatmap not in HEATMAPS:
         raise ExportError(f"heatmap must be one of {HEATMAPS}, got {heatmap!r}")
+    if closing_softmax not in get_args(ClosingSoftmax):
+        expected = get_args(ClosingSoftmax)
+        raise ExportError(f"closing_softmax must be one of {expected}, got {closing_softmax!r}")
     if layout is not None and layout not in get_args(Layout):
         raise ExportError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
     parent = parent_digest or model_file_digest(model)
@@ -86,7 +91,7 @@ def attach_score(
         contract = InputContract.from_json(policy.provenance.input_contract)
     source = prepared(model, None if contract is None else contract.shape, output)
     graph = Graph(source.model)
-    logits = find_logits(graph, source.output)
+    logits = find_logits(graph, source.output, closing_softmax)
     target = source.names.get(layer, layer) if layer is not None else None
     head = find_head(graph, logits, source.shape, target, layout, dynamic=source.dynamic)
     n_classes = _n_classes(graph, logits)

@@ -12,6 +12,7 @@ from drip.export.shapes import measure
 from drip.export.tape import attribute
 
 Layout = Literal["channels_first", "channels_last", "tokens"]
+ClosingSoftmax = Literal["cut", "keep"]
 
 _PLUMBING = frozenset(
     ("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Cast")
@@ -57,12 +58,14 @@ class Head:
     nodes: tuple[Node, ...]
 
 
-def find_logits(graph: Graph, output: str) -> str:
-    """The logits behind an output: what enters a closing softmax, else the output itself.
+def find_logits(graph: Graph, output: str, closing_softmax: ClosingSoftmax = "cut") -> str:
+    """The logits behind an output: what enters a closing softmax that is cut, else the output itself.
 
     Raises:
         ExportError: The graph ends with a sigmoid.
     """
+    if closing_softmax == "keep":
+        return output
     node = graph.producer.get(output)
     while node is not None and node.op in {"Identity", "Dropout"}:
         node = graph.producer.get(node.inputs[0])

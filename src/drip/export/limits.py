@@ -45,7 +45,7 @@ def rounded_inward(lower: float, upper: float) -> tuple[np.float32, np.float32]:
     """The smallest float32 not below ``lower`` and the largest not above ``upper``.
 
     >>> low, high = rounded_inward(0.1, 0.1)
-    >>> bool(low > 0.1 > high), [float(x) for x in rounded_inward(0.5, 0.75)]
+    >>> float(low) > 0.1 > float(high), [float(x) for x in rounded_inward(0.5, 0.75)]
     (True, [0.5, 0.75])
     """
     with np.errstate(over="ignore"):

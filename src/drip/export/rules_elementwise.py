@@ -55,6 +55,13 @@ def _swish_slope(g: Graph, node: Node) -> str:
     return g.add("Add", gate, g.scaled(g.add("Mul", x, _sigmoid_slope(g, gate)), alpha))
 
 
+def _mish_slope(g: Graph, node: Node) -> str:
+    x = node.inputs[0]
+    tanh = g.add("Tanh", g.add("Softplus", x))
+    bend = g.add("Mul", _one_minus(g, _squared(g, tanh)), g.add("Sigmoid", x))
+    return g.add("Add", tanh, g.add("Mul", x, bend))
+
+
 def _erf_slope(g: Graph, node: Node) -> str:
     bell = g.add("Exp", g.add("Neg", _squared(g, node.inputs[0])))
     return g.scaled(bell, 2 / math.sqrt(math.pi))
@@ -65,6 +72,7 @@ _unary("Tanh", lambda g, node: _one_minus(g, _squared(g, node.outputs[0])))
 _unary("Erf", _erf_slope)
 _unary("Gelu", _gelu_slope)
 _unary("Swish", _swish_slope)
+_unary("Mish", _mish_slope)
 _unary("Exp", lambda _g, node: node.outputs[0])
 _unary("Log", lambda g, node: g.add("Reciprocal", node.inputs[0]))
 _unary("Sqrt", lambda g, node: g.scaled(g.add("Reciprocal", node.outputs[0]), 0.5))

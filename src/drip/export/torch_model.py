@@ -97,6 +97,7 @@ def export_onnx(
         plain,
         layer="activation",
         output="logits",
+        closing_softmax="keep",  # TorchScorer takes what the model returns
         layout=_layout_of(target),
         layer_name=scorer.layer,
         policy=policy,
