@@ -32,6 +32,7 @@ class Outbox:
 
     def __init__(self, path: str) -> None:
         self._rows = sqlite3.connect(path, isolation_level=None)
+        self._rows.execute("PRAGMA journal_mode = WAL")
         self._rows.execute(
             "CREATE TABLE IF NOT EXISTS outbox "
             "(number INTEGER PRIMARY KEY, payload BLOB, acknowledged_s REAL)"
@@ -108,7 +109,7 @@ def publish(outbox: Outbox, host: str, port: int) -> None:
 def main() -> None:
     """Write digits to the file, and send them where a host is given."""
     outbox = Outbox("outbox.sqlite")
-    for sample in load_mnist().samples(range(200)):
+    for sample in load_mnist().samples(range(100)):
         outbox.add(sample.data)
     print(f"{len(list(outbox.waiting()))} digits wait in outbox.sqlite")
     if len(sys.argv) > 1:
