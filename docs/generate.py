@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 from statistics import median
+from textwrap import wrap
 from typing import Any
 
 import typer
@@ -18,6 +19,7 @@ from typer.core import TyperGroup
 from drip.cli.app import app
 
 DOCS = Path(__file__).parent
+_WIDTH = 105
 RESULTS = DOCS.parent / "benchmarks" / "results"
 
 
@@ -96,16 +98,18 @@ def _alone(records: list[dict[str, Any]]) -> list[str]:
     ratios = {way: median(values) / median(seconds["plain"]) for way, values in seconds.items()}
     left = 1e6 * (median(seconds["drip"]) - median(seconds["by hand"]))
     verdict = "keeps" if ratios["drip"] <= 1.10 else "misses"
-    return [
-        f"One second of audio at a time costs {ratios['drip']:.2f} times the plain pass and {verdict} the limit of",
-        f"1.10; the least Python, without a check, costs {ratios['by hand']:.2f}. After such a pass the processor's",
-        "caches hold the network's weights, so that each further kind of call costs more than its arithmetic,",
-        "and the first dense layer's weights are read once more. What a general scorer adds to the least, here",
-        f"{left:.0f} µs, are the checks of input and result, eval mode and its restoration, pooled features and the",
-        "observation's columns. Tried: torch instead of NumPy behind the pass, other sums for the check,",
-        "inference mode, weights folded once and kept (a change through `weight.data` would go unseen), hooks",
-        "registered at each call instead of switched (slower). In batches the limit holds.",
-    ]
+    return wrap(
+        f"One second of audio at a time costs {ratios['drip']:.2f} times the plain pass and {verdict} the "
+        f"limit of 1.10; the least Python, without a check, costs {ratios['by hand']:.2f}. After such a pass "
+        "the processor's caches hold the network's weights, so that each further kind of call costs more "
+        "than its arithmetic, and the first dense layer's weights are read once more. What a general scorer "
+        f"adds to the least, here {left:.0f} µs, are the checks of input and result, eval mode and its "
+        "restoration, pooled features and the observation's columns. Tried: torch instead of NumPy behind "
+        "the pass, other sums for the check, inference mode, weights folded once and kept (a change through "
+        "`weight.data` would go unseen), hooks registered at each call instead of switched (slower). In "
+        "batches the limit holds.",
+        _WIDTH,
+    )
 
 
 def _first_call(records: list[dict[str, Any]]) -> list[str]:
@@ -116,16 +120,18 @@ def _first_call(records: list[dict[str, Any]]) -> list[str]:
     }
     picture, sound = first["efficientnet_b0_224_b1"], first["audio_cnn_16k_b1"]
     batch = first["efficientnet_b0_224_b32"]
-    return [
-        "Memory is to grow by at most a tenth more than that of the plain pass. Pictures in batches keep this from",
-        f"the first call on ({batch['drip']:.0f} against {batch['plain']:.0f} MiB), single samples from the second. Their first",
-        f"call takes {picture['drip']:.0f} against {picture['plain']:.0f} MiB for a picture and {sound['drip']:.0f} against "
-        f"{sound['plain']:.0f} MiB for a sound: the set-up",
-        "passes two samples, because one does not tell the batch axis from the others, and calls parts of torch",
-        "that a plain pass never loads: its backward engine and functions that compare and draw numbers. It",
-        "happens once in a process. Tried: a graph behind the target layer only instead of the whole model's,",
-        "and a form of the gradient for which torch does not import its symbolic shapes (the larger part).",
-    ]
+    return wrap(
+        "Memory is to grow by at most a tenth more than that of the plain pass. Pictures in batches keep "
+        f"this from the first call on ({batch['drip']:.0f} against {batch['plain']:.0f} MiB), single samples "
+        f"from the second. Their first call takes {picture['drip']:.0f} against {picture['plain']:.0f} MiB "
+        f"for a picture and {sound['drip']:.0f} against {sound['plain']:.0f} MiB for a sound: the set-up "
+        "passes two samples, because one does not tell the batch axis from the others, and calls parts of "
+        "torch that a plain pass never loads: its backward engine and functions that compare and draw "
+        "numbers. It happens once in a process. Tried: a graph behind the target layer only instead of the "
+        "whole model's, and a form of the gradient for which torch does not import its symbolic shapes (the "
+        "larger part).",
+        _WIDTH,
+    )
 
 
 def _policy_section() -> list[str]:
@@ -172,12 +178,16 @@ def _store_section() -> list[str]:
         lines.append(f"| {label} | {1e6 * late_s / 100_000:.1f} | {controls[way]}: {ratios[way]:.2f} |")
     lines += [
         "",
-        f"The limit for the last 100,000 is 0.50; this run gave {ratios['store']:.2f}. Two indices are in",
-        "random order, of contents and of priorities: each put changes a page of both, to be logged and",
-        "copied into the file, and more rows mean more different pages in a batch. Tried without a gain: a",
-        "larger page cache, a longer log, keys sorted within a batch, a second index for new rows that is merged",
-        "into the first, smaller pages. Indices that begin with a row's age do keep their speed, but must be",
-        "searched age by age for a duplicate or for the lowest priority, which grows with the stream.",
+        *wrap(
+            f"The limit for the last 100,000 is 0.50; this run gave {ratios['store']:.2f}. Two indices are in "
+            "random order, of contents and of priorities: each put changes a page of both, to be logged and "
+            "copied into the file, and more rows mean more different pages in a batch. Tried without a gain: "
+            "a larger page cache, a longer log, keys sorted within a batch, a second index for new rows that "
+            "is merged into the first, smaller pages. Indices that begin with a row's age do keep their "
+            "speed, but must be searched age by age for a duplicate or for the lowest priority, which grows "
+            "with the stream.",
+            _WIDTH,
+        ),
     ]
     if "bare" in ratios:
         lines += [
