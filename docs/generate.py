@@ -180,12 +180,12 @@ def _store_section() -> list[str]:
         "",
         *wrap(
             f"The limit for the last 100,000 is 0.50; this run gave {ratios['store']:.2f}. Two indices are "
-            "in random order, of contents and of priorities: each put changes a page of both, to be logged "
-            "and copied into the file, and more rows mean more different pages in a batch. Tried without a gain: "
-            "a larger page cache, a longer log, keys sorted within a batch, a second index for new rows that "
-            "is merged into the first, smaller pages. Indices that begin with a row's age do keep their "
-            "speed, but must be searched age by age for a duplicate or for the lowest priority, which grows "
-            "with the stream.",
+            "in random order, of contents and of priorities: each put changes a page of both, to be "
+            "logged and copied into the file, and more rows mean more different pages in a batch. Tried "
+            "without a gain: a larger page cache, a longer log, keys sorted within a batch, a second index "
+            "for new rows that is merged into the first, smaller pages. Indices that begin with a row's "
+            "age do keep their speed, but must be searched age by age for a duplicate or for the lowest "
+            "priority, which grows with the stream.",
             _WIDTH,
         ),
     ]
