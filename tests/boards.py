@@ -11,7 +11,7 @@ from PIL import Image
 
 from drip.media import InputContract
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "device"))
+sys.path.insert(0, str(Path(__file__).parent / "device"))
 
 CONTRACT = InputContract((3, 8, 8), mean=(0.5,), std=(0.25,))
 N_PRODUCTION = 150
