@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from drip.types import JsonObject
 from experiments.arms import rules
 from experiments.cells import Cell, Unit
-from experiments.table1 import open_regime, workspace
+from experiments.table1 import views, workspace
 from experiments.workspace import Outcome, Workspace
 
 NAME = "dpw"
+REGIMES = ("head",)
 DISCARDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 _ARMS = ("drip", "drip.normalised", "random")
 
-__all__ = ["NAME", "cells", "config", "open_regime", "run", "workspace"]
+__all__ = ["NAME", "REGIMES", "cells", "config", "run", "views", "workspace"]
 
 
 def cells(unit: Unit) -> Iterator[Cell]:

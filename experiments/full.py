@@ -27,13 +27,12 @@ from drip.scoring import TorchScorer, model_digest
 from drip.types import FloatArray, IntArray, JsonObject, Observations
 from experiments.bank import Bank, build_bank
 from experiments.recipes import RECIPES, Recipe, Training
+from experiments.regimes import BATCH, observe_maps
 from experiments.sizes import encoded_sizes
 from experiments.views import network_inputs
 
 INPUT_SIZE = {"mnist": 64, "cifar10": 128, "tomato": 128, "speech_commands": 96}
 """Height in pixels of what a network with a frozen part sees: the last map is 2 x 2, 4 x 4, 4 x 4, 3 x 5."""
-
-_BATCH = 256
 
 Inputs = Callable[[IntArray], NDArray[np.float32]]
 Progress = Callable[[str, int, int], None]
@@ -226,34 +225,20 @@ class FullRegime:
         raw = TorchScorer(head, layer="features", contrast=True)
         normalised = TorchScorer(head, layer="features", heatmap="normalised")
         features = model.network.get_submodule("features")
-        parts = []
-        for start in range(0, max(1, len(rows)), _BATCH):
-            mine = rows[start : start + _BATCH]
+
+        def maps_of(mine: IntArray) -> Tensor:
             with torch.no_grad():
-                maps = features(self._batch(mine))
-            found = raw.score(maps)
-            scores = {
-                "drip": found.named_scores["drip"],
-                "contrast": found.named_scores["contrast"],
-                "drip_normalised": normalised.score(maps).scores,
-            }
-            parts.append(
-                Observations(
-                    classes=found.classes,
-                    logits=found.logits,
-                    named_scores=scores,
-                    features=found.features,
-                    n_bytes=self.sizes[mine],
-                )
-            )
-        return Observations.concatenate(parts)
+                maps: Tensor = features(self._batch(mine))
+            return maps
+
+        return observe_maps(raw, normalised, rows, maps_of, self.sizes[rows])
 
     def logits(self, model: Trained, rows: IntArray) -> FloatArray:
         """Logits of the rows, shape (n, n_classes)."""
         result = np.empty((len(rows), self.n_classes))
         with torch.inference_mode():
-            for start in range(0, len(rows), _BATCH):
-                mine = slice(start, start + _BATCH)
+            for start in range(0, len(rows), BATCH):
+                mine = slice(start, start + BATCH)
                 result[mine] = model.network(self._batch(rows[mine])).cpu().numpy()
         return result
 

@@ -18,6 +18,7 @@ from drip.models import MobileNetV2, load_features
 from drip.scoring import TorchScorer, model_digest
 from drip.types import FloatArray, IntArray, JsonObject, Observations
 from experiments.bank import Bank, build_bank
+from experiments.regimes import observe_maps
 from experiments.sizes import encoded_sizes
 from experiments.views import VIEWS, network_inputs
 
@@ -70,8 +71,6 @@ SETUPS = {
 """Maps of 1280 x 4 x 4 behind a pooling head as the paper's images have it, of 64 x 4 x 4 and 64 x 6 x 10
 behind a flattening one as its sound has it. The numbers of rows leave room above the baseline: a linear head
 on all 70,000 digits or 60,000 images gains under a point from everything that could be kept."""
-
-_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -138,26 +137,7 @@ class HeadRegime:
         example = self.bank.take_maps(rows[:2])
         raw = TorchScorer(network, layer="features", contrast=True, example=example)
         normalised = TorchScorer(network, layer="features", heatmap="normalised", example=example)
-        parts = []
-        for start in range(0, len(rows), _BATCH):
-            mine = rows[start : start + _BATCH]
-            maps = self.bank.take_maps(mine)
-            found = raw.score(maps)
-            scores = {
-                "drip": found.named_scores["drip"],
-                "contrast": found.named_scores["contrast"],
-                "drip_normalised": normalised.score(maps).scores,
-            }
-            parts.append(
-                Observations(
-                    classes=found.classes,
-                    logits=found.logits,
-                    named_scores=scores,
-                    features=found.features,
-                    n_bytes=self.sizes[self.bank.rows(mine)],
-                )
-            )
-        return Observations.concatenate(parts)
+        return observe_maps(raw, normalised, rows, self.bank.take_maps, self.sizes[self.bank.rows(rows)])
 
     def logits(self, model: Head, rows: IntArray) -> FloatArray:
         """Logits of the rows, shape (n, n_classes)."""

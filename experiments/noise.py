@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
-from drip.errors import InputError
 from drip.types import IntArray, JsonObject, Observations
 from experiments.arms import Decided, Rule, decide, rules
 from experiments.cells import Cell, Unit
-from experiments.head import HeadRegime, head_regime
+from experiments.head import HeadRegime
 from experiments.protocol import at_count
-from experiments.regimes import Regime
 from experiments.table1 import discard_fraction
 from experiments.workspace import Outcome, Workspace
 
 NAME = "noise"
+REGIMES = ("head",)
 KINDS = ("label", "input")
 FRACTIONS = tuple(round(0.1 * step, 1) for step in range(10))
 _ARMS = ("all", "drip", "drip.normalised", "random", "margin")
@@ -40,20 +38,9 @@ def config(cell: Cell) -> JsonObject:
     return {"rule": params, "split": "40/20/40", "calibration": "d1c", "dpw": dpw}
 
 
-def open_regime(
-    regime: str,
-    dataset: str,
-    cache_folder: Path,
-    device: str,
-    n_rows: int | None,
-    on_progress: Callable[[str, int, int], None],
-) -> Regime:
-    """The head-only regime with clean and noisy inputs."""
-    del device
-    if regime != "head":
-        raise InputError(f"the study 'noise' has the regime 'head' only, got {regime!r}")
-    views = ("clean",) if dataset == "speech_commands" else ("clean", "noise")
-    return head_regime(dataset, cache_folder, views=views, n_rows=n_rows, on_progress=on_progress)
+def views(dataset: str) -> tuple[str, ...]:
+    """Clean and noisy inputs."""
+    return ("clean",) if dataset == "speech_commands" else ("clean", "noise")
 
 
 def workspace(unit: Unit, regime: HeadRegime) -> NoisyWorkspace:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from drip.scoring import TorchScorer
 from drip.types import FloatArray, IntArray, JsonObject, Observations
+
+BATCH = 256
+"""Rows that are scored at a time."""
 
 
 class Regime(Protocol):
@@ -70,3 +75,41 @@ def probabilities(logits: NDArray[np.floating[Any]]) -> FloatArray:
     shifted = np.asarray(logits, np.float64) - logits.max(axis=1, keepdims=True)
     exponentials = np.exp(shifted)
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def observe_maps(
+    raw: TorchScorer,
+    normalised: TorchScorer,
+    rows: IntArray,
+    maps_of: Callable[[IntArray], Any],
+    sizes: IntArray,
+) -> Observations:
+    """Observations with the scores ``drip``, ``contrast`` and ``drip_normalised``, batch by batch.
+
+    Args:
+        raw: Scores maps with raw heatmaps, and the contrast.
+        normalised: Scores the same maps with normalised heatmaps.
+        rows: Which rows, shape (n,).
+        maps_of: Rows to what the scorers take.
+        sizes: Encoded bytes of the rows, shape (n,).
+    """
+    parts = []
+    for start in range(0, max(1, len(rows)), BATCH):
+        mine = slice(start, start + BATCH)
+        maps = maps_of(rows[mine])
+        found = raw.score(maps)
+        scores = {
+            "drip": found.named_scores["drip"],
+            "contrast": found.named_scores["contrast"],
+            "drip_normalised": normalised.score(maps).scores,
+        }
+        parts.append(
+            Observations(
+                classes=found.classes,
+                logits=found.logits,
+                named_scores=scores,
+                features=found.features,
+                n_bytes=sizes[mine],
+            )
+        )
+    return Observations.concatenate(parts)

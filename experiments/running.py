@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from drip.errors import InputError
 from experiments import dpw, noise, streams, table1
 from experiments.arms import PAPER_RULES, rules
 from experiments.cells import Cell, Unit, config_hash
+from experiments.head import head_regime
 from experiments.ledger import Ledger, Record
 from experiments.protocol import groups_have_one_class
 from experiments.regimes import Regime
@@ -106,14 +107,46 @@ def measure(
         console.print(f"features of the view {view}: {done} of {total} rows")
 
     regime_of = cache(
-        lambda study, regime, dataset: STUDIES[study].open_regime(
-            regime, dataset, cache_folder, device, n_rows, on_progress
+        lambda study, regime, dataset: open_regime(
+            STUDIES[study], regime, dataset, cache_folder, device, n_rows, on_progress
         )
     )
     for unit in wanted:
         with ledger.claim(unit) as mine:
             if mine:
                 _measure_unit(console, ledger, unit, regime_of(*key(unit)), arms)
+
+
+def open_regime(
+    study: ModuleType,
+    regime: str,
+    dataset: str,
+    cache_folder: Path,
+    device: str,
+    n_rows: int | None,
+    on_progress: Callable[[str, int, int], None],
+) -> Regime:
+    """The regime of a data set, with the views that a study needs.
+
+    Raises:
+        InputError: a regime or data set that the study does not have.
+    """
+    if regime not in study.REGIMES:
+        raise InputError(
+            f"the study {study.NAME!r} has the regimes {', '.join(study.REGIMES)} only, got {regime!r}"
+        )
+    if regime == "head":
+        return head_regime(
+            dataset,
+            cache_folder,
+            views=study.views(dataset),
+            foreign=getattr(study, "FOREIGN", {}).get(dataset),
+            n_rows=n_rows,
+            on_progress=on_progress,
+        )
+    from experiments.full import FullRegime  # noqa: PLC0415  # it imports far more than the other regime needs
+
+    return FullRegime.of(dataset, cache=cache_folder, device=device, limit=n_rows)
 
 
 def _measure_unit(

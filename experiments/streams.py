@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
@@ -14,13 +13,13 @@ from drip.errors import InputError
 from drip.types import BoolArray, IntArray, JsonObject, Observations
 from experiments.arms import Decided, Rule, decide, rules
 from experiments.cells import Cell, Unit
-from experiments.head import Head, HeadRegime, head_regime
+from experiments.head import Head, HeadRegime
 from experiments.protocol import evaluate
-from experiments.regimes import Regime
 from experiments.scenarios import SCENARIOS, Scenario, scenario
 from experiments.workspace import Outcome, Workspace
 
 NAME = "streams"
+REGIMES = ("head",)
 RETENTION = 0.3
 _VIEWS = (
     "clean",
@@ -28,7 +27,8 @@ _VIEWS = (
     *(f"repeat{copy}" for copy in (1, 2, 3, 4)),
     "foreign",
 )
-_FOREIGN = {"cifar10": "tomato", "tomato": "cifar10"}
+FOREIGN = {"cifar10": "tomato", "tomato": "cifar10"}
+"""The data set whose pictures are junk in another's stream."""
 
 
 def cells(unit: Unit) -> Iterator[Cell]:
@@ -51,28 +51,15 @@ def config(cell: Cell) -> JsonObject:
     }
 
 
-def open_regime(
-    regime: str,
-    dataset: str,
-    cache_folder: Path,
-    device: str,
-    n_rows: int | None,
-    on_progress: Callable[[str, int, int], None],
-) -> Regime:
-    """The head-only regime with every view that a scenario needs."""
-    del device
-    if regime != "head" or dataset not in _FOREIGN:
-        raise InputError(
-            f"the study 'streams' has images in the regime 'head' only, got {dataset!r} in {regime!r}"
-        )
-    return head_regime(
-        dataset,
-        cache_folder,
-        views=_VIEWS,
-        foreign=_FOREIGN[dataset],
-        n_rows=n_rows,
-        on_progress=on_progress,
-    )
+def views(dataset: str) -> tuple[str, ...]:
+    """Every view that a scenario needs.
+
+    Raises:
+        InputError: a data set without such views.
+    """
+    if dataset not in FOREIGN:
+        raise InputError(f"the study 'streams' has the data sets {', '.join(FOREIGN)}, got {dataset!r}")
+    return _VIEWS
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -12,11 +12,12 @@ import numpy as np
 from drip.types import JsonObject
 from experiments.arms import PAPER_RULES, Rule, rules
 from experiments.cells import Cell, Unit
-from experiments.head import HeadRegime, head_regime
+from experiments.head import HeadRegime
 from experiments.regimes import Regime
 from experiments.workspace import Outcome, Workspace
 
 NAME = "table1"
+REGIMES = ("head", "full")
 RETENTIONS = (0.77, 0.61, 0.3, 0.1)
 _ENDS = ("baseline", "all")
 _PAPER_ARMS = (*PAPER_RULES, "random", "margin")
@@ -62,20 +63,10 @@ def config(cell: Cell) -> JsonObject:
     return {"rule": None if rule is None else rule.build(_retention(cell), 0).params, "split": "40/20/40"}
 
 
-def open_regime(
-    regime: str,
-    dataset: str,
-    cache_folder: Path,
-    device: str,
-    n_rows: int | None,
-    on_progress: Callable[[str, int, int], None],
-) -> Regime:
-    """The regime of a data set."""
-    if regime == "head":
-        return head_regime(dataset, cache_folder, n_rows=n_rows, on_progress=on_progress)
-    from experiments.full import FullRegime  # noqa: PLC0415  # it imports far more than the other regime needs
-
-    return FullRegime.of(dataset, cache=cache_folder, device=device, limit=n_rows)
+def views(dataset: str) -> tuple[str, ...]:
+    """Inputs as they are."""
+    del dataset
+    return ("clean",)
 
 
 def workspace(unit: Unit, regime: Regime) -> Workspace:
