@@ -1,101 +1,19 @@
-"""The production loop: order, delivery, bad samples, and resuming after a stop at any point."""
+"""The production loop: order, delivery, counts, arguments, and observing for calibration."""
 
-from contextlib import contextmanager, suppress
-from dataclasses import replace
-from functools import cache
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from linear_stream import RULES, LinearScorer, broken, drip_selector, poisoned, record, stream
 
 from drip.errors import (
-    DripError,
     InputError,
-    ModelError,
-    NonFiniteError,
-    SampleTooLargeError,
     StoreError,
-    TransactionFullError,
 )
-from drip.media import encode_npy
-from drip.pipeline import Tally, observe, prepare_npy, run
+from drip.pipeline import Tally, observe, run
 from drip.selectors import create
-from drip.testing import ListSource, MemorySink, check_sink, check_source
-from drip.types import DurableSink, Observations, Progress, Sample
-
-N_FEATURES, N_CLASSES = 6, 3
-WEIGHTS = np.random.default_rng(11).normal(size=(N_FEATURES, N_CLASSES))
-
-
-class LinearScorer:
-    """Logits by one matrix; the score is the largest of them."""
-
-    provides = frozenset({"logits", "drip"})
-
-    def __init__(self):
-        self.batch_sizes = []
-
-    def score(self, batch):
-        self.batch_sizes.append(len(batch))
-        if batch.shape[1:] != (N_FEATURES,):
-            raise InputError(f"rows of {N_FEATURES} features are needed, got {batch.shape}")
-        # Row by row: a matrix product may round differently for another number of rows.
-        with np.errstate(invalid="ignore"):
-            logits = np.stack([row.astype(np.float64) @ WEIGHTS for row in batch])
-        return Observations(logits.argmax(1), logits, {"drip": logits.max(1)})
-
-
-class StrictScorer(LinearScorer):
-    """Refuses a batch with NaN, as the scorer for torch does."""
-
-    def score(self, batch):
-        observations = super().score(batch)
-        if not np.isfinite(observations.logits).all():
-            raise NonFiniteError("logits must be finite")
-        return observations
-
-
-def stream(n, seed=0):
-    rng = np.random.default_rng(seed)
-    return [
-        Sample(f"s{row}", encode_npy(rng.normal(size=N_FEATURES)), "application/x-npy", time_s=float(row))
-        for row in range(n)
-    ]
-
-
-def broken(name):
-    return Sample(name, b"not an array", "application/x-npy")
-
-
-def poisoned(name, value=np.nan):
-    return Sample(name, encode_npy(np.full(N_FEATURES, value)), "application/x-npy")
-
-
-def wide(name):
-    return Sample(name, encode_npy(np.zeros(N_FEATURES + 1)), "application/x-npy")
-
-
-@cache
-def calibration():
-    return observe(stream(400, seed=1), LinearScorer())
-
-
-def drip_selector():
-    return create("drip", discard_fraction=0.4).calibrate(calibration())
-
-
-RULES = {
-    "drip": drip_selector,
-    "margin": lambda: create("margin").calibrate(calibration()),
-    "reservoir": lambda: create("reservoir", retention=0.5, seed=3),
-    "random": lambda: create("random", retention=0.5, seed=3),
-    "class-balanced-random": lambda: create("class-balanced-random", retention=0.5, seed=3).calibrate(
-        calibration()
-    ),
-}
-
-
-def record(sink):
-    return [(sample.id, observation.predicted_class, decision) for sample, observation, decision in sink.puts]
+from drip.testing import ListSource, MemorySink
+from drip.types import DurableSink
 
 
 class ListSink:
@@ -106,9 +24,6 @@ class ListSink:
 
     def put(self, sample, observation, decision):  # noqa: ARG002
         self.ids.append(sample.id)
-
-
-# -- order and delivery --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 50, 64])
@@ -222,9 +137,6 @@ def test_empty_source_gives_an_empty_tally(make):
     assert np.isnan(tally.retention)
 
 
-# -- tally and callbacks -------------------------------------------------------------------------------
-
-
 def test_tally_counts_samples_bytes_and_classes():
     sink = MemorySink()
     samples = [*stream(40), broken("bad"), poisoned("nan")]
@@ -279,67 +191,6 @@ def test_progress_is_reported_after_every_batch():
     assert seen == [(4, 4), (8, 8), (10, 10)]
 
 
-# -- bad samples ---------------------------------------------------------------------------------------
-
-BAD = {
-    "undecodable": broken,
-    "nan": poisoned,
-    "infinite": lambda name: poisoned(name, np.inf),
-    "another-shape": wide,
-}
-
-
-@pytest.mark.parametrize("scorer", [LinearScorer, StrictScorer])
-@pytest.mark.parametrize("batch_size", [1, 3, 32])
-@pytest.mark.parametrize("kind", sorted(BAD))
-@pytest.mark.parametrize("on_error", ["skip", "quarantine"])
-def test_bad_sample_does_not_take_its_neighbours_with_it(kind, on_error, batch_size, scorer):
-    good = stream(9)
-    samples = [*good[:4], BAD[kind]("bad-1"), *good[4:], BAD[kind]("bad-2")]
-    clean, sink = MemorySink(), MemorySink()
-    run(good, LinearScorer(), drip_selector(), clean)
-    tally = run(samples, scorer(), drip_selector(), sink, batch_size=batch_size, on_error=on_error)
-    assert record(sink) == record(clean)
-    assert (tally.n_skipped, tally.n_quarantined) == ((2, 0) if on_error == "skip" else (0, 2))
-    assert tally.n_seen == 11
-    names = [sample.id for sample, _ in sink.quarantined]
-    assert names == ([] if on_error == "skip" else ["bad-1", "bad-2"])
-    assert all(len(reason) > 20 for _, reason in sink.quarantined)
-
-
-@pytest.mark.parametrize("kind", sorted(BAD))
-def test_raise_names_the_sample_and_commits_nothing_of_its_batch(kind):
-    sink = MemorySink()
-    samples = [*stream(5), BAD[kind]("culprit"), *stream(2)]
-    with pytest.raises((InputError, NonFiniteError), match="sample 'culprit': ") as caught:
-        run(samples, LinearScorer(), drip_selector(), sink, batch_size=4)
-    assert len(sink.puts) == 4
-    assert isinstance(caught.value.__cause__, DripError)
-
-
-def test_batch_of_bad_samples_only_is_survived():
-    sink = MemorySink()
-    samples = [broken("a"), poisoned("b"), wide("c"), *stream(2)]
-    tally = run(
-        ListSource(samples), LinearScorer(), drip_selector(), sink, batch_size=3, on_error="quarantine"
-    )
-    assert tally.n_quarantined == 3
-    assert len(sink.puts) == 2
-    assert sink.progress.cursor == "5"
-
-
-def test_error_that_is_not_the_samples_fault_is_not_swallowed():
-    class Scorer(LinearScorer):
-        def score(self, batch):  # noqa: ARG002
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        run(stream(3), Scorer(), drip_selector(), MemorySink(), on_error="skip")
-
-
-# -- arguments -----------------------------------------------------------------------------------------
-
-
 def test_missing_score_is_named_with_what_the_scorer_gives():
     with pytest.raises(InputError, match=r"'lowest-contrast' reads contrast.*gives drip, logits"):
         run(stream(3), LinearScorer(), create("lowest-contrast"), MemorySink())
@@ -359,201 +210,6 @@ def test_unknown_on_error_is_refused():
 def test_quarantine_needs_a_sink_that_has_one():
     with pytest.raises(InputError, match="ListSink"):
         run(stream(3), LinearScorer(), drip_selector(), ListSink(), on_error="quarantine")
-
-
-# -- resuming ------------------------------------------------------------------------------------------
-
-
-class InjectedError(Exception):
-    """A kill, as far as a test in one process can have one."""
-
-
-class Countdown:
-    def __init__(self, n_calls):
-        self.left = n_calls
-
-    def __call__(self):
-        if self.left == 0:
-            raise InjectedError
-        self.left -= 1
-
-
-class FaultySink(MemorySink):
-    """Fails at the n-th call of any of its methods; before the work, after it, or at the commit."""
-
-    def __init__(self):
-        super().__init__()
-        self.fault = Countdown(-1)
-
-    def put(self, sample, observation, decision):
-        self.fault()
-        super().put(sample, observation, decision)
-        self.fault()
-
-    def quarantine(self, sample, reason):
-        self.fault()
-        super().quarantine(sample, reason)
-        self.fault()
-
-    def save_progress(self, progress):
-        self.fault()
-        super().save_progress(progress)
-        self.fault()
-
-    @contextmanager
-    def transaction(self):
-        with super().transaction():
-            self.fault()
-            yield
-            self.fault()
-        self.fault()  # committed, but the caller never hears of it
-
-
-class FaultySource(ListSource):
-    def __init__(self, samples, fault):
-        super().__init__(samples)
-        self._fault = fault
-
-    def batches(self, max_samples):
-        for batch in super().batches(max_samples):
-            self._fault()
-            yield batch
-            self._fault()
-
-
-def mixed_stream():
-    good = stream(12)
-    return [*good[:3], broken("bad"), *good[3:8], poisoned("nan"), *good[8:]]
-
-
-@pytest.mark.parametrize("rule", ["drip", "reservoir", "random", "class-balanced-random"])
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_run_stopped_at_any_point_continues_without_loss_or_double(rule, batch_size):
-    whole = MemorySink()
-    samples = mixed_stream()
-    options = {"batch_size": batch_size, "on_error": "quarantine", "policy_digest": "p"}
-    run(ListSource(samples), LinearScorer(), RULES[rule](), whole, **options)
-    template = RULES[rule]().state()
-    n_faults = 0
-    while True:
-        sink = FaultySink()
-        sink.fault = Countdown(n_faults)
-        try:
-            run(
-                FaultySource(samples, sink.fault),
-                LinearScorer(),
-                RULES[rule]().restore(template),
-                sink,
-                **options,
-            )
-        except InjectedError:
-            sink.fault = Countdown(-1)
-            run(ListSource(samples), LinearScorer(), RULES[rule]().restore(template), sink, **options)
-        else:
-            break
-        n_faults += 1
-        assert record(sink) == record(whole)
-        assert sink.quarantined == whole.quarantined
-        assert sink.progress == whole.progress
-    assert n_faults > 40 // batch_size
-
-
-def test_batch_size_may_change_between_the_runs():
-    whole, sink = MemorySink(), MemorySink()
-    run(ListSource(stream(20)), LinearScorer(), RULES["reservoir"](), whole)
-    run(ListSource(stream(20)), LinearScorer(), RULES["reservoir"](), sink, batch_size=3, stop=lambda: True)
-    assert len(sink.puts) == 3
-    run(ListSource(stream(20)), LinearScorer(), RULES["reservoir"](), sink, batch_size=8)
-    assert record(sink) == record(whole)
-
-
-def test_finished_run_started_again_sees_nothing():
-    sink = MemorySink()
-    run(ListSource(stream(5)), LinearScorer(), drip_selector(), sink)
-    assert run(ListSource(stream(5)), LinearScorer(), drip_selector(), sink).n_seen == 0
-    assert len(sink.puts) == 5
-
-
-def test_state_of_another_policy_is_not_restored_but_the_position_is():
-    sink = MemorySink()
-    sink.progress = Progress("4", {"generator": "of another rule"}, "old policy")
-    tally = run(ListSource(stream(6)), LinearScorer(), RULES["reservoir"](), sink, policy_digest="new policy")
-    assert tally.n_seen == 2
-    fresh = MemorySink()
-    run(ListSource(stream(6)[4:]), LinearScorer(), RULES["reservoir"](), fresh)
-    assert record(sink) == record(fresh)
-    assert sink.progress.policy_digest == "new policy"
-
-
-def test_sink_knows_the_policy_before_its_first_sample():
-    known = []
-
-    class Sink(MemorySink):
-        def put(self, sample, observation, decision):
-            known.append(self.progress.policy_digest)
-            super().put(sample, observation, decision)
-
-    sink = Sink()
-    sink.progress = Progress("2", {}, "old policy")
-    run(ListSource(stream(4)), LinearScorer(), drip_selector(), sink, policy_digest="new policy")
-    assert known == ["new policy"] * 2
-
-
-def test_batch_that_is_more_than_a_sink_commits_at_once_survives_a_stop_between_its_parts():
-    class SmallSink(FaultySink):
-        """Commits three writes at most, and recognises what comes again."""
-
-        def put(self, sample, observation, decision):
-            self.n_writes += 1
-            if self.n_writes > 3:
-                raise TransactionFullError("full")
-            if sample.id not in {other.id for other, *_ in self.puts}:
-                super().put(sample, observation, decision)
-
-        @contextmanager
-        def transaction(self):
-            self.n_writes = 0
-            with super().transaction():
-                yield
-
-    whole = MemorySink()
-    run(ListSource(stream(20)), LinearScorer(), RULES["reservoir"](), whole, policy_digest="p")
-    for n_calls in range(70):
-        sink = SmallSink()
-        sink.fault = Countdown(n_calls)
-        options = {"batch_size": 10, "policy_digest": "p"}
-        with suppress(InjectedError):
-            run(ListSource(stream(20)), LinearScorer(), RULES["reservoir"](), sink, **options)
-        sink.fault = Countdown(-1)
-        run(ListSource(stream(20)), LinearScorer(), RULES["reservoir"](), sink, **options)
-        assert record(sink) == record(whole)
-        assert sink.progress == whole.progress
-
-
-def test_state_of_the_same_policy_is_restored():
-    sink, selector = MemorySink(), RULES["reservoir"]()
-    before = selector.state()
-    run(ListSource(stream(6)), LinearScorer(), selector, sink, policy_digest="p", batch_size=2)
-    assert sink.progress == Progress("6", selector.state(), "p")
-    assert selector.state() != before
-
-
-def test_plain_iterable_has_no_position_but_keeps_the_selectors_state():
-    sink = MemorySink()
-    run(stream(6), LinearScorer(), RULES["reservoir"](), sink, policy_digest="p")
-    assert sink.progress.cursor is None
-    run(stream(6, seed=2), LinearScorer(), RULES["reservoir"](), sink, policy_digest="p")
-    whole = MemorySink()
-    run([*stream(6), *stream(6, seed=2)], LinearScorer(), RULES["reservoir"](), whole)
-    assert record(sink) == record(whole)
-
-
-def test_fakes_of_these_tests_keep_the_contracts():
-    check_source(lambda: ListSource(stream(7)), acknowledged=lambda source: source.acknowledged)
-    check_sink(FaultySink, kept=lambda sink: sink.kept)
-
-
-# -- observing for calibration -------------------------------------------------------------------------
 
 
 def test_observe_gives_all_rows_in_order_batch_by_batch():
@@ -577,70 +233,5 @@ def test_observe_refuses_no_samples():
         observe([], LinearScorer())
 
 
-@pytest.mark.parametrize("kind", sorted(BAD))
-def test_observe_names_the_bad_sample(kind):
-    with pytest.raises((InputError, NonFiniteError), match="sample 'culprit'"):
-        observe([*stream(3), BAD[kind]("culprit")], LinearScorer())
-
-
 def test_tally_of_nothing_has_no_retention():
     assert np.isnan(Tally().retention)
-
-
-class UnusableScorer(LinearScorer):
-    """A model without a layer to score."""
-
-    def score(self, batch):
-        raise ModelError(f"no layer for {len(batch)} samples")
-
-
-def test_unusable_model_stops_the_run_before_a_sample_is_lost():
-    sink = MemorySink()
-    with pytest.raises(ModelError, match="no layer"):
-        run(ListSource(stream(5)), UnusableScorer(), RULES["drip"](), sink, on_error="quarantine")
-    assert not sink.quarantined
-    assert sink.load_progress().cursor is None
-
-
-class SmallSink(MemorySink):
-    """Takes no sample of the name ``large``."""
-
-    def put(self, sample, observation, decision):
-        if sample.id == "large":
-            raise SampleTooLargeError("it does not fit")
-        super().put(sample, observation, decision)
-
-
-def test_sample_that_never_fits_is_set_aside_and_the_run_goes_on():
-    samples = stream(5)
-    samples[2] = replace(samples[2], id="large")
-    sink = SmallSink()
-    run(ListSource(samples), LinearScorer(), RULES["drip"](), sink, on_error="quarantine")
-    assert [sample.id for sample, _ in sink.quarantined] == ["large"]
-    assert len(record(sink)) == 4
-    with pytest.raises(SampleTooLargeError):
-        run(ListSource(samples), LinearScorer(), RULES["drip"](), SmallSink())
-
-
-def test_new_limits_of_a_rule_are_not_replaced_by_the_saved_ones_of_the_old():
-    sink = MemorySink()
-    old, new = RULES["drip"](), create("drip", discard_fraction=0.9).calibrate(calibration())
-    run(ListSource(stream(5)), LinearScorer(), old, sink)
-    before = new.state()
-    run(ListSource(stream(5)), LinearScorer(), new, sink)
-    assert new.state() == before != old.state()
-
-
-def test_decoder_that_raises_anything_costs_its_own_sample_only():
-    def prepare(data, media_type):
-        if data == b"boom":
-            raise ZeroDivisionError("inside a user's decoder")
-        return prepare_npy(data, media_type)
-
-    samples = stream(4)
-    samples[1] = replace(samples[1], data=b"boom")
-    sink = MemorySink()
-    run(ListSource(samples), LinearScorer(), RULES["drip"](), sink, prepare=prepare, on_error="quarantine")
-    ((sample, reason),) = sink.quarantined
-    assert sample.id == samples[1].id
-    assert "ZeroDivisionError: inside a user's decoder" in reason

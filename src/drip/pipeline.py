@@ -54,9 +54,9 @@ class Tally:
         n_seen: Samples taken from the source.
         n_retained: Samples that the rule kept.
         n_discarded: Samples that the rule discarded.
-        n_skipped: Samples that could not be decoded or scored and were dropped (``on_error="skip"``).
-        n_quarantined: Samples that were set aside: they could not be decoded or scored, or the rule kept
-            them and they do not fit the sink.
+        n_skipped: Samples that were dropped (``on_error="skip"``): they could not be decoded or scored, or
+            the sink refused them.
+        n_quarantined: Samples that were set aside for the same reasons (``on_error="quarantine"``).
         bytes_seen: Encoded bytes taken from the source.
         bytes_retained: Encoded bytes of the samples that the rule kept.
         seen_by_class: Decided samples per predicted class.
@@ -142,8 +142,9 @@ def run(
         sink: Takes every sample, kept or not.
         prepare: Bytes and media type to one model input, such as :meth:`InputContract.prepare`.
         batch_size: Largest number of samples scored at once, at least 1.
-        on_error: What a sample that cannot be decoded or scored does: ``raise`` stops, ``skip`` drops
-            and counts it, ``quarantine`` hands it to the sink with the reason and counts it.
+        on_error: What a sample does that cannot be decoded or scored, or that the sink refuses (it can never
+            fit, or has an id, label or text that cannot be kept): ``raise`` stops, ``skip`` drops and counts
+            it, ``quarantine`` hands it to the sink with the reason and counts it.
         policy_digest: Identifies the policy; the selector's saved state is taken up only when the
             interrupted run had the same. When it is empty, the selector's own digest as it comes.
         on_progress: Called after every batch, an empty one too.
@@ -170,12 +171,15 @@ def run(
         if on_error == "raise":
             observed.raise_first()
         writes: list[Callable[[], None]] = []
-        too_large: set[str] = set()
+        refused: set[int] = set()
         clock = perf_counter()
         if observed.observations is not None:
             decisions = selector.decide_many(observed.observations)
             rows = zip(observed.samples, observed.observations, decisions, strict=True)
-            writes += [partial(_put, sink, on_error, too_large, *row) for row in rows]
+            writes += [
+                partial(_put, sink, on_error, partial(refused.add, index), *row)
+                for index, row in enumerate(rows)
+            ]
             tally._count(observed, decisions)  # noqa: SLF001  # the loop is its only writer
         clock = _lap(tally.seconds, "decide", clock)
         if isinstance(sink, DurableSink):
@@ -189,9 +193,9 @@ def run(
         _lap(tally.seconds, "store", clock)
         tally.n_seen += len(batch)
         tally.bytes_seen += sum(len(sample.data) for sample in batch)
-        tally.n_quarantined += len(observed.failures) if on_error == "quarantine" else 0
-        tally.n_quarantined += len(too_large)
-        tally.n_skipped += len(observed.failures) if on_error == "skip" else 0
+        n_bad = len(observed.failures) + len(refused)
+        tally.n_quarantined += n_bad if on_error == "quarantine" else 0
+        tally.n_skipped += n_bad if on_error == "skip" else 0
         tally.last_id, tally.last_time_s = batch[-1].id, batch[-1].time_s
         if _is_asked_to_stop(tally, on_progress, stop):
             break
@@ -333,18 +337,19 @@ def _resume(source: Source | Iterable[Sample], selector: Selector, sink: Sink, p
 def _put(
     sink: Sink,
     on_error: OnError,
-    too_large: set[str],
+    count_refusal: Callable[[], None],
     sample: Sample,
     observation: Observation,
     decision: Decision,
 ) -> None:
     try:
         sink.put(sample, observation, decision)
-    except SampleTooLargeError as error:
-        if on_error != "quarantine" or not isinstance(sink, DurableSink):
+    except (SampleTooLargeError, InputError) as error:
+        if on_error == "raise":
             raise
-        too_large.add(sample.id)
-        sink.quarantine(sample, str(error))  # or one sample would stop every further run at its place
+        count_refusal()  # and go on, or one sample would stop every further run at its place
+        if on_error == "quarantine" and isinstance(sink, DurableSink):
+            sink.quarantine(sample, str(error))
 
 
 def _commit(sink: Sink, writes: Sequence[Callable[[], None]]) -> None:

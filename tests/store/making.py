@@ -6,6 +6,7 @@ import numpy as np
 
 from drip.types import Decision, Observation, Sample
 
+BUDGET = 1_000_000
 LOGITS = np.array([0.5, -1.0, 0.25])
 
 

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 
 import pytest
-from making import DROP, LOGITS, keep, observation, put, sample
+from making import BUDGET, DROP, LOGITS, keep, observation, put, sample
 
 from drip.errors import StoreError, TransactionFullError
 from drip.store import RetentionStore
@@ -20,14 +20,6 @@ from drip.store.codec import ScoreCodec
 from drip.store.eviction import AuditRing
 from drip.store.incoming import prepare
 from drip.types import Decision, Progress, Sample
-
-BUDGET = 1_000_000
-
-
-@pytest.fixture
-def store(tmp_path):
-    with RetentionStore(tmp_path / "s", budget_bytes=BUDGET, timeout_s=0.1) as opened:
-        yield opened
 
 
 def announced_and_written(store, action):
@@ -116,7 +108,8 @@ def test_a_prepared_put_counts_texts_logits_and_data():
     layout = Layout.plan(BUDGET)
     scores = {"drip": 0.5}
     given = Sample("id", bytes(5000), "image/png", 3, 1.5, {"k": "é"})
-    options = {"layout": layout, "scores": ScoreCodec(), "with_logits": True}
+    options = {"layout": layout, "max_bytes": layout.max_sample_bytes, "scores": ScoreCodec()}
+    options |= {"with_logits": True}
     kept = prepare(given, observation(2, time_s=9.0), Decision(True, 0.5, 0.25, "margin"), **options)
     n_texts = len('{"drip": 0.5}') + len("id") + len("margin") + len("image/png")
     assert kept.sample is given
@@ -140,7 +133,7 @@ def test_a_prepared_put_counts_texts_logits_and_data():
 def test_texts_of_several_bytes_are_counted_at_their_longest():
     layout = Layout.plan(BUDGET)
     limit = layout.max_sample_bytes
-    options = {"layout": layout, "scores": ScoreCodec(), "with_logits": False}
+    options = {"layout": layout, "max_bytes": limit, "scores": ScoreCodec(), "with_logits": False}
     n_history = 4 * (13 + 1 + 6 + 9)
     assert prepare(sample("a", bytes(limit - n_history)), observation(), keep(), **options).n_pages > 200
     with pytest.raises(StoreError) as caught:
@@ -187,36 +180,6 @@ def test_time_spans_and_counters_of_a_class():
     counters.touch(4).seen += 3
     counters.touch(5)
     assert (counters.n_dirty, counters.total("seen"), counters.span()) == (3, 5, (5.0, 7.0))
-
-
-def test_the_quarantines_share_is_used_to_the_last_byte(store):
-    shelf = store._writer.quarantine_shelf
-    most = shelf._max_bytes
-    n_texts = 3 * len("q0") + len("broken") + 160
-    for i in range(4):
-        data = bytes([i]) * (most // 4 - n_texts)
-        assert shelf.row_bytes(sample(f"q{i}", data), "broken", None) == most // 4
-        store.quarantine(sample(f"q{i}", data), "broken")
-    assert (shelf.rows, shelf.bytes, shelf.dropped) == (4, most // 4 * 4, 0)
-    store.quarantine(sample("q4", b"more", meta={"k": "é"}), "ü")
-    assert (shelf.rows, shelf.dropped) == (4, 1)
-    last = 3 * 2 + len("ü".encode()) + len('{"k": "\\u00e9"}') + 160 + 4
-    assert shelf.bytes == most // 4 * 3 + last
-    assert [row.sample.id for row in store.quarantined()] == ["q1", "q2", "q3", "q4"]
-    remembered = (shelf.rows, shelf.bytes, shelf.dropped)
-    shelf.load()
-    assert (shelf.rows, shelf.bytes, shelf.dropped) == remembered
-
-
-def test_a_quarantined_sample_at_the_limit_keeps_its_data_and_one_beyond_does_not(store):
-    most = store._writer.quarantine_shelf._max_row_bytes
-    n_texts = 3 * 1 + len("broken") + 160
-    store.quarantine(sample("a", bytes(most - n_texts)), "broken")
-    (whole,) = store.quarantined()
-    assert len(whole.sample.data) == whole.n_bytes == most - n_texts
-    store.quarantine(Sample("b", bytes(most - n_texts + 1), "audio/wav", 7, 2.5), "broken")
-    (bare,) = store.quarantined()
-    assert (bare.sample, bare.n_bytes) == (Sample("b", b"", "audio/wav", 7, 2.5), most - n_texts + 1)
 
 
 def test_a_reader_sees_the_numbers_of_the_writer(store):
@@ -388,13 +351,6 @@ def test_room_that_even_an_empty_store_lacks_is_refused(store):
         "raise budget_bytes"
     )
     assert len(store) == 1
-
-
-def test_only_the_same_content_under_another_id_counts_as_a_repeat_on_the_shelf(store):
-    for name in ("q", "q", "q", "r"):
-        store.quarantine(sample(name, b"broken"), "broken")
-    (row,) = store.quarantined()
-    assert (row.sample.id, row.repeats) == ("q", 1)
 
 
 def test_history_is_dropped_when_evicting_everything_is_not_enough(store):

@@ -40,7 +40,7 @@ def test_a_budget_is_divided_without_a_rest_of_a_page(budget_bytes, options, sha
 def test_shares_of_audit_quarantine_cache_and_the_biggest_sample():
     layout = Layout.plan(1_000_000)
     assert (layout.audit_bytes, layout.quarantine_bytes) == (158_464, 79_232)
-    assert (layout.soft_frames, layout.cache_pages, layout.max_sample_bytes) == (159, 79, 225_792)
+    assert (layout.soft_frames, layout.cache_pages, layout.max_sample_bytes) == (159, 32, 225_792)
     large = Layout.plan(8192 * MIB)
     assert (large.audit_bytes, large.quarantine_bytes) == (2_080_243_712, 1_040_121_856)
     assert (large.soft_frames, large.cache_pages, large.max_sample_bytes) == (32_577, 16_288, 221_821_440)

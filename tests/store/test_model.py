@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +64,7 @@ class Model(RuleBasedStateMachine):
             self.path, budget_bytes=budget_bytes, eviction=eviction, audit_rows=10_000
         )
         self.rows: dict[int, Row] = {}
+        self.next_key = 1
         self.quarantined: dict[bytes, str] = {}
         self.n_quarantine_dropped = 0
         self.n_redelivered = 0
@@ -81,10 +82,15 @@ class Model(RuleBasedStateMachine):
         """Evictions are followed, not foretold: they must be the right ones whenever they come."""
         number, content, retain, priority, predicted_class = one
         name, data = f"s{number}", content_of(content)
-        if any((row.name, row.content) == (name, data) for row in self.rows.values()):
-            self.n_redelivered += 1
-            return
-        key = len(self.rows) + 1
+        for recorded, row in self.rows.items():
+            if (row.name, row.content) == (name, data):
+                if not (retain and row.outcome is Outcome.DISCARDED):
+                    self.n_redelivered += 1
+                    return
+                del self.rows[recorded]  # the later decision takes its place
+                break
+        key = self.next_key
+        self.next_key += 1
         outcome = Outcome.KEPT if retain else Outcome.DISCARDED
         twins = [row for row in self.kept().values() if row.content == data]
         if retain and twins:
@@ -108,23 +114,23 @@ class Model(RuleBasedStateMachine):
 
     @rule(one=PUTS)
     def put(self, one):
-        n_rows = len(self.rows)
+        self.put_in_both(one)
+
+    def put_in_both(self, one):
+        key = self.next_key
         self.put_in_store(one)
         self.put_in_model(one)
-        self.follow_evictions(len(self.rows) if len(self.rows) > n_rows else None)
+        self.follow_evictions(key if self.next_key > key else None)
 
     @rule(several=st.lists(PUTS, max_size=4), cursor=st.text(max_size=5), fails=st.booleans())
     def transaction(self, several, cursor, fails):
         progress = Progress(cursor, {"n": len(self.rows)}, "")
-        before = {key: (row.outcome, row.repeats) for key, row in self.rows.items()}
-        n_redelivered = self.n_redelivered
+        before = {key: replace(row) for key, row in self.rows.items()}
+        numbers = self.n_redelivered, self.next_key
         try:
             with self.store.transaction():
                 for one in several:
-                    n_rows = len(self.rows)
-                    self.put_in_store(one)
-                    self.put_in_model(one)
-                    self.follow_evictions(len(self.rows) if len(self.rows) > n_rows else None)
+                    self.put_in_both(one)
                 self.store.save_progress(progress)
                 if fails:
                     raise RolledBackError  # noqa: TRY301  # it has to leave the block
@@ -133,10 +139,8 @@ class Model(RuleBasedStateMachine):
         except (RolledBackError, StoreError) as error:
             if isinstance(error, StoreError) and not isinstance(error, TransactionFullError):
                 raise
-            self.rows = {key: row for key, row in self.rows.items() if key in before}
-            for key, row in self.rows.items():
-                row.outcome, row.repeats = before[key]
-            self.n_redelivered = n_redelivered
+            self.rows = before
+            self.n_redelivered, self.next_key = numbers
 
     @rule(number=NUMBERS, content=st.integers(0, 24))
     def quarantine(self, number, content):
@@ -226,7 +230,7 @@ class Model(RuleBasedStateMachine):
         assert one("SELECT count(*), total(row_bytes) FROM audit").fetchone() == (ring.rows, ring.bytes)
         count = "SELECT count(*), total(row_bytes) FROM quarantine"
         assert one(count).fetchone() == (shelf.rows, shelf.bytes)
-        assert writer._next_key == len(self.rows) + 1
+        assert writer.recorder.next_key == self.next_key
 
     def teardown(self):
         if hasattr(self, "store"):

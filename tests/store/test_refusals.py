@@ -7,19 +7,11 @@ import math
 import sqlite3
 
 import pytest
-from making import keep, observation, put, sample
+from making import BUDGET, keep, observation, put, sample
 
 from drip.errors import InputError, StoreError
 from drip.store import RetentionStore
-from drip.types import Decision, Sample
-
-BUDGET = 1_000_000
-
-
-@pytest.fixture
-def store(tmp_path):
-    with RetentionStore(tmp_path / "s", budget_bytes=BUDGET, timeout_s=0.1) as opened:
-        yield opened
+from drip.types import Decision, Progress, Sample
 
 
 def told(kind, action):
@@ -282,3 +274,41 @@ def test_a_failing_opening_names_the_file_and_the_cause(tmp_path):
     assert told(StoreError, lambda: RetentionStore(tmp_path, budget_bytes=BUDGET)).startswith(
         f"cannot open {tmp_path}, got SQLITE_CANTOPEN: unable to open database file; a file in an existing"
     )
+
+
+@pytest.mark.parametrize(
+    "origin", [{"a": math.nan}, {"a": object()}, object(), 5, {"a": {1, 2}}, {(1, 2): 3}]
+)
+def test_an_origin_that_is_no_json_is_refused(store, origin):
+    message = told(InputError, lambda: store.note_origin("p", origin))
+    assert message.startswith("origin must be an object of JSON with finite numbers, got one where ")
+    assert message.endswith("; convert it")
+    assert store.origins() == {}
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store, text: store.note_origin(text, {}),
+        lambda store, text: store.save_progress(Progress(None, {}, text)),
+        lambda store, text: store.set_label("a", 1, annotator=text),
+        lambda store, text: RetentionStore(
+            store.path.with_name("b"), budget_bytes=BUDGET, policy_digest=text
+        ),
+    ],
+)
+def test_a_digest_or_a_name_of_any_length_is_refused(store, use):
+    put(store, "a")
+    for text in ("x" * 513, "\ud800", 5):
+        assert " text, got " in told(InputError, lambda text=text: use(store, text))
+    assert not store.path.with_name("b").exists()
+
+
+def test_a_state_that_is_no_json_and_a_cursor_that_is_no_text_do_not_spoil_their_transaction(store):
+    with store.transaction():
+        put(store, "a")
+        for progress in (Progress("c", {"a": object()}, "p"), Progress("\ud800", {}, "p")):
+            assert told(InputError, lambda progress=progress: store.save_progress(progress)).startswith(
+                ("selector_state must be an object of JSON, got ", "cursor must be UTF-8 text, got ")
+            )
+    assert len(store) == 1

@@ -111,13 +111,21 @@ def _write_shards(kept: RetentionStore, to: Path, labels: Labels, names: tuple[s
     return len(kept)
 
 
+def _by_whom(stats: StoreStats) -> str:
+    """Who keeps what is there, where shadow mode does."""
+    if not stats.kept_shadowed:
+        return ""
+    n_retained = stats.kept - stats.kept_shadowed
+    return f": {n_retained} by the rule, {stats.kept_shadowed} only because of shadow mode"
+
+
 def print_stats(stats: StoreStats) -> None:
     """The store in numbers, for people."""
     print_facts(
         "Store",
         {
             "seen": stats.seen,
-            "kept": f"{stats.kept}, {byte_size(stats.kept_bytes)}",
+            "kept": f"{stats.kept}, {byte_size(stats.kept_bytes)}{_by_whom(stats)}",
             "discarded": stats.discarded,
             "evicted": stats.evicted,
             "duplicates": stats.duplicates,

@@ -16,6 +16,7 @@ MIB = 1024 * KIB
 
 _LOG_HEADER_BYTES = 32  # https://sqlite.org/walformat.html: header of the log, then frames
 _FRAME_HEADER_BYTES = 24
+_NO_SALT = bytes(8)
 _INDEX_BLOCK_BYTES = 32 * KIB  # the -shm file grows in blocks, each indexing 4096 frames,
 _INDEX_BLOCK_FRAMES = 4096  # of which the first block gives 34 to its own header
 _INDEX_FIRST_LOST = 34
@@ -29,6 +30,7 @@ _LARGE_PAGE_FROM_BYTES = 128 * MIB
 # all do is not to be expected; the estimates are replaced by counts long before they add up to a limit.
 PUT_FRAMES = 32
 EVICT_FRAMES = 8
+MICRO_BATCH_FRAMES = 32 * PUT_FRAMES  # a transaction finds that much room in a log that has it
 RESERVE_PAGES = 48  # free pages that an insert may need for splits; never given to blobs
 FIXED_PAGES = 28  # schema, empty trees, pointer map
 _MIN_PAGES = 160
@@ -128,14 +130,22 @@ class Layout:
 
     @property
     def cache_pages(self) -> int:
-        """Page cache of the writer, 64 MiB at most: also what a transaction holds back from the log."""
-        return max(32, min(self.log_frames // 4, 16384))
+        """Page cache of the writer, 64 MiB at most: also what a transaction holds back from the log.
+
+        Small where the log is, since frames in the log are counted and changed pages in the cache only
+        bounded by its size.
+        """
+        return max(32, min(self.log_frames // 4, self.log_frames - MICRO_BATCH_FRAMES, 16384))
 
     @property
     def max_sample_bytes(self) -> int:
         """Data and records of the biggest sample that passes the log and fits an otherwise empty file."""
+        return self.max_sample_bytes_beside(0)
+
+    def max_sample_bytes_beside(self, n_pages: int) -> int:
+        """The same in a file in which ``n_pages`` are taken by what never gives way; may be negative."""
         shared = self.max_pages // _AUDIT_SHARE + self.max_pages // _QUARANTINE_SHARE
-        in_file = self.max_pages - RESERVE_PAGES - FIXED_PAGES - shared
+        in_file = self.max_pages - RESERVE_PAGES - FIXED_PAGES - shared - n_pages
         in_log = (
             self.log_frames - PUT_FRAMES - 2 * EVICT_FRAMES - self.log_frames // 8
         )  # the last: an audit trim
@@ -170,6 +180,10 @@ class LogGauge:
     first, and a binary search finds the last: a dozen small reads. Frames of a transaction in progress
     that left the page cache are counted too, which no SQLite interface of Python tells.
 
+    A transaction that writes a page again which had left the cache already gives its further frames a salt
+    of zeros; the commit puts in the right one. A rollback leaves these zeros behind: they are counted too,
+    being no fewer than what counts, until :attr:`has_loose_frames` has the log cut.
+
     Reading this file is harmless; the database and its -shm must never be opened beside SQLite, since
     closing them would drop the process's POSIX locks.
     """
@@ -179,9 +193,12 @@ class LogGauge:
         self._frame_bytes = page_size + _FRAME_HEADER_BYTES
         self._file: BinaryIO | None = None
         self._stale_salt: bytes | None = None
+        self.has_loose_frames = False
+        """True when the last frame that was counted belongs to an unfinished transaction, or to none."""
 
     def n_frames(self) -> int:
         """Frames in the current generation: at least those that count, at most what the file holds."""
+        self.has_loose_frames = False
         if self._file is None:
             try:
                 self._file = self._path.open("rb", buffering=0)
@@ -195,8 +212,10 @@ class LogGauge:
         while low < high:
             middle = (low + high + 1) // 2
             self._file.seek(_LOG_HEADER_BYTES + (middle - 1) * self._frame_bytes + 8)
-            if self._file.read(8) == salt:
+            found = self._file.read(8)
+            if found in (salt, _NO_SALT):
                 low = middle
+                self.has_loose_frames = found == _NO_SALT
             else:
                 high = middle - 1
         return low

@@ -70,8 +70,7 @@ def _is_sound(data: object, digest: object) -> bool:
 
 
 def _counter_problems(connection: sqlite3.Connection) -> Iterator[str]:
-    counters = ClassCounters()
-    counters.load(connection.cursor())
+    counters = ClassCounters.read(connection.cursor())
     sql = "SELECT predicted_class, count(*), sum(n_bytes) FROM kept GROUP BY predicted_class"
     rows = {key: (count, n_bytes) for key, count, n_bytes in connection.execute(sql).fetchall()}
     for key in sorted(rows.keys() | counters.classes.keys()):

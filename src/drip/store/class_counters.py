@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Self
 
 from drip.store.records import ClassCounts
 
@@ -37,22 +39,44 @@ class ClassCounter:
 
     def counts(self) -> ClassCounts:
         """The public form."""
-        return ClassCounts(
-            self.seen, self.kept, self.kept_bytes, self.discarded, self.evicted, self.duplicates
-        )
+        return ClassCounts(*_counts(self))
+
+
+_counts = attrgetter(*(column.name for column in fields(ClassCounts)))
+_row = attrgetter(*(column.name for column in fields(ClassCounter) if column.name != "is_dirty"))
 
 
 class ClassCounters:
-    """All classes' counters and which of them the current transaction has to write."""
+    """All classes' counters and which of them the current transaction has to write.
+
+    Attributes:
+        classes: Counters by predicted class.
+        shadowed: Kept samples that only shadow mode keeps; None until somebody counts them, since most
+            stores are never asked.
+    """
 
     def __init__(self) -> None:
         self.classes: dict[int, ClassCounter] = {}
+        self.shadowed: int | None = None
         self._dirty: list[ClassCounter] = []
+
+    @classmethod
+    def read(cls, cursor: sqlite3.Cursor) -> Self:
+        """The committed counters."""
+        counters = cls()
+        counters.load(cursor)
+        return counters
 
     def load(self, cursor: sqlite3.Cursor) -> None:
         """Take the committed counters; what was not written is forgotten."""
         self.classes = {row[0]: ClassCounter(*row) for row in cursor.execute(_LOAD)}
         self._dirty = []
+        self.shadowed = None
+
+    def add_shadowed(self, n_samples: int) -> None:
+        """Count samples that only shadow mode keeps, where their number is known."""
+        if self.shadowed is not None:
+            self.shadowed += n_samples
 
     def touch(self, predicted_class: int) -> ClassCounter:
         """The class's counters, to be changed and written with the current transaction."""
@@ -73,19 +97,7 @@ class ClassCounters:
         """Write what changed."""
         for entry in self._dirty:
             entry.is_dirty = False
-            row = (
-                entry.predicted_class,
-                entry.seen,
-                entry.kept,
-                entry.kept_bytes,
-                entry.discarded,
-                entry.evicted,
-                entry.duplicates,
-                entry.redelivered,
-                entry.first_s,
-                entry.last_s,
-            )
-            cursor.execute(_SAVE, row)
+            cursor.execute(_SAVE, _row(entry))
         self._dirty.clear()
 
     def total(self, name: str) -> int:

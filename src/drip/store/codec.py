@@ -14,11 +14,17 @@ from types import MappingProxyType
 import numpy as np
 
 from drip.errors import InputError
-from drip.types import FloatArray, Observation, Sample
+from drip.types import Decision, FloatArray, JsonObject, Observation, Sample
 
 MAX_ID_BYTES = 512
 _TEMPLATES_KEPT = 64
+_MOST_SHOWN = 100
+MAX_INTEGER = 2**63 - 1
+SHADOWED = "reason >= 'shadow:' AND reason < 'shadow;'"
+"""The condition under which only shadow mode keeps a sample, in SQL."""
+
 _SHADOW = "shadow:"
+_ESCAPE = "\x1b"  # before a word of the rule's own that looks like a mark
 _NO_META: Mapping[str, str] = MappingProxyType({})
 
 
@@ -72,7 +78,9 @@ def decode_logits(data: bytes | None) -> FloatArray:
 
 def encode_reason(reason: str, *, is_retained: bool) -> str:
     """The reason of a kept sample, marked where the rule would have discarded it (shadow mode)."""
-    return reason if is_retained else _SHADOW + reason
+    if not is_retained:
+        return _SHADOW + reason
+    return _ESCAPE + reason if reason.startswith((_SHADOW, _ESCAPE)) else reason
 
 
 def decode_reason(text: str) -> tuple[str, bool]:
@@ -80,8 +88,13 @@ def decode_reason(text: str) -> tuple[str, bool]:
 
     >>> decode_reason(encode_reason("inside-window", is_retained=False))
     ('inside-window', False)
+    >>> decode_reason(encode_reason("shadow:play", is_retained=True))
+    ('shadow:play', True)
     """
-    return text.removeprefix(_SHADOW), not text.startswith(_SHADOW)
+    if text.startswith(_SHADOW):
+        return text.removeprefix(_SHADOW), False
+    word = text.removeprefix(_ESCAPE)
+    return (word if word.startswith((_SHADOW, _ESCAPE)) else text), True
 
 
 def encode_meta(meta: Mapping[str, str]) -> str | None:
@@ -93,7 +106,7 @@ def encode_meta(meta: Mapping[str, str]) -> str | None:
     if not meta:
         return None
     if not all(type(text) is str for pair in meta.items() for text in pair):
-        message = f"sample.meta must map text to text, got {dict(meta)!r}; convert it with str()"
+        message = f"sample.meta must map text to text, got {_shown(dict(meta))}; convert it with str()"
         raise InputError(message)
     return json.dumps(dict(meta))
 
@@ -130,6 +143,108 @@ def content_digest(sample: Sample, observation: Observation, *, verify: bool) ->
     return digest
 
 
+def encode_label(sample: Sample) -> int | None:
+    """The label that came along as an integer, None for none.
+
+    Raises:
+        InputError: a label that is no integer, or none of 64 bits.
+    """
+    if sample.label is None:
+        return None
+    try:
+        label = int(sample.label)
+    except (TypeError, ValueError, OverflowError):
+        label = MAX_INTEGER + 1
+    if not -MAX_INTEGER <= label <= MAX_INTEGER:
+        message = (
+            f"sample.label of {sample.id!r} must be a class index or None, got {_shown(sample.label)}; "
+            "leave it out"
+        )
+        raise InputError(message)
+    return label
+
+
+def encode_time(sample: Sample, otherwise: float | None = None) -> float | None:
+    """The sample's time in seconds, else the other one; None for NaN, which stands for unknown in columns.
+
+    Raises:
+        InputError: a time that is no number.
+    """
+    time_s = otherwise if sample.time_s is None else sample.time_s
+    if time_s is None:
+        return None
+    try:
+        time_s = float(time_s)
+    except (TypeError, ValueError, OverflowError) as error:
+        message = (
+            f"sample.time_s of {sample.id!r} must be seconds or None, got {_shown(time_s)}; leave it out"
+        )
+        raise InputError(message) from error
+    return None if time_s != time_s else time_s  # noqa: PLR0124  # NaN, twice as fast as isnan
+
+
+def require_short(name: str, text: str) -> None:
+    """Refuse what is no text of at most 512 bytes.
+
+    Raises:
+        InputError: it is not.
+    """
+    if text_bytes(name, text) > MAX_ID_BYTES:
+        message = f"{name} must be at most {MAX_ID_BYTES} bytes of text, got {_shown(text)}; shorten it"
+        raise InputError(message)
+
+
+def encode_json(name: str, value: JsonObject) -> str:
+    """JSON of an object; NaN and infinity stand in it as Python writes and reads them.
+
+    Raises:
+        InputError: what JSON does not have.
+    """
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        message = f"{name} must be an object of JSON, got {_shown(value)} ({error}); convert it"
+        raise InputError(message) from error
+
+
+def texts_bytes(sample: Sample, decision: Decision) -> int:
+    """Length of id, media type and reason in UTF-8, in bytes; one look at all three, since most are ASCII.
+
+    Raises:
+        InputError: one of them is no such text.
+    """
+    try:
+        texts = sample.id + sample.media_type + decision.reason
+        if texts.isascii():
+            return len(texts)
+    except TypeError:
+        pass  # told below, with the name
+    return (
+        text_bytes("sample.id", sample.id)
+        + text_bytes("sample.media_type", sample.media_type)
+        + text_bytes("decision.reason", decision.reason)
+    )
+
+
+def text_bytes(name: str, text: str) -> int:
+    """Length of a text in UTF-8, in bytes.
+
+    Raises:
+        InputError: no text, or one with half of a surrogate pair.
+    """
+    try:
+        return len(text) if text.isascii() else len(text.encode())
+    except (AttributeError, UnicodeEncodeError) as error:
+        message = f"{name} must be UTF-8 text, got {_shown(text)}; clean the sample or decision"
+        raise InputError(message) from error
+
+
+def _shown(value: object) -> str:
+    """A value in an error message, which a quarantine may have to keep."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
 def sha256(data: bytes) -> bytes:
     """SHA-256 as 32 bytes."""
     return hashlib.sha256(data).digest()
@@ -146,8 +261,19 @@ def require_sample(sample: Sample) -> None:
     except (AttributeError, UnicodeEncodeError):
         n_bytes = 0
     if not 0 < n_bytes <= MAX_ID_BYTES:
-        message = f"sample.id must be 1 to {MAX_ID_BYTES} bytes of UTF-8 text, got {sample.id!r}; shorten it"
+        message = (
+            f"sample.id must be 1 to {MAX_ID_BYTES} bytes of UTF-8 text, got {_shown(sample.id)}; shorten it"
+        )
         raise InputError(message)
+    require_bytes(sample)
+
+
+def require_bytes(sample: Sample) -> None:
+    """Refuse data that are not bytes.
+
+    Raises:
+        InputError: they are not.
+    """
     if type(sample.data) is not bytes:
         message = f"sample.data of {sample.id!r} must be bytes, got {type(sample.data).__name__}; encode it"
         raise InputError(message)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from drip.errors import StoreError
+from drip.store import codec
 from drip.store.budget import EVICT_FRAMES, RESERVE_PAGES
 from drip.store.class_counters import ClassCounters
 from drip.store.space import Space
@@ -20,10 +21,9 @@ Eviction = Literal["priority", "fifo"]
 EVICTIONS: tuple[str, ...] = ("priority", "fifo")
 
 # A tie in priority drops the older sample, so the index on priority, which ends in the id, gives the order.
-_VICTIMS = {
-    "priority": "SELECT id, priority, n_bytes, predicted_class FROM kept ORDER BY priority, id",
-    "fifo": "SELECT id, priority, n_bytes, predicted_class FROM kept ORDER BY id",
-}
+_VICTIM = f"""SELECT id, priority, n_bytes, n_bytes + coalesce(length(meta), 0), predicted_class,
+    {codec.SHADOWED} FROM kept"""  # noqa: S608  # a constant
+_VICTIMS = {"priority": f"{_VICTIM} ORDER BY priority, id", "fifo": f"{_VICTIM} ORDER BY id"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,9 @@ class _Victim:
     key: int
     priority: float
     n_bytes: int
+    n_bytes_freed: int
     predicted_class: int
+    is_shadowed: int
 
 
 class AuditRing:
@@ -140,7 +142,7 @@ class Evictor:
                 if limit is not None and victim.priority > limit:
                     return None
                 plan.append(victim)
-                freed += victim.n_bytes / self._space.layout.payload_bytes
+                freed += victim.n_bytes_freed / self._space.layout.payload_bytes
                 if freed >= deficit or len(plan) == at_most:
                     break
         return plan
@@ -148,7 +150,7 @@ class Evictor:
     def _evict(self, victims: list[_Victim]) -> None:
         layout = self._space.layout
         for victim in victims:
-            n_freed = victim.n_bytes // layout.payload_bytes
+            n_freed = victim.n_bytes_freed // layout.payload_bytes
             self._space.reserve_frames(EVICT_FRAMES + layout.map_pages_of(n_freed))
             self._cursor.execute("DELETE FROM blobs WHERE id = ?", (victim.key,))
             self._cursor.execute("DELETE FROM kept WHERE id = ?", (victim.key,))
@@ -156,6 +158,8 @@ class Evictor:
             entry.kept -= 1
             entry.kept_bytes -= victim.n_bytes
             entry.evicted += 1
+            if victim.is_shadowed:
+                self._counters.add_shadowed(-1)
 
     def _drop_history(self, n_pages: int) -> None:
         """The last resort, when shares by estimated bytes took more pages than thought."""

@@ -54,6 +54,11 @@ class Incoming:
     n_pages: int
     n_frames: int
 
+    @property
+    def hash_prefix(self) -> int:
+        """The first 64 bits of the digest, as SQLite's signed integer."""
+        return int.from_bytes(self.digest[:8], "big", signed=True)
+
 
 def prepare(
     sample: Sample,
@@ -61,14 +66,25 @@ def prepare(
     decision: Decision,
     *,
     layout: Layout,
+    max_bytes: int,
     scores: codec.ScoreCodec,
     with_logits: bool,
     keep: bool | None = None,
 ) -> Incoming:
     """Validate and encode.
 
+    Args:
+        sample: As for :meth:`drip.store.RetentionStore.put`.
+        observation: As there.
+        decision: As there.
+        layout: The shares of the budget.
+        max_bytes: The most that fits beside what never gives way.
+        scores: Remembers templates.
+        with_logits: Whether the audit keeps them.
+        keep: As there.
+
     Raises:
-        InputError: NaN priority, a wrong content hash, an unusable id.
+        InputError: NaN priority, a wrong content hash, an unusable id, text, label or time.
         SampleTooLargeError: the sample can never fit.
     """
     codec.require_sample(sample)
@@ -85,21 +101,20 @@ def prepare(
     score_text = scores.encode(observation.scores)
     logits = codec.encode_logits(observation.logits) if with_logits else None
     meta = codec.encode_meta(sample.meta) if sample.meta else None
-    n_texts = len(score_text) + len(sample.id) + len(decision.reason) + len(sample.media_type)
+    n_texts = len(score_text) + codec.texts_bytes(sample, decision)
     n_logits = 0 if logits is None else len(logits)
     n_history = 4 * n_texts + n_logits
-    n_bytes = (
-        n_history + len(sample.data) + (0 if meta is None else len(meta.encode())) if is_kept else n_history
-    )
-    if n_bytes > layout.max_sample_bytes:
+    n_bytes = n_history
+    if is_kept:
+        n_bytes += len(sample.data) + (0 if meta is None else len(meta))
+    if n_bytes > max_bytes:
         message = (
-            f"a sample and what is recorded with it must fit {layout.max_sample_bytes} bytes in a store of "
+            f"a sample and what is recorded with it must fit {max_bytes} bytes in a store of "
             f"budget_bytes={layout.budget_bytes}, got {n_bytes} bytes for sample {sample.id!r}; "
             "raise budget_bytes or log_bytes, or shrink the sample"
         )
         raise SampleTooLargeError(message)
     n_pages = layout.pages_of(n_bytes)
-    time_s = observation.time_s if sample.time_s is None else sample.time_s
     return Incoming(
         sample,
         digest,
@@ -109,9 +124,8 @@ def prepare(
         priority,
         None if decision.keep_probability is None else float(decision.keep_probability),
         decision.reason,
-        None if sample.label is None else int(sample.label),
-        # NaN stands for an unknown time in columns of times.
-        None if time_s is None or time_s != time_s else float(time_s),  # noqa: PLR0124
+        None if sample.label is None else codec.encode_label(sample),
+        codec.encode_time(sample, observation.time_s),
         score_text,
         logits,
         meta,

@@ -6,17 +6,103 @@ Works inside the caller's transaction.
 from __future__ import annotations
 
 import sqlite3
+from contextlib import suppress
+from dataclasses import dataclass
 
+from drip.errors import InputError
 from drip.store import codec
 from drip.store.budget import EVICT_FRAMES
 from drip.store.space import Space
 from drip.types import Sample
+
+MAX_REASON_BYTES = 1024
+MAX_META_BYTES = 4096
+MAX_MEDIA_TYPE_BYTES = 255
 
 _OVERHEAD_BYTES = 160  # of a row and its index entry, beside texts and data
 _DROPPED = "SELECT value FROM settings WHERE name = 'quarantine_dropped'"
 _INSERT = """INSERT INTO quarantine
     (id, sample_id, content_hash, media_type, reason, true_label, n_bytes, row_bytes, time_s, meta, data)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Shelved:
+    """A sample in the form in which the shelf takes any: what is too long or unusable is cut, and noted.
+
+    Attributes:
+        sample_id: At most 512 bytes; ``?`` for an empty one.
+        media_type: At most 255 bytes.
+        reason: At most 1024 bytes and a note of what was cut.
+        label: None for one that is no integer of 64 bits.
+        time_s: None for one that is no number.
+        meta: JSON, at most 4096 bytes: pairs that do not fit are left out.
+        data: The data.
+    """
+
+    sample_id: str
+    media_type: str
+    reason: str
+    label: int | None
+    time_s: float | None
+    meta: str | None
+    data: bytes
+
+    @classmethod
+    def of(cls, sample: Sample, reason: str) -> Shelved:
+        """Cut what has to be cut.
+
+        Raises:
+            InputError: an id, media type or reason that is no text, or data that are not bytes.
+
+        >>> Shelved.of(Sample("a", b"", "image/png", meta={"x": "y" * 5000}), "broken").reason
+        'broken [cut: meta, 1 of 1 pairs left out]'
+        """
+        codec.require_bytes(sample)
+        notes: list[str] = []
+        sample_id = _cut("id", sample.id, codec.MAX_ID_BYTES, notes) or "?"
+        media_type = _cut("media type", sample.media_type, MAX_MEDIA_TYPE_BYTES, notes)
+        word = _cut("reason", reason, MAX_REASON_BYTES, notes)
+        meta = _meta_that_fits(sample, notes)
+        label = time_s = None
+        with suppress(InputError):
+            label = codec.encode_label(sample)
+        with suppress(InputError):
+            time_s = codec.encode_time(sample)
+        if notes:
+            word = f"{word} [cut: {'; '.join(notes)}]"
+        return cls(sample_id, media_type, word, label, time_s, meta, sample.data)
+
+    @property
+    def text_bytes(self) -> int:
+        """What the row takes without the data."""
+        texts = (self.media_type, self.reason, self.meta or "")
+        return len(self.sample_id) * 3 + sum(len(text.encode()) for text in texts) + _OVERHEAD_BYTES
+
+
+def _cut(name: str, text: str, n_bytes: int, notes: list[str]) -> str:
+    if not isinstance(text, str):
+        raise InputError(f"{name} of a sample must be text, got {type(text).__name__}; convert it with str()")
+    data = text.encode(errors="backslashreplace")
+    if len(data) <= n_bytes:
+        return data.decode()
+    notes.append(f"{name}, {len(data)} bytes")
+    return data[:n_bytes].decode(errors="ignore")
+
+
+def _meta_that_fits(sample: Sample, notes: list[str]) -> str | None:
+    pairs: dict[str, str] = {}
+    left = MAX_META_BYTES - len("{}")
+    for key, value in sample.meta.items():
+        pair = {str(key): str(value)}
+        n_bytes = len(codec.encode_meta(pair) or "")  # its braces make up for the comma and blank behind it
+        if n_bytes <= left:
+            left -= n_bytes
+            pairs |= pair
+    n_left_out = len(sample.meta) - len(pairs)
+    if n_left_out:
+        notes.append(f"meta, {n_left_out} of {len(sample.meta)} pairs left out")
+    return codec.encode_meta(pairs)
 
 
 class Quarantine:
@@ -41,39 +127,38 @@ class Quarantine:
         """True when the shelf is bigger than its share."""
         return self.bytes > self._max_bytes
 
-    def row_bytes(self, sample: Sample, reason: str, meta: str | None) -> int:
+    def row_bytes(self, sample: Shelved) -> int:
         """What a sample takes on the shelf; a sample beyond the share leaves its data behind."""
-        n_texts = len(sample.id) * 3 + len(reason.encode()) + len((meta or "").encode()) + _OVERHEAD_BYTES
-        n_bytes = n_texts + len(sample.data)
-        return n_bytes if n_bytes <= self._max_row_bytes else n_texts
+        n_bytes = sample.text_bytes + len(sample.data)
+        return n_bytes if n_bytes <= self._max_row_bytes else sample.text_bytes
 
-    def add(self, space: Space, sample: Sample, reason: str, meta: str | None) -> None:
+    def add(self, space: Space, sample: Shelved) -> None:
         """Put a sample on the shelf; the same content is counted, the same sample ignored."""
         digest = codec.sha256(sample.data)
         find = "SELECT id, sample_id FROM quarantine WHERE content_hash = ?"
         rows = self._cursor.execute(find, (digest,)).fetchall()
         if rows:
-            if rows[0][1] != sample.id:
+            if rows[0][1] != sample.sample_id:
                 self._cursor.execute(
                     "UPDATE quarantine SET repeats = repeats + 1 WHERE id = ?", (rows[0][0],)
                 )
             return
-        n_bytes = self.row_bytes(sample, reason, meta)
+        n_bytes = self.row_bytes(sample)
         while self.rows and self.bytes + n_bytes > self._max_bytes:
             self.drop_oldest(space)
-        is_whole = n_bytes >= len(sample.data) + _OVERHEAD_BYTES
+        is_whole = n_bytes == sample.text_bytes + len(sample.data)
         row = (
             # The number of the arrival: SQLite's own choice would begin again at 1 on an empty shelf.
             self.dropped + self.rows + 1,
-            sample.id,
+            sample.sample_id,
             digest,
             sample.media_type,
-            reason,
-            None if sample.label is None else int(sample.label),
+            sample.reason,
+            sample.label,
             len(sample.data),
             n_bytes,
-            None if sample.time_s is None else float(sample.time_s),
-            meta,
+            sample.time_s,
+            sample.meta,
             sample.data if is_whole else None,
         )
         self._cursor.execute(_INSERT, row)

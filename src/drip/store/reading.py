@@ -133,6 +133,8 @@ class Reader:
     def stats(self, counters: ClassCounters, quarantine_dropped: int, budget_bytes: int) -> StoreStats:
         """The public numbers from the counters."""
         first_s, last_s = counters.span()
+        if counters.shadowed is None:
+            counters.shadowed = self.count(f"kept WHERE {codec.SHADOWED}")
         return StoreStats(
             seen=counters.total("seen"),
             kept=counters.total("kept"),
@@ -149,6 +151,7 @@ class Reader:
             last_time_s=last_s,
             audit_rows=self.count("audit"),
             audit_shadowed=self.count("audit WHERE retain = 0 AND outcome != 0"),
+            kept_shadowed=counters.shadowed,
             classes={key: counters.classes[key].counts() for key in sorted(counters.classes)},
         )
 
@@ -156,11 +159,9 @@ class Reader:
         """The counters in the file, and how many quarantined samples gave way."""
         with explained(self._path, "read"):
             cursor = self._connection.cursor()
-            counters = ClassCounters()
-            counters.load(cursor)
             shelf = Quarantine(cursor, 1, 1)
             shelf.load()
-            return counters, shelf.dropped
+            return ClassCounters.read(cursor), shelf.dropped
 
     def _rows(self, sql: str, values: tuple[int | str, ...]) -> list[tuple[Any, ...]]:
         with explained(self._path, "read"):

@@ -197,6 +197,7 @@ class StoreStats:
         audit_rows: Rows of the audit now.
         classes: Counts by predicted class.
         audit_shadowed: Rows of the audit whose sample was kept although the rule discards (shadow mode).
+        kept_shadowed: Samples in the store now that only shadow mode keeps; the rule keeps the others.
     """
 
     seen: int
@@ -215,6 +216,7 @@ class StoreStats:
     audit_rows: int
     classes: Mapping[int, ClassCounts]
     audit_shadowed: int = 0
+    kept_shadowed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

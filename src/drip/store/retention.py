@@ -16,8 +16,8 @@ from typing import Any, Self
 import numpy as np
 
 from drip.errors import InputError, StoreError
-from drip.files import canonical_json, sync_directory
-from drip.store import checking, schema
+from drip.files import sync_directory
+from drip.store import checking, codec, schema
 from drip.store.budget import Layout
 from drip.store.connection import (
     SYNCHRONOUS,
@@ -31,13 +31,12 @@ from drip.store.connection import (
 from drip.store.eviction import Eviction
 from drip.store.reading import Reader
 from drip.store.records import AuditRow, CheckReport, LabelState, QuarantinedSample, StoredSample, StoreStats
-from drip.store.settings import Settings, merge
+from drip.store.settings import Settings, encode_origin, merge
 from drip.store.space import Space
 from drip.store.writer import Writer
 from drip.types import Decision, JsonObject, Observation, Progress, Sample
 
 _MAX_LABEL = 2**31 - 1
-_MAX_ORIGIN_BYTES = 4096
 
 
 class RetentionStore:
@@ -57,7 +56,11 @@ class RetentionStore:
     ``"fifo"`` drops the oldest.
 
     **Once.** A decision with the sample id, content and policy of one in the audit is a redelivery (say,
-    after a resume) and is ignored. Kept content that comes again otherwise is counted, not stored twice.
+    after a resume) and is ignored, unless it keeps more: a sample that was discarded is kept by a later put
+    that says so, and one that only shadow mode kept becomes retained when the rule retains it. The later
+    decision then takes the earlier one's place in the audit, and the sample is seen once. Kept content that
+    comes again otherwise is counted, not stored twice; a rule that retains it under another id or policy
+    makes content that only shadow mode kept retained, while the audit has both decisions as they were.
 
     **Writers and threads.** One writer per store; a second one waits for ``timeout_s`` and gets a
     StoreError. A store object is used by the thread that opened it. Readers
@@ -120,6 +123,7 @@ class RetentionStore:
         if not 0 <= timeout_s < 1e6:
             message = f"timeout_s must be in [0, 1e6), got {timeout_s!r}"
             raise InputError(message)
+        codec.require_short("policy_digest", policy_digest or "")
         if min_free_bytes < 0:
             message = f"min_free_bytes must not be negative, got {min_free_bytes!r}"
             raise InputError(message)
@@ -300,22 +304,28 @@ class RetentionStore:
             keep: What to do, whatever was decided: shadow mode keeps all. None does as decided.
 
         Raises:
-            InputError: NaN priority, a wrong content hash, an unusable id or text.
-            StoreError: the sample can never fit, the disk is full or at its floor, another writer or a
+            InputError: NaN priority, a wrong content hash, an unusable id, text, label or time.
+            SampleTooLargeError: the sample with all that is recorded of it can never fit; nothing is evicted.
+            StoreError: the disk is full or at its floor, another writer or a
                 reader is in the way for ``timeout_s``, or the transaction outgrows the log's share. Nothing
                 of the put remains, and the store stays usable.
         """
         self._open_for_writing().put(sample, observation, decision, keep=keep)
 
     def quarantine(self, sample: Sample, reason: str) -> None:
-        """Set aside a sample that could not be decoded or scored.
+        """Set aside a sample that could not be decoded or scored, or that :meth:`put` refused.
 
         The quarantine has an eighth of the file; the oldest samples give way and are counted. A sample
         bigger than that is listed without its data. The same content again is counted, not stored.
 
+        Any sample is taken: an id beyond 512 bytes, a media type beyond 255 and a reason beyond 1024 are
+        cut, pairs of metadata that do not fit 4096 bytes of JSON are left out, and the reason ends with a
+        note of it. Metadata become text; a label or time that is no number becomes unknown.
+
         Raises:
-            InputError: an unusable id or text.
-            StoreError: as for :meth:`put`.
+            InputError: an id or media type that is no text, or data that are not bytes.
+            StoreError: the disk is full or at its floor, another writer or a reader is in the way for
+                ``timeout_s``, or the transaction outgrows the log's share.
         """
         self._open_for_writing().quarantine(sample, reason)
 
@@ -352,15 +362,10 @@ class RetentionStore:
             origin: A few facts as JSON, such as ``model_digests`` and ``score``; 4096 bytes at most.
 
         Raises:
-            InputError: more than that.
+            InputError: more than that or no JSON, such as NaN; a digest of more than 512 bytes.
         """
-        text = canonical_json(origin).decode()
-        if len(text) > _MAX_ORIGIN_BYTES:
-            message = (
-                f"origin must have at most {_MAX_ORIGIN_BYTES} bytes of JSON, got {len(text)}; shorten it"
-            )
-            raise InputError(message)
-        self._open_for_writing().note_origin(policy_digest, text)
+        codec.require_short("policy_digest", policy_digest)
+        self._open_for_writing().note_origin(policy_digest, encode_origin(origin))
 
     def origins(self) -> dict[str, JsonObject]:
         """What :meth:`note_origin` remembered, by policy digest."""
@@ -373,13 +378,14 @@ class RetentionStore:
         Args:
             sample: :attr:`StoredSample.key`, or a sample id that only one kept sample has.
             label: Class index; None takes a human label back.
-            annotator: Who says so, for the record.
+            annotator: Who says so, for the record; 512 bytes at most.
 
         Raises:
-            InputError: a label that is no class index.
+            InputError: a label that is no class index, or an annotator that is no such text.
             StoreError: no kept sample of that name, or several.
         """
         writer = self._open_for_writing()
+        codec.require_short("annotator", annotator)
         if label is not None and not (
             isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label <= _MAX_LABEL
         ):

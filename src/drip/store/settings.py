@@ -7,11 +7,14 @@ from dataclasses import dataclass, fields
 from typing import Self, cast
 
 from drip.errors import InputError, StoreError
+from drip.files import canonical_json
 from drip.store.eviction import EVICTIONS, Eviction
+from drip.types import JsonObject
 
 DEFAULT_AUDIT_ROWS = 100_000
 ORIGIN = "origin "
 """Beginning of the names under which the origins of policies are remembered, beside the settings."""
+_MAX_ORIGIN_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,26 @@ class Settings:
             value = getattr(self, column.name)
             text = "" if value is None else str(int(value) if isinstance(value, bool) else value)
             cursor.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (column.name, text))
+
+
+def encode_origin(origin: JsonObject) -> str:
+    """The origin of a policy as the text that is remembered.
+
+    Raises:
+        InputError: no object of JSON, or more than 4096 bytes of it.
+
+    >>> encode_origin({"score": "drip"})
+    '{"score":"drip"}'
+    """
+    try:
+        text = canonical_json(dict(origin)).decode()
+    except (TypeError, ValueError, RecursionError) as error:
+        message = f"origin must be an object of JSON with finite numbers, got one where {error}; convert it"
+        raise InputError(message) from error
+    if len(text) > _MAX_ORIGIN_BYTES:
+        message = f"origin must have at most {_MAX_ORIGIN_BYTES} bytes of JSON, got {len(text)}; shorten it"
+        raise InputError(message)
+    return text
 
 
 def merge(

@@ -163,10 +163,11 @@ class Space:
         if not wait:
             self._connection.execute("PRAGMA busy_timeout = 0").fetchall()
         try:
+            self._gauge.n_frames()
             (is_busy, n_frames, _) = self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-            if not is_busy and not n_frames:
+            if not is_busy and (not n_frames or self._gauge.has_loose_frames):
                 # A rolled back transaction had left the cache. Its frames do not count, but the log goes on
-                # under their salt, so that the gauge could not tell them from new ones.
+                # under their salt, or they have none: the gauge could not tell them from new ones.
                 (is_busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):

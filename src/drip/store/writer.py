@@ -6,7 +6,6 @@ failure rolls the whole transaction back.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,36 +14,22 @@ from pathlib import Path
 
 from drip.errors import InputError, StoreError, TransactionFullError
 from drip.store import codec
-from drip.store.budget import EVICT_FRAMES, PUT_FRAMES
-from drip.store.class_counters import ClassCounter, ClassCounters
+from drip.store.budget import EVICT_FRAMES, MICRO_BATCH_FRAMES, PUT_FRAMES
+from drip.store.class_counters import ClassCounters
 from drip.store.connection import explain, explained
 from drip.store.eviction import AuditRing, Evictor
 from drip.store.incoming import Incoming, prepare
-from drip.store.quarantine import Quarantine
-from drip.store.records import Outcome
+from drip.store.quarantine import Quarantine, Shelved
+from drip.store.recording import GROWTH_PAGES, Recorder
 from drip.store.settings import ORIGIN, Settings
 from drip.store.space import Space
 from drip.types import Decision, Observation, Progress, Sample
 
 Room = tuple[int, float | None]
 
-_GROWTH_PAGES = 12  # pages that index and table splits of one put may take beside its own bytes
-
-_INSERT_AUDIT = (
-    "INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-)
-_INSERT_KEPT = (
-    "INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, 0, ?, ?, ?, NULL) ON CONFLICT DO NOTHING"
-)
-_INSERT_BLOB = "INSERT INTO blobs VALUES (?, ?)"
-# The first term is the one that has an index; files of version 1 have one on the whole hash.
-_SAME_CONTENT = "substr(content_hash, 1, 12) = substr(:digest, 1, 12) AND content_hash = :digest"
-_FIND_SAME = f"SELECT 1 FROM kept WHERE {_SAME_CONTENT}"  # noqa: S608  # a constant
-_COUNT_SAME = f"UPDATE kept SET repeats = repeats + 1 WHERE {_SAME_CONTENT}"  # noqa: S608  # a constant
+_LASTING_BYTES = """SELECT coalesce(sum(length(name) + length(value)), 0)
+    + (SELECT sum(length(digest) + 16) FROM policies) FROM settings"""
 _LABEL = "UPDATE kept SET human_label = ?, annotator = ? WHERE id = ?"
-_NEXT_KEY = (
-    "SELECT max(coalesce((SELECT max(id) FROM audit), 0), coalesce((SELECT max(id) FROM kept), 0)) + 1"
-)
 
 
 class Writer:
@@ -63,9 +48,10 @@ class Writer:
         self.ring = AuditRing(settings.audit_rows, layout.audit_bytes, layout.log_frames // 16)
         self.quarantine_shelf = Quarantine(self._cursor, layout.quarantine_bytes, layout.max_sample_bytes)
         self._evictor = Evictor(self._cursor, space, self.counters, self.ring, settings.eviction)
+        self.recorder = Recorder(self._cursor, space, self.counters, self.ring, self._evictor)
         self._scores = codec.ScoreCodec()
         self._data_version = -1
-        self._next_key = 1
+        self._max_sample_bytes = 0
         self._first_key = 1
         self._in_transaction = False
         self._failure: str | None = None
@@ -85,7 +71,7 @@ class Writer:
         limit = self.space.layout.log_frames
         digest = self.policy_digest
         with explained(self._path, "write to"):
-            self._begin(limit // 2, limit // 4)
+            self._begin(limit // 2, max(0, min(limit // 4, limit - MICRO_BATCH_FRAMES)))
         self._in_transaction = True
         try:
             yield
@@ -171,7 +157,7 @@ class Writer:
                 self._rollback_only()
                 raise
             self._rollback_only()
-        self._first_key = self._next_key
+        self._first_key = self.recorder.next_key
 
     def _commit(self) -> None:
         self.counters.save(self._cursor)
@@ -195,13 +181,21 @@ class Writer:
         self.ring.load(cursor)
         self.quarantine_shelf.load()
         self._policy = None
-        (self._next_key,) = cursor.execute(_NEXT_KEY).fetchone()
+        self.recorder.load()
+        self._look_up_limit()
         if Settings.load(cursor) != self.settings:
             message = (
                 f"the settings of {self._path} must not change while it is open, got other ones from another "
                 "process; open the store again"
             )
             raise StoreError(message)
+
+    def _look_up_limit(self) -> None:
+        """Set the size of the biggest sample that fits beside what is never evicted for one."""
+        layout = self.space.layout
+        (n_bytes,) = self._cursor.execute(_LASTING_BYTES).fetchone()
+        n_pages = (self._progress_bytes() + 2 * int(n_bytes)) // layout.payload_bytes
+        self._max_sample_bytes = layout.max_sample_bytes_beside(n_pages)
 
     def _make_room_ahead(self, n_pages: int, priority: float | None) -> None:
         """Evict in transactions of their own; each is complete in itself."""
@@ -232,6 +226,7 @@ class Writer:
             observation,
             decision,
             layout=self.space.layout,
+            max_bytes=self._max_sample_bytes,
             scores=self._scores,
             with_logits=self.settings.audit_logits,
             keep=keep,
@@ -241,117 +236,33 @@ class Writer:
         self.run(rooms[: 1 + incoming.keep], n_frames, partial(self._record, incoming))
 
     def _record(self, put: Incoming) -> None:
-        space = self.space
-        space.start_operation(put.n_frames)
-        if self.ring.is_full:
-            self.ring.trim(self._cursor, space)
-        if not space.has_pages(put.audit_pages):
-            self._evictor.make_room(put.audit_pages, None)
-        entry = self.counters.touch(put.predicted_class)
-        policy = self._policy_id() if self._policy is None else self._policy
-        key = self._next_key
-        sample = put.sample
-        row = (
-            key,
-            sample.id,
-            int.from_bytes(put.digest[:8], "big", signed=True),
-            policy,
-            int(put.keep),  # Outcome.KEPT or Outcome.DISCARDED
-            int(put.retain),
-            put.priority,
-            put.probability,
-            put.reason,
-            put.predicted_class,
-            put.label,
-            len(sample.data),
-            put.time_s,
-            put.row_bytes,
-            put.scores,
-            put.logits,
-        )
-        if not self._cursor.execute(_INSERT_AUDIT, row).rowcount:
-            entry.redelivered += 1
-            return
-        self._next_key = key + 1
-        self.ring.rows += 1
-        self.ring.bytes += put.row_bytes
-        entry.seen += 1
-        if put.time_s is not None:
-            entry.span(put.time_s)
-        if put.keep:
-            self._keep(put, key, policy, entry)
-        else:
-            entry.discarded += 1
-            space.free_pages -= put.audit_pages + _GROWTH_PAGES
-
-    def _keep(self, put: Incoming, key: int, policy: int, entry: ClassCounter) -> None:
-        space = self.space
-        sample = put.sample
-        if not space.has_pages(put.n_pages):
-            # Only now, since a duplicate needs no room and most samples are none.
-            if self._cursor.execute(_FIND_SAME, {"digest": put.digest}).fetchall():
-                self._count_duplicate(key, put.digest, entry)
-                return
-            if not self._evictor.make_room(put.n_pages, put.priority):
-                self._mark(key, Outcome.EVICTED)
-                entry.evicted += 1
-                return
-        row = (
-            key,
-            sample.id,
-            put.digest,
-            sample.media_type,
-            policy,
-            put.priority,
-            put.probability,
-            codec.encode_reason(put.reason, is_retained=put.retain),
-            put.predicted_class,
-            put.label,
-            len(sample.data),
-            put.time_s,
-            put.scores,
-            put.meta,
-        )
-        if not self._cursor.execute(_INSERT_KEPT, row).rowcount:
-            self._count_duplicate(key, put.digest, entry)
-            return
-        self._cursor.execute(_INSERT_BLOB, (key, sample.data))
-        entry.kept += 1
-        entry.kept_bytes += len(sample.data)
-        space.free_pages -= put.n_pages + _GROWTH_PAGES
-
-    def _count_duplicate(self, key: int, digest: bytes, entry: ClassCounter) -> None:
-        self._cursor.execute(_COUNT_SAME, {"digest": digest})
-        self._mark(key, Outcome.DUPLICATE)
-        entry.duplicates += 1
-
-    def _mark(self, key: int, outcome: Outcome) -> None:
-        self._cursor.execute("UPDATE audit SET outcome = ? WHERE id = ?", (int(outcome), key))
+        self.recorder.record(put, self._current_policy())
 
     # -- quarantine, progress, labels ------------------------------------------------------------------
 
     def quarantine(self, sample: Sample, reason: str) -> None:
         """Set a sample aside; see :meth:`drip.store.RetentionStore.quarantine`."""
-        codec.require_sample(sample)
-        meta = codec.encode_meta(sample.meta)
+        shelved = Shelved.of(sample, reason)
         layout = self.space.layout
         shelf = self.quarantine_shelf
-        n_pages = layout.pages_of(shelf.row_bytes(sample, reason, meta))
+        n_pages = layout.pages_of(shelf.row_bytes(shelved))
         n_frames = PUT_FRAMES + n_pages + layout.map_pages_of(n_pages)
 
         def record() -> None:
             self.space.start_operation(n_frames)
             if not self.space.has_pages(n_pages):
                 self._evictor.make_room(n_pages, None)
-            shelf.add(self.space, sample, reason, meta)
-            self.space.free_pages -= n_pages + _GROWTH_PAGES
+            shelf.add(self.space, shelved)
+            self.space.free_pages -= n_pages + GROWTH_PAGES
 
         self.run(((n_pages, None),), n_frames, record)
 
     def save_progress(self, progress: Progress) -> None:
         """Remember where the run stands; see :meth:`drip.store.RetentionStore.save_progress`."""
-        state = json.dumps(progress.selector_state)
+        codec.require_short("policy_digest", progress.policy_digest)
+        state = codec.encode_json("selector_state", progress.selector_state)
         layout = self.space.layout
+        codec.text_bytes("cursor", progress.cursor or "")
         n_bytes = len(state) + len(progress.cursor or "") * 4
         if n_bytes > layout.max_sample_bytes:
             message = (
@@ -376,11 +287,12 @@ class Writer:
                 self._policy = None
                 if was_unknown:
                     self._name_policy_of_transaction()
-            policy = self._policy_id() if self._policy is None else self._policy
+            policy = self._current_policy()
             # Not INSERT OR REPLACE, which takes the new row's pages before it gives up the old one's.
             self._cursor.execute("DELETE FROM progress")
             self._cursor.execute("INSERT INTO progress VALUES (1, ?, ?, ?)", (policy, progress.cursor, state))
-            self.space.free_pages -= n_pages + _GROWTH_PAGES
+            self.space.free_pages -= n_pages + GROWTH_PAGES
+            self._look_up_limit()
 
         try:
             self.run(((n_pages, None),), n_frames, record)
@@ -416,9 +328,13 @@ class Writer:
                 self._evictor.make_room(n_pages, None)
             row = (f"{ORIGIN}{policy_digest}", origin)
             self._cursor.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", row)
-            self.space.free_pages -= n_pages + _GROWTH_PAGES
+            self.space.free_pages -= n_pages + GROWTH_PAGES
+            self._look_up_limit()
 
         self.run(((n_pages, None),), PUT_FRAMES + n_pages, record)
+
+    def _current_policy(self) -> int:
+        return self._policy_id() if self._policy is None else self._policy
 
     def _policy_id(self) -> int:
         """The row of the current policy's digest, made when it is new."""
@@ -432,7 +348,7 @@ class Writer:
 
     def _name_policy_of_transaction(self) -> None:
         """A run that saves its first progress after its first puts names their policy afterwards."""
-        n_rows = self._next_key - self._first_key
+        n_rows = self.recorder.next_key - self._first_key
         if not self._in_transaction or not n_rows:
             return
         self.space.reserve_frames(3 * n_rows + PUT_FRAMES)
