@@ -49,11 +49,17 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` that replaces it when the block ends without an error.
 
     The order is write, fsync, rename, fsync of the folder: a reader or a power cut sees the old
-    file or the new one, never a part. When the block raises, the temporary file is removed.
+    file or the new one, never a part. When the block raises, the temporary file is removed. Of a link
+    the file that it leads to is replaced.
 
     Raises:
-        DripError: the folder does not exist or cannot be written, ``path`` is a folder, the disk is full.
+        DripError: the folder does not exist or cannot be written, ``path`` is a folder, a device or a
+            pipe, the disk is full.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file() and not path.is_dir():  # root may rename a file over /dev/null
+        message = f"a file is needed at {path}, got a device or a pipe; choose another path"
+        raise DripError(message)
     try:
         handle = tempfile.NamedTemporaryFile(  # noqa: SIM115  # closed below, before the rename
             dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False

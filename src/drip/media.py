@@ -42,7 +42,8 @@ SUFFIXES: Mapping[str, str] = {kind: suffix for suffix, kind in MEDIA_TYPES.item
 _IMAGE_FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/bmp": "BMP"}
 _AUDIO_FORMATS = {"audio/wav": ("WAV", "WAVEX"), "audio/flac": ("FLAC",)}
 
-_MAX_INPUT_VALUES = 2**31
+_MAX_INPUT_VALUES = 2**26
+"""A quarter of a gibibyte as float32; the first layer of a network takes many times that."""
 _DEFAULT_MAX_VALUES = 64_000_000
 
 

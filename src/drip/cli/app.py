@@ -53,3 +53,9 @@ def main() -> None:
     except DripError as error:
         print_error(str(error))
         sys.exit(1)
+    except OSError as error:  # such as a full disk behind a redirected output
+        print_error(f"a file or the output fails, got: {error}")
+        sys.exit(1)
+    except MemoryError as error:
+        print_error(f"more memory is needed than there is, got: {error}; use smaller inputs or batches")
+        sys.exit(1)

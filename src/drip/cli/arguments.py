@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import tempfile
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 
 INTERRUPTED = "interrupted; what was committed is safe, the same command continues"
 
+MAX_THREADS = 256
+"""More than any board has cores; the runtime starts as many as it is asked for, and each takes memory."""
+
+MAX_BATCH_SIZE = 1024
+"""A batch is decoded and scored as a whole in memory, and nothing of it is committed before its end."""
+
+MAX_BYTES = 10**11
+"""What a store writes at once passes a log of 256 MiB at most. In a larger file the bookkeeping of evictions
+alone takes more and more of it: from 200 GB on nothing is left for a sample."""
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -39,7 +50,10 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if match is None or (match[3] and not match[2]):
         raise typer.BadParameter(f"a size such as 500MB or 2GiB is needed, got {text!r}")
-    return round(float(match[1]) * (_BINARY if match[3] else _UNITS)[match[2]])
+    number = float(match[1]) * (_BINARY if match[3] else _UNITS)[match[2]]
+    if not 1 <= number <= MAX_BYTES:
+        raise typer.BadParameter(f"a size from 1 byte to {MAX_BYTES // 10**9}GB is needed, got {text!r}")
+    return round(number)
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:
@@ -72,14 +86,22 @@ def parse_shape(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"sizes such as 3,224,224 are needed, got {text!r}") from error
 
 
-def require_writable(path: Path) -> None:
+def require_writable(path: Path, *inputs: Path | str | None) -> None:
     """Refuse a file that could not be written at the end, before the work begins.
 
+    Args:
+        path: The file to write.
+        inputs: Files that the command reads, which it must not replace.
+
     Raises:
-        DripError: the path is a folder, or its folder does not exist or cannot be written.
+        DripError: the path is a folder, a device or an input, or its folder does not exist or cannot be
+            written.
     """
-    if path.is_dir():
-        raise DripError(f"a file to write is needed, got the folder {path}; choose another path")
+    require_file(path)
+    if path.exists() and any(given and Path(given).exists() and path.samefile(given) for given in inputs):
+        raise DripError(
+            f"a file of its own is needed to write, got {path}, which is read; choose another path"
+        )
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -87,6 +109,40 @@ def require_writable(path: Path) -> None:
         raise DripError(
             f"a writable folder is needed for {path}, got: {error}; choose another path"
         ) from error
+
+
+def require_status_path(path: Path | None) -> None:
+    """Refuse to replace a file that no run has written.
+
+    Raises:
+        DripError: the path is a folder, a device, or a file that is no status of a run.
+    """
+    from drip.workflow.status import FORMAT
+
+    if path is None:
+        return
+    require_file(path)
+    if not path.exists() or not path.stat().st_size:
+        return
+    try:
+        is_status = json.loads(path.read_bytes()).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        is_status = False
+    if not is_status:
+        raise DripError(
+            f"a new file is needed for the status, got {path} with other content; choose another path"
+        )
+
+
+def require_file(path: Path) -> None:
+    """Refuse what cannot be a file, before anything is made beside it.
+
+    Raises:
+        DripError: the path is a folder or a device.
+    """
+    if path.exists() and not path.is_file():
+        kind = "folder" if path.is_dir() else "device or pipe"
+        raise DripError(f"a file to write is needed, got the {kind} {path}; choose another path")
 
 
 @contextmanager
@@ -156,6 +212,11 @@ WeightsOption = Annotated[
     Path | None,
     typer.Option(help="File with the model's state_dict (torch.save).", exists=True, dir_okay=False),
 ]
-ThreadsOption = Annotated[int, typer.Option(help="Threads within one operator of a model file.", min=1)]
+ThreadsOption = Annotated[
+    int,
+    typer.Option(
+        help=f"Threads within one operator of a model file, 1 to {MAX_THREADS}.", min=1, max=MAX_THREADS
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 StoreArgument = Annotated[Path, typer.Argument(help="The store's file.", show_default=False)]

@@ -92,7 +92,7 @@ def calibrate(
     """
     names = tuple(name.strip() for name in class_names.split(",")) if class_names else ()
     asked = Asked(shape, mean, std, resize, sample_rate, layer, heatmap, cam, names)
-    require_writable(out)
+    require_writable(out, model, weights)
     with progress_bar("scoring") as update:
         calibrate_model = asked.of_file if is_model_file(model) else asked.of_torch
         policy = calibrate_model(

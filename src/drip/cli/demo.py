@@ -30,12 +30,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for model, policy, store and report.")] = Path(
         "drip-demo"
     ),
-    seed: Annotated[int, typer.Option(help="Seed of split and training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of split and training.", min=0, max=2**32 - 1)] = 0,
     dpw: Annotated[
         float, typer.Option(help="Discard Percentage Window: share of the stream to discard, in (0, 1).")
     ] = 0.4,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes per training; default 10, or 4 for the full data set.")
+        int | None, typer.Option(help="Passes per training; default 10, or 4 for the full data set.", min=1)
     ] = None,
     json_output: JsonOption = False,
 ) -> None:

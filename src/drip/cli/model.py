@@ -68,7 +68,7 @@ def export(
         numbers = parse_numbers(mean), parse_numbers(std)
         contract = InputContract(parse_shape(shape), resize, *numbers, sample_rate)
     names = tuple(name.strip() for name in class_names.split(",")) if class_names else ()
-    require_writable(out)
+    require_writable(out, weights, policy)
     metadata = _write(
         model, weights, policy, out, layer=layer, heatmap=heatmap, contract=contract, class_names=names,
         contrast=contrast, features=features,

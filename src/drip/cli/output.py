@@ -26,9 +26,9 @@ from rich.text import Text
 
 
 def print_error(message: str) -> None:
-    """One line on standard error."""
+    """One line on standard error, whatever breaks the message has from others."""
     Console(stderr=True, soft_wrap=True).print(
-        Text("error: ", style="bold red").append(message, style="default")
+        Text("error: ", style="bold red").append(" ".join(message.split()), style="default")
     )
 
 

@@ -10,12 +10,15 @@ import typer
 
 from drip.cli.arguments import (
     INTERRUPTED,
+    MAX_BATCH_SIZE,
     JsonOption,
     ModelArgument,
     ThreadsOption,
     WeightsOption,
     load_any_model,
     parse_bytes,
+    require_file,
+    require_status_path,
     stop_on_signals,
 )
 from drip.cli.output import print_error, print_facts, print_json, print_lines, progress_bar
@@ -43,8 +46,8 @@ def run(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Most bytes that the store takes on disk, such as 500MB or 2GiB; as before when not given, "
-            "1GB for a new store."
+            help="Most bytes that the store takes on disk, such as 500MB or 2GiB, at most 100GB; as before "
+            "when not given, 1GB for a new store."
         ),
     ] = None,
     eviction: Annotated[
@@ -61,7 +64,13 @@ def run(
         OnError, typer.Option(help="A sample that cannot be decoded: *quarantine*, *skip* or *raise*.")
     ] = "quarantine",
     batch_size: Annotated[
-        int, typer.Option(help="Samples scored at once; 1 decides each at once.", min=1)
+        int,
+        typer.Option(
+            help=f"Samples scored and committed at once, at most {MAX_BATCH_SIZE}, as they are in memory "
+            "together; 1 decides each at once.",
+            min=1,
+            max=MAX_BATCH_SIZE,
+        ),
     ] = 32,
     threads: ThreadsOption = 1,
     accept_parent_limits: Annotated[
@@ -92,6 +101,8 @@ def run(
 
     n_bytes = None if budget is None else parse_bytes(budget)
     options = RunOptions(n_bytes, eviction, shadow, accept_parent_limits, batch_size, on_error)
+    require_file(store)
+    require_status_path(status_file)
     with stop_on_signals() as stop, progress_bar("deciding") as update, RunStatus(status_file) as status:
         network = load_any_model(model, weights, threads)
         rule = None if policy is None else Policy.load(policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import sys
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def load_model(factory: str, weights: str | Path | None) -> nn.Module:
         weights: A file with a ``state_dict``, from ``torch.save``; None keeps the factory's weights.
 
     Raises:
-        ModelError: no such module or callable, or a file that does not fit the model.
+        ModelError: no such module or callable, a model without weights in memory (the meta device), or a
+            file that does not fit the model.
     """
     module_name, colon, name = factory.partition(":")
     if not (module_name and colon and name):
@@ -42,8 +44,19 @@ def load_model(factory: str, weights: str | Path | None) -> nn.Module:
     if weights is not None:
         try:
             model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        except pickle.UnpicklingError as error:  # torch's own text advises to run the file's code
+            raise ModelError(
+                f"a state_dict from torch.save is needed at {weights}, got a file that has more in it than "
+                "tensors, or is none; save model.state_dict()"
+            ) from error
         except Exception as error:  # torch's reader raises many types on a damaged file
             raise ModelError(
                 f"a state_dict that fits {factory!r} is needed at {weights}, got: {error}"
             ) from error
+    for name, values in (*model.named_parameters(), *model.named_buffers()):
+        if values.is_meta:
+            raise ModelError(
+                f"weights in memory are needed, got a model of {factory!r} with {name!r} on the meta device; "
+                "make it without torch.device('meta'), or with to_empty() before its weights are loaded"
+            )
     return model.eval()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from drip.errors import StreamError
 from drip.streams.dataset import DatasetSource
 from drip.streams.folder import FolderSource
+from drip.streams.options import split_url
 from drip.streams.stdin import StdinSource
 from drip.streams.watch import WatchedFolderSource
 from drip.types import Source
@@ -30,9 +31,9 @@ def _open_mqtt(url: str, class_names: Sequence[str]) -> Source:
 
 
 SCHEMES: dict[str, Callable[[str, Sequence[str]], Source]] = {
-    "file": lambda url, names: FolderSource(Path(unquote(urlsplit(url).path)), names),
+    "file": lambda url, names: FolderSource(Path(unquote(split_url(url).path)), names),
     "watch": WatchedFolderSource.from_url,
-    "dataset": lambda url, _: DatasetSource.by_name(urlsplit(url).netloc or urlsplit(url).path),
+    "dataset": lambda url, _: DatasetSource.by_name(split_url(url).netloc or split_url(url).path),
     "stdin": StdinSource.from_url,
     "mqtt": _open_mqtt,
     "mqtts": _open_mqtt,
@@ -49,14 +50,16 @@ def open_source(url: str, class_names: Sequence[str] = ()) -> Source:
         class_names: Names in the order of the logits; files below a folder of such a name are labelled.
 
     Raises:
-        StreamError: an unknown scheme, or a source that cannot be opened.
+        StreamError: a malformed URL, an unknown scheme, or a source that cannot be opened.
         DripError: the scheme needs a package that is not installed; the message has the command.
     """
-    scheme = urlsplit(url).scheme
+    scheme = split_url(url).scheme
     if scheme in SCHEMES:
         return SCHEMES[scheme](url, class_names)
     if "://" in url:
         raise StreamError(
             f"a folder or a URL of {', '.join(f'{name}:' for name in SCHEMES)} is needed, got {url!r}"
         )
+    if not url:
+        raise StreamError("a folder or a URL is needed, got an empty text; the current folder is '.'")
     return FolderSource(Path(url), class_names)

@@ -10,7 +10,7 @@ from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from drip.errors import StreamError
-from drip.streams.options import DEFAULT_MAX_BYTES, number, parse_options
+from drip.streams.options import DEFAULT_MAX_BYTES, number, parse_options, split_url
 
 PASSWORD_VARIABLE = "DRIP_MQTT_PASSWORD"  # noqa: S105  # the variable's name
 _WEEK_S = 7 * 86_400
@@ -80,7 +80,7 @@ class MqttAddress:
             StreamError: a part that is missing, unknown or outside its range; messages never repeat a URL.
         """
         place, _, query = url.partition("?")
-        parts = urlsplit(place.replace("#", "%23"))  # to MQTT it is the wildcard of all levels
+        parts = split_url(place.replace("#", "%23"))  # to MQTT it is the wildcard of all levels
         options = parse_options(query, _DEFAULTS, parts.scheme)
         if parts.password is not None:
             raise StreamError(
@@ -99,6 +99,9 @@ class MqttAddress:
                 "this device is away; add client=NAME to the URL"
             )
         is_tls = parts.scheme == "mqtts"
+        _require_host(parts.hostname)
+        _require_text("topic", topic)
+        _require_text("client", options["client"])
         user = None if parts.username is None else unquote(parts.username)
         return cls(
             host=parts.hostname,
@@ -142,6 +145,27 @@ class MqttAddress:
                 f"keyfile={self.keyfile!r}), got: {error}"
             ) from error
         return context
+
+
+def _require_host(host: str) -> None:
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise StreamError(f"a host name or address is needed, got {host!r}; correct the URL") from error
+
+
+def _require_text(name: str, text: str) -> None:
+    """MQTT 5, section 1.5.4: UTF-8 of at most 65,535 bytes without the character U+0000."""
+    try:
+        n_bytes = len(text.encode())
+    except UnicodeError:
+        n_bytes = 0
+    if not 0 < n_bytes <= 65_535 or "\0" in text:
+        shown = text if len(text) < 100 else f"{text[:100]}..."
+        raise StreamError(
+            f"{name} must be UTF-8 of 1 to 65535 bytes without a null character, got {shown!r}; "
+            "correct the URL"
+        )
 
 
 def _port(netloc: str, default: int) -> int:

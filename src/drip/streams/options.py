@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from urllib.parse import parse_qsl
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from drip.errors import StreamError
 
 DEFAULT_MAX_BYTES = 16 * 2**20
+
+
+def split_url(url: str) -> SplitResult:
+    """The parts of a URL, or of a path.
+
+    Raises:
+        StreamError: it cannot be taken apart; the message never repeats the URL, which may have a password.
+
+    >>> split_url("mqtt://host/topic").netloc
+    'host'
+    """
+    try:
+        return urlsplit(url)
+    except ValueError:  # its message has the host's part, and with it a password
+        raise StreamError(
+            "a URL such as mqtt://host/topic or mqtt://[::1]/topic is needed, got one whose host is "
+            "malformed; correct what stands between // and the next slash"
+        ) from None
 
 
 def parse_options(query: str, allowed: Mapping[str, str], scheme: str) -> dict[str, str]:

@@ -8,7 +8,6 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Self
-from urllib.parse import urlsplit
 
 from drip.errors import InputError, StreamError
 from drip.streams.messages import (
@@ -20,7 +19,7 @@ from drip.streams.messages import (
     sample_of,
     sample_of_json,
 )
-from drip.streams.options import DEFAULT_MAX_BYTES, number, parse_options
+from drip.streams.options import DEFAULT_MAX_BYTES, number, parse_options, split_url
 from drip.types import Sample
 
 _HEARTBEAT_S = 1.0
@@ -71,7 +70,7 @@ class StdinSource:
             StreamError: an unknown option or value.
         """
         defaults = {"format": "lines", "max_bytes": str(DEFAULT_MAX_BYTES)}
-        options = parse_options(urlsplit(url).query, defaults, "stdin")
+        options = parse_options(split_url(url).query, defaults, "stdin")
         return cls(options["format"], class_names, max_bytes=int(number(options, "max_bytes", 1, 2**31)))
 
     @property

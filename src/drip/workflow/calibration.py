@@ -153,8 +153,13 @@ def calibrated(
 
 def _rule(name: str, discard_fraction: float, method: Method | None) -> BaseSelector:
     check_fraction("discard_fraction", discard_fraction)
-    params = {} if method is None else {"method": method}
-    return create(name, retention=complement(discard_fraction), **params)
+    retention = complement(discard_fraction)
+    selector = create(name, retention=retention)
+    if method is None:
+        return selector
+    if not isinstance(selector, WindowSelector):
+        raise InputError(f"a rule with windows is needed with a window method, got {name!r}; leave it out")
+    return create(name, retention=retention, method=method)
 
 
 def _observe(

@@ -1,0 +1,289 @@
+"""Command lines that no run can follow: one line that says why, and nothing left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from digits import MODEL
+
+from drip.cli.arguments import MAX_BATCH_SIZE, MAX_BYTES, MAX_THREADS, parse_bytes
+from drip.store import RetentionStore
+
+META_MODEL = """
+import torch
+from drip.models import SmallCNN
+
+def build():
+    with torch.device("meta"):
+        return SmallCNN()
+
+class Forgetful(SmallCNN):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.empty(3, device="meta"))
+"""
+
+
+ENDLESS_MODEL = """
+import pathlib, time
+from drip.models import SmallCNN
+
+class Endless(SmallCNN):
+    def forward(self, x):
+        pathlib.Path("begun").touch()
+        time.sleep(30)
+"""
+
+
+@pytest.fixture
+def run_options(board, tmp_path):
+    return ["run", board.model.path, "--source", board.production, "--store", tmp_path / "kept.db"]
+
+
+@pytest.fixture
+def refused(drip, tmp_path):
+    """Runs a command line that must fail; gives its one line, and looks for what it left behind."""
+
+    def call(*arguments, code):
+        before = sorted(tmp_path.iterdir())
+        result = drip(*arguments)
+        assert result.code == code, result.err
+        assert result.out == ""
+        if code == 1:
+            (line,) = result.err.splitlines()
+            assert line.startswith("error: ")
+        assert sorted(tmp_path.iterdir()) == before
+        return result.err
+
+    return call
+
+
+# -- numbers beyond reason -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", ["99999999999", "-1", "0", str(MAX_THREADS + 1), "1e3", ""])
+@pytest.mark.parametrize("command", ["run", "calibrate"])
+def test_threads_that_no_device_has_are_refused(command, threads, board, refused, run_options, tmp_path):
+    calibrate = ["calibrate", board.bare.path, "--data", board.calibration, "--out", tmp_path / "policy.json"]
+    base = run_options if command == "run" else calibrate
+    assert "--threads" in refused(*base, "--threads", threads, code=2)
+
+
+@pytest.mark.parametrize("size", ["-1", "0", str(MAX_BATCH_SIZE + 1), "9" * 30])
+def test_a_batch_that_no_memory_holds_is_refused(size, refused, run_options):
+    assert "--batch-size" in refused(*run_options, "--batch-size", size, code=2)
+
+
+def test_the_largest_batch_runs(drip, run_options):
+    found = json.loads(drip(*run_options, "--batch-size", str(MAX_BATCH_SIZE), "--json").out)
+    assert found["run"]["n_seen"] == 150
+
+
+@pytest.mark.parametrize(
+    "budget", ["0", "0.4", "-5", "1e400GB", "999999999999TB", "101GB", "9" * 14, "nan", "inf", ""]
+)
+def test_a_budget_that_no_store_has_is_refused(budget, refused, run_options):
+    assert f"got {budget!r}" in refused(*run_options, "--budget", budget, code=2)
+
+
+@pytest.mark.parametrize("budget", ["1", "10kB", "100kB"])
+def test_a_budget_below_the_least_is_refused_with_the_least(budget, refused, run_options):
+    line = refused(*run_options, "--budget", budget, code=1)
+    assert f"got {parse_bytes(budget)}" in line
+    assert "-" not in line.removeprefix("error: ")  # no negative bytes
+
+
+def test_the_greatest_budget_is_one_that_a_store_takes(drip, run_options, tmp_path):
+    assert drip(*run_options, "--budget", f"{MAX_BYTES}").code == 0
+    with RetentionStore.open_readonly(tmp_path / "kept.db") as store:
+        assert store.budget_bytes == MAX_BYTES
+        assert store.check().ok
+
+
+@pytest.mark.parametrize("shape", ["3,60000,11000", "1,9000,9000", "3,999999999999,999999999999999999999999"])
+@pytest.mark.parametrize("command", ["export", "calibrate"])
+def test_a_shape_that_no_memory_holds_is_refused(command, shape, board, refused, tmp_path):
+    export = ["model", "export", MODEL, "--out", tmp_path / "model.onnx"]
+    calibrate = ["calibrate", MODEL, "--data", board.calibration, "--out", tmp_path / "policy.json"]
+    base = export if command == "export" else calibrate
+    assert "shape must have at most" in refused(*base, "--shape", shape, code=1)
+
+
+def test_too_little_memory_is_one_line(drip, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError("Unable to allocate 2.00 GiB")
+
+    monkeypatch.setattr("drip.export.export_onnx", fail)
+    result = drip("model", "export", MODEL, "--shape", "1,28,28")
+    (line,) = result.err.splitlines()
+    assert line.startswith("error: more memory is needed than there is, got: Unable to allocate 2.00 GiB")
+    assert result.code == 1
+
+
+@pytest.mark.parametrize("option", [["--seed", "-1"], ["--seed", "9" * 20], ["--epochs", "0"]])
+def test_a_demo_that_cannot_be_is_refused(option, refused, tmp_path):
+    assert option[0] in refused("demo", "--out", tmp_path / "demo", *option, code=2)
+
+
+# -- ends --------------------------------------------------------------------------------------------------
+
+
+def test_an_output_that_is_full_is_one_line():
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-c", "from drip.cli import main; main()", "--help"]
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: a file or the output fails, got: [Errno 28] No space left on device"
+    ]
+
+
+def test_an_interrupted_calibration_leaves_nothing_and_no_traceback(digits, tmp_path):
+    (tmp_path / "endless.py").write_text(ENDLESS_MODEL)
+    command = [
+        sys.executable, "-c", "from drip.cli import main; main()", "calibrate", "endless:Endless",
+        "--data", digits.calibration, "--shape", "1,28,28",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert not (tmp_path / "policy.json").exists()
+
+
+# -- files to write ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    """What is neither file nor folder, as /dev/null is; a root user could rename a file over it."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    return path
+
+
+@pytest.mark.parametrize("option", ["--store", "--status-file"])
+@pytest.mark.parametrize("place", ["pipe", "."])
+def test_a_run_replaces_neither_device_nor_folder(place, option, pipe, refused, run_options, tmp_path):
+    line = refused(*run_options, option, tmp_path / place, code=1)
+    assert "a file to write is needed" in line
+    assert pipe.is_fifo()
+    assert not list(tmp_path.parent.glob("*-lock"))
+
+
+def test_a_policy_replaces_no_device(board, pipe, refused):
+    refused("calibrate", board.bare.path, "--data", board.calibration, "--out", pipe, code=1)
+    refused("model", "set-policy", board.model.path, board.policy, "--out", pipe, code=1)
+    assert pipe.is_fifo()
+
+
+def test_a_status_file_replaces_no_store(drip, refused, run_options, tmp_path):
+    assert drip(*run_options).code == 0
+    for path in (tmp_path / "kept.db", run_options[1]):
+        content = path.read_bytes()
+        assert "with other content" in refused(*run_options, "--status-file", path, code=1)
+        assert path.read_bytes() == content
+    status = tmp_path / "status.json"
+    status.touch()
+    for _ in range(2):
+        assert drip(*run_options, "--status-file", status).code == 0
+
+
+def test_what_is_written_replaces_nothing_that_is_read(board, digits, refused):
+    model = [MODEL, "--weights", digits.weights]
+    for path, arguments in (
+        (board.bare.path, ["calibrate", board.bare.path, "--data", board.calibration]),
+        (digits.weights, ["calibrate", *model, "--data", digits.calibration, "--shape", "1,28,28"]),
+        (digits.policy, ["model", "export", *model, "--policy", digits.policy]),
+    ):
+        content = path.read_bytes()
+        assert "which is read" in refused(*arguments, "--out", path, code=1)
+        assert path.read_bytes() == content
+
+
+def test_a_window_method_of_a_rule_without_windows_is_refused(board, refused):
+    options = ["--data", board.calibration, "--rule", "margin", "--window", "min_std"]
+    assert "a rule with windows" in refused("calibrate", board.bare.path, *options, code=1)
+
+
+# -- sources -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mqtt://[bad",
+        "mqtt://me:hunter2@[bad/a?client=c",
+        "http://[::1",
+        "file://[",
+        "watch://[x",
+        "mqtt://me:hunter2@℀.com/a?client=c",
+        "mqtt://a#]/t?client=c",
+    ],
+)
+def test_a_malformed_url_is_refused_and_not_repeated(url, refused, run_options):
+    run_options[3] = url
+    line = refused(*run_options, code=1)
+    assert "malformed" in line
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("mqtt://..../a?client=c", "host name"),
+        (f"mqtt://{'é' * 70}/a?client=c", "host name"),
+        ("mqtt://\udcff/a?client=c", "host name"),
+        ("mqtt://h/a%00b?client=c", "topic must be"),
+        (f"mqtt://h/{'a' * 65_536}?client=c", "topic must be"),
+        ("mqtt://h/\udcff?client=c", "topic must be"),
+        ("mqtt://h/a?client=%00", "client must be"),
+        ("mqtt://h/a?client=c&client=d", "each once"),
+        ("dataset:", "data set"),
+        ("stdin:?format=x", "format must be"),
+        ("", "a folder"),
+        ("\0", "a folder"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_refused(url, word, refused, run_options):
+    run_options[3] = url
+    assert word in refused(*run_options, code=1)
+
+
+# -- models --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factory", ["absent:build", "absent:Forgetful"])
+def test_a_model_on_the_meta_device_is_refused(factory, board, drip, tmp_path, monkeypatch):
+    (tmp_path / "absent.py").write_text(META_MODEL)
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ["calibrate", factory, "--data", board.calibration, "--shape", "3,8,8"],
+        ["model", "export", factory, "--shape", "1,28,28"],
+    ):
+        result = drip(*arguments)
+        assert result.code == 1
+        assert result.err.startswith("error: weights in memory are needed")
+        assert len(result.err.splitlines()) == 1
+    assert not list(tmp_path.glob("*.json")) + list(tmp_path.glob("*.onnx"))
+    assert torch.get_default_device() == torch.device("cpu")
+
+
+def test_weights_that_are_none_are_refused_without_advice_to_run_them(board, digits, refused):
+    options = ["--weights", board.policy, "--data", digits.calibration, "--shape", "1,28,28"]
+    line = refused("calibrate", MODEL, *options, code=1)
+    assert "a state_dict from torch.save is needed" in line
+    assert "weights_only" not in line
