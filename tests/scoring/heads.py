@@ -124,7 +124,12 @@ def to_maps(activation):
 def oracle(model, layer, batch, method="gradcam", *, rival=False, classes=None):
     """Maps before the ReLU, logits and activations by autograd through the whole model, in float64 sums."""
     kept = []
-    handle = model.get_submodule(layer).register_forward_hook(lambda _m, _i, output: kept.append(output))
+
+    def keep(_module, _inputs, output):
+        kept.append(output)
+        return output.clone()  # what is edited in place afterwards must not reach A
+
+    handle = model.get_submodule(layer).register_forward_hook(keep)
     x = torch.from_numpy(batch).requires_grad_()
     logits = model(x)
     handle.remove()

@@ -154,7 +154,7 @@ def test_nothing_of_a_pass_is_kept_and_results_are_not_overwritten():
     scorer = TorchScorer(model, layer=layer, example=batch)
     first = scorer.score(batch[:1])
     columns = [first.scores.copy(), first.logits.copy(), first.features.copy()]
-    assert scorer.plan.tap._outputs == scorer.plan.tap._inputs == []
+    assert scorer.plan.tap._outputs == scorer.plan.tap._calls == scorer.plan.tap._versions == []
     scorer.score(batch[1:2])
     for kept, now in zip(columns, (first.scores, first.logits, first.features), strict=True):
         assert np.array_equal(kept, now)
@@ -195,7 +195,12 @@ def test_any_change_of_a_weight_counts_however_it_was_made(n_rows):
     assert_routes_equal(found, score_of(oracle(model, layer, batch)[0]))
 
 
-@pytest.mark.parametrize("flaw", ["read only", "reversed", "float64", "transposed", "tensor"])
+@pytest.mark.parametrize(
+    "flaw",
+    [
+        "read only", "reversed", "float64", "long double", "big-endian", "transposed", "inference", "tensor",
+    ],
+)  # fmt: skip
 def test_any_ordinary_float_batch_is_taken(flaw):
     model, batch, layer = build("gap_linear")
     scorer = TorchScorer(model, layer=layer)
@@ -207,6 +212,13 @@ def test_any_ordinary_float_batch_is_taken(flaw):
         given = batch[:, :, ::-1].copy()[:, :, ::-1]
     elif flaw == "float64":
         given = batch.astype(np.float64)
+    elif flaw == "long double":
+        given = batch.astype(np.longdouble)
+    elif flaw == "big-endian":
+        given = batch.astype(">f4")
+    elif flaw == "inference":
+        with torch.inference_mode():
+            given = torch.from_numpy(batch) * 1
     elif flaw == "transposed":
         given = np.ascontiguousarray(batch.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     else:

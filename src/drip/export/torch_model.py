@@ -30,8 +30,9 @@ from drip.policy import Policy
 from drip.scoring import TorchScorer, model_digest
 from drip.scoring.inputs import Batch
 from drip.scoring.layout import channels_last_to_first, tokens_to_grid
+from drip.scoring.mode import ScoringMode, locks_of
 from drip.scoring.scorer import Heatmap
-from drip.scoring.tap import ScoringMode, run_tapped
+from drip.scoring.tap import run_tapped
 from drip.scoring.target import Target, find_target
 
 TOLERANCE = 1e-5
@@ -89,7 +90,7 @@ def export_onnx(
     example = np.array(example_input, dtype=np.float32)
     scorer = TorchScorer(model, layer=layer, heatmap=chosen, contrast=contrast, example=example)
     digest = model_digest(model)
-    with ScoringMode(tuple(model.modules())):
+    with ScoringMode(model, locks_of(model)):
         x = torch.from_numpy(example[:2] if len(example) > 1 else np.concatenate([example, example]))
         target = find_target(model, x, scorer.layer)
         plain = _plain_graph(model, target, x)

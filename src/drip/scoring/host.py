@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drip.scoring.plans import ClosedForm
+from drip.scoring.closed_form import ClosedForm, agrees
 
 Floats = NDArray[np.floating[Any]]
 
@@ -36,22 +36,30 @@ class HostScores(NamedTuple):
     features: Floats
 
 
-def host_scores(plan: ClosedForm, x: Tensor) -> HostScores:
+def host_scores(plan: ClosedForm, x: Tensor) -> HostScores | None:
     r"""Classes, logits, Grad-CAM scores and pooled features of a batch in float32 on the CPU.
 
     .. math:: \mathrm{score} = \frac1Z \sum_p \max\Bigl(0, \sum_k a_k A_{k,p}\Bigr), \quad
               a_k = \frac1Z \sum_p \frac{\partial y_c}{\partial A_{k,p}}
 
-    The weights are read anew at each call: a change through ``.data`` leaves no sign.
+    The weights are read anew at each call: a change through ``.data`` leaves no sign. None where the
+    closed form does not cover the pass.
     """
-    logits, activations, hidden = plan.forward(x)
-    values = logits.numpy()
-    maps = activations.numpy()
-    after_relu = [inputs.numpy() for inputs in hidden[1:]]
+    forward = plan.forward(x)
+    if forward is None:
+        return None
+    values = forward.logits.numpy()
+    maps = forward.activations.numpy()
+    given = [call.given.numpy() for call in forward.calls]
+    before_relu = [call.result.numpy() for call in forward.calls[:-1]]
     weights = [linear.weight.numpy(force=True) for linear in plan.linears]
     follow = _one_row if len(values) == 1 else _rows
     with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for what is not finite
-        return follow(values, maps, after_relu, weights)
+        for before, after in zip(before_relu, given[1:], strict=True):
+            if not agrees(after, np.maximum(before, 0)):
+                return None
+        found = follow(values, maps, given[1:], weights)
+        return None if forward.pooled and not agrees(given[0], found.features) else found
 
 
 def _one_row(

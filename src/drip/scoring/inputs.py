@@ -19,10 +19,14 @@ def to_input(batch: Batch, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The batch as a tensor of the model's type on the model's device, without a graph.
 
     Raises:
-        InputError: It is neither array nor tensor, has no batch axis, is not floating point, or
-            holds NaN or infinite values (the message names the rows).
+        InputError: It is neither array nor tensor, has no batch axis, is not floating point, has a
+            mask, or holds NaN or infinite values (the message names the rows).
     """
+    if isinstance(batch, np.ma.MaskedArray):
+        raise InputError("batch must be an array without a mask, got MaskedArray; fill it: batch.filled(0.0)")
     if isinstance(batch, np.ndarray) and batch.dtype.kind == "f":
+        if batch.dtype.char not in "efd" or not batch.dtype.isnative:  # long doubles, other byte orders
+            batch = batch.astype(np.float64)
         # torch warns of arrays that are read-only and refuses negative strides
         tensor = torch.from_numpy(batch if batch.flags.carray else batch.copy(order="C"))
     elif isinstance(batch, Tensor) and batch.is_floating_point():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
@@ -15,11 +14,14 @@ from torch import Tensor, nn
 
 from drip.errors import DripError, InputError, ModelError
 from drip.scoring.cam import MAPS, mean_over_positions, normalise
+from drip.scoring.choice import Choice, choose_plan
+from drip.scoring.closed_form import ClosedForm
 from drip.scoring.host import host_scores
 from drip.scoring.inputs import Batch, notes_on, require_finite, to_classes, to_host, to_input
 from drip.scoring.layout import Reshape
-from drip.scoring.plans import RELATIVE_TOLERANCE, Choice, ClosedForm, Pass, Plan, choose_plan, top_two
-from drip.scoring.tap import ScoringMode, logits_of
+from drip.scoring.mode import ScoringMode, locks_of
+from drip.scoring.plans import RELATIVE_TOLERANCE, Pass, Plan, in_single, top_two
+from drip.scoring.tap import logits_of
 from drip.scoring.target import Target, find_target
 from drip.types import IntArray, JsonObject, Observations
 
@@ -109,7 +111,6 @@ class TorchScorer:
                 f"reshape must be a function from (N, T, C) to (N, K, *positions), got {reshape!r}"
             )
         self._model = _on_device(model, device)
-        self._modules = tuple(model.modules())
         self._asked_layer = layer
         self._reshape = reshape
         self._heatmap: Heatmap = heatmap
@@ -118,7 +119,7 @@ class TorchScorer:
         self._method = method
         self._map = MAPS[method]
         self._prepared: _Prepared | None = None
-        self._lock = threading.RLock()  # hooks and training flags are the model's, not the call's
+        self._locks = locks_of(model)
         reference = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), None)
         if reference is None:
             raise ModelError("the model must have parameters, got none; give the trained model")
@@ -128,8 +129,8 @@ class TorchScorer:
             x = self._checked(example)
             if len(x) == 0:
                 raise InputError("example must hold at least one sample, got none")
-            with self._lock, ScoringMode(self._modules):
-                self._prepare(x.clone())
+            with ScoringMode(self._model, self._locks):
+                self._prepare(x)
 
     @property
     def provides(self) -> frozenset[str]:
@@ -194,7 +195,7 @@ class TorchScorer:
         x = self._checked(batch)
         if x.shape[0] == 0:
             return self._no_rows(x)
-        with self._lock, ScoringMode(self._modules):
+        with ScoringMode(self._model, self._locks):
             classes, logits, scores, features = self._guarded(x, self._scored)
         if not _looks_finite(logits, *scores.values()):
             self._require_finite("logits", logits)
@@ -223,7 +224,7 @@ class TorchScorer:
         if len(x) == 0:
             self._no_rows(x)
             return np.zeros((0, *self._fixed().target.shape[1:]), dtype=np.float32)
-        with self._lock, ScoringMode(self._modules):
+        with ScoringMode(self._model, self._locks):
             run = self._guarded(x, _run)
             chosen = run.logits.argmax(1) if classes is None else to_classes(classes, like=run.logits)
             heatmaps = to_host(self._heatmaps(run, chosen)).astype(np.float32, copy=False)
@@ -232,10 +233,16 @@ class TorchScorer:
 
     def _scored(self, fixed: _Prepared, x: Tensor) -> _Scored:
         """Classes, logits, scores by name and pooled features of one pass, as arrays."""
+        plan = fixed.choice.plan
         if fixed.on_host is not None:
-            classes, logits, scores, features = host_scores(fixed.on_host, x)
-            return classes, logits, {"drip": scores}, features
-        run = _run(fixed, x)
+            found = host_scores(fixed.on_host, x)
+            if found is not None:
+                return found.classes, found.logits, {"drip": found.scores}, found.features
+            plan = fixed.on_host.head
+        run = plan.run(x)
+        logits = to_host(run.logits)
+        if not _looks_finite(logits):  # they may hang on nothing that has a gradient
+            self._require_finite("logits", logits)
         best, rival = top_two(run.logits)
         named = {"drip": mean_over_positions(self._heatmaps(run, best))}
         if self._contrast:
@@ -243,14 +250,18 @@ class TorchScorer:
             named["contrast"] = mean_over_positions(difference.relu())
             named["contrast_mean"] = mean_over_positions(difference)
             named["contrast_abs"] = mean_over_positions(difference.abs())
-        pooled = to_host(mean_over_positions(run.activations.flatten(0, 1)))
+        pooled = to_host(mean_over_positions(in_single(run.activations).flatten(0, 1)))
         features = pooled.reshape(run.activations.shape[:2]).astype(np.float32, copy=False)
         arrays = {name: to_host(values) for name, values in named.items()}
-        return to_host(best), to_host(run.logits), arrays, features
+        return to_host(best), logits, arrays, features
 
     def _map_of(self, run: Pass, classes: Tensor, rivals: Tensor | None) -> Tensor:
         gradients = run.mean_gradients if self._method == "gradcam" else run.gradients
-        return self._map(run.activations, gradients(classes, rivals))
+        given = in_single(run.activations), in_single(gradients(classes, rivals))
+        if not torch.is_autocast_enabled(self._device.type):
+            return self._map(*given)
+        with torch.autocast(self._device.type, enabled=False):  # it is for the model, not for the score
+            return self._map(*given)
 
     def _heatmaps(self, run: Pass, classes: Tensor) -> Tensor:
         heatmaps = self._map_of(run, classes, None).relu()
@@ -264,8 +275,6 @@ class TorchScorer:
 
     def _guarded(self, x: Tensor, work: Callable[[_Prepared, Tensor], Result]) -> Result:
         """One pass over a batch, and what its failure means; the first fixes the plan."""
-        if x.is_inference():
-            x = x.clone()  # an inference-mode caller's tensor cannot enter a graph
         fixed = self._prepared or self._prepare(x)
         if x.dim() != 1 + len(fixed.input_shape):
             expected = ("N", *fixed.input_shape)
@@ -289,7 +298,7 @@ class TorchScorer:
         """Fix target layer and plan on one or two samples; inside ScoringMode."""
         example = x[:2] if len(x) > 1 else torch.cat((x, x.flip(-1)))
         try:
-            output = self._model(example)
+            output = self._model(example.clone())
         except Exception as error:  # whatever the user's forward raises
             if isinstance(error, DripError):
                 raise
@@ -330,9 +339,12 @@ class TorchScorer:
             return None
         for x in (example[:1], example):
             run = plan.run(x)
-            found = host_scores(plan, x).scores
+            found = host_scores(plan, x)
             expected = to_host(mean_over_positions(self._heatmaps(run, run.logits.argmax(1))))
-            if not np.abs(found - expected).max() <= RELATIVE_TOLERANCE * np.abs(expected).max():
+            if (
+                found is None
+                or not np.abs(found.scores - expected).max() <= RELATIVE_TOLERANCE * np.abs(expected).max()
+            ):
                 return None
         return plan
 
@@ -346,7 +358,7 @@ class TorchScorer:
         fixed = self._prepared
         if fixed is None:
             generator = torch.Generator().manual_seed(0)
-            with self._lock, ScoringMode(self._modules):
+            with ScoringMode(self._model, self._locks):
                 fixed = self._prepare(torch.randn((2, *x.shape[1:]), generator=generator).to(x))
         return Observations(
             classes=np.zeros(0, dtype=np.int64),

@@ -1,54 +1,17 @@
-"""Runs a model once and takes hold of one activation: the only place that hooks and switches modes."""
+"""Runs a model once and takes hold of one activation; what switches its modes is in ``mode``."""
+# ruff: noqa: SLF001  # torch counts edits in place, and keeps hooks, in private names only
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from threading import get_ident
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from drip.errors import ModelError
-
-
-class ScoringMode:
-    """Context: evaluate a model as in production and leave no trace.
-
-    Inside, every module is in eval mode, no graph is built, and inference mode is off, because its
-    tensors could not enter the head's graph. Afterwards every module has its own training flag
-    again, also when the block raised. A class, not a generator: entering must cost microseconds.
-
-    Args:
-        modules: All modules of the model.
-    """
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._modules = modules
-        self._training: list[nn.Module] = []
-        self._outside: AbstractContextManager[Any] | None = None
-        self._had_grad = False
-
-    def __enter__(self) -> None:
-        """Switch to eval mode without a graph."""
-        self._training = [module for module in self._modules if module.training]
-        for module in self._training:
-            module.training = False
-        if torch.is_inference_mode_enabled():
-            self._outside = torch.inference_mode(mode=False)
-            self._outside.__enter__()
-        self._had_grad = torch.is_grad_enabled()
-        torch.set_grad_enabled(False)
-
-    def __exit__(self, *_exception: object) -> None:
-        """Put every mode and flag back."""
-        torch.set_grad_enabled(self._had_grad)
-        if self._outside is not None:
-            self._outside.__exit__(None, None, None)
-        for module in self._training:
-            module.training = True
 
 
 class FunctionChain(TorchFunctionMode):
@@ -108,6 +71,8 @@ def run_tapped(
 ) -> Tensor:
     """Logits of ``model(x)``, with ``on_output`` called on the layer's output.
 
+    The model gets a copy: it may edit its input, which is the caller's, and serves several passes.
+
     Args:
         model: The classifier.
         layer: The module of ``model`` whose output is wanted.
@@ -122,9 +87,12 @@ def run_tapped(
             or the model gives no logits (N, C).
     """
     calls = 0
+    thread = get_ident()
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Tensor | None:
         nonlocal calls
+        if get_ident() != thread:  # another one runs the model meanwhile
+            return None
         calls += 1
         if not isinstance(output, Tensor):
             message = f"the target layer must give one tensor, got {type(output).__name__}"
@@ -138,10 +106,10 @@ def run_tapped(
     handle = layer.register_forward_hook(hook)
     try:
         if chain is None:
-            output = model(x)
+            output = model(x.clone())
         else:
             with chain:
-                output = model(x)
+                output = model(x.clone())
     finally:
         handle.remove()
     _require_once(calls)
@@ -154,82 +122,120 @@ def run_tapped(
 
 
 class _Hook:
-    """A hook to be switched on for a pass and off after it; registering it each time costs ten times as much.
+    """A forward hook to be switched on for a pass and off after it; registering costs ten times as much.
+
+    The module's dictionary is asked for each time: some libraries put another in its place.
 
     Args:
-        register: ``register_forward_hook`` or the like of a module.
-        call: What it registers.
+        module: Whose output is wanted.
+        call: As for ``register_forward_hook``.
     """
 
-    def __init__(
-        self, register: Callable[[Callable[..., None]], RemovableHandle], call: Callable[..., None]
-    ) -> None:
-        handle = register(call)
-        self._hooks: dict[int, Any] = handle.hooks_dict_ref() or {}
-        self._id, self._call = handle.id, call
+    def __init__(self, module: nn.Module, call: Callable[..., None]) -> None:
+        handle = module.register_forward_hook(call)
+        self._module, self._id, self._call = module, handle.id, call
         handle.remove()
 
     def on(self) -> None:
         """Run it from now on, after all that were registered before."""
-        self._hooks[self._id] = self._call
+        self._module._forward_hooks[self._id] = self._call
 
     def off(self) -> None:
         """Run it no more."""
-        self._hooks.pop(self._id, None)
+        self._module._forward_hooks.pop(self._id, None)
+
+
+class Call(NamedTuple):
+    """What a module read and what it gave."""
+
+    given: Tensor
+    result: Tensor
+
+
+class Tapped(NamedTuple):
+    """What one pass gave.
+
+    Attributes:
+        logits: Shape (N, C).
+        activation: The target layer's, or the last function's, as the model has it.
+        calls: Of the readers, in the order of execution.
+        edits: How many operations in place there were, until the end of the pass, on the activation
+            and on what each call read and gave, from the moment they were taken.
+    """
+
+    logits: Tensor
+    activation: Tensor
+    calls: list[Call]
+    edits: tuple[int, ...]
 
 
 class Tap:
-    """Takes hold of the target's activation and of what some modules behind it read, pass after pass.
+    """Takes hold of the target's activation and of calls of some modules behind it, pass after pass.
 
     Nothing of a pass stays here. Two passes at a time would mix their tensors: the caller holds a lock.
 
     Args:
         layer: The module whose output is wanted.
         functions: What ``forward`` applies to it, as for :func:`run_tapped`.
-        readers: The modules whose inputs are wanted.
+        readers: The modules whose calls are wanted. One that is called without arguments by
+            position, or gives no tensor, counts as not called.
     """
 
     def __init__(self, layer: nn.Module, functions: Sequence[str], readers: Sequence[nn.Module]) -> None:
         self._layer, self._functions = layer, functions
         self._outputs: list[Tensor] = []
-        self._inputs: list[Tensor] = []
-        self._hooks = [_Hook(reader.register_forward_pre_hook, self._keep_input) for reader in readers]
+        self._calls: list[Call] = []
+        self._versions: list[int] = []
+        self._thread = 0
+        self._hooks = [_Hook(reader, self._keep_call) for reader in readers]
         if not functions:
-            self._hooks.append(_Hook(layer.register_forward_hook, self._keep_output))
+            self._hooks.append(_Hook(layer, self._keep_output))
 
-    def run(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Logits of ``model(x)``, the activation, and the readers' inputs in the order of their calls.
+    def run(self, model: nn.Module, x: Tensor) -> Tapped:
+        """One forward pass of ``model`` on a copy of ``x``.
 
         Raises:
             ModelError: As :func:`run_tapped`.
         """
-        outputs, inputs = self._outputs, self._inputs
+        outputs, calls, versions = self._outputs, self._calls, self._versions
+        self._thread = get_ident()
         try:
             for hook in self._hooks:
                 hook.on()
             if self._functions:
-                output = run_tapped(model, self._layer, self._functions, x, outputs.append)
+                output = run_tapped(model, self._layer, self._functions, x, self._keep)
             else:
-                output = model(x)
+                output = model(x.clone())
         finally:
             for hook in self._hooks:
                 hook.off()
-            self._outputs, self._inputs = [], []
+            self._outputs, self._calls, self._versions = [], [], []
         _require_once(len(outputs))
-        return logits_of(output, x.shape[0]), outputs[0], inputs
+        logits = logits_of(output, x.shape[0])
+        kept = (*outputs, *(tensor for call in calls for tensor in call))
+        edits = tuple(tensor._version - then for tensor, then in zip(kept, versions, strict=True))
+        return Tapped(logits, outputs[0], calls, edits)
 
-    def _keep_input(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._inputs.append(inputs[0])
+    def _keep_call(self, _module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if get_ident() == self._thread and inputs and isinstance(output, Tensor):
+            call = Call(inputs[0], output)
+            self._calls.append(call)
+            self._versions += (call.given._version, output._version)
 
-    def _keep_output(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        self._outputs.append(output)
+    def _keep_output(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        if get_ident() == self._thread:
+            self._keep(output)
+
+    def _keep(self, activation: Tensor) -> None:
+        self._outputs.append(activation)
+        self._versions.insert(0, activation._version)
 
 
 def _require_once(calls: int) -> None:
     """The target layer ran in the pass, and ran once."""
     if calls != 1:
         message = f"the target layer must run exactly once per forward pass, it ran {calls} times"
-        raise ModelError(f"{message}; choose a layer that does")
+        raise ModelError(f"{message}; choose a layer that does, or build a new scorer after exchanging it")
 
 
 def gradient_at(leaf: Tensor, logits: Tensor, seed: Tensor, *, keep_graph: bool = False) -> Tensor | None:
@@ -237,6 +243,8 @@ def gradient_at(leaf: Tensor, logits: Tensor, seed: Tensor, *, keep_graph: bool 
 
     Of a number: with ``grad_outputs`` torch loads its symbolic shapes, and SymPy with them, 30 MiB.
     """
+    if not logits.requires_grad:
+        return None
     with torch.enable_grad():
         total = (logits * seed).sum()
     (gradient,) = torch.autograd.grad(total, leaf, retain_graph=keep_graph, allow_unused=True)

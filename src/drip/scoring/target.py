@@ -180,7 +180,7 @@ def _record(model: nn.Module, example: Tensor) -> list[Call]:
         for name, module in model.named_modules():
             if name:
                 handles.append(module.register_forward_hook(hook_for(name)))
-        logits_of(model(example), len(example))
+        logits_of(model(example.clone()), len(example))
     finally:
         for handle in handles:
             handle.remove()
@@ -221,7 +221,7 @@ def _functions_after(model: nn.Module, module: nn.Module, example: Tensor) -> tu
     handle = module.register_forward_hook(lambda _module, _inputs, output: chain.start(output))
     try:
         with chain:
-            model(example)
+            model(example.clone())
     finally:
         handle.remove()
     return tuple(chain.names)
