@@ -1,0 +1,364 @@
+"""What all reducers share: parameters, checks, sizes, containers; and rankings that are cut at a size."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+from imblearn.base import BaseSampler
+from joblib import Parallel, delayed
+from scipy.sparse import issparse
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from drip.errors import InputError
+from drip.reduction.containers import Classes, classes_of, take_rows
+from drip.reduction.neighbours import Metric, check_metric, radius
+from drip.reduction.progress import Counter, Progress
+from drip.reduction.sizes import (
+    DEFAULT_FRACTION,
+    Stratify,
+    check_number,
+    class_sizes,
+    kept_total,
+    sizes_from_mapping,
+)
+from drip.types import FloatArray, IntArray
+
+Part = TypeVar("Part")
+
+_LARGEST = 1e150
+_STRATIFY = ("proportional", "balanced", "global")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A checked table.
+
+    Attributes:
+        values: float64, C-ordered, shape (n, d).
+        classes: The classes of the rows.
+        groups: Rows that are reduced together, ascending: those of a class, or all.
+        seeds: One per group, so that no result depends on the number of threads.
+    """
+
+    values: FloatArray
+    classes: Classes
+    groups: list[IntArray]
+    seeds: list[int]
+
+
+@dataclass(eq=False, repr=False)
+class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn has no types
+    """A method that replaces a table by fewer rows, in the interface of imbalanced-learn.
+
+    The size is given as one of ``fraction``, ``n_samples`` and ``epsilon``; without any, a tenth is kept.
+
+    Args:
+        fraction: Share of the rows to keep, in (0, 1]; rounded half up, at least one row.
+        n_samples: Rows to keep: a number, or a mapping from every label to its number.
+        epsilon: Representativeness to reach: every class keeps as few rows of its order as bring each of
+            its rows within this distance, in ``metric``, of a kept row of the class.
+        stratify: ``proportional`` to class sizes (largest remainders), ``balanced`` (equal shares; small
+            classes whole) or ``global``: one cut over all classes, which may lose some.
+        min_per_class: Least rows that a class keeps, if it has as many; ignored by ``global``.
+        metric: ``euclidean`` or ``chebyshev`` (L-infinity), of distances and of ``epsilon``. Scale the
+            features first, say to [0, 1].
+        random_state: Seed, or NumPy's ``RandomState``.
+        n_jobs: Threads over the classes; None is one, -1 all. No result depends on it.
+        progress: Called with what is done and the whole on long work; None for silence.
+
+    Subclasses set ``name`` and ``abbreviation`` and implement :meth:`_reduce`.
+    """
+
+    name: ClassVar[str]
+    abbreviation: ClassVar[str]
+    reads_values: ClassVar[bool] = True
+    """False for a method that looks at no feature, and takes text and NaN."""
+
+    fraction: float | None = None
+    _: KW_ONLY
+    n_samples: int | Mapping[Any, int] | None = None
+    epsilon: float | None = None
+    stratify: Stratify = "proportional"
+    min_per_class: int = 1
+    metric: Metric = "euclidean"
+    random_state: Any = None
+    n_jobs: int | None = None
+    progress: Progress | None = None
+
+    @abstractmethod
+    def _reduce(self, table: Table, sizes: IntArray | None) -> None:
+        """Set the fitted attributes; ``sizes`` per group, or None where ``epsilon`` decides."""
+
+    def fit(self, X: Any, y: Any = None, **params: Any) -> Self:  # noqa: N803  # scikit-learn's name
+        """Choose the rows; they are in ``sample_indices_``, or the points in ``points_``.
+
+        Args:
+            X: Table of numbers, shape (n, d): array, list, sparse matrix, pandas or polars frame. Sparse
+                tables are computed as dense ones.
+            y: Labels, shape (n,), of any dtype; None for one class.
+            params: What the method takes besides, such as ``events``.
+
+        Raises:
+            InputError: wrong parameters, NaN or infinity, a target with a single class.
+        """
+        self._check_parameters()
+        values = self._values(X)
+        classes = classes_of(y, len(values))
+        if y is not None and len(classes.labels) < 2:
+            raise InputError(
+                f"y must have more than 1 class, got 1 class {classes.names[0]!r} (n_samples={len(values)}); "
+                "leave y out to reduce rows without labels"
+            )
+        if y is None and len(values) < 2:
+            raise InputError("X must have at least 2 rows, got n_samples=1")
+        rng = check_random_state(self.random_state)
+        groups = [np.arange(len(values))] if self.stratify == "global" else classes.rows
+        seeds = rng.randint(2**31 - 1, size=len(groups)).tolist()
+        table = Table(values, classes, groups, seeds)
+        sizes = self._sizes(classes)
+        self._fit_params(params, table)
+        self._reduce(table, sizes)
+        return self
+
+    def fit_resample(self, X: Any, y: Any = None, **params: Any) -> tuple[Any, Any]:  # noqa: N803
+        """Choose the rows and return them with their labels, in the containers that came.
+
+        Args:
+            X: As for :meth:`fit`.
+            y: As for :meth:`fit`; where it is None, None is returned for the labels.
+            params: As for :meth:`fit`.
+
+        Raises:
+            InputError: as :meth:`fit`.
+        """
+        self.fit(X, y, **params)
+        return self._fit_resample(X, y)
+
+    def _fit_resample(self, X: Any, y: Any) -> tuple[Any, Any]:  # noqa: N803
+        return take_rows(X, self.sample_indices_), take_rows(y, self.sample_indices_)
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn's and imbalanced-learn's checks may expect."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = False
+        tags.input_tags.allow_nan = tags.input_tags.string = not self.reads_values
+        tags.sampler_tags.sample_indices = True
+        return tags
+
+    def _check_parameters(self) -> None:
+        given = {
+            name: getattr(self, name)
+            for name in ("fraction", "n_samples", "epsilon")
+            if getattr(self, name) is not None
+        }
+        if len(given) > 1:
+            raise InputError(f"one of fraction, n_samples and epsilon may be given, got {given}")
+        if self.fraction is not None:
+            check_real("fraction", self.fraction, upper=1.0)
+        if self.epsilon is not None:
+            check_real("epsilon", self.epsilon, zero=True)
+        if self.stratify not in _STRATIFY:
+            raise InputError(f"stratify must be one of {', '.join(_STRATIFY)}, got {self.stratify!r}")
+        check_whole("min_per_class", self.min_per_class)
+        check_metric(self.metric)
+        single = self.epsilon is None and not isinstance(self.n_samples, Mapping)
+        if self.stratify == "global" and not single:
+            raise InputError(
+                "stratify='global' cuts all classes at once and needs fraction or a whole n_samples, got "
+                f"{given}; use stratify='proportional'"
+            )
+
+    def _values(self, X: Any) -> FloatArray:  # noqa: N803
+        reads = self.reads_values or self.epsilon is not None
+        try:
+            if not reads:
+                checked = validate_data(
+                    self, X=X, reset=True, dtype=None, ensure_all_finite=False, accept_sparse=True
+                )
+                return np.empty((checked.shape[0], 0))
+            checked = validate_data(self, X=X, reset=True, dtype=np.float64, order="C", accept_sparse="csr")
+        except ValueError as error:
+            raise InputError(f"X must be a table of finite numbers: {error}") from error
+        values = checked.toarray() if issparse(checked) else checked
+        if values.size and max(values.max(), -values.min()) > _LARGEST:
+            raise InputError(
+                f"X must lie within {_LARGEST:.0e} of zero, or squared distances overflow, got "
+                f"{np.abs(values).max():.3g}; scale the features, say to [0, 1]"
+            )
+        return np.ascontiguousarray(values)
+
+    def _sizes(self, classes: Classes, fraction: float | None = None) -> IntArray | None:
+        """Rows that every group keeps; None where ``epsilon`` decides."""
+        if self.epsilon is not None and fraction is None:
+            return None
+        counts = classes.counts
+        n = int(counts.sum())
+        n_samples = self.n_samples if fraction is None else None
+        if isinstance(n_samples, Mapping):
+            sizes = sizes_from_mapping(n_samples, classes.names, counts)
+        else:
+            if n_samples is None:
+                total = kept_total(n, fraction or self.fraction or DEFAULT_FRACTION)
+            else:
+                check_number("n_samples", n_samples, n)
+                total = int(n_samples)
+            if self.stratify == "global":
+                return np.array([total])
+            sizes = class_sizes(counts, total, self.stratify, self.min_per_class)
+        return sizes
+
+    def _fit_params(self, params: dict[str, Any], table: Table) -> None:  # noqa: ARG002  # for subclasses
+        """Take what came with the data; methods without such parameters keep this."""
+        if params:
+            raise InputError(f"{type(self).__name__} takes X and y, got {', '.join(params)} besides")
+
+    def _each(self, work: Callable[..., Part], *columns: Sequence[Any]) -> list[Part]:
+        """Call ``work`` on every group's arguments, in ``n_jobs`` threads."""
+        calls = (delayed(work)(*arguments) for arguments in zip(*columns, strict=True))
+        return list(Parallel(n_jobs=self.n_jobs, prefer="threads")(calls))
+
+    def _counter(self, total: int) -> Counter:
+        return Counter(self.progress, total)
+
+
+@dataclass(eq=False, repr=False)
+class RankedReducer(BaseReducer):
+    """A method that puts the rows of every group in an order; a size is a cut of it, so cuts are nested.
+
+    Subclasses implement :meth:`_orders`. One fit serves every smaller size: :meth:`at`.
+
+    Attributes:
+        sample_indices_: Kept rows, ascending, int64.
+        sample_weight_: Rows that each kept row stands for, shape (n_kept,): those of its class over those
+            kept of it, unless the method says otherwise.
+        ranking_: Place of every row in the order of its group, 0 first, int64, shape (n,); -1 for rows
+            behind the last one that was needed.
+        sampling_strategy_: Rows kept by label.
+    """
+
+    @abstractmethod
+    def _orders(self, table: Table, sizes: IntArray | None) -> list[IntArray]:
+        """For every group its rows, the first to keep first; at least ``sizes`` of them, or all."""
+
+    def _reduce(self, table: Table, sizes: IntArray | None) -> None:
+        orders = self._orders(table, sizes)
+        if sizes is None:
+            sizes = self._sizes_within(table, orders)
+        self.ranking_ = np.full(len(table.values), -1, dtype=np.int64)
+        for order in orders:
+            self.ranking_[order] = np.arange(len(order))
+        self._classes, self._n_groups = table.classes, len(table.groups)
+        self.sample_indices_ = self._cut(sizes)
+        kept = np.bincount(table.classes.codes[self.sample_indices_], minlength=len(table.classes.labels))
+        self.sampling_strategy_ = dict(zip(table.classes.names, kept.tolist(), strict=True))
+        self.sample_weight_ = self._weights(table, kept)
+
+    def at(self, fraction: float) -> IntArray:
+        """The rows that another fraction keeps, ascending: the same order, cut elsewhere.
+
+        Args:
+            fraction: Share of the rows, in (0, 1].
+
+        Raises:
+            InputError: more rows than the fit has ordered; fit with a larger fraction.
+        """
+        check_is_fitted(self)
+        check_real("fraction", fraction, upper=1.0)
+        sizes = self._sizes(self._classes, fraction)
+        assert sizes is not None  # noqa: S101  # a fraction always gives sizes
+        ranked = self.ranking_ >= 0
+        groups = self._group_codes()
+        if (np.bincount(groups[ranked], minlength=self._n_groups) < sizes).any():
+            raise InputError(
+                f"fraction must keep at most the rows that fit has ordered, got {fraction!r} after a fit "
+                f"that ordered {int(ranked.sum())} of {len(ranked)}; fit with a larger fraction"
+            )
+        return self._cut(sizes)
+
+    def _group_codes(self) -> IntArray:
+        return self._classes.codes if self._n_groups > 1 else np.zeros_like(self._classes.codes)
+
+    def _cut(self, sizes: IntArray) -> IntArray:
+        within = (self.ranking_ >= 0) & (self.ranking_ < sizes[self._group_codes()])
+        return np.flatnonzero(within)
+
+    def _weights(self, table: Table, kept: IntArray) -> FloatArray:
+        share = table.classes.counts / np.maximum(kept, 1)
+        return np.asarray(share[table.classes.codes[self.sample_indices_]], dtype=np.float64)
+
+    def _sizes_within(self, table: Table, orders: list[IntArray]) -> IntArray:
+        """By bisection the fewest rows of every order whose covering radius is at most ``epsilon``."""
+        least = np.minimum(table.classes.counts, self.min_per_class)
+        found = self._each(lambda order: self._size_within(table.values[order]), orders)
+        return np.maximum(np.array(found, dtype=np.int64), least)
+
+    def _size_within(self, ordered: FloatArray) -> int:
+        low, high = 1, len(ordered)  # all rows cover themselves, and more rows never cover less
+        while low < high:
+            middle = (low + high) // 2
+            reached = radius(ordered[middle:], ordered[:middle], self.metric)
+            low, high = (low, middle) if reached <= float(self.epsilon or 0.0) else (middle + 1, high)
+        return low
+
+
+@dataclass(eq=False, repr=False)
+class ScoredReducer(RankedReducer):
+    """A method that gives every row a score; rows with larger scores are kept first.
+
+    Subclasses implement :meth:`_score`. With ``stratify="global"`` the scores of all classes compare.
+
+    Attributes:
+        scores_: Scores, float64, shape (n,).
+    """
+
+    random_ties: ClassVar[bool] = False
+    """True where many rows score the same: then chance orders them, else the lower row comes first."""
+
+    @abstractmethod
+    def _score(self, table: Table, sizes: IntArray | None) -> FloatArray:
+        """Scores, shape (n,), computed within the classes whatever the groups are."""
+
+    def _orders(self, table: Table, sizes: IntArray | None) -> list[IntArray]:
+        self.scores_ = self._score(table, sizes)
+        return [
+            descending(self.scores_, rows, np.random.default_rng(seed) if self.random_ties else None)
+            for rows, seed in zip(table.groups, table.seeds, strict=True)
+        ]
+
+
+def descending(scores: FloatArray, rows: IntArray, rng: np.random.Generator | None = None) -> IntArray:
+    """The rows by score, largest first; ties in random order, or by row where there is no generator.
+
+    >>> descending(np.array([0.0, 3.0, 1.0, 3.0]), np.array([0, 1, 2, 3])).tolist()
+    [1, 3, 2, 0]
+    """
+    dealt = rows if rng is None else rng.permutation(rows)
+    return dealt[np.argsort(-scores[dealt], kind="stable")]
+
+
+def check_real(name: str, value: Any, *, upper: float = np.inf, zero: bool = False) -> None:
+    """Refuse what is no number in (0, upper]; with ``zero`` in [0, upper].
+
+    Raises:
+        InputError: it is not.
+    """
+    real = isinstance(value, Real) and value is not True and bool(np.isfinite(float(value)))
+    if not (real and 0 <= value <= upper and (zero or value > 0)):
+        limits = f"{'[' if zero else '('}0, {'inf)' if np.isinf(upper) else f'{upper:g}]'}"
+        raise InputError(f"{name} must be a number in {limits}, got {value!r}")
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Refuse what is no whole number of at least ``least``.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(value, Integral) or value is True or value is False or int(value) < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")

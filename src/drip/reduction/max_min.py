@@ -1,0 +1,157 @@
+"""Farthest-point sampling (MMS): every kept row is the one that the kept rows before it cover worst."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, cast
+
+import numpy as np
+
+from drip.reduction.base import RankedReducer, Table
+from drip.reduction.neighbours import Metric, distances_to
+from drip.reduction.progress import Counter
+from drip.types import FloatArray, IntArray
+
+_BLOCK_ROWS = 8192  # differences of a block stay in the processor's cache
+_SLACK = 1e-9
+
+
+@dataclass(eq=False, repr=False)
+class MaxMin(RankedReducer):
+    r"""Start at a random row of the class, then add :math:`\arg\max_i \min_{s \in S} \|x_i - x_s\|`.
+
+    The largest distance to a kept row (the covering radius, which is the class's epsilon) is at most
+    twice the least that any choice of as many rows reaches. The order is nested and the radius after
+    every pick is known: one fit gives the whole curve. Ties: the lower row. Only the start is random.
+    Outliers come first, so that classifiers may prefer other methods at equal counts.
+
+    Parameters and other attributes: :class:`~drip.reduction.base.BaseReducer` and
+    :class:`~drip.reduction.base.RankedReducer`. With ``epsilon`` it stops at the first pick that reaches
+    it; any two of these picks are more than ``epsilon`` apart. With ``stratify="global"`` all rows are
+    covered as one class. Complexity: at most O(n m d) time for m picks of n rows, O(n d) memory.
+
+    Attributes:
+        radii_: For every group in the order of its labels the covering radius after each of its picks.
+        sample_weight_: Rows of the group that are nearest to each kept row (the earlier pick on ties).
+
+    References:
+        Gonzalez (1985), Clustering to minimize the maximum intercluster distance; de Silva and Carlsson
+        (2004), Topological estimation using witness complexes.
+
+    >>> sampler = MaxMin(n_samples=3, random_state=0).fit([[0.0], [1.0], [5.0], [9.0], [10.0]])
+    >>> sampler.sample_indices_.tolist(), sampler.radii_[0].tolist()
+    ([1, 2, 4], [9.0, 4.0, 1.0])
+    """
+
+    name: ClassVar[str] = "maxmin"
+    abbreviation: ClassVar[str] = "MMS"
+
+    def _orders(self, table: Table, sizes: IntArray | None) -> list[IntArray]:
+        stop = -1.0 if sizes is not None else float(self.epsilon or 0.0)
+        limits = [len(rows) for rows in table.groups] if sizes is None else sizes.tolist()
+        counter = self._counter(sum(limits))
+
+        def cover(rows: IntArray, limit: int, seed: int) -> Cover:
+            start = int(np.random.default_rng(seed).integers(len(rows)))
+            least = min(self.min_per_class, len(rows))
+            points = table.values[rows]
+            return farthest_first(points, limit, start, self.metric, stop=stop, least=least, counter=counter)
+
+        covers = self._each(cover, table.groups, limits, table.seeds)
+        self.radii_ = [found.radii for found in covers]
+        self._shares = [np.bincount(found.owner, minlength=len(found.order)) for found in covers]
+        return [rows[found.order] for rows, found in zip(table.groups, covers, strict=True)]
+
+    def _sizes_within(self, table: Table, orders: list[IntArray]) -> IntArray:  # noqa: ARG002  # they stop there
+        return np.array([len(order) for order in orders])
+
+    def _weights(self, table: Table, kept: IntArray) -> FloatArray:  # noqa: ARG002  # counted while picking
+        groups = self._group_codes()[self.sample_indices_].tolist()
+        places = self.ranking_[self.sample_indices_].tolist()
+        return np.array([self._shares[g][k] for g, k in zip(groups, places, strict=True)], dtype=np.float64)
+
+
+class Cover(NamedTuple):
+    """What :func:`farthest_first` finds.
+
+    Attributes:
+        order: The picks, int64, shape (m,).
+        radii: Covering radius after every pick, shape (m,).
+        owner: The pick that is nearest to every row, shape (n,).
+    """
+
+    order: IntArray
+    radii: FloatArray
+    owner: IntArray
+
+
+def farthest_first(
+    points: FloatArray,
+    count: int,
+    start: int,
+    metric: Metric,
+    *,
+    stop: float = -1.0,
+    least: int = 1,
+    counter: Counter | None = None,
+) -> Cover:
+    """Farthest-point order of rows.
+
+    A pick at distance r from the others changes only rows nearer than r to it. Rows are held in the order
+    of a projection that stretches no distance, so that these lie in one run.
+
+    Args:
+        points: Shape (n, d).
+        count: Picks at most, in [1, n].
+        start: The first pick.
+        metric: ``euclidean`` or ``chebyshev``.
+        stop: Stop when the covering radius is at most this, after at least ``least`` picks.
+        least: See ``stop``.
+        counter: Told of every pick.
+
+    >>> farthest_first(np.array([[0.0], [1.0], [4.0]]), 2, 0, "chebyshev").order.tolist()
+    [0, 2]
+    """
+    n = len(points)
+    places = points @ _direction(points, metric)
+    original = np.argsort(places, kind="stable")
+    rows, places = points[original], places[original]
+    slack = _SLACK * float(np.abs(places).max())
+    gap = np.full(n, np.inf)  # distance to the nearest pick; squared where Euclidean; -1 for picks
+    owner = np.zeros(n, dtype=np.int64)
+    order, radii = np.empty(count, dtype=np.int64), np.empty(count)
+    pick, reach = int(np.flatnonzero(original == start)[0]), np.inf
+    for k in range(count):
+        order[k] = original[pick]
+        begin, end = places.searchsorted([places[pick] - reach, places[pick] + reach])
+        for low in range(int(begin), min(int(end) + 1, n), _BLOCK_ROWS):
+            part = slice(low, min(low + _BLOCK_ROWS, int(end) + 1))
+            distances = distances_to(rows[part], rows[pick], metric)
+            nearer = np.flatnonzero(distances < gap[part])
+            gap[part][nearer] = distances[nearer]
+            owner[part][nearer] = k
+        gap[pick], owner[pick] = -1.0, k
+        pick = int(gap.argmax())
+        largest = max(float(gap[pick]), 0.0)
+        radii[k] = largest**0.5 if metric == "euclidean" else largest
+        ties = np.flatnonzero(gap == gap[pick])
+        pick = int(ties[original[ties].argmin()])
+        reach = radii[k] * (1.0 + _SLACK) + slack
+        if counter is not None:
+            counter.advance()
+        if radii[k] <= stop and k + 1 >= least:
+            order, radii = order[: k + 1], radii[: k + 1]
+            break
+    unsorted = np.empty_like(owner)
+    unsorted[original] = owner
+    return Cover(order, radii, unsorted)
+
+
+def _direction(points: FloatArray, metric: Metric) -> FloatArray:
+    """A projection along which rows spread and no distance grows: a principal axis, or a coordinate."""
+    if metric == "euclidean":
+        centred = points - points.mean(axis=0)
+        return cast("FloatArray", np.linalg.eigh(centred.T @ centred)[1][:, -1])
+    axis: Any = np.zeros(points.shape[1])
+    axis[points.std(axis=0).argmax()] = 1.0
+    return cast("FloatArray", axis)

@@ -1,0 +1,125 @@
+"""Exact nearest neighbours with bounded memory: a k-d tree for few dimensions, blocks for many."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import numpy as np
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
+
+from drip.errors import InputError
+from drip.types import FloatArray, IntArray
+
+Metric = Literal["euclidean", "chebyshev"]
+
+MAX_TREE_DIMENSIONS = 20
+"""Up to here a k-d tree is faster than all distances."""
+
+BLOCK_BYTES = 1 << 26
+"""Memory for the distances that are held at once."""
+
+POWER = {"euclidean": 2.0, "chebyshev": np.inf}
+"""The p of the norm."""
+_GEMM_SLACK = 64.0
+
+
+def check_metric(metric: Any) -> None:
+    """Refuse what is no metric of this room.
+
+    Raises:
+        InputError: it is not.
+    """
+    if metric not in POWER:
+        raise InputError(f"metric must be one of {', '.join(POWER)}, got {metric!r}")
+
+
+def distances_to(points: FloatArray, centre: FloatArray, metric: Metric) -> FloatArray:
+    """Distance of every row to one point, shape (n,): squared where the metric is Euclidean.
+
+    >>> distances_to(np.array([[0.0, 0.0], [3.0, 4.0]]), np.zeros(2), "euclidean").tolist()
+    [0.0, 25.0]
+    """
+    differences = points - centre
+    if metric == "euclidean":
+        return cast("FloatArray", np.einsum("ij,ij->i", differences, differences))
+    return cast("FloatArray", np.abs(differences, out=differences).max(axis=1))
+
+
+def nearest(
+    queries: FloatArray,
+    points: FloatArray,
+    metric: Metric,
+    *,
+    n_jobs: int | None = None,
+    block_bytes: int = BLOCK_BYTES,
+) -> tuple[FloatArray, IntArray]:
+    """Distance to, and row of, the nearest point for every query; shapes (n,) and (n,).
+
+    Up to 20 dimensions a k-d tree answers, above all distances are computed in blocks of at most
+    ``block_bytes``; both are exact. On ties any of the nearest is given.
+
+    Args:
+        queries: Shape (n, d).
+        points: Shape (m, d), m >= 1.
+        metric: ``euclidean`` or ``chebyshev`` (L-infinity).
+        n_jobs: Threads of the tree; None is one, -1 all.
+        block_bytes: Memory for the distances that are held at once.
+
+    >>> nearest(np.array([[0.9], [3.0]]), np.array([[0.0], [1.0]]), "euclidean")[1].tolist()
+    [1, 1]
+    """
+    if points.shape[1] <= MAX_TREE_DIMENSIONS:
+        tree = cKDTree(points, balanced_tree=False)  # medians would fail on repeated rows, and take longer
+        distances, rows = tree.query(queries, p=POWER[metric], workers=n_jobs or 1)
+        return distances, rows.astype(np.int64)
+    found = np.empty(len(queries)), np.empty(len(queries), dtype=np.int64)
+    step = max(1, block_bytes // (8 * len(points)))
+    block = _euclidean_block if metric == "euclidean" else _chebyshev_block
+    centre = points.mean(axis=0)  # shorter vectors have smaller errors in the expanded square
+    centred = points - centre
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        found[0][part], found[1][part] = block(queries[part] - centre, centred)
+    return found
+
+
+def radius(queries: FloatArray, points: FloatArray, metric: Metric, *, n_jobs: int | None = None) -> float:
+    """Largest distance from a query to its nearest point: the directed Hausdorff distance.
+
+    >>> radius(np.array([[0.0], [5.0]]), np.array([[1.0]]), "chebyshev")
+    4.0
+    """
+    return float(nearest(queries, points, metric, n_jobs=n_jobs)[0].max())
+
+
+def _chebyshev_block(queries: FloatArray, points: FloatArray) -> tuple[FloatArray, IntArray]:
+    distances = cdist(queries, points, "chebyshev")
+    rows = distances.argmin(axis=1)
+    return distances[np.arange(len(queries)), rows], rows
+
+
+def _euclidean_block(queries: FloatArray, points: FloatArray) -> tuple[FloatArray, IntArray]:
+    """|q|^2 - 2qp + |p|^2 finds who may be nearest; the distances to these are computed by differences."""
+    query_squares = np.einsum("ij,ij->i", queries, queries)
+    point_squares = np.einsum("ij,ij->i", points, points)
+    squares = queries @ points.T
+    squares *= -2.0
+    squares += point_squares
+    error = np.finfo(np.float64).eps * _GEMM_SLACK * points.shape[1] ** 0.5
+    slack = error * (query_squares + point_squares.max())
+    likely = squares <= (squares.min(axis=1) + slack)[:, None]
+    query_rows, point_rows = np.nonzero(likely)
+    step = max(1, len(queries) * len(points) // points.shape[1])  # as much memory again as the block
+    exact = np.concatenate(
+        [
+            np.einsum("ij,ij->i", differences, differences)
+            for start in range(0, len(query_rows), step)
+            for differences in [
+                queries[query_rows[start : start + step]] - points[point_rows[start : start + step]]
+            ]
+        ]
+    )
+    order = np.lexsort((point_rows, exact, query_rows))
+    first = order[np.searchsorted(query_rows[order], np.arange(len(queries)))]
+    return np.sqrt(exact[first]), point_rows[first]
