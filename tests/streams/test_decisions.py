@@ -1,7 +1,6 @@
 """Decisions over MQTT: only of what is committed, at least once, and read back from a real broker."""
 
 import json
-import threading
 import time
 
 import numpy as np
@@ -9,8 +8,9 @@ import pytest
 from broker import Broker
 
 from drip.errors import StreamError
-from drip.streams import open_source
-from drip.streams.mqtt_decisions import PublishingSink
+from drip.streams import open_publisher, open_source
+from drip.streams.mqtt_address import MqttAddress
+from drip.streams.mqtt_decisions import DecisionPublisher, PublishingSink
 from drip.testing import MemorySink, check_sink, fake_observations, fake_samples
 from drip.types import Decision, DurableSink, Observation, Progress
 
@@ -20,6 +20,7 @@ KEEP = Decision(retain=True, priority=0.5, keep_probability=None, reason="margin
 @pytest.fixture
 def broker(tmp_path, monkeypatch):
     monkeypatch.setattr("drip.streams.mqtt._HEARTBEAT_S", 0.2)
+    monkeypatch.setattr("drip.streams.mqtt_decisions._LONGEST_PAUSE_S", 0.5)
     running = Broker(tmp_path).start()
     yield running
     running.stop()
@@ -43,20 +44,17 @@ def reader(broker):
 
 
 def test_publishing_keeps_the_contract_of_sinks(broker):
-    sinks = []
-
-    def make():
-        sinks.append(PublishingSink.to_url(broker.url("out", client=f"out-{len(sinks)}"), MemorySink()))
-        return sinks[-1]
-
-    check_sink(make, kept=lambda sink: sink._sink.kept)
-    assert isinstance(sinks[0], DurableSink)
-    for sink in sinks:
-        sink.close()
+    publisher = open_publisher(broker.url("out", client="out"))
+    check_sink(lambda: PublishingSink(MemorySink(), publisher), kept=lambda sink: sink._sink.kept)
+    assert isinstance(PublishingSink(MemorySink(), publisher), DurableSink)
+    assert publisher.n_published > 10
+    publisher.close()
+    assert publisher.n_dropped == 0
 
 
 def test_decisions_are_published_behind_the_commit_and_not_when_it_is_rolled_back(broker, reader):
-    sink = PublishingSink.to_url(broker.url("out", client="out"), MemorySink())
+    publisher = open_publisher(f"mqtt://127.0.0.1:{broker.port}/out")  # the broker chooses the client's name
+    sink = PublishingSink(MemorySink(), publisher)
     samples, observations = fake_samples(4), fake_observations(4)
 
     def fail():
@@ -83,26 +81,86 @@ def test_decisions_are_published_behind_the_commit_and_not_when_it_is_rolled_bac
     assert second == {"id": "fake-2", "quarantined": "corrupt"}
     assert (third["retain"], third["priority"], third["scores"]) == (False, None, {"drip": None})
     assert sink.load_progress() == Progress(None, {}, "")
-    sink.close()
+    publisher.close()
 
 
-def test_decisions_wait_for_a_broker_that_is_away_and_then_say_so(broker, reader):
-    sink = PublishingSink.to_url(broker.url("out", client="out", connect=20), MemorySink())
-    samples, observations = fake_samples(3), fake_observations(3)
-    sink.put(samples[0], observations[0], KEEP)
+def put_each(sink, samples, observations):
+    for sample, observation in zip(samples, observations, strict=True):
+        sink.put(sample, observation, KEEP)
+
+
+def test_decisions_wait_for_a_broker_that_is_away_and_arrive_in_order(broker, reader):
+    publisher = open_publisher(broker.url("out", client="out"))
+    sink = PublishingSink(MemorySink(), publisher)
+    samples, observations = fake_samples(20), fake_observations(20)
+    put_each(sink, samples[:1], observations[:1])
     broker.stop()
-    starter = threading.Timer(1.0, broker.start)
-    starter.start()
-    sink.put(samples[1], observations[1], KEEP)
-    starter.join()
-    assert {content["id"] for content in reader(2)} == {"fake-0", "fake-1"}
-    sink.close()
+    start = time.monotonic()
+    put_each(sink, samples[1:], observations[1:])
+    assert time.monotonic() - start < 5
+    assert (publisher.n_published, publisher.n_waiting, publisher.n_dropped) == (1, 19, 0)
+    assert "a broker is needed" in publisher.problem
+    broker.start()
+    time.sleep(0.6)
+    publisher.flush()  # as the run does while nothing arrives
+    assert (publisher.n_published, publisher.n_waiting, publisher.problem) == (20, 0, "")
+    found = [content["id"] for content in reader(19)]
+    assert found[-19:] == [sample.id for sample in samples[1:]]
+    publisher.close()
+
+
+def test_a_broker_that_stays_away_costs_the_oldest_decisions_and_no_sample(broker):
+    publisher = DecisionPublisher(MqttAddress.from_url(broker.url("out", client="out")), max_waiting=5)
     broker.stop()
-    sink = PublishingSink.to_url(broker.url("out", client="out", connect=0.5), MemorySink())
-    with pytest.raises(StreamError, match="decisions are committed and not published"):
-        sink.put(samples[2], observations[2], KEEP)
+    publisher.open()
+    memory = MemorySink()
+    put_each(PublishingSink(memory, publisher), fake_samples(12), fake_observations(12))
+    assert len(memory.kept) == 12
+    assert (publisher.n_published, publisher.n_waiting, publisher.n_dropped) == (0, 5, 7)
+    assert [json.loads(message)["id"] for message in publisher._waiting] == [
+        f"fake-{i}" for i in range(7, 12)
+    ]
+    publisher.close()
+    assert (publisher.n_waiting, publisher.n_dropped) == (0, 12)
 
 
-def test_topic_with_wildcards_is_refused():
-    with pytest.raises(StreamError, match="without wildcards"):
-        PublishingSink.to_url("mqtt://host/a/+?client=c", MemorySink())
+def test_a_backlog_of_thousands_is_sent_when_the_broker_is_back(broker, reader):
+    broker.stop()
+    publisher = open_publisher(broker.url("out", client="out"))
+    publisher.add([b'{"n": %d}' % number for number in range(3000)])
+    assert publisher.n_waiting == 3000
+    broker.start()
+    publisher.close()
+    assert (publisher.n_published, publisher.n_dropped) == (3000, 0)
+    assert {content["n"] for content in reader(3000)} == set(range(3000))
+
+
+def test_a_broker_that_permits_nothing_later_does_not_stop_the_stream(tmp_path):
+    rules = tmp_path / "rules"
+    rules.write_text("topic read #\n")
+    running = Broker(tmp_path, more=[f"acl_file {rules}"]).start()
+    try:
+        publisher = open_publisher(running.url("out", client="out"))
+        put_each(PublishingSink(MemorySink(), publisher), fake_samples(3), fake_observations(3))
+        assert (publisher.n_published, publisher.n_waiting) == (0, 3)
+        assert "permission to publish" in publisher.problem
+        publisher.close()
+        assert publisher.n_dropped == 3
+    finally:
+        running.stop()
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("mqtt://host/a/+?client=c", "without wildcards"),
+        ("mqtt://host/#", "without wildcards"),
+        ("mqtt://host", "a broker and a topic"),
+        ("stdin:", "publish decisions"),
+        ("out/", "publish decisions"),
+        ("mqtt://[bad/a", "malformed"),
+    ],
+)
+def test_where_nothing_can_be_published_is_refused(url, word):
+    with pytest.raises(StreamError, match=word):
+        open_publisher(url)

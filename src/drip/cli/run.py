@@ -80,6 +80,13 @@ def run(
             help="Take limits for an int8 file that were fitted before quantisation.",
         ),
     ] = False,
+    decisions: Annotated[
+        str,
+        typer.Option(
+            help="Also publish each decision, once it is committed, to *mqtt://host/topic* or *mqtts:*; a "
+            "broker that is away does not stop the run."
+        ),
+    ] = "",
     status_file: Annotated[
         Path | None,
         typer.Option(
@@ -100,7 +107,7 @@ def run(
     from drip.workflow import RunOptions, RunStatus, run_url
 
     n_bytes = None if budget is None else parse_bytes(budget)
-    options = RunOptions(n_bytes, eviction, shadow, accept_parent_limits, batch_size, on_error)
+    options = RunOptions(n_bytes, eviction, shadow, accept_parent_limits, batch_size, on_error, decisions)
     require_file(store)
     require_status_path(status_file)
     with stop_on_signals() as stop, progress_bar("deciding") as update, RunStatus(status_file) as status:
@@ -123,6 +130,7 @@ def print_run(result: RunResult, *, json_output: bool) -> None:
     tally, stats = result.tally, result.stats
     if json_output:
         counts = {**asdict(tally), "retention": tally.retention, "n_disagreements": result.n_disagreements}
+        counts |= {"n_published": result.n_published, "n_unpublished": result.n_unpublished}
         print_json({"run": counts, "store": asdict(stats)})
         return
     if not tally.n_seen:
@@ -140,6 +148,8 @@ def print_run(result: RunResult, *, json_output: bool) -> None:
     if stats.audit_shadowed:
         n_shadowed = f"{stats.audit_shadowed} samples were kept that the rule discards (--shadow)."
         print_lines([n_shadowed])
+    if result.n_unpublished:
+        print_lines([f"{result.n_unpublished} decisions were not published; the store's audit has them."])
     if result.n_disagreements:
         n_unlike = result.n_disagreements
         print_lines([f"The file's own limits decide {n_unlike} samples unlike the policy, which counts."])

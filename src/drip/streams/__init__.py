@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from drip.errors import StreamError
@@ -14,12 +15,16 @@ from drip.streams.stdin import StdinSource
 from drip.streams.watch import WatchedFolderSource
 from drip.types import Source
 
+if TYPE_CHECKING:
+    from drip.streams.mqtt_decisions import DecisionPublisher
+
 __all__ = [
     "SCHEMES",
     "DatasetSource",
     "FolderSource",
     "StdinSource",
     "WatchedFolderSource",
+    "open_publisher",
     "open_source",
 ]
 
@@ -63,3 +68,23 @@ def open_source(url: str, class_names: Sequence[str] = ()) -> Source:
     if not url:
         raise StreamError("a folder or a URL is needed, got an empty text; the current folder is '.'")
     return FolderSource(Path(url), class_names)
+
+
+def open_publisher(url: str) -> DecisionPublisher:
+    """Where decisions are published, connected; see :class:`drip.streams.mqtt_decisions.PublishingSink`.
+
+    Args:
+        url: ``mqtt://host/topic`` or ``mqtts:``, with the options of the source.
+
+    Raises:
+        StreamError: another scheme, a malformed URL, or a broker that refuses for good; one that is away
+            is waited for while the run goes on.
+        DripError: the MQTT client is not installed; the message has the command.
+    """
+    if split_url(url).scheme not in ("mqtt", "mqtts"):
+        raise StreamError("a URL of mqtt: or mqtts: is needed to publish decisions; correct the URL")
+    from drip.streams.mqtt_decisions import DecisionPublisher  # noqa: PLC0415  # as above
+
+    publisher = DecisionPublisher.from_url(url)
+    publisher.open()
+    return publisher

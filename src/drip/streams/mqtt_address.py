@@ -70,11 +70,16 @@ class MqttAddress:
     keyfile: str = ""
 
     @classmethod
-    def from_url(cls, url: str) -> Self:
+    def from_url(cls, url: str, *, has_session: bool = True) -> Self:
         """The address in ``mqtt://user@host:1883/topic/+?client=cam1`` or ``mqtts://...``.
 
         The password comes from the file that ``password_file=`` names, else from the environment variable
         DRIP_MQTT_PASSWORD; never from the URL, which others on the machine can read.
+
+        Args:
+            url: The URL.
+            has_session: False for a connection that the broker keeps nothing for: then it may choose the
+                client identifier itself.
 
         Raises:
             StreamError: a part that is missing, unknown or outside its range; messages never repeat a URL.
@@ -93,7 +98,7 @@ class MqttAddress:
                 "a broker and a topic are needed, such as mqtt://host/cameras/+?client=device-1, "
                 f"got the broker {parts.hostname or ''!r} and the topic {topic!r}"
             )
-        if not options["client"]:
+        if has_session and not options["client"]:
             raise StreamError(
                 "a client identifier of its own is needed, under which the broker keeps what arrives while "
                 "this device is away; add client=NAME to the URL"
@@ -101,7 +106,8 @@ class MqttAddress:
         is_tls = parts.scheme == "mqtts"
         _require_host(parts.hostname)
         _require_text("topic", topic)
-        _require_text("client", options["client"])
+        if options["client"]:
+            _require_text("client", options["client"])
         user = None if parts.username is None else unquote(parts.username)
         return cls(
             host=parts.hostname,

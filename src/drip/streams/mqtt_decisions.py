@@ -6,9 +6,11 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Self
 
 from drip.errors import StreamError
@@ -17,10 +19,142 @@ from drip.streams.mqtt_address import MqttAddress
 from drip.streams.mqtt_connection import ConnectionLostError, MqttConnection
 from drip.types import Decision, DurableSink, Observation, Progress, Sample
 
-_ANSWER_S = 10.0
-_PAUSE_S = 0.5
+MAX_WAITING = 10_000
+"""Decisions that wait for a broker that is away: some megabytes."""
+
+_AT_ONCE = 500
+_ANSWER_S = 5.0
+_SHORTEST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 60.0
 
 _log = logging.getLogger(__name__)
+
+
+class DecisionPublisher:
+    """Sends messages to a topic, and keeps a limited number of them while the broker is away.
+
+    Nothing here raises once :meth:`open` has returned. An attempt that fails takes some seconds, where the
+    broker does not answer at all; the next one comes behind a pause, which doubles up to a minute.
+
+    Args:
+        address: Broker, credentials and the topic to publish to.
+        max_waiting: Messages that are kept; more drop the oldest.
+
+    Attributes:
+        n_published: Messages that the broker has acknowledged.
+        n_dropped: Messages that were given up.
+        problem: Why the last attempt failed; empty when it did not.
+
+    Raises:
+        StreamError: a topic with wildcards.
+    """
+
+    def __init__(self, address: MqttAddress, *, max_waiting: int = MAX_WAITING) -> None:
+        if set(address.topic) & set("+#"):
+            raise StreamError(f"a topic without wildcards is needed to publish to, got {address.topic!r}")
+        self.n_published = 0
+        self.n_dropped = 0
+        self.problem = ""
+        # Between decisions the connection is silent for as long as the stream is.
+        self._address = replace(address, keepalive_s=0)
+        self._max_waiting = max_waiting
+        self._connection: MqttConnection | None = None
+        self._waiting: deque[bytes] = deque()
+        self._pause_s = _SHORTEST_PAUSE_S
+        self._next_s = -math.inf
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """Publish to ``mqtt://user@host/topic``, or ``mqtts:``, with the options of the source.
+
+        Raises:
+            StreamError: a part that is missing, unknown or outside its range, or a topic with wildcards.
+        """
+        return cls(MqttAddress.from_url(url, has_session=False))
+
+    @property
+    def n_waiting(self) -> int:
+        """Messages that the broker has not acknowledged yet."""
+        return len(self._waiting)
+
+    def open(self) -> None:
+        """Connect; a broker that is away is tried again with the first message.
+
+        Raises:
+            StreamError: it refuses for good: password, certificate, protocol.
+        """
+        try:
+            self._connected()
+        except ConnectionLostError as error:
+            self._failed(error)
+
+    def add(self, messages: Sequence[bytes]) -> None:
+        """Send these behind what waits already."""
+        self._waiting.extend(messages)
+        self.flush()
+        while len(self._waiting) > self._max_waiting:
+            self._waiting.popleft()
+            self.n_dropped += 1
+
+    def flush(self) -> None:
+        """Send what waits, if the pause since the last failure is over."""
+        if not self._waiting or time.monotonic() < self._next_s:
+            return
+        was_connected = self._connection is not None
+        try:
+            try:
+                self._send()
+            except ConnectionLostError:
+                if not was_connected:
+                    raise
+                self._disconnect()  # it may have died in the silence since the last decision
+                self._send()
+        except StreamError as error:
+            self._failed(error)
+        else:
+            self.problem = ""
+            self._pause_s = _SHORTEST_PAUSE_S
+
+    def close(self) -> None:
+        """Try once more to send what waits, give up the rest, and leave the broker."""
+        self._next_s = -math.inf
+        self.flush()
+        self.n_dropped += len(self._waiting)
+        self._waiting.clear()
+        self._disconnect()
+
+    def _connected(self) -> MqttConnection:
+        if self._connection is None:
+            connection = MqttConnection(self._address, session_s=0)
+            try:
+                connection.open()
+            except StreamError:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _send(self) -> None:
+        deadline = time.monotonic() + _ANSWER_S
+        while self._waiting and time.monotonic() < deadline:
+            messages = list(islice(self._waiting, _AT_ONCE))
+            self._connected().publish(self._address.topic, messages, within_s=_ANSWER_S)
+            for _ in messages:
+                self._waiting.popleft()
+            self.n_published += len(messages)
+
+    def _failed(self, error: StreamError) -> None:
+        self._disconnect()
+        if not self.problem:
+            _log.warning("%s; decisions wait, and are sent when it is back", error)
+        self.problem = str(error)
+        self._next_s = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 class PublishingSink:
@@ -29,36 +163,25 @@ class PublishingSink:
     One JSON object for a sample: ``id``, ``retain``, ``class``, ``reason``, ``priority``, ``scores`` and
     ``time_s``; or ``id`` and ``quarantined`` with the reason. Numbers that are not finite are null.
 
-    Delivery: at least once, with QoS 1. A transaction returns when the broker has the decisions of its
-    samples, so a source acknowledges only afterwards: what a kill leaves unpublished is delivered, decided
-    (alike) and published again. While the broker is away the run waits for it, up to ``connect_s`` seconds.
+    Delivery: only what is committed is published, and the samples come first: a broker that is away, slow or
+    refuses neither stops the stream nor loses a sample. While it answers, at least once, with QoS 1: a
+    transaction returns when the broker has its decisions, so a source acknowledges only afterwards, and what
+    a kill leaves unpublished is delivered, decided (alike) and published again; but not by a source whose
+    position commits with the samples, where a kill may cost the decisions of one batch. While it is away, decisions
+    wait in memory, the last 10,000 of them; older ones are dropped and counted. A kill then loses those that
+    wait, and the end of the run those that the broker does not take in a last attempt: the store's audit has
+    them all.
 
     Args:
         sink: Where samples and decisions go.
-        address: Broker, credentials, topic to publish to, and a client identifier that no source has.
-
-    Raises:
-        StreamError: a topic with wildcards.
+        publisher: Where decisions are published; it stays open.
     """
 
-    def __init__(self, sink: DurableSink, address: MqttAddress) -> None:
-        if set(address.topic) & set("+#"):
-            raise StreamError(f"a topic without wildcards is needed to publish to, got {address.topic!r}")
+    def __init__(self, sink: DurableSink, publisher: DecisionPublisher) -> None:
         self._sink = sink
-        # Between decisions the connection is silent for as long as the stream is.
-        self._address = replace(address, keepalive_s=0)
-        self._connection: MqttConnection | None = None
+        self._publisher = publisher
         self._pending: list[bytes] = []
         self._depth = 0
-
-    @classmethod
-    def to_url(cls, url: str, sink: DurableSink) -> Self:
-        """Publish to ``mqtt://user@host/topic?client=NAME``, or ``mqtts:``, with the options of the source.
-
-        Raises:
-            StreamError: a part that is missing, unknown or outside its range.
-        """
-        return cls(sink, MqttAddress.from_url(url))
 
     def put(self, sample: Sample, observation: Observation, decision: Decision) -> None:
         """Hand on, and publish when it is committed."""
@@ -82,11 +205,7 @@ class PublishingSink:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commit as the sink does, then publish; nothing is published of what was rolled back.
-
-        Raises:
-            StreamError: the broker does not take the decisions.
-        """
+        """Commit as the sink does, then publish; nothing is published of what was rolled back."""
         self._depth += 1
         try:
             with self._sink.transaction():
@@ -106,39 +225,16 @@ class PublishingSink:
         """As the sink."""
         return self._sink.load_progress()
 
-    def close(self) -> None:
-        """Leave the broker; the sink stays open."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
     def _say(self, content: dict[str, Any]) -> None:
         self._pending.append(json.dumps(content, allow_nan=False).encode())
         self._publish()
 
     def _publish(self) -> None:
-        """Send what is pending and wait until the broker has it; within a transaction, wait for its end."""
-        if self._depth or not self._pending:
+        """Hand on what is committed; within a transaction, wait for its end."""
+        if self._depth:
             return
-        start = time.monotonic()
-        while True:
-            try:
-                self._send()
-            except ConnectionLostError as error:
-                self.close()
-                if time.monotonic() - start >= self._address.connect_s:
-                    raise StreamError(f"{error}; decisions are committed and not published") from error
-                _log.warning("%s; connecting again to publish decisions", error)
-                time.sleep(_PAUSE_S)
-            else:
-                self._pending.clear()
-                return
-
-    def _send(self) -> None:
-        if self._connection is None:
-            self._connection = MqttConnection(self._address, session_s=0)
-            self._connection.open()
-        self._connection.publish(self._address.topic, self._pending, within_s=_ANSWER_S)
+        messages, self._pending = self._pending, []
+        self._publisher.add(messages)
 
 
 def _finite(value: float | None) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sized
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Literal
 from drip.pipeline import OnError, Tally, run
 from drip.policy import Policy
 from drip.store import RetentionStore, StoreStats
-from drip.streams import open_source
-from drip.types import Decision, DurableSink, Observation, Progress, Sample, Source
+from drip.streams import open_publisher, open_source
+from drip.types import Decision, DurableSink, JsonObject, Observation, Progress, Sample, Source
 from drip.workflow.models import FileScorer, Parts, parts_of
 from drip.workflow.status import RunStatus
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from drip.streams.mqtt_decisions import DecisionPublisher
 
 _NEW_STORE_BYTES = 10**9
 
@@ -68,6 +70,8 @@ class RunOptions:
         accept_parent_limits: Take limits for a quantised file that were fitted before quantisation.
         batch_size: Largest number of samples scored at once.
         on_error: What a bad sample does; see :func:`drip.pipeline.run`.
+        decisions_url: Where decisions are published; empty publishes none. See
+            :func:`drip.streams.open_publisher`.
     """
 
     budget_bytes: int | None = None
@@ -76,6 +80,7 @@ class RunOptions:
     accept_parent_limits: bool = False
     batch_size: int = 32
     on_error: OnError = "quarantine"
+    decisions_url: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,12 +92,16 @@ class RunResult:
         stats: The store after it.
         n_disagreements: Decisions in which a model file's own output differed from the policy's.
         problem: Why nothing of what came could be used; empty when something could.
+        n_published: Decisions that the broker of ``decisions_url`` has.
+        n_unpublished: Decisions that it did not take.
     """
 
     tally: Tally
     stats: StoreStats
     n_disagreements: int = 0
     problem: str = field(default="")
+    n_published: int = 0
+    n_unpublished: int = 0
 
 
 def run_url(
@@ -120,7 +129,7 @@ def run_url(
 
     Raises:
         PolicyError: no policy, or one of another model; before a store is made.
-        StreamError: the source cannot be opened or read.
+        StreamError: the source cannot be opened or read, or the broker for decisions refuses for good.
         StoreError: the store cannot be opened or take a sample.
     """
     parts = parts_of(model, policy, accept_parent_limits=options.accept_parent_limits)
@@ -130,23 +139,40 @@ def run_url(
     )  # fmt: skip
     source = open_source(source_url, parts.class_names)
     total = len(source) if isinstance(source, Sized) else None
+    publisher = open_publisher(options.decisions_url) if options.decisions_url else None
     budget_bytes = options.budget_bytes
     if budget_bytes is None and not store_path.exists():
         budget_bytes = _NEW_STORE_BYTES
     eviction = options.eviction or ("fifo" if options.shadow else None)
-    with RetentionStore(store_path, budget_bytes=budget_bytes, eviction=eviction) as store:
+    with (
+        nullcontext() if publisher is None else closing(publisher),
+        RetentionStore(store_path, budget_bytes=budget_bytes, eviction=eviction) as store,
+    ):
 
         def follow(tally: Tally) -> None:
             status.describe(n_disagreements=getattr(model, "n_disagreements", 0))
+            if publisher is not None:
+                publisher.flush()  # the broker may be back while nothing arrives
+                status.describe(decisions=_published(publisher))
             status.update(tally, store)
             on_progress(tally.n_seen, total, status.line(tally))
 
         tally = _run(
             parts, source, store, batch_size=options.batch_size, on_error=options.on_error,
-            shadow=options.shadow, on_progress=follow, stop=stop,
+            shadow=options.shadow, publisher=publisher, on_progress=follow, stop=stop,
         )  # fmt: skip
+        if publisher is not None:
+            publisher.close()
+            status.describe(decisions=_published(publisher))
         status.update(tally, store, at_once=True)
-        result = RunResult(tally, store.stats(), getattr(model, "n_disagreements", 0), _problem(tally, store))
+        result = RunResult(
+            tally,
+            store.stats(),
+            getattr(model, "n_disagreements", 0),
+            _problem(tally, store),
+            n_published=0 if publisher is None else publisher.n_published,
+            n_unpublished=0 if publisher is None else publisher.n_dropped,
+        )
     if result.problem:
         status.fail(result.problem)
     return result
@@ -201,12 +227,17 @@ def _run(
     shadow: bool,
     on_progress: Callable[[Tally], None] | None,
     stop: Callable[[], bool] | None,
+    publisher: DecisionPublisher | None = None,
 ) -> Tally:
     policy = parts.policy
     if policy.digest not in store.origins():
         serves = sorted({*parts.digests, policy.provenance.model_digest})
         store.note_origin(policy.digest, {"model_digests": serves, "score": policy.provenance.score})
     sink: DurableSink = ShadowSink(store) if shadow else store
+    if publisher is not None:
+        from drip.streams.mqtt_decisions import PublishingSink  # noqa: PLC0415  # needs the MQTT client
+
+        sink = PublishingSink(sink, publisher)
     return run(
         source,
         parts.scorer,
@@ -219,6 +250,16 @@ def _run(
         on_progress=on_progress,
         stop=stop,
     )
+
+
+def _published(publisher: DecisionPublisher) -> JsonObject:
+    """How publishing goes, for the status."""
+    return {
+        "published": publisher.n_published,
+        "waiting": publisher.n_waiting,
+        "dropped": publisher.n_dropped,
+        "problem": publisher.problem,
+    }
 
 
 def _problem(tally: Tally, store: RetentionStore) -> str:
