@@ -32,6 +32,19 @@ from drip.types import BoolArray, JsonObject
 FORMAT = "drip-policy"
 FORMAT_VERSION = 1
 _N_BINS = 40
+_SCORE_TYPES: Mapping[str, Any] = {
+    **dict.fromkeys(("name", "method", "heatmap", "layer"), str),
+    "contrast": bool,
+    "layer_shape": [int],
+}
+_CONTRACT_TYPES: Mapping[str, Any] = {
+    "shape": [int],
+    "resize": str,
+    "mean": [float],
+    "std": [float],
+    **dict.fromkeys(("sample_rate_hz", "max_values"), int),
+}
+"""What drip's own entries are, a list for lists of one type; any others are kept as they stand."""
 
 
 class _HasState(Protocol):
@@ -283,6 +296,9 @@ class Policy:
                 n_samples=int,
                 class_names=list,
             )
+            for name, types in (("score", _SCORE_TYPES), ("input_contract", _CONTRACT_TYPES)):
+                part = content["provenance"][name]
+                _expect(name, part, **{key: kind for key, kind in types.items() if key in part})
             for part in content["histograms"]:
                 _expect("histogram", part, low=float, high=float, counts=list)
             provenance = _provenance(content["provenance"])
@@ -360,6 +376,8 @@ def windows_to_json(windows: Sequence[Window]) -> list[JsonObject]:
 
 def windows_from_json(parts: Sequence[JsonObject]) -> tuple[Window, ...]:
     """The windows of :func:`windows_to_json`."""
+    if not isinstance(parts, list):
+        raise TypeError(f"windows are {_brief(parts)}, not a list")
     return tuple(_window(index, part) for index, part in enumerate(parts))
 
 
@@ -410,14 +428,28 @@ def _provenance(content: Mapping[str, Any]) -> Provenance:
     return Provenance(**{**content, "class_names": tuple(content.get("class_names", ()))})
 
 
-def _expect(what: str, part: Any, **types: type) -> None:
+def _expect(what: str, part: Any, **types: Any) -> None:
+    """Refuse entries of another type; ``[int]`` stands for a list of integers."""
     if not isinstance(part, dict):
         raise TypeError(f"{what} is {_brief(part)}")
     for key, kind in types.items():
-        # JSON writes 1.0 as 1 in other languages; bool is an int in Python alone.
-        allowed = (int, float) if kind is float else kind
-        if not isinstance(part[key], allowed) or isinstance(part[key], bool):
-            raise TypeError(f"{key} of {what} is {_brief(part[key])}, not {kind.__name__}")
+        value = part[key]
+        of_list = isinstance(kind, list)
+        fits = _is_list(value, kind[0]) if of_list else _is_of(value, kind)
+        if not fits:
+            wanted = f"a list of {kind[0].__name__}" if of_list else kind.__name__
+            raise TypeError(f"{key} of {what} is {_brief(value)}, not {wanted}")
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(_is_of(item, kind) for item in value)
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    # JSON writes 1.0 as 1 in other languages; bool is an int in Python alone.
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _brief(value: Any) -> str:
