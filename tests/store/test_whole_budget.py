@@ -9,7 +9,7 @@ import pytest
 from making import keep, names, observation, put, sample
 from test_small_budget import disk_bytes, put_in_halves
 
-from drip.errors import InputError, SampleTooLargeError
+from drip.errors import InputError, SampleTooLargeError, StoreError
 from drip.store import RetentionStore
 from drip.types import Decision, Progress
 
@@ -169,3 +169,41 @@ def test_an_unusable_label_time_or_text_is_refused_and_does_not_spoil_its_transa
             store.put(given, observation(), keep())
         put(store, "b")
     assert names(store) == ["a", "b"]
+
+
+def test_more_origins_than_their_share_are_refused_before_anything_is_evicted(store):
+    for i in range(50):
+        put(store, f"s{i}")
+    for i in range(6):
+        store.note_origin(f"p{i}", {"x": "y" * 3000})
+    with pytest.raises(StoreError, match="origins of all policies must fit 19808 bytes"):
+        store.note_origin("p6", {"x": "y" * 3000})
+    assert (len(store.origins()), len(store)) == (6, 50)
+    store.quarantine(sample("q"), "broken")
+    assert store.check().ok
+
+
+def test_a_budget_too_small_for_the_progress_is_refused_before_anything_is_evicted(path):
+    with RetentionStore(path, budget_bytes=2_000_000) as store:
+        store.save_progress(Progress("c", {"x": "y" * 200_000}, ""))
+        put(store, "a")
+    with pytest.raises(
+        StoreError, match=r"budget_bytes must have room for \d+ bytes of origins and 200\d+ of"
+    ):
+        RetentionStore(path, budget_bytes=400_000)
+    with RetentionStore(path) as store:
+        assert (names(store), store.budget_bytes) == (["a"], 2_000_000)
+
+
+def test_a_label_and_a_repeat_find_room_to_write_a_row_with_big_metadata_anew(path):
+    with RetentionStore(path, budget_bytes=2_000_000, eviction="fifo") as store:
+        for i in range(40):
+            store.put(sample(f"s{i}", meta={"x": f"{i}" * 40_000}), observation(), keep())
+        for i in range(30):
+            newest = max(record.key for record in store)
+            store.set_label(newest, i)
+            store.put(sample(f"r{i}", store.sample(newest).sample.data), observation(), keep())
+            store.put(sample(f"n{i}", meta={"x": "y" * 10_000 * i}), observation(), keep())
+            assert store.stats().disk_bytes <= 2_000_000
+        assert store.stats().duplicates == 30
+        assert store.check().ok

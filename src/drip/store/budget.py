@@ -39,6 +39,7 @@ _MAX_LOG_BYTES = 256 * MIB
 _USUAL_LOG_BYTES = 64 * MIB
 _AUDIT_SHARE = 4  # a quarter of the file at most
 _QUARANTINE_SHARE = 8
+_ORIGINS_SHARE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,11 @@ class Layout:
     def quarantine_bytes(self) -> int:
         """Share of the quarantine."""
         return self.max_pages * self.page_size // _QUARANTINE_SHARE
+
+    @property
+    def origins_bytes(self) -> int:
+        """Share of what is remembered of policies."""
+        return self.max_pages * self.page_size // _ORIGINS_SHARE
 
     @property
     def soft_frames(self) -> int:

@@ -29,6 +29,11 @@ _FIND_SAME = f"SELECT 1 FROM kept WHERE {_SAME_CONTENT}"  # noqa: S608  # a cons
 _COUNT_SAME = f"UPDATE kept SET repeats = repeats + :step WHERE {_SAME_CONTENT}"  # noqa: S608  # a constant
 _RETAIN_SAME = f"""UPDATE kept SET priority = :priority, keep_probability = :probability, reason = :reason,
     policy = :policy, scores = :scores WHERE {_SAME_CONTENT} AND {codec.SHADOWED}"""  # noqa: S608  # constants
+# As blobs, since the length of a text with a zero character ends there; the others are JSON.
+_ROW_BYTES = """SELECT coalesce(length(meta), 0) + length(scores) + length(CAST(reason AS BLOB))
+    + length(CAST(media_type AS BLOB)) FROM kept WHERE """
+ROW_BYTES_BY_KEY = f"{_ROW_BYTES} id = ?"
+_ROW_BYTES_OF_SAME = f"{_ROW_BYTES} {_SAME_CONTENT}"
 _FIND_DECISION = """SELECT id, outcome, retain, predicted_class, row_bytes,
     EXISTS (SELECT 1 FROM kept WHERE kept.id = audit.id)
     FROM audit WHERE sample_id = ? AND hash_prefix = ? AND policy = ?"""
@@ -125,6 +130,7 @@ class Recorder:
             self._counters.touch(put.predicted_class).redelivered += 1
             return False
         if is_there:
+            self._make_room_to_rewrite(put)
             self._retain(put, policy)
             decision = (put.priority, put.probability, put.reason, put.row_bytes, put.scores, put.logits)
             self._cursor.execute(_REPLACE_DECISION, (*decision, key))
@@ -184,12 +190,24 @@ class Recorder:
         space.free_pages -= put.n_pages + GROWTH_PAGES
 
     def _count_duplicate(self, put: Incoming, key: int, policy: int, entry: ClassCounter) -> None:
+        self._make_room_to_rewrite(put)
         self._cursor.execute(_COUNT_SAME, {"digest": put.digest, "step": 1})
         self._mark(key, Outcome.DUPLICATE)
         entry.duplicates += 1
         if put.retain:
             self._retain(put, policy)
         self._space.free_pages -= put.audit_pages + GROWTH_PAGES
+
+    def _make_room_to_rewrite(self, put: Incoming) -> None:
+        """SQLite writes a row anew to change it, metadata and all, before it gives up the old one's pages."""
+        space = self._space
+        for (n_bytes,) in self._cursor.execute(_ROW_BYTES_OF_SAME, {"digest": put.digest}).fetchall():
+            n_pages = space.layout.pages_of(n_bytes)
+            if n_bytes > space.layout.payload_bytes:
+                space.reserve_frames(n_pages + space.layout.map_pages_of(2 * n_pages))
+                if not space.has_pages(n_pages):
+                    self._evictor.make_room(n_pages, None)
+                space.free_pages -= n_pages
 
     def _retain(self, put: Incoming, policy: int) -> None:
         """Give content that only shadow mode kept the decision of the rule that retains it."""

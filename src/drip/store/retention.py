@@ -33,7 +33,7 @@ from drip.store.reading import Reader
 from drip.store.records import AuditRow, CheckReport, LabelState, QuarantinedSample, StoredSample, StoreStats
 from drip.store.settings import Settings, encode_origin, merge
 from drip.store.space import Space
-from drip.store.writer import Writer
+from drip.store.writer import Writer, require_room
 from drip.types import Decision, JsonObject, Observation, Progress, Sample
 
 _MAX_LABEL = 2**31 - 1
@@ -182,6 +182,8 @@ class RetentionStore:
         settings = merge(known, **wanted)
         layout = Layout.plan(settings.budget_bytes, page_size=self._page_size(), log_bytes=settings.log_bytes)
         if settings != known:
+            if settings.budget_bytes < known.budget_bytes:
+                require_room(connection.cursor(), layout, self._path)
             connection.execute("BEGIN IMMEDIATE")
             settings.save(connection.cursor())
             connection.execute("COMMIT")
@@ -359,7 +361,8 @@ class RetentionStore:
 
         Args:
             policy_digest: Digest of the policy that decides.
-            origin: A few facts as JSON, such as ``model_digests`` and ``score``; 4096 bytes at most.
+            origin: A few facts as JSON, such as ``model_digests`` and ``score``; 4096 bytes at most,
+                a thirty-second of the file for all.
 
         Raises:
             InputError: more than that or no JSON, such as NaN; a digest of more than 512 bytes.
@@ -389,11 +392,8 @@ class RetentionStore:
         if label is not None and not (
             isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label <= _MAX_LABEL
         ):
-            message = (
-                "label must be a class index (an integer from 0), or None to take a label back, "
-                f"got {label!r}"
-            )
-            raise InputError(message)
+            message = "label must be a class index (an integer from 0), or None to take a label back, got "
+            raise InputError(f"{message}{label!r}")
         if isinstance(sample, str):
             keys = self._reader.keys_of(sample)
         else:

@@ -14,22 +14,45 @@ from pathlib import Path
 
 from drip.errors import InputError, StoreError, TransactionFullError
 from drip.store import codec
-from drip.store.budget import EVICT_FRAMES, MICRO_BATCH_FRAMES, PUT_FRAMES
+from drip.store.budget import EVICT_FRAMES, MICRO_BATCH_FRAMES, PUT_FRAMES, Layout
 from drip.store.class_counters import ClassCounters
 from drip.store.connection import explain, explained
 from drip.store.eviction import AuditRing, Evictor
 from drip.store.incoming import Incoming, prepare
 from drip.store.quarantine import Quarantine, Shelved
-from drip.store.recording import GROWTH_PAGES, Recorder
+from drip.store.recording import GROWTH_PAGES, ROW_BYTES_BY_KEY, Recorder
 from drip.store.settings import ORIGIN, Settings
 from drip.store.space import Space
 from drip.types import Decision, Observation, Progress, Sample
 
 Room = tuple[int, float | None]
 
+_PROGRESS_BYTES = "SELECT length(selector_state) + 4 * length(coalesce(cursor, '')) FROM progress"
 _LASTING_BYTES = """SELECT coalesce(sum(length(name) + length(value)), 0)
     + (SELECT sum(length(digest) + 16) FROM policies) FROM settings"""
 _LABEL = "UPDATE kept SET human_label = ?, annotator = ? WHERE id = ?"
+
+
+def lasting_bytes(cursor: sqlite3.Cursor) -> tuple[int, int]:
+    """What is never evicted, in bytes: settings and policies with their origins, and the progress."""
+    (n_bytes,) = cursor.execute(_LASTING_BYTES).fetchone()
+    row = cursor.execute(_PROGRESS_BYTES).fetchone()
+    return int(n_bytes), 0 if row is None else int(row[0])
+
+
+def require_room(cursor: sqlite3.Cursor, layout: Layout, path: Path) -> None:
+    """Refuse a budget, before anything is evicted for it, that what never gives way does not fit.
+
+    Raises:
+        StoreError: it does not.
+    """
+    n_origins, n_progress = lasting_bytes(cursor)
+    if n_origins > layout.origins_bytes or n_progress > layout.max_sample_bytes:
+        message = (
+            f"budget_bytes must have room for {n_origins} bytes of origins and {n_progress} of progress in "
+            f"{path}, got {layout.budget_bytes}; raise it"
+        )
+        raise StoreError(message)
 
 
 class Writer:
@@ -51,7 +74,7 @@ class Writer:
         self.recorder = Recorder(self._cursor, space, self.counters, self.ring, self._evictor)
         self._scores = codec.ScoreCodec()
         self._data_version = -1
-        self._max_sample_bytes = 0
+        self._progress_bytes = self._lasting_bytes = self._max_sample_bytes = 0
         self._first_key = 1
         self._in_transaction = False
         self._failure: str | None = None
@@ -191,10 +214,15 @@ class Writer:
             raise StoreError(message)
 
     def _look_up_limit(self) -> None:
-        """Set the size of the biggest sample that fits beside what is never evicted for one."""
+        """Look up what is never evicted for a sample."""
+        self._lasting_bytes, progress_bytes = lasting_bytes(self._cursor)
+        self._set_limit(progress_bytes)
+
+    def _set_limit(self, progress_bytes: int) -> None:
+        """Remember the size of the progress, and so of the biggest sample that fits beside it."""
         layout = self.space.layout
-        (n_bytes,) = self._cursor.execute(_LASTING_BYTES).fetchone()
-        n_pages = (self._progress_bytes() + 2 * int(n_bytes)) // layout.payload_bytes
+        self._progress_bytes = progress_bytes
+        n_pages = (progress_bytes + 2 * self._lasting_bytes) // layout.payload_bytes
         self._max_sample_bytes = layout.max_sample_bytes_beside(n_pages)
 
     def _make_room_ahead(self, n_pages: int, priority: float | None) -> None:
@@ -271,7 +299,7 @@ class Writer:
             )
             raise StoreError(message)
         # The row takes the place of the last one, so in a full store it costs no eviction.
-        n_old_pages = layout.pages_of(self._progress_bytes())
+        n_old_pages = layout.pages_of(self._progress_bytes)
         n_new_pages = layout.pages_of(n_bytes)
         n_pages = max(0, n_new_pages - n_old_pages)
         n_frames = PUT_FRAMES + n_new_pages + layout.map_pages_of(max(n_new_pages, n_old_pages))
@@ -292,7 +320,7 @@ class Writer:
             self._cursor.execute("DELETE FROM progress")
             self._cursor.execute("INSERT INTO progress VALUES (1, ?, ?, ?)", (policy, progress.cursor, state))
             self.space.free_pages -= n_pages + GROWTH_PAGES
-            self._look_up_limit()
+            self._set_limit(n_bytes)
 
         try:
             self.run(((n_pages, None),), n_frames, record)
@@ -301,26 +329,33 @@ class Writer:
             self._policy = None
             raise
 
-    def _progress_bytes(self) -> int:
-        query = "SELECT length(selector_state) + 4 * length(coalesce(cursor, '')) FROM progress"
-        row = self._cursor.execute(query).fetchone()
-        return 0 if row is None else int(row[0])
-
     def set_label(self, key: int, label: int | None, annotator: str) -> None:
         """Give a kept sample a human label; see :meth:`drip.store.RetentionStore.set_label`."""
+        layout = self.space.layout
+        (n_bytes,) = self._cursor.execute(ROW_BYTES_BY_KEY, (key,)).fetchone()
+        n_pages = n_bytes // layout.payload_bytes + 1  # the whole row is written anew
+        n_frames = PUT_FRAMES + n_pages - 1 + layout.map_pages_of(2 * (n_pages - 1))
 
         def record() -> None:
-            self.space.start_operation(PUT_FRAMES)
-            if not self.space.has_pages(1):
-                self._evictor.make_room(1, None)
+            self.space.start_operation(n_frames)
+            if not self.space.has_pages(n_pages):
+                self._evictor.make_room(n_pages, None)
             self._cursor.execute(_LABEL, (label, annotator or None, key))
-            self.space.free_pages -= 2
+            self.space.free_pages -= n_pages + 1
 
-        self.run(((1, None),), PUT_FRAMES, record)
+        self.run(((n_pages, None),), n_frames, record)
 
     def note_origin(self, policy_digest: str, origin: str) -> None:
         """Remember where a policy's scores come from; see :meth:`drip.store.RetentionStore.note_origin`."""
-        n_pages = self.space.layout.pages_of(len(origin))
+        layout = self.space.layout
+        n_bytes = self._lasting_bytes + len(policy_digest.encode()) + len(origin)
+        if n_bytes > layout.origins_bytes:
+            message = (
+                f"the origins of all policies must fit {layout.origins_bytes} bytes in a store of "
+                f"budget_bytes={layout.budget_bytes}, got {n_bytes}; raise budget_bytes or use a new store"
+            )
+            raise StoreError(message)
+        n_pages = layout.pages_of(len(origin))
 
         def record() -> None:
             self.space.start_operation(PUT_FRAMES + n_pages)
