@@ -57,7 +57,8 @@ class ClosedForm:
     Z is the number of positions, W_i the weight of layer i, read anew at each call, and m_i is 1
     where its output is positive after the ReLU, else 0. Dropout is the identity in eval mode.
     Whether a model's head is of this kind is found out and tried in ``choose_plan``; whether it still
-    is, at each pass.
+    is, at each pass, from hooks and values. What no value shows stays unseen: a ``forward`` that
+    detaches a tensor of its own only after the choice was made.
 
     Attributes:
         head: The plan for passes that the formula does not cover.
