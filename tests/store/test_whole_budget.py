@@ -171,16 +171,18 @@ def test_an_unusable_label_time_or_text_is_refused_and_does_not_spoil_its_transa
     assert names(store) == ["a", "b"]
 
 
-def test_more_origins_than_their_share_are_refused_before_anything_is_evicted(store):
-    for i in range(50):
-        put(store, f"s{i}")
-    for i in range(6):
-        store.note_origin(f"p{i}", {"x": "y" * 3000})
-    with pytest.raises(StoreError, match="origins of all policies must fit 19808 bytes"):
-        store.note_origin("p6", {"x": "y" * 3000})
-    assert (len(store.origins()), len(store)) == (6, 50)
-    store.quarantine(sample("q"), "broken")
-    assert store.check().ok
+def test_more_origins_than_fit_are_refused_before_anything_is_evicted_for_them(path):
+    with RetentionStore(path, budget_bytes=450_000) as store:
+        for i in range(22):
+            store.note_origin(f"p{i}", {"x": "y" * 4000})
+        for i in range(22, 26):
+            with pytest.raises(
+                StoreError, match="origins of all policies and the progress must fit 90720 bytes"
+            ):
+                store.note_origin(f"p{i}", {"x": "y" * 4000})
+        assert len(store.origins()) == 22
+        store.quarantine(sample("q"), "broken")
+        assert store.check().ok
 
 
 def test_a_budget_too_small_for_the_progress_is_refused_before_anything_is_evicted(path):

@@ -39,7 +39,6 @@ _MAX_LOG_BYTES = 256 * MIB
 _USUAL_LOG_BYTES = 64 * MIB
 _AUDIT_SHARE = 4  # a quarter of the file at most
 _QUARANTINE_SHARE = 8
-_ORIGINS_SHARE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +121,9 @@ class Layout:
 
     @property
     def origins_bytes(self) -> int:
-        """Share of what is remembered of policies."""
-        return self.max_pages * self.page_size // _ORIGINS_SHARE
+        """What may be remembered of policies beside quarantine and splits, in pages that are not full."""
+        n_pages = self.max_pages - RESERVE_PAGES - FIXED_PAGES - self.max_pages // _QUARANTINE_SHARE
+        return n_pages * self.payload_bytes * 5 // 6
 
     @property
     def soft_frames(self) -> int:

@@ -361,11 +361,11 @@ class RetentionStore:
 
         Args:
             policy_digest: Digest of the policy that decides.
-            origin: A few facts as JSON, such as ``model_digests`` and ``score``; 4096 bytes at most,
-                a thirty-second of the file for all.
+            origin: A few facts as JSON, such as ``model_digests`` and ``score``; 4096 bytes at most.
 
         Raises:
             InputError: more than that or no JSON, such as NaN; a digest of more than 512 bytes.
+            StoreError: the origins of so many policies do not fit the file.
         """
         codec.require_short("policy_digest", policy_digest)
         self._open_for_writing().note_origin(policy_digest, encode_origin(origin))

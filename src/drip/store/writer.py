@@ -223,7 +223,7 @@ class Writer:
         layout = self.space.layout
         self._progress_bytes = progress_bytes
         n_pages = (progress_bytes + 2 * self._lasting_bytes) // layout.payload_bytes
-        self._max_sample_bytes = layout.max_sample_bytes_beside(n_pages)
+        self._max_sample_bytes = max(0, layout.max_sample_bytes_beside(n_pages))
 
     def _make_room_ahead(self, n_pages: int, priority: float | None) -> None:
         """Evict in transactions of their own; each is complete in itself."""
@@ -348,11 +348,11 @@ class Writer:
     def note_origin(self, policy_digest: str, origin: str) -> None:
         """Remember where a policy's scores come from; see :meth:`drip.store.RetentionStore.note_origin`."""
         layout = self.space.layout
-        n_bytes = self._lasting_bytes + len(policy_digest.encode()) + len(origin)
+        n_bytes = self._lasting_bytes + self._progress_bytes + len(policy_digest.encode()) + len(origin)
         if n_bytes > layout.origins_bytes:
             message = (
-                f"the origins of all policies must fit {layout.origins_bytes} bytes in a store of "
-                f"budget_bytes={layout.budget_bytes}, got {n_bytes}; raise budget_bytes or use a new store"
+                f"the origins of all policies and the progress must fit {layout.origins_bytes} bytes in "
+                f"a store of budget_bytes={layout.budget_bytes}, got {n_bytes}; raise budget_bytes or use a new store"
             )
             raise StoreError(message)
         n_pages = layout.pages_of(len(origin))
