@@ -352,7 +352,8 @@ class Writer:
         if n_bytes > layout.origins_bytes:
             message = (
                 f"the origins of all policies and the progress must fit {layout.origins_bytes} bytes in "
-                f"a store of budget_bytes={layout.budget_bytes}, got {n_bytes}; raise budget_bytes or use a new store"
+                f"a store of budget_bytes={layout.budget_bytes}, got {n_bytes}; raise budget_bytes "
+                "or use a new store"
             )
             raise StoreError(message)
         n_pages = layout.pages_of(len(origin))
