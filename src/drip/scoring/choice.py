@@ -1,4 +1,4 @@
-"""Chooses the cheapest exact plan for a model; what is cheap is measured, what is exact is tried."""
+"""Chooses the plan for a model: the closed form where it is tried and exact, else the head's autograd."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Choice:
 
 
 def choose_plan(model: nn.Module, target: Target, example: Tensor) -> Choice:
-    """Try the closed form on an example batch against the head's autograd; take the fastest exact plan.
+    """Try the closed form on an example batch against the head's autograd; take it if it is exact.
 
     The closed form is tried where the graph between A and the logits holds nothing else than what it
     covers. It counts as exact when its logits and its gradients of the predicted class and of the two
@@ -66,10 +66,9 @@ def choose_plan(model: nn.Module, target: Target, example: Tensor) -> Choice:
         return Choice(head, seconds, errors)
     errors[closed.name] = error
     seconds[closed.name] = _best_time(closed, example, classes)
-    # It has the fewer operations. A busy machine must not turn the choice round, or the last digits of
-    # scores, and with them a policy's digest, would hang on the clock.
-    slower = seconds[closed.name] > 2 * seconds[head.name]
-    return Choice(head if slower else closed, seconds, errors)
+    # It has the fewer operations. The times are for people alone: on a busy machine they would turn the
+    # choice round, and the last digits of scores, and with them a policy's digest, would hang on the clock.
+    return Choice(closed, seconds, errors)
 
 
 def _closed_form(head: HeadVjp, example: Tensor) -> ClosedForm | None:
