@@ -1,6 +1,7 @@
 """Orders and scores equal those of a brute-force reading of each definition."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -188,7 +189,7 @@ def test_tracker_counts_falls_from_right_to_wrong(history):
         tracker.update(np.arange(5), right)
     for row in range(5):
         seen = [right[row] for right in history]
-        falls = sum(1 for before, now in zip(seen, seen[1:], strict=False) if before and not now)
+        falls = sum(1 for before, now in pairwise(seen) if before and not now)
         assert tracker.counts()[row] == (falls if any(seen) else len(seen))
         assert (row in tracker.learned) == any(seen)
 

@@ -47,10 +47,10 @@ def test_room_imports_neither_torch_nor_a_drawing_library():
         ("imblearn", "import drip.reduction"),
         (
             "gudhi",
-            "from drip.reduction import PersistentHomologyLandmarks as Landmarks\n"
-            "    Landmarks(dimension=0, radius=2.0).fit([[0.0], [1.0], [2.0]])",
+            "from drip.reduction import create\n    create('PHL', dimension=0).fit([[0.0], [1.0], [2.0]])",
         ),
     ],
+    ids=["imblearn", "gudhi"],
 )
 def test_missing_package_is_named_with_the_command_that_installs_it(module, code):
     done = fresh(
@@ -81,7 +81,7 @@ def test_method_that_is_defined_elsewhere_is_found_too():
 
 
 def test_unknown_method_or_parameter_is_refused():
-    with pytest.raises(InputError, match="method must be one of cluster-centroids, .*, got 'kennard'"):
+    with pytest.raises(InputError, match=r"method must be one of cluster-centroids, .*, got 'kennard'"):
         create("kennard")
     with pytest.raises(InputError, match="'maxmin' does not take these parameters"):
         create("maxmin", share=0.1)

@@ -21,8 +21,8 @@ class ForgettingEvents(ScoredReducer):
 
     Where ``fit(X, y, events=...)`` gets the counts of a :class:`~drip.reduction.ForgettingTracker`, they
     are taken as they are, whatever framework trained the model. Else a scikit-learn classifier is trained
-    here: ``epochs`` passes of ``partial_fit`` over shuffled batches, after each of which all rows are
-    classified. Rows that were never right count as often as they were shown.
+    here: ``epochs`` calls of ``partial_fit`` with all rows in another random order, after each of which
+    they are classified. Rows that were never right count as often as they were shown.
 
     The model has seen all rows, so its cost belongs to that of the method, and at small fractions mostly
     noise and mistaken labels are kept.
@@ -30,7 +30,6 @@ class ForgettingEvents(ScoredReducer):
     Args:
         estimator: Classifier with ``partial_fit``; None for logistic regression by stochastic gradient.
         epochs: Passes over the rows.
-        batch_size: Rows of a batch.
 
     Other parameters and attributes: :class:`~drip.reduction.base.BaseReducer`,
     :class:`~drip.reduction.base.RankedReducer`.
@@ -53,12 +52,10 @@ class ForgettingEvents(ScoredReducer):
 
     estimator: Any = None
     epochs: int = 20
-    batch_size: int = 32
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
         check_whole("epochs", self.epochs)
-        check_whole("batch_size", self.batch_size)
         if self.estimator is not None and not hasattr(self.estimator, "partial_fit"):
             raise InputError(
                 f"estimator must have partial_fit, got {self.estimator!r}; or give events to fit"
@@ -94,9 +91,7 @@ class ForgettingEvents(ScoredReducer):
         counter = self._counter(self.epochs)
         for _ in range(self.epochs):
             order = rng.permutation(every)
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
-                model.partial_fit(values[batch], targets[batch], classes=np.unique(targets))
+            model.partial_fit(values[order], targets[order], classes=np.unique(targets))
             tracker.update(every, model.predict(values) == targets)
             counter.advance()
         return tracker.counts().astype(np.float64)

@@ -25,8 +25,8 @@ class MatrixDecomposition(ScoredReducer):
     of ones without labels). Ties: the lower row. Deterministic.
 
     Singular values that are zero to rounding are left out with their vectors. A row of zeros has no
-    direction: every inner product counts as zero, the largest score. ``stratify="global"`` is the published
-    cut, which loses classes; the default cuts within each class.
+    direction: its inner products count as zero, the largest score within its class.
+    ``stratify="global"`` is the published cut, which loses classes; the default cuts within each class.
 
     Parameters and attributes: :class:`~drip.reduction.base.BaseReducer`,
     :class:`~drip.reduction.base.RankedReducer`. Complexity: O(n d^2).

@@ -76,11 +76,9 @@ def nearest(
     found = np.empty(len(queries)), np.empty(len(queries), dtype=np.int64)
     step = max(1, block_bytes // (8 * len(points)))
     block = _euclidean_block if metric == "euclidean" else _chebyshev_block
-    centre = points.mean(axis=0)  # shorter vectors have smaller errors in the expanded square
-    centred = points - centre
     for start in range(0, len(queries), step):
         part = slice(start, start + step)
-        found[0][part], found[1][part] = block(queries[part] - centre, centred)
+        found[0][part], found[1][part] = block(queries[part], points)
     return found
 
 
@@ -101,13 +99,17 @@ def _chebyshev_block(queries: FloatArray, points: FloatArray) -> tuple[FloatArra
 
 def _euclidean_block(queries: FloatArray, points: FloatArray) -> tuple[FloatArray, IntArray]:
     """|q|^2 - 2qp + |p|^2 finds who may be nearest; the distances to these are computed by differences."""
-    query_squares = np.einsum("ij,ij->i", queries, queries)
-    point_squares = np.einsum("ij,ij->i", points, points)
-    squares = queries @ points.T
+    centre = points.mean(axis=0)  # shorter vectors have smaller errors
+    near_queries, near_points = queries - centre, points - centre
+    query_squares = np.einsum("ij,ij->i", near_queries, near_queries)
+    point_squares = np.einsum("ij,ij->i", near_points, near_points)
+    squares = near_queries @ near_points.T
     squares *= -2.0
     squares += point_squares
     error = np.finfo(np.float64).eps * _GEMM_SLACK * points.shape[1] ** 0.5
-    slack = error * (query_squares + point_squares.max())
+    largest = point_squares.max()
+    shift = np.abs(centre).max() * (np.sqrt(query_squares) + largest**0.5)
+    slack = error * (query_squares + largest + shift)
     likely = squares <= (squares.min(axis=1) + slack)[:, None]
     query_rows, point_rows = np.nonzero(likely)
     step = max(1, len(queries) * len(points) // points.shape[1])  # as much memory again as the block

@@ -1,0 +1,222 @@
+"""What cannot be reduced is refused with a message; what is merely odd has a documented result."""
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+from tables import blobs
+
+from drip.errors import DripError, InputError
+from drip.reduction import (
+    ClusterCentroids,
+    DistanceEntropy,
+    ForgettingEvents,
+    ForgettingTracker,
+    MatrixDecomposition,
+    MaxMin,
+    ProtoDash,
+    RepresentativeKMeans,
+    StratifiedRandom,
+    available,
+    create,
+)
+from drip.reduction.matrix_decomposition import direction_scores
+
+METHODS = list(available().values())
+each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+readers = pytest.mark.parametrize(
+    "method", [method for method in METHODS if method.reads_values], ids=lambda method: method.name
+)
+TABLE = blobs(40, n_classes=2)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@readers
+def test_nan_and_infinity_are_refused(method, value):
+    values, labels = TABLE[0].copy(), TABLE[1]
+    values[3, 1] = value
+    with pytest.raises(InputError, match=r"X must be a table of finite numbers: .*(NaN|infinity)"):
+        method().fit_resample(values, labels)
+
+
+@readers
+def test_numbers_whose_squares_overflow_are_refused(method):
+    with pytest.raises(InputError, match=r"X must lie within 1e\+150 of zero.*scale the features"):
+        method().fit_resample(TABLE[0] * 1e160, TABLE[1])
+
+
+@readers
+def test_text_is_refused(method):
+    with pytest.raises(InputError, match="X must be a table of finite numbers"):
+        method().fit_resample([["a"], ["b"], ["c"], ["d"]], [0, 0, 1, 1])
+
+
+def test_random_rows_with_an_epsilon_need_numbers_too():
+    with pytest.raises(InputError, match="X must be a table of finite numbers"):
+        StratifiedRandom(epsilon=0.1).fit([[np.nan]] * 4, [0, 0, 1, 1])
+
+
+@each_method
+def test_one_row_per_class_is_kept_whole(method):
+    params = {"estimator": None, "epochs": 2} if method.abbreviation == "FES" else {}
+    points, kept = method(0.1, random_state=0, **params).fit_resample([[0.0, 1.0], [2.0, 3.0]], ["a", "b"])
+    assert sorted(kept) == ["a", "b"]
+    assert sorted(points) == [[0.0, 1.0], [2.0, 3.0]]
+
+
+@each_method
+def test_repeated_rows_are_kept_at_most_once_each(method):
+    values = np.repeat(np.arange(5.0), 8)[:, None]
+    labels = np.repeat([0, 1], 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampler = method(0.5, random_state=0).fit(values, labels)
+    if hasattr(sampler, "sample_indices_"):
+        assert len(np.unique(sampler.sample_indices_)) == 20
+    else:
+        assert len(sampler.points_) == 6  # the distinct rows of both classes
+
+
+@each_method
+def test_constant_columns_and_a_constant_table_are_reduced(method):
+    values, labels = TABLE[0].copy(), TABLE[1]
+    values[:, 2] = 7.0
+    assert np.bincount(method(0.2, random_state=0).fit_resample(values, labels)[1]).sum() == 8
+    sampler = method(0.2, random_state=0)
+    kept = sampler.fit_resample(np.ones((40, 3)), labels)[1]
+    assert len(kept) == (2 if method is ClusterCentroids else 8)
+    if hasattr(sampler, "scores_"):
+        assert not np.isnan(sampler.scores_).any()
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.5, np.nan, np.inf, "0.1", True])
+@each_method
+def test_fraction_outside_zero_and_one_is_refused(method, fraction):
+    with pytest.raises(InputError, match=r"fraction must be a number in \(0, 1\], got"):
+        method(fraction).fit(*TABLE)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"fraction": 0.1, "n_samples": 3}, "one of fraction, n_samples and epsilon may be given"),
+        ({"n_samples": 0}, r"n_samples must be a whole number in \[1, 40\], got 0"),
+        ({"n_samples": 41}, r"n_samples must be a whole number in \[1, 40\], got 41"),
+        ({"n_samples": 2.0}, "n_samples must be a whole number"),
+        ({"n_samples": {0: 3}}, r"n_samples must name every class of \[0, 1\], got \[0\]"),
+        ({"epsilon": -1}, r"epsilon must be a number in \[0, inf\), got -1"),
+        ({"epsilon": 0.1, "stratify": "global"}, "stratify='global' cuts all classes at once"),
+        ({"n_samples": {0: 1, 1: 1}, "stratify": "global"}, "stratify='global' cuts all classes at once"),
+        ({"stratify": None}, "stratify must be one of proportional, balanced, global, got None"),
+        ({"min_per_class": 0}, "min_per_class must be a whole number of at least 1, got 0"),
+        ({"metric": "cosine"}, "metric must be one of euclidean, chebyshev, got 'cosine'"),
+    ],
+)
+@each_method
+def test_wrong_parameters_are_refused(method, params, message):
+    with pytest.raises(InputError, match=message):
+        method(**params).fit(*TABLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("PRD", {"kernel": "cubic"}, "kernel must be gaussian or linear, got 'cubic'"),
+        ("PRD", {"sigma": 0}, r"sigma must be a number in \(0, inf\), got 0"),
+        ("PRD", {"tolerance": 2}, r"tolerance must be a number in \(0, 1\], got 2"),
+        ("CLC", {"voting": "auto"}, "voting must be soft or hard, got 'auto'"),
+        ("CLC", {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ("DES", {"temperature": 0}, r"temperature must be a number in \(0, inf\), got 0"),
+        ("DES", {"base_fraction": 0.5, "fraction": 0.1}, "base_fraction must be at most the share"),
+        ("PHL", {"radius": -1}, r"radius must be a number in \(0, inf\), got -1"),
+        ("PHL", {"dimension": 1.5}, "dimension must be a whole number of at least 0, got 1.5"),
+        ("PHL", {"mode": "all"}, "mode must be restricted or multi, got 'all'"),
+        ("PHL", {"landmarks": "best"}, "landmarks must be representative or vital, got 'best'"),
+        ("RKMEANS", {"n_clusters": 41}, "n_clusters must be at most 40, the rows of X, got 41"),
+        ("FES", {"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+        ("FES", {"estimator": KMeans()}, "estimator must have partial_fit, got KMeans"),
+    ],
+)
+def test_wrong_parameters_of_a_method_are_refused(name, params, message):
+    with pytest.raises(InputError, match=message):
+        create(name, **params).fit(*TABLE)
+
+
+@each_method
+def test_class_smaller_than_its_minimum_is_kept_whole(method):
+    values, labels = blobs(60, n_classes=2)
+    labels[:] = 0
+    labels[:3] = 1
+    _, kept = method(0.2, min_per_class=10, random_state=0).fit_resample(values, labels)
+    assert np.bincount(kept).tolist() == [11, 3]  # 11 and 1 by their shares
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0] * 40, "y must have more than 1 class, got 1 class 0"),
+        ([0, 1] * 5, "y must have 40 labels, one for every row of X, got 10"),
+        (np.linspace(0, 1, 40), "y must be class labels of one kind: Unknown label type"),
+        (["a", None] * 20, "y must have a label in every row, got None or NaN"),
+        (np.array([0.0, np.nan] * 20, dtype=object), "y must have a label in every row, got None or NaN"),
+        (np.array([1, "a"] * 20, dtype=object), "y must be class labels of one kind"),
+        (np.eye(40) + np.eye(40)[::-1], "y must be class labels of one kind: .*[Mm]ultilabel"),
+    ],
+)
+@each_method
+def test_wrong_labels_are_refused(method, labels, message):
+    with pytest.raises(InputError, match=message):
+        method().fit(TABLE[0], labels)
+
+
+@each_method
+def test_an_empty_table_and_a_single_row_are_refused(method):
+    for table in (np.empty((0, 3)), np.ones((1, 3))):
+        with pytest.raises(DripError):
+            method().fit(table)
+
+
+def test_rows_of_zeros_count_as_orthogonal_to_every_direction():
+    values, labels = np.abs(TABLE[0].copy()) + 0.1, TABLE[1]
+    values[[0, 1, 5]] = 0.0
+    within = direction_scores(values)
+    assert within[[0, 1, 5]] == pytest.approx(np.log(1000.0))
+    assert within.max() <= np.log(1000.0) + 1e-12
+    assert np.isfinite(MatrixDecomposition(0.2).fit(values, labels).scores_).all()
+
+
+def test_distances_that_make_exponentials_overflow_still_have_an_entropy():
+    sampler = DistanceEntropy(0.2, random_state=0).fit(TABLE[0] * 1e6, TABLE[1])
+    assert not np.isnan(sampler.scores_).any()
+
+
+def test_forgetting_events_without_labels_or_with_wrong_events_are_refused():
+    with pytest.raises(InputError, match="events, or y with more than 1 class"):
+        ForgettingEvents().fit(TABLE[0])
+    for wrong in (np.zeros(39), np.full(40, np.nan)):
+        with pytest.raises(InputError, match="events must be 40 finite numbers"):
+            ForgettingEvents().fit(*TABLE, events=wrong)
+    with pytest.raises(InputError, match="MaxMin takes X and y, got events besides"):
+        MaxMin().fit(*TABLE, events=np.zeros(40))
+
+
+def test_tracker_refuses_rows_that_do_not_fit():
+    with pytest.raises(InputError, match="n_rows must be at least 1, got 0"):
+        ForgettingTracker(0)
+    tracker = ForgettingTracker(3)
+    for rows in ([3], [-1], [1, 1]):
+        with pytest.raises(InputError, match=r"rows must be distinct numbers in \[0, 3\)"):
+            tracker.update(rows, [True] * len(rows))
+    with pytest.raises(InputError, match="rows and correct must be as long"):
+        tracker.update([0, 1], [True])
+    tracker.update([], [])
+    assert tracker.counts().tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "sampler", [ProtoDash(kernel="linear"), RepresentativeKMeans()], ids=["linear", "kmeans"]
+)
+def test_table_of_zeros_is_reduced(sampler):
+    kept = sampler.set_params(random_state=0).fit_resample(np.zeros((40, 2)), TABLE[1])[1]
+    assert len(kept) == 4

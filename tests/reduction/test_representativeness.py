@@ -1,0 +1,164 @@
+"""Distances to kept rows against loops; what is lost is infinite; the certificate holds."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from tables import blobs, distance, grids
+
+from drip.errors import InputError
+from drip.reduction import epsilon_representativeness, perceptron_certificate
+from drip.reduction.neighbours import nearest, radius
+
+METRICS = ["chebyshev", "euclidean"]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@given(grids(), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_every_number_is_that_of_the_definition(metric, table, seed):
+    values, labels = table
+    rng = np.random.default_rng(seed)
+    kept = np.flatnonzero(rng.random(len(values)) < 0.4)
+    kept = kept if len(kept) else np.array([0])
+    found = epsilon_representativeness(values, labels, indices=kept, metric=metric)
+    gaps = []
+    for i in range(len(values)):
+        own = [distance(values[i], values[k], metric) for k in kept if labels[k] == labels[i]]
+        gaps.append(min(own, default=np.inf))
+    assert found.distances.tolist() == pytest.approx(gaps)
+    assert found.epsilon == pytest.approx(max(gaps))
+    for label, spread in found.per_class.items():
+        rows = [gaps[i] for i in np.flatnonzero(labels == label)]
+        assert (spread.n, spread.n_kept) == (len(rows), (labels[kept] == label).sum())
+        assert spread.epsilon == pytest.approx(max(rows))
+        assert spread.mean == pytest.approx(np.mean(rows))
+        assert (label in found.lost) == np.isinf(max(rows))
+    reachable = np.isfinite(gaps)
+    for i in np.flatnonzero(reachable):
+        nearest_kept = values[kept[found.nearest[i]]]
+        assert distance(values[i], nearest_kept, metric) == pytest.approx(gaps[i])
+    assert found.counts().sum() == reachable.sum()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_many_dimensions_in_small_blocks_give_what_few_give_in_a_tree(metric):
+    rng = np.random.default_rng(0)
+    values = rng.integers(-2, 3, (150, 4)).astype(float)
+    wide = np.hstack([values, np.full((150, 30), 7.0)])
+    tree, _ = nearest(values, values[::7], metric)
+    blocks, rows = nearest(wide, wide[::7], metric, block_bytes=1 << 10)
+    np.testing.assert_array_equal(tree, blocks)
+    for i in range(150):
+        assert distance(values[i], values[::7][rows[i]], metric) == blocks[i]
+
+
+def test_kept_rows_are_at_distance_zero_in_many_dimensions_far_from_the_origin():
+    rng = np.random.default_rng(1)
+    wide = 1e6 + rng.normal(size=(80, 60))
+    distances, rows = nearest(wide, wide[10:20], "euclidean")
+    assert (distances[10:20] == 0.0).all()
+    assert rows[10:20].tolist() == list(range(10))
+    expected = [min(distance(row, kept, "euclidean") for kept in wide[10:20]) for row in wide]
+    np.testing.assert_allclose(distances, expected, rtol=1e-14)
+
+
+def test_radius_is_the_largest_distance():
+    values, _ = blobs(60)
+    assert radius(values, values[:5], "euclidean") == nearest(values, values[:5], "euclidean")[0].max()
+
+
+def test_quantiles_of_a_table_with_a_lost_class_are_infinite_where_it_begins():
+    found = epsilon_representativeness(
+        [[0.0]] * 8 + [[1.0]] * 2, [0] * 8 + [1] * 2, indices=[0], quantiles=[0.5, 0.95]
+    )
+    assert found.overall.quantiles == {0.5: 0.0, 0.95: np.inf}
+    assert found.lost == [1]
+    assert found.nearest.tolist() == [0] * 8 + [-1] * 2
+
+
+def test_points_and_labels_may_stand_for_indices():
+    values, labels = blobs(60)
+    names = np.array(["x", "y", "z"])[labels]
+    by_rows = epsilon_representativeness(values, names, indices=np.arange(0, 60, 5))
+    by_points = epsilon_representativeness(values, names, values[::5], names[::5])
+    assert by_rows.epsilon == by_points.epsilon
+    assert by_rows.per_class == by_points.per_class
+    assert by_rows.nearest.tolist() == by_points.nearest.tolist()
+
+
+def test_without_labels_all_rows_are_one_class():
+    found = epsilon_representativeness([[0.0], [4.0]], None, [[1.0]])
+    assert (found.epsilon, list(found.per_class)) == (3.0, [None])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "got neither"),
+        ({"X_reduced": [[0.0]], "indices": [0]}, "got both"),
+        ({"indices": [5]}, r"rows of X in \[0, 3\), got 5 to 5"),
+        ({"indices": []}, "at least one"),
+        ({"indices": [0.5]}, "row numbers"),
+        ({"X_reduced": [[0.0, 1.0]], "y_reduced": [0]}, "must have 1 columns"),
+        ({"X_reduced": [[0.0]], "y_reduced": [7]}, r"labels of y, \[0, 1\], got \[7\]"),
+        ({"X_reduced": [[np.nan]], "y_reduced": [0]}, "X_reduced must be .* with NaN or infinity"),
+        ({"indices": [0], "metric": "cosine"}, "metric must be one of euclidean, chebyshev, got 'cosine'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        epsilon_representativeness([[0.0], [1.0], [2.0]], [0, 0, 1], **arguments)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_accuracy_of_a_linear_classifier_lies_within_its_certificate(metric, n_classes):
+    values, labels = blobs(300, n_classes=n_classes)
+    model = LogisticRegression().fit(values, labels)
+    for step in (2, 5, 20, 60):
+        kept = np.unique(np.concatenate([np.arange(0, 300, step), np.arange(n_classes)]))
+        found = perceptron_certificate(values, labels, kept, model.coef_, model.intercept_, metric=metric)
+        assert found.lower <= model.score(values, labels) <= found.upper
+        predicted = model.predict(values)
+        same = predicted == predicted[kept[found.representativeness.nearest]]
+        assert same[found.certified].all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@given(st.lists(st.floats(-3, 3), min_size=3, max_size=3), st.integers(0, 20), st.sampled_from([1e-7, 1e-3]))
+@settings(max_examples=50, deadline=None)
+def test_margin_is_the_way_to_the_plane_in_the_metric(metric, plane, seed, little):
+    weights, offset = np.array(plane[:2]), plane[2]
+    if np.abs(weights).max() < 1e-3:
+        return
+    values = np.random.default_rng(seed).normal(size=(12, 2))
+    labels = np.arange(12) % 2
+    found = perceptron_certificate(values, labels, [0, 1], weights, offset, metric=metric)
+    scores = values @ weights + offset
+    direction = np.sign(weights) if metric == "chebyshev" else weights / np.linalg.norm(weights)
+    towards = -np.sign(scores)[:, None] * direction
+    before = values + towards * (found.margins - little)[:, None]
+    behind = values + towards * (found.margins + little)[:, None]
+    there = found.margins > little
+    assert (np.sign(before @ weights + offset) == np.sign(scores))[there].all()
+    assert (np.sign(behind @ weights + offset) == -np.sign(scores))[there].all()
+
+
+def test_equal_margins_above_epsilon_make_the_accuracies_equal():
+    values = np.array([[-5.0], [-4.0], [4.0], [5.0], [4.5]])
+    found = perceptron_certificate(values, [0, 0, 1, 1, 0], [0, 2, 4], [[1.0]], [0.0])
+    assert found.certified.all()
+    assert found.lower == found.upper == pytest.approx(0.8)
+
+
+def test_lost_class_is_not_certified():
+    found = perceptron_certificate([[0.0], [1.0]], ["a", "b"], [0], [1.0], -0.5)
+    assert found.certified.tolist() == [True, False]
+    assert (found.lower, found.upper) == (0.0, 1.0)
+
+
+def test_planes_of_another_shape_are_refused():
+    with pytest.raises(InputError, match=r"shape \(3, 4\) and as many intercepts are needed for 3 classes"):
+        perceptron_certificate(*blobs(30), [0, 1, 2], np.zeros((2, 4)), np.zeros(2))
