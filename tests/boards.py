@@ -54,3 +54,9 @@ def board(tmp_path_factory):
         root=root, model=model, bare=bare, policy=root / "policy.json", calibration=calibration,
         production=production, contract=CONTRACT,
     )  # fmt: skip
+
+
+@pytest.fixture
+def run_options(board, tmp_path):
+    """A run of the board's model file over its folder."""
+    return ["run", board.model.path, "--source", board.production, "--store", tmp_path / "kept.db"]

@@ -4,7 +4,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from boards import board  # noqa: F401  # a fixture is used by its name
+from boards import board, run_options  # noqa: F401  # a fixture is used by its name
 from hypothesis import Phase, settings
 
 # A mutation run wants to know that a test fails, not the smallest example.

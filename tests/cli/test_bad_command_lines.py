@@ -42,11 +42,6 @@ class Endless(SmallCNN):
 
 
 @pytest.fixture
-def run_options(board, tmp_path):
-    return ["run", board.model.path, "--source", board.production, "--store", tmp_path / "kept.db"]
-
-
-@pytest.fixture
 def refused(drip, tmp_path):
     """Runs a command line that must fail; gives its one line, and looks for what it left behind."""
 

@@ -1,0 +1,120 @@
+"""npy bytes to inputs: as they were, and nothing but InputError on bad bytes."""
+
+import io
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+from encoded_samples import (
+    RNG,
+    npy_declaring,
+    refused,
+)
+
+from drip.errors import InputError
+from drip.media import NPY, InputContract, decode_npy, encode_npy
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.arange(12, dtype=np.float32).reshape(3, 4),
+        np.asfortranarray(np.arange(12, dtype=np.float64).reshape(3, 4)),
+        np.arange(12, dtype=">i2").reshape(3, 4),
+        np.arange(12).reshape(3, 4) % 2 == 0,
+        np.zeros((3, 0, 4)),
+        np.float32(7).reshape(()),
+    ],
+)
+def test_npy_comes_back_as_it_was(values):
+    got = decode_npy(encode_npy(values))
+    assert got.dtype == values.dtype
+    np.testing.assert_array_equal(got, values)
+    got[...] = 0  # writable
+
+
+def test_array_is_taken_as_it_is_and_normalised_per_first_axis():
+    values = RNG.normal(size=(2, 3, 4))
+    contract = InputContract((2, 3, 4), mean=(1.0, 2.0), std=(2.0, 4.0))
+    got = contract.prepare(encode_npy(values), NPY)
+    np.testing.assert_allclose(got[1], (values[1] - 2) / 4, rtol=1e-5, atol=1e-6)
+
+
+def test_array_of_another_shape_is_refused():
+    assert "(3, 4)" in refused(InputContract((4, 3)), encode_npy(np.zeros((3, 4))), NPY)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300, -1e300])
+def test_values_that_are_no_finite_float32_are_refused(bad):
+    values = np.zeros((3, 4))
+    values[1, 2] = bad
+    assert "finite" in refused(InputContract((3, 4)), encode_npy(values), NPY)
+
+
+def test_values_that_normalisation_makes_infinite_are_refused():
+    contract = InputContract((1, 2), std=(1e-6,))
+    assert "finite" in refused(contract, encode_npy(np.full((1, 2), 3e38)), NPY)
+
+
+def test_pickled_array_is_refused_and_not_run(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "harm"), "w"))
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Harmful()], dtype=object), allow_pickle=True)
+    assert "numbers" in refused(InputContract((1,)), buffer.getvalue(), NPY)
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("descr", ["<U4", "<c8", "<M8[s]", [("a", "<f4")], "|V4", "|S3"])
+def test_arrays_of_anything_but_real_numbers_are_refused(descr):
+    assert "numbers" in refused(InputContract((1,)), npy_declaring((1,), bytes(16), descr), NPY)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (10**12,),
+        (2**40, 2**40),
+        (0, 2**70),
+        (-1,),
+        (-1, -1),
+        (-4, -1, 1),
+        (1,) * 70,
+        (60_000_000,),
+        (2**63, 0),
+    ],
+)
+def test_header_that_lies_about_its_shape_is_refused_without_memory(shape):
+    tracemalloc.start()
+    message = refused(InputContract((1,)), npy_declaring(shape, bytes(4)), NPY)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "got" in message
+    assert peak < 2_000_000
+
+
+def test_truncated_or_longer_npy_is_refused_at_every_offset():
+    data = encode_npy(np.arange(6.0))
+    for end in range(len(data)):
+        with pytest.raises(InputError):
+            decode_npy(data[:end])
+    with pytest.raises(InputError, match="complete"):
+        decode_npy(data + b"\0")
+
+
+def test_array_over_max_values_is_refused():
+    with pytest.raises(InputError, match="at most 5 values"):
+        decode_npy(encode_npy(np.zeros(6)), max_values=5)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"{" * 60, b"(" * 5000, b"'''", b"{'descr': '<f4'}", b"\xff" * 20, b"1" * 5000, b"{'a': 1L,\n (\n}"],
+)
+def test_npy_with_a_nonsense_header_is_refused(header):
+    data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(8)
+    with pytest.raises(InputError):
+        decode_npy(data)

@@ -1,0 +1,90 @@
+"""Audio to inputs: whole or refused."""
+
+import numpy as np
+import pytest
+from encoded_samples import TONE, refused, sound
+
+from drip.errors import InputError
+from drip.media import InputContract
+
+AUDIO = InputContract((1, 400), sample_rate_hz=16_000)
+
+
+@pytest.mark.parametrize(("form", "media_type"), [("WAV", "audio/wav"), ("FLAC", "audio/flac")])
+def test_audio_is_scaled_to_plus_minus_one(form, media_type):
+    got = AUDIO.prepare(sound(TONE, form=form), media_type)
+    assert got.shape == (1, 400)
+    np.testing.assert_allclose(got[0], TONE, atol=1 / 32768)
+
+
+def test_channels_of_audio_come_first():
+    stereo = np.stack([TONE, -TONE / 2], axis=1)
+    got = InputContract((2, 400), sample_rate_hz=16_000).prepare(sound(stereo), "audio/wav")
+    np.testing.assert_allclose(got, stereo.T, atol=1 / 32768)
+
+
+def test_audio_of_another_rate_is_refused():
+    message = refused(AUDIO, sound(TONE, rate=8_000), "audio/wav")
+    assert "16000 Hz" in message
+    assert "8000 Hz" in message
+
+
+def test_audio_with_other_channels_is_refused():
+    assert "1 channels" in refused(AUDIO, sound(np.stack([TONE, TONE], axis=1)), "audio/wav")
+
+
+def test_audio_of_another_length_is_refused_unless_it_may_be_cropped():
+    message = refused(AUDIO, sound(TONE[:300]), "audio/wav")
+    assert "400" in message
+    assert "300" in message
+    assert "crop" in message
+
+
+@pytest.mark.parametrize("length", [1, 300, 399, 401, 900])
+def test_crop_cuts_or_pads_audio_at_the_end(length):
+    values = np.resize(TONE, length)
+    contract = InputContract((1, 400), resize="crop", sample_rate_hz=16_000)
+    got = contract.prepare(sound(values, subtype="FLOAT"), "audio/wav")
+    expected = np.zeros(400, np.float32)
+    expected[: min(length, 400)] = values[:400]
+    np.testing.assert_array_equal(got[0], expected)
+
+
+@pytest.mark.parametrize(("form", "media_type"), [("WAV", "audio/wav"), ("FLAC", "audio/flac")])
+@pytest.mark.parametrize("resize", ["exact", "crop"])
+def test_truncated_audio_is_refused_and_never_padded(form, media_type, resize):
+    contract = InputContract((1, 400), resize=resize, sample_rate_hz=16_000)
+    data = sound(TONE, form=form)
+    whole = contract.prepare(data, media_type)
+    for end in (*range(0, len(data) - 20, 37), *range(len(data) - 20, len(data) - 1)):
+        try:
+            got = contract.prepare(data[:end], media_type)
+        except InputError:
+            continue
+        np.testing.assert_array_equal(got, whole)  # only a trailing checksum was missing
+
+
+def test_flac_that_declares_more_than_it_has_is_refused():
+    data = bytearray(sound(TONE, form="FLAC"))
+    data[21:26] = bytes([data[21] | 0x0F, 0xFF, 0xFF, 0xFF, 0xFF])  # total samples, 36 bits
+    refused(AUDIO, bytes(data), "audio/flac")
+
+
+@pytest.mark.parametrize(("form", "subtype"), [("AIFF", "PCM_16"), ("OGG", "VORBIS"), ("FLAC", "PCM_16")])
+def test_audio_of_another_format_is_refused_as_wav(form, subtype):
+    assert "audio/wav" in refused(AUDIO, sound(TONE, form=form, subtype=subtype), "audio/wav")
+
+
+def test_nan_in_audio_is_refused():
+    values = TONE.copy()
+    values[7] = np.nan
+    assert "finite" in refused(AUDIO, sound(values, subtype="FLOAT"), "audio/wav")
+
+
+def test_audio_over_max_values_is_refused():
+    contract = InputContract((1, 400), sample_rate_hz=16_000, max_values=399)
+    assert "at most 399" in refused(contract, sound(TONE), "audio/wav")
+
+
+def test_audio_needs_a_shape_of_channels_and_samples():
+    assert "(channels, samples)" in refused(InputContract((1, 20, 20)), sound(TONE), "audio/wav")

@@ -1,0 +1,133 @@
+"""The input contract itself, and mutated bytes of every kind under it."""
+
+import json
+
+import numpy as np
+import pytest
+from encoded_samples import COLOUR, GREY, TONE, encoded, sound
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from drip.errors import InputError
+from drip.media import MEDIA_TYPES, NPY, SUFFIXES, InputContract, encode_npy, encode_png
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"shape": ()}, "shape"),
+        ({"shape": (3, 0, 4)}, "shape"),
+        ({"shape": (3, -1)}, "shape"),
+        ({"shape": (3, 4.5, 4)}, "shape"),
+        ({"shape": (True, 4)}, "shape"),
+        ({"shape": (3, 4, 4), "resize": "squash"}, "resize"),
+        ({"shape": (3, 4, 4), "mean": (0.1, 0.2)}, "mean"),
+        ({"shape": (3, 4, 4), "mean": ()}, "mean"),
+        ({"shape": (3, 4, 4), "mean": (np.nan,)}, "mean"),
+        ({"shape": (3, 4, 4), "mean": (1e300,)}, "mean"),
+        ({"shape": (3, 4, 4), "std": (0.0,)}, "std"),
+        ({"shape": (3, 4, 4), "std": (1e-300,)}, "std"),
+        ({"shape": (3, 4, 4), "std": (-1.0,)}, "std"),
+        ({"shape": (3, 4, 4), "std": (np.inf,)}, "std"),
+        ({"shape": (3, 4, 4), "sample_rate_hz": -1}, "sample_rate_hz"),
+        ({"shape": (3, 4, 4), "max_values": 0}, "max_values"),
+        ({"shape": (3, 4, 4), "max_values": "many"}, "max_values"),
+    ],
+)
+def test_field_outside_its_range_is_refused_by_name(fields, word):
+    with pytest.raises(InputError, match=word):
+        InputContract(**fields)
+
+
+def test_contract_survives_json():
+    contract = InputContract((3, 12, 10), "crop", (0.1, 0.2, 0.3), (0.5,), 0, 10**6)
+    assert InputContract.from_json(json.loads(json.dumps(contract.to_json()))) == contract
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"shape": "abc"},
+        {"shape": None},
+        {"shape": [3, 4.5, 4]},
+        {"shape": [3, 4, 4], "mean": ["a"]},
+        {"shape": [3, 4, 4], "mean": 0.5},
+        {"shape": [3, 4, 4], "colour": "blue"},
+        {"shape": [3, 4, 4], "resize": ["crop"]},
+        {"shape": [[3], 4]},
+        {"shape": [3, 10**6, 10**6]},
+        {"shape": [3, 60_000, 11_000]},  # 7.4 GiB an input
+        {"shape": [3, 4, 4], "mean": [10**400]},
+        [],
+        None,
+    ],
+)
+def test_malformed_contract_is_refused(content):
+    with pytest.raises(InputError):
+        InputContract.from_json(content)
+
+
+def test_every_media_type_has_a_suffix_to_write_and_to_read():
+    assert {MEDIA_TYPES[suffix] for suffix in SUFFIXES.values()} == set(MEDIA_TYPES.values())
+    assert SUFFIXES["image/jpeg"] == ".jpg"
+
+
+# -- fuzz ----------------------------------------------------------------------------------------------
+
+SEEDS = {
+    "image/png": (InputContract((1, 12, 10), max_values=100_000), encode_png(GREY)),
+    "image/jpeg": (
+        InputContract((3, 12, 10), "crop", max_values=100_000),
+        encoded(Image.fromarray(COLOUR), "JPEG"),
+    ),
+    "image/webp": (
+        InputContract((3, 12, 10), "stretch", max_values=100_000),
+        encoded(Image.fromarray(COLOUR), "WEBP"),
+    ),
+    "image/bmp": (
+        InputContract((3, 12, 10), "crop", max_values=100_000),
+        encoded(Image.fromarray(COLOUR), "BMP"),
+    ),
+    "audio/wav": (InputContract((1, 400), "crop", sample_rate_hz=16_000, max_values=100_000), sound(TONE)),
+    "audio/flac": (
+        InputContract((1, 400), "crop", sample_rate_hz=16_000, max_values=100_000),
+        sound(TONE, form="FLAC"),
+    ),
+    NPY: (InputContract((3, 4), mean=(0.5,), max_values=100_000), encode_npy(np.ones((3, 4), np.float32))),
+}
+
+
+@pytest.mark.parametrize("media_type", sorted(SEEDS))
+@settings(max_examples=150, deadline=None)
+@given(
+    edits=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=5)), max_size=6
+    ),
+    cut=st.none() | st.floats(0, 1),
+    head=st.booleans(),
+)
+def test_mutated_bytes_give_a_whole_input_or_an_input_error(media_type, edits, cut, head):
+    contract, seed = SEEDS[media_type]
+    data = bytearray(seed)
+    for place, content in edits:
+        start = int(place * (min(len(data), 64) if head else len(data)))
+        data[start : start + len(content)] = content
+    if cut is not None:
+        del data[int(cut * len(data)) :]
+    try:
+        got = contract.prepare(bytes(data), media_type)
+    except InputError:
+        return
+    assert got.shape == contract.shape
+    assert got.dtype == np.float32
+    assert np.isfinite(got).all()
+
+
+@pytest.mark.parametrize("media_type", sorted(SEEDS))
+@settings(max_examples=60, deadline=None)
+@given(data=st.binary(max_size=200))
+def test_arbitrary_bytes_give_an_input_error(media_type, data):
+    with pytest.raises(InputError):
+        SEEDS[media_type][0].prepare(data, media_type)
