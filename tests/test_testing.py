@@ -169,10 +169,19 @@ class TooLarge(ListSource):
         yield from super().batches(max_samples + 1)
 
 
-class EmptyBatch(ListSource):
+class Idle(ListSource):
     def batches(self, max_samples):
         yield []
+        for batch in super().batches(max_samples):
+            yield batch
+            yield []
+
+
+class SkipsWhileIdle(ListSource):
+    def batches(self, max_samples):
         yield from super().batches(max_samples)
+        self._position -= 1
+        yield []
 
 
 class LosesTail(ListSource):
@@ -194,8 +203,8 @@ class Doubles(ListSource):
         (LosesOnSeek, "without loss or double"),
         (AcknowledgesEarly, "not acknowledged before"),
         (NeverAcknowledges, "every consumed batch is acknowledged"),
-        (TooLarge, "batches have 1 to 1 samples, got 2"),
-        (EmptyBatch, "batches have 1 to 1 samples, got 0"),
+        (TooLarge, "batches have up to 1 samples, got 2"),
+        (SkipsWhileIdle, "an empty batch does not move the cursor"),
         (LosesTail, "without loss or double"),
         (Doubles, "ids are unique"),
     ],
@@ -203,6 +212,10 @@ class Doubles(ListSource):
 def test_a_broken_source_is_caught(source, message):
     with pytest.raises(AssertionError, match=message):
         check_source(lambda: source(fake_samples(7)), acknowledged=lambda opened: opened.acknowledged)
+
+
+def test_an_empty_batch_means_that_nothing_arrived_and_is_no_error():
+    check_source(lambda: Idle(fake_samples(7)))
 
 
 def test_a_source_that_cannot_seek_is_no_error():

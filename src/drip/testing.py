@@ -297,9 +297,9 @@ def check_source(
 ) -> None:
     """Check the contract of :class:`drip.types.Source` on a finite stream of at least 3 samples.
 
-    Batches have the asked size at most and are never empty; the samples do not depend on it; after a
-    seek to any cursor the stream continues without loss or double; nothing is acknowledged before the
-    consumer came back.
+    Batches have the asked size at most; an empty one means that nothing arrived, and moves no cursor; the
+    samples do not depend on the size; after a seek to any cursor the stream continues without loss or
+    double; nothing is acknowledged before the consumer came back.
 
     Args:
         factory: Opens the same stream anew, from its start.
@@ -315,12 +315,15 @@ def check_source(
     for size in (1, 2, 3, len(whole) + 1):
         source, seen = factory(), 0
         cursors: list[tuple[str | None, int]] = []
+        before = source.cursor
         for batch in source.batches(size):
-            _hold(1 <= len(batch) <= size, f"batches have 1 to {size} samples, got {len(batch)}")
+            _hold(len(batch) <= size, f"batches have up to {size} samples, got {len(batch)}")
             _hold(list(batch) == whole[seen : seen + len(batch)], "samples do not depend on the batch size")
             if acknowledged is not None:
                 _hold(acknowledged(source) <= seen, "a batch is not acknowledged before it was consumed")
             seen += len(batch)
+            _hold(bool(batch) or source.cursor == before, "an empty batch does not move the cursor")
+            before = source.cursor
             cursors.append((source.cursor, seen))
             _hold(source.cursor == cursors[-1][0], "reading the cursor does not move it")
         _hold(seen == len(whole), f"batches of {size} give all {len(whole)} samples, got {seen}")

@@ -306,11 +306,13 @@ class Source(Protocol):
     """A stream of samples in batches, with an honest statement of its delivery guarantee.
 
     Code after a ``yield`` in :meth:`batches` runs only when every sample of the batch has been
-    committed by the sink, so that a source may acknowledge there: at-least-once delivery.
+    committed by the sink, so that a source may acknowledge there: at-least-once delivery. A source that
+    waits yields an empty batch about every second while nothing arrives, so that the consumer can stop or
+    report; nothing is committed for it, and it moves no cursor.
     """
 
     def batches(self, max_samples: int) -> Iterator[Sequence[Sample]]:
-        """Yield lists of one to ``max_samples`` samples until the stream ends."""
+        """Yield lists of up to ``max_samples`` samples until the end; an empty one: nothing arrived."""
         ...
 
     @property
