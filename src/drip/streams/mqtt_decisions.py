@@ -22,8 +22,8 @@ from drip.types import Decision, DurableSink, Observation, Progress, Sample
 MAX_WAITING = 10_000
 """Decisions that wait for a broker that is away: some megabytes."""
 
-_AT_ONCE = 500
-_ANSWER_S = 5.0
+_AT_ONCE = 100  # few enough that a slow line acknowledges them in time, or it would never get on
+_ANSWER_S = 10.0
 _SHORTEST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 60.0
 
@@ -118,7 +118,10 @@ class DecisionPublisher:
     def close(self) -> None:
         """Try once more to send what waits, give up the rest, and leave the broker."""
         self._next_s = -math.inf
-        self.flush()
+        n_before = math.inf
+        while self._waiting and self.n_waiting < n_before:  # as long as it gets on
+            n_before = self.n_waiting
+            self.flush()
         self.n_dropped += len(self._waiting)
         self._waiting.clear()
         self._disconnect()
