@@ -166,14 +166,14 @@ class PublishingSink:
     One JSON object for a sample: ``id``, ``retain``, ``class``, ``reason``, ``priority``, ``scores`` and
     ``time_s``; or ``id`` and ``quarantined`` with the reason. Numbers that are not finite are null.
 
-    Delivery: only what is committed is published, and the samples come first: a broker that is away, slow or
-    refuses neither stops the stream nor loses a sample. While it answers, at least once, with QoS 1: a
-    transaction returns when the broker has its decisions, so a source acknowledges only afterwards, and what
-    a kill leaves unpublished is delivered, decided (alike) and published again; but not by a source whose
-    position commits with the samples, where a kill may cost the decisions of one batch. While it is away, decisions
-    wait in memory, the last 10,000 of them; older ones are dropped and counted. A kill then loses those that
-    wait, and the end of the run those that the broker does not take in a last attempt: the store's audit has
-    them all.
+    Delivery: only what is committed is published, and the samples come first: a broker that is away, slow
+    or refuses neither stops the stream nor loses a sample. While it answers, at least once, with QoS 1: a
+    transaction returns when the broker has its decisions, so a source acknowledges only afterwards, and
+    what a kill leaves unpublished is delivered, decided (alike) and published again; but not by a source
+    whose position commits with the samples, where a kill may cost the decisions of one batch. While it is
+    away, decisions wait in memory, the last 10,000 of them; older ones are dropped and counted. A kill then
+    loses those that wait, and the end of the run those that the broker does not take in a last attempt: the
+    store's audit has them all.
 
     Args:
         sink: Where samples and decisions go.
