@@ -20,18 +20,22 @@ from drip.export.attach import attach_score  # noqa: E402  # behind the check
 from drip.export.checking import CheckReport, check  # noqa: E402  # behind the check
 from drip.export.files import export_file, read_metadata, set_policy  # noqa: E402  # behind the check
 from drip.export.metadata import metadata_json, model_file_digest  # noqa: E402  # behind the check
+from drip.export.quantization import QuantizationReport, Settings, quantize  # noqa: E402  # behind the check
 
 if TYPE_CHECKING:
     from drip.export.torch_model import export_onnx
 
 __all__ = [
     "CheckReport",
+    "QuantizationReport",
+    "Settings",
     "attach_score",
     "check",
     "export_file",
     "export_onnx",
     "metadata_json",
     "model_file_digest",
+    "quantize",
     "read_metadata",
     "set_policy",
 ]
