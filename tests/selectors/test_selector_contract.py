@@ -125,17 +125,19 @@ def test_the_asked_retention_is_nearly_met_on_fresh_data(name, retention):
 
 @every_rule
 def test_keep_probabilities_are_the_frequencies(name):
-    rule = create(name, retention=0.4).calibrate(fake_observations(1000, 4, seed=1))
-    stream = fake_observations(40, 4, seed=2)
-    n_repeats = 400
-    decided = [rule.decide_many(stream) for _ in range(n_repeats)]
-    stated = decided[0].keep_probability
-    frequency = np.mean([decisions.retain for decisions in decided], axis=0)
-    error = np.sqrt(stated * (1 - stated) / n_repeats)
-    assert (np.abs(frequency - stated) <= 5 * error).all()
+    calibration, stream = fake_observations(120, 4, seed=1), fake_observations(40, 4, seed=2)
+    seeds = range(300) if name in RANDOM else [None]
+    decided = []
+    for seed in seeds:
+        rule = create(name, retention=0.4, **({} if seed is None else {"seed": seed}))
+        decided.append(rule.calibrate(calibration).decide_many(stream))
+    # Given what a rule has seen, so the deviations add up to nothing although its state moves on.
+    stated = np.array([decisions.keep_probability for decisions in decided])
+    retained = np.array([decisions.retain for decisions in decided])
+    error = np.sqrt((stated * (1 - stated)).sum(axis=0))
+    assert (np.abs((retained - stated).sum(axis=0)) <= 5 * error + 1e-9).all()
     if name not in RANDOM:
-        assert set(stated.tolist()) <= {0.0, 1.0}
-        assert list(decided[0]) == list(decided[-1])
+        assert set(stated.ravel().tolist()) <= {0.0, 1.0}
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -225,7 +227,7 @@ def test_reasons_are_short_constant_words(name):
     rule = available()[name]().calibrate(fake_observations(400, 4))
     words = set(rule.decide_many(fake_observations(400, 4, seed=1)).reasons)
     assert all(word == word.lower() and " " not in word and len(word) <= 24 for word in words)
-    assert len(words) <= 3
+    assert len(words) <= 8
 
 
 class BrightestFeature(ThresholdSelector):
@@ -262,7 +264,7 @@ def test_calibration_on_nothing_is_refused(name):
 
 def test_an_unknown_rule_names_the_known_ones():
     with pytest.raises(
-        InputError, match=r"^selector must be one of class-balanced-random, .*margin.*, got 'x'$"
+        InputError, match=r"^selector must be one of adaptive-margin, .*margin.*, got 'x'$"
     ):
         create("x")
 

@@ -1,0 +1,96 @@
+"""A gate for what calibration has never seen the like of."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+
+from drip.errors import InputError
+from drip.selectors.parts.quantiles import RunningQuantile
+from drip.thresholds import check_fraction
+from drip.types import FloatArray, JsonObject
+
+_RIDGE = 0.05
+_WINDOW = 500
+_MOST = 0.3
+
+
+class OutlierGate:
+    r"""Mahalanobis distance to the calibration samples, cut at a quantile of their own distances.
+
+    With mean :math:`\mu` and covariance :math:`\Sigma` of the calibration features z,
+    :math:`d(z) = (z-\mu)^T (\Sigma + \lambda I)^{-1} (z-\mu)`; the ridge :math:`\lambda` is a twentieth of
+    the mean variance. What is farther than the quantile is an outlier, as long as that holds for less than
+    three tenths of the last 500 rows: where everything looks strange, the world has changed, and only the
+    strangest three tenths are rejected.
+
+    Args:
+        quantile: Share of the calibration samples that pass, in (0, 1).
+
+    Complexity: d squared multiplications for d features, 4,096 for 64. State: d (d + 1) + 501 numbers.
+
+    References:
+        Lee, Lee, Lee and Shin (2018), A simple unified framework for detecting out-of-distribution samples
+        and adversarial attacks, equation 2, with one class.
+    """
+
+    def __init__(self, quantile: float = 0.97) -> None:
+        check_fraction("quantile", quantile)
+        self._quantile = quantile
+        self._recent = RunningQuantile(_WINDOW)
+
+    def calibrate(self, features: FloatArray) -> Self:
+        """Take mean, covariance and limit from calibration features, shape (n, d).
+
+        Raises:
+            InputError: fewer than two rows, or features that are all equal.
+        """
+        if len(features) < 2 or not np.ptp(features, axis=0).any():  # a variance needs two
+            raise InputError("an outlier gate needs calibration samples with different features, got none")
+        self._mean = features.mean(axis=0)
+        covariance = np.atleast_2d(np.cov(features.T))
+        ridge = _RIDGE * np.trace(covariance) / len(covariance)
+        inverse = np.linalg.inv(covariance + ridge * np.eye(len(covariance)))
+        self._precision = (inverse + inverse.T) / 2
+        self._limit = float(np.quantile(self.distances(features), self._quantile))
+        return self
+
+    def distances(self, features: FloatArray) -> FloatArray:
+        """Squared Mahalanobis distances, shape (n,)."""
+        away = features - self._mean
+        return np.array([row @ self._precision @ row for row in away])
+
+    def passes(self, features: FloatArray, *, frozen: bool = False) -> bool:
+        """Whether one row, shape (d,), is no outlier.
+
+        Args:
+            features: The row.
+            frozen: Hold the calibrated limit, however many rows it rejects.
+        """
+        away = features - self._mean
+        distance = float(away @ self._precision @ away)
+        limit = self._limit
+        if not frozen:
+            if len(self._recent) >= _WINDOW // 2:
+                limit = max(limit, self._recent.limit(_MOST))
+            self._recent.add(distance)
+        return distance <= limit
+
+    def state(self) -> JsonObject:
+        """Mean, inverse covariance and limit."""
+        return {
+            "mean": self._mean.tolist(),
+            "precision": self._precision.tolist(),
+            "limit": self._limit,
+            "recent": self._recent.values,
+        }
+
+    def restore(self, state: JsonObject) -> None:
+        """Continue from a saved :meth:`state`."""
+        self._mean = np.array(state["mean"], np.float64)
+        self._precision = np.array(state["precision"], np.float64)
+        self._limit = float(state["limit"])
+        self._recent = RunningQuantile(_WINDOW, map(float, state["recent"]))
+        if self._precision.shape != (len(self._mean), len(self._mean)):
+            raise ValueError(f"precision must be {len(self._mean)} x {len(self._mean)} numbers")

@@ -1,0 +1,66 @@
+"""Quantiles of the last values of a stream."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from collections.abc import Iterable
+from math import isfinite
+
+from drip.errors import InputError
+
+
+class RunningQuantile:
+    """The last ``window`` values, in order of arrival and in order of size.
+
+    Args:
+        window: Number of values that are held, at least 1.
+        values: Values to start with, the oldest first; all but the last ``window`` are dropped.
+
+    Complexity: one search and one insertion into a list of ``window`` numbers for every value.
+
+    >>> quantile = RunningQuantile(3, [5.0, 1.0, 2.0, 3.0])
+    >>> quantile.values, quantile.rank(2.5), quantile.limit(1 / 3)
+    ([1.0, 2.0, 3.0], 0.6666666666666666, 3.0)
+    """
+
+    def __init__(self, window: int, values: Iterable[float] = ()) -> None:
+        if window < 1:
+            raise InputError(f"window must be at least 1, got {window!r}")
+        self._window = window
+        self._arrived: deque[float] = deque(values, maxlen=window)
+        self._ordered = sorted(self._arrived)
+        if not all(map(isfinite, self._ordered)):
+            raise InputError("the values of a running quantile must be finite, got NaN or infinity")
+
+    def __len__(self) -> int:
+        """Number of values that are held."""
+        return len(self._ordered)
+
+    @property
+    def values(self) -> list[float]:
+        """The values, the oldest first: what restores the part."""
+        return list(self._arrived)
+
+    def add(self, value: float) -> None:
+        """Take in a finite value; the oldest leaves when the window is full."""
+        if len(self._arrived) == self._window:
+            del self._ordered[bisect_left(self._ordered, self._arrived[0])]
+        self._arrived.append(value)
+        insort(self._ordered, value)
+
+    def rank(self, value: float) -> float:
+        """Share of the held values below ``value``, ties counted half; a half where nothing is held."""
+        if not self._ordered:
+            return 0.5
+        below = bisect_left(self._ordered, value)
+        return 0.5 * (below + bisect_right(self._ordered, value)) / len(self._ordered)
+
+    def limit(self, share: float) -> float:
+        """The smallest held value that ``share`` of them reach; infinite for a share of zero.
+
+        Args:
+            share: In [0, 1]; the number of values that reach the limit is rounded half up.
+        """
+        count = int(share * len(self._ordered) + 0.5)
+        return self._ordered[-count] if count else float("inf")

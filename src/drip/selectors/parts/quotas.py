@@ -1,0 +1,67 @@
+"""Shares of the predicted classes in what is kept: a floor for each, a ceiling for all."""
+
+from __future__ import annotations
+
+from math import exp
+
+import numpy as np
+
+from drip.errors import InputError
+from drip.types import JsonObject
+
+_MEMORY = 1000
+
+
+class ClassShares:
+    r"""Arrivals and kept samples of every predicted class, older ones forgotten.
+
+    Both are counted with weights :math:`e^{-a/1000}` of their age a in arrivals. A class is below its floor
+    when less than ``floor`` times the target share of its own arrivals was kept, with one sample in hand; it
+    is above its ceiling when it has more than ``ceiling`` of all that was kept.
+
+    Args:
+        n_classes: Number of classes.
+        floor: Share of the target that every class gets, in [0, 1]; 0 for none.
+        ceiling: Largest share of one class in what is kept, in (0, 1]; 1 for none.
+    """
+
+    def __init__(self, n_classes: int, floor: float = 0.25, ceiling: float = 1.0) -> None:
+        if not 0 <= floor <= 1:
+            raise InputError(f"floor must be in [0, 1], got {floor!r}")
+        if not 0 < ceiling <= 1:
+            raise InputError(f"ceiling must be in (0, 1], got {ceiling!r}")
+        self._floor, self._ceiling = floor, ceiling
+        self._arrived = np.zeros(n_classes)
+        self._kept = np.zeros(n_classes)
+
+    def arrived(self, predicted_class: int) -> None:
+        """One more arrival of a class."""
+        self._arrived *= exp(-1 / _MEMORY)
+        self._kept *= exp(-1 / _MEMORY)
+        self._arrived[predicted_class] += 1
+
+    def kept(self, predicted_class: int) -> None:
+        """That arrival was kept."""
+        self._kept[predicted_class] += 1
+
+    def below_floor(self, predicted_class: int, share: float) -> bool:
+        """Whether a class has less than its floor of a target share."""
+        due = self._floor * share * self._arrived[predicted_class] - self._kept[predicted_class]
+        return bool(due >= 1)
+
+    def above_ceiling(self, predicted_class: int) -> bool:
+        """Whether a class has more than its part of what is kept, counted once there are 20."""
+        total = self._kept.sum()
+        enough = 20
+        return bool(total >= enough and self._kept[predicted_class] > self._ceiling * total)
+
+    def state(self) -> JsonObject:
+        """The two counts of every class."""
+        return {"arrived": self._arrived.tolist(), "kept": self._kept.tolist()}
+
+    def restore(self, state: JsonObject) -> None:
+        """Continue from a saved :meth:`state`."""
+        arrived, kept = (np.array(state[name], np.float64) for name in ("arrived", "kept"))
+        if not arrived.shape == kept.shape == self._arrived.shape:
+            raise ValueError(f"arrived and kept must have {len(self._arrived)} numbers each")
+        self._arrived, self._kept = arrived, kept
