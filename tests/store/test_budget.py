@@ -48,6 +48,21 @@ def test_shares_of_audit_quarantine_cache_and_the_biggest_sample():
     assert Layout(0, 1024, 100_000, 0).cache_pages == 16_384
 
 
+@pytest.mark.parametrize("budget_bytes", [10**9 * n for n in (64, 100, 190, 200, 1000, 20_000, 10**6)])
+def test_a_huge_budget_leaves_room_for_a_big_sample_that_fits_the_log(budget_bytes):
+    layout = Layout.plan(budget_bytes)
+    assert layout.max_sample_bytes > 110_000_000
+    assert layout.max_pages <= 2**32 - 2  # https://sqlite.org/limits.html
+    n_pages = layout.pages_of(layout.max_sample_bytes)
+    n_maps = min(n_pages, layout.max_pages // 819 + 1)  # each page has one number of five bytes in a map
+    assert n_pages + n_maps < 0.875 * layout.log_frames
+
+
+def test_a_log_of_any_size_takes_no_sample_longer_than_sqlite_stores():
+    layout = Layout.plan(10**12, log_bytes=10**11)
+    assert 0.99e9 < layout.max_sample_bytes < 1e9
+
+
 def test_pages_of_a_row_and_of_the_maps_that_point_to_it():
     layout = Layout.plan(1_000_000)
     assert layout.payload_bytes == 1008

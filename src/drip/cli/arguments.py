@@ -30,9 +30,8 @@ MAX_THREADS = 256
 MAX_BATCH_SIZE = 1024
 """A batch is decoded and scored as a whole in memory, and nothing of it is committed before its end."""
 
-MAX_BYTES = 10**11
-"""What a store writes at once passes a log of 256 MiB at most. In a larger file the bookkeeping of evictions
-alone takes more and more of it: from 200 GB on nothing is left for a sample."""
+MAX_BYTES = 16 * 10**12
+"""SQLite has 2**32 - 2 pages of 4096 bytes: a larger budget could not be filled."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -52,7 +51,7 @@ def parse_bytes(text: str) -> int:
         raise typer.BadParameter(f"a size such as 500MB or 2GiB is needed, got {text!r}")
     number = float(match[1]) * (_BINARY if match[3] else _UNITS)[match[2]]
     if not 1 <= number <= MAX_BYTES:
-        raise typer.BadParameter(f"a size from 1 byte to {MAX_BYTES // 10**9}GB is needed, got {text!r}")
+        raise typer.BadParameter(f"a size from 1 byte to {MAX_BYTES // 10**12}TB is needed, got {text!r}")
     return round(number)
 
 

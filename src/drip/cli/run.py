@@ -46,7 +46,7 @@ def run(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Most bytes that the store takes on disk, such as 500MB or 2GiB, at most 100GB; as before "
+            help="Most bytes that the store takes on disk, such as 500MB or 2GiB, at most 16TB; as before "
             "when not given, 1GB for a new store."
         ),
     ] = None,

@@ -37,6 +37,8 @@ _MIN_PAGES = 160
 _MIN_LOG_FRAMES = 192
 _MAX_LOG_BYTES = 256 * MIB
 _USUAL_LOG_BYTES = 64 * MIB
+_MAX_PAGES = 2**32 - 2  # https://sqlite.org/limits.html
+_MAX_ROW_BYTES = 10**9 - 4096  # there too: the longest row is 10**9 bytes
 _AUDIT_SHARE = 4  # a quarter of the file at most
 _QUARANTINE_SHARE = 8
 
@@ -99,7 +101,7 @@ class Layout:
             log_bytes = max(min(share, most), least_log_bytes)
         log_frames = (log_bytes - _LOG_HEADER_BYTES) // frame_bytes
         rest = budget_bytes - _LOG_HEADER_BYTES - log_frames * frame_bytes - index_bytes(log_frames)
-        max_pages = rest // page_size
+        max_pages = min(rest // page_size, _MAX_PAGES)
         if log_frames < _MIN_LOG_FRAMES or max_pages < _MIN_PAGES:
             message = (
                 f"log_bytes must be at least {least_log_bytes} and leave "
@@ -155,8 +157,10 @@ class Layout:
         in_log = (
             self.log_frames - PUT_FRAMES - 2 * EVICT_FRAMES - self.log_frames // 8
         )  # the last: an audit trim
-        in_log -= self.map_pages_of(in_log)
-        return (min(in_file, in_log) - 2) * self.payload_bytes
+        # With each page goes its map, at worst one of its own, but no more than the file has.
+        map_size = self.page_size // 8
+        in_log = max(in_log - self.map_pages_of(in_log), in_log * map_size // (2 * map_size + 1))
+        return min((min(in_file, in_log) - 2) * self.payload_bytes, _MAX_ROW_BYTES)
 
     @property
     def payload_bytes(self) -> int:
