@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -127,6 +127,58 @@ def set_policy(
 
     metadata = exchange(model, Policy.load(policy), out=out)
     print_metadata(metadata, out or model, json_output=json_output)
+
+
+@app.command()
+def quantize(
+    model: FileArgument,
+    *,
+    data: Annotated[
+        str,
+        typer.Option(help="Folder, or dataset:name, of at least 200 samples that resemble production."),
+    ],
+    out: Annotated[Path, typer.Option(help="Where to write the int8 file.")] = Path("model.int8.onnx"),
+    calibration: Annotated[
+        Literal["mse", "percentile", "minmax"], typer.Option(help="How the ranges of activations are found.")
+    ] = "mse",
+    samples: Annotated[int, typer.Option(help="Samples that ranges and biases come from.", min=1)] = 256,
+    activations: Annotated[
+        Literal["uint8", "int8"], typer.Option(help="Type of the activations; weights are int8.")
+    ] = "uint8",
+    per_tensor: Annotated[
+        bool, typer.Option("--per-tensor", help="One scale for all channels of a weight.")
+    ] = False,
+    float_layers: Annotated[
+        int | None,
+        typer.Option(help="First layers that stay float32; default: as few as --min-kappa needs.", min=0),
+    ] = None,
+    limits: Annotated[
+        Literal["best", "parent", "scaled", "refit"],
+        typer.Option(
+            help="The parent's, scaled or refitted limits, or the *best* of them on held-out samples."
+        ),
+    ] = "best",
+    min_kappa: Annotated[
+        float, typer.Option(help="Least agreement of decisions with float32 (Cohen's kappa).", max=1)
+    ] = 0.85,
+    json_output: JsonOption = False,
+) -> None:
+    """Write a model file again in eight bits, checked against float32 on held-out samples; needs no torch.
+
+    Example: drip model quantize model.onnx --data calibration/ --out model.int8.onnx
+    """
+    from drip.export import Settings
+    from drip.export import quantize as write
+
+    settings = Settings(
+        calibration, samples, per_channel=not per_tensor, activations=activations,
+        float_layers=float_layers, limits=limits, min_kappa=min_kappa,
+    )  # fmt: skip
+    require_writable(out)
+    report = write(model, data, out, settings)
+    print_metadata(report.metadata, out, json_output=json_output)
+    if not json_output:
+        print_facts("Agreement with float32", report.facts())
 
 
 @app.command()

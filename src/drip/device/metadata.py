@@ -100,6 +100,12 @@ class ModelMetadata:
         is_float = self.quantization is None
         return (self.digest, self.parent_digest) if is_float and self.parent_digest else (self.digest,)
 
+    @property
+    def _before_quantisation(self) -> tuple[str, ...]:
+        """Digests of the model, and of the float32 file, that a quantised file was made from."""
+        recipe = self.quantization if isinstance(self.quantization, dict) else {}
+        return self.parent_digest, str(recipe.get("source_digest", ""))
+
     def require(self, policy: Policy, *, accept_parent_limits: bool = False) -> None:
         """Refuse a policy that was not calibrated on this file's scores.
 
@@ -113,7 +119,7 @@ class ModelMetadata:
         """
         provenance = policy.provenance
         wanted = provenance.model_digest
-        if wanted not in self.digests and wanted and wanted == self.parent_digest:
+        if wanted not in self.digests and wanted and wanted in self._before_quantisation:
             if not accept_parent_limits:
                 raise PolicyError(
                     "limits that were fitted on the quantised file are needed, got those of its parent "

@@ -63,6 +63,18 @@ class QuantizationReport:
         """Agreement under the limits that were chosen."""
         return self.agreements[self.limits]
 
+    def facts(self) -> dict[str, str]:
+        """What was found, in words."""
+        one = self.agreement
+        return {
+            "decisions": f"kappa {one.kappa:.3f} on {one.n} held-out samples",
+            "classes": f"{one.class_agreement:.2%} equal",
+            "retention": f"{one.retention_float:.2%} in float32, {one.retention:.2%} in int8",
+            "score error": f"median {one.score_error:.2%}, 95th percentile {one.score_error_p95:.2%}",
+            "limits": f"{self.limits}; {self.why}",
+            "float32 layers": ", ".join(f"{n}: kappa {kappa:.3f}" for n, kappa in self.attempts.items()),
+        }
+
 
 @dataclass(frozen=True)
 class Settings:

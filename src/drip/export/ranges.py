@@ -76,9 +76,12 @@ def _extremes(runs: Iterable[Tensors]) -> dict[str, Range]:
     for run in runs:
         for name, values in run.items():
             low, high = found.get(name, (0.0, 0.0))
-            found[name] = min(low, float(values.min())), max(high, float(values.max()))
-            if not np.isfinite(found[name]).all():
-                raise ExportError(f"finite values are needed in calibration, got {found[name]} at {name!r}")
+            least, most = float(values.min()), float(values.max())
+            if not (np.isfinite(least) and np.isfinite(most)):
+                raise ExportError(
+                    f"finite values are needed in calibration, got {least} to {most} at {name!r}"
+                )
+            found[name] = min(low, least), max(high, most)
     if not found:
         raise ExportError("at least one calibration input is needed, got none")
     return found
@@ -119,7 +122,9 @@ def narrowed(counts: FloatArray, extremes: Range, calibration: Calibration) -> R
         first = int(np.searchsorted(below, _OUTSIDE, side="right"))
         last = int(np.searchsorted(below, 1 - _OUTSIDE, side="left"))
         return min(0.0, low + first * width), max(0.0, low + (last + 1) * width)
-    # rounding costs a twelfth of the squared step for every value, clipping the squared distance
+    # Rounding costs a twelfth of the squared step for every value but zero, which has a level of its own
+    # and is what most values are behind a ReLU; clipping costs the squared distance.
+    n_rounded = total - counts[min(int(-low / width), len(counts) - 1)]
     lows, highs = (
         np.linspace(end, 0.0, _N_CANDIDATES, endpoint=False) if end else np.zeros(1) for end in extremes
     )
@@ -127,6 +132,6 @@ def narrowed(counts: FloatArray, extremes: Range, calibration: Calibration) -> R
     below = (counts * np.square(np.minimum(middles - lows[:, None], 0.0))).sum(axis=1)
     above = (counts * np.square(np.maximum(middles - highs[:, None], 0.0))).sum(axis=1)
     steps = (highs - lows[:, None]) / (_N_LEVELS - 1)
-    errors = below[:, None] + above + total * np.square(steps) / 12
+    errors = below[:, None] + above + n_rounded * np.square(steps) / 12
     row, column = np.unravel_index(int(errors.argmin()), errors.shape)
     return float(lows[row]), float(highs[column])
