@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from imblearn.pipeline import make_pipeline
 from scipy.sparse import csr_array, issparse
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.model_selection import cross_val_score
@@ -16,6 +17,7 @@ from tables import blobs, grids
 from drip.errors import InputError
 from drip.reduction import (
     ClusterCentroids,
+    ForgettingEvents,
     MaxMin,
     RankedReducer,
     StratifiedRandom,
@@ -175,6 +177,35 @@ def test_labels_keep_their_dtype(method, dtype):
     target = np.array(["no", "yes"])[labels] if dtype in ("<U3", "object") else labels
     _, kept = method(0.2, random_state=0).fit_resample(values, target.astype(dtype))
     assert kept.dtype == np.dtype(dtype)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda labels: pd.Series(labels, dtype="Int64"),
+        lambda labels: pd.Series(np.array(["no", "yes"])[labels], dtype="string"),
+        lambda labels: pl.Series(np.array(["no", "yes"])[labels].tolist()),
+        lambda labels: pl.DataFrame({"kind": labels}),
+    ],
+    ids=["pandas Int64", "pandas string", "polars text", "polars column"],
+)
+def test_labels_of_other_libraries_keep_their_kind(make):
+    values, labels = blobs(60, n_classes=2)
+    sampler = MaxMin(0.2, random_state=0)
+    _, kept = sampler.fit_resample(values, make(labels))
+    assert type(kept) is type(make(labels))
+    assert getattr(kept, "dtype", None) == getattr(make(labels), "dtype", None)
+    plain = MaxMin(0.2, random_state=0).fit(values, labels)
+    assert sampler.sample_indices_.tolist() == plain.sample_indices_.tolist()
+
+
+def test_events_reach_the_sampler_through_a_pipeline_with_metadata_routing():
+    values, labels = blobs(60, n_classes=2)
+    with config_context(enable_metadata_routing=True):
+        sampler = ForgettingEvents(0.5, random_state=0)
+        pipeline = make_pipeline(sampler, GradientBoostingClassifier(n_estimators=2))
+        pipeline.fit(values, labels, events=np.arange(60))
+    assert pipeline[0].scores_.tolist() == list(range(60))
 
 
 def test_centroids_of_whole_number_columns_are_not_rounded():

@@ -95,14 +95,13 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
     def _reduce(self, table: Table, sizes: IntArray | None) -> None:
         """Set the fitted attributes; ``sizes`` per group, or None where ``epsilon`` decides."""
 
-    def fit(self, X: Any, y: Any = None, **params: Any) -> Self:  # noqa: N803  # scikit-learn's name
+    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803  # scikit-learn's name
         """Choose the rows; they are in ``sample_indices_``, or the points in ``points_``.
 
         Args:
             X: Table of numbers, shape (n, d): array, list, sparse matrix, pandas or polars frame. Sparse
                 tables are computed as dense ones.
             y: Labels, shape (n,), of any dtype; None for one class.
-            params: What the method takes besides, such as ``events``.
 
         Raises:
             InputError: wrong parameters, NaN or infinity, a target with a single class.
@@ -121,23 +120,20 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
         groups = [np.arange(len(values))] if self.stratify == "global" else classes.rows
         seeds = rng.randint(2**31 - 1, size=len(groups)).tolist()
         table = Table(values, classes, groups, seeds)
-        sizes = self._sizes(classes)
-        self._fit_params(params, table)
-        self._reduce(table, sizes)
+        self._reduce(table, self._sizes(classes))
         return self
 
-    def fit_resample(self, X: Any, y: Any = None, **params: Any) -> tuple[Any, Any]:  # noqa: N803
+    def fit_resample(self, X: Any, y: Any = None) -> tuple[Any, Any]:  # noqa: N803
         """Choose the rows and return them with their labels, in the containers that came.
 
         Args:
             X: As for :meth:`fit`.
             y: As for :meth:`fit`; where it is None, None is returned for the labels.
-            params: As for :meth:`fit`.
 
         Raises:
             InputError: as :meth:`fit`.
         """
-        self.fit(X, y, **params)
+        self.fit(X, y)
         return self._fit_resample(X, y)
 
     def _fit_resample(self, X: Any, y: Any) -> tuple[Any, Any]:  # noqa: N803
@@ -212,11 +208,6 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
                 return np.array([total])
             sizes = class_sizes(counts, total, self.stratify, self.min_per_class)
         return sizes
-
-    def _fit_params(self, params: dict[str, Any], table: Table) -> None:  # noqa: ARG002  # for subclasses
-        """Take what came with the data; methods without such parameters keep this."""
-        if params:
-            raise InputError(f"{type(self).__name__} takes X and y, got {', '.join(params)} besides")
 
     def _each(self, work: Callable[..., Part], *columns: Sequence[Any]) -> list[Part]:
         """Call ``work`` on every group's arguments, in ``n_jobs`` threads."""

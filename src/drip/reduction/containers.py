@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from imblearn.utils import check_target_type
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.utils import _safe_indexing
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import column_or_1d
 
 from drip.errors import InputError
 from drip.types import IntArray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Classes:
     """The classes of n rows.
 
@@ -30,15 +31,16 @@ class Classes:
     labels: NDArray[Any]
     codes: IntArray
 
-    @property
+    @cached_property
     def counts(self) -> IntArray:
         """Rows of every class, shape (n_classes,)."""
         return np.bincount(self.codes, minlength=len(self.labels))
 
-    @property
+    @cached_property
     def rows(self) -> list[IntArray]:
         """The rows of every class, ascending."""
-        order = np.argsort(self.codes, kind="stable")
+        small = self.codes.astype(np.min_scalar_type(len(self.labels)))  # NumPy sorts these by radix
+        order = np.argsort(small, kind="stable")
         return list(np.split(order, np.cumsum(self.counts)[:-1]))
 
     @property
@@ -59,17 +61,35 @@ def classes_of(y: Any, n: int) -> Classes:
     if y is None:
         return Classes(np.array([None], dtype=object), np.zeros(n, dtype=np.int64))
     array = np.asarray(y)
-    if array.dtype.kind == "O" and any(value is None or value != value for value in array.ravel()):  # noqa: PLR0124  # NaN
+    if array.dtype.kind in "Of" and any(map(_is_missing, array.ravel().tolist())):
         raise InputError("y must have a label in every row, got None or NaN; drop these rows or name them")
     try:
-        check_classification_targets(array)
-        flat = check_target_type(array)
-        labels, codes = np.unique(flat, return_inverse=True)
+        labels, codes = np.unique(_flat(array), return_inverse=True)
     except (TypeError, ValueError) as error:
         raise InputError(f"y must be class labels of one kind: {error}") from error
     if len(codes) != n:
         raise InputError(f"y must have {n} labels, one for every row of X, got {len(codes)}")
     return Classes(labels, codes.reshape(-1).astype(np.int64))
+
+
+def _is_missing(label: Any) -> bool:
+    """None, NaN, or pandas' NA, of which no comparison has a truth value."""
+    try:
+        return label is None or bool(label != label)  # noqa: PLR0124
+    except TypeError:
+        return True
+
+
+def _flat(target: NDArray[Any]) -> NDArray[Any]:
+    """One label per row; one-vs-all columns become the number of the column."""
+    kind = type_of_target(target, input_name="y")
+    if kind == "multilabel-indicator" and (target.sum(axis=1) == 1).all():
+        return np.asarray(target.argmax(axis=1))
+    if kind.startswith("multi") and kind != "multiclass":
+        raise ValueError("Multilabel and multioutput targets are not supported.")
+    if kind not in ("binary", "multiclass"):
+        raise ValueError(f"Unknown label type: {kind}")
+    return np.asarray(column_or_1d(target))
 
 
 def take_rows(container: Any, rows: IntArray) -> Any:

@@ -26,7 +26,7 @@ class DistanceEntropy(ScoredReducer):
     :math:`H = -\sum_c q_c \log_2 q_c`, its score. Base rows score infinity and come in random order; rows
     are then kept in order of falling score, ties by the lower row, within each class. With
     ``stratify="global"`` the base is still drawn by class and the others are kept whatever their class,
-    as published.
+    as published. Without labels all entropies are zero, and rows behind the base come in their order.
 
     The published code fills classes unevenly, keeps duplicates of a row in place of their equals, drops a
     class without a base row and divides by zero on unscaled data; none of it is done here.

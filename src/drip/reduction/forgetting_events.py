@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import clone
@@ -23,6 +23,9 @@ class ForgettingEvents(ScoredReducer):
     are taken as they are, whatever framework trained the model. Else a scikit-learn classifier is trained
     here: ``epochs`` calls of ``partial_fit`` with all rows in another random order, after each of which
     they are classified. Rows that were never right count as often as they were shown.
+
+    In a pipeline, events need ``sklearn.set_config(enable_metadata_routing=True)``: without it,
+    imbalanced-learn's pipeline does not pass them on, and they are counted anew.
 
     The model has seen all rows, so its cost belongs to that of the method, and at small fractions mostly
     noise and mistaken labels are kept.
@@ -49,6 +52,8 @@ class ForgettingEvents(ScoredReducer):
     name: ClassVar[str] = "forgetting-events"
     abbreviation: ClassVar[str] = "FES"
     random_ties: ClassVar[bool] = True
+    __metadata_request__fit: ClassVar[dict[str, bool]] = {"events": True}
+    __metadata_request__fit_resample: ClassVar[dict[str, bool]] = {"events": True}
 
     estimator: Any = None
     epochs: int = 20
@@ -61,23 +66,36 @@ class ForgettingEvents(ScoredReducer):
                 f"estimator must have partial_fit, got {self.estimator!r}; or give events to fit"
             )
 
-    def _fit_params(self, params: dict[str, Any], table: Table) -> None:
-        events = params.pop("events", None)
-        super()._fit_params(params, table)
-        self._events: FloatArray | None = None
-        if events is None:
+    def fit(self, X: Any, y: Any = None, *, events: Any = None) -> Self:  # noqa: N803  # scikit-learn's name
+        """Choose the rows.
+
+        Args:
+            X: As for every reducer.
+            y: As for every reducer; None needs ``events``.
+            events: Forgetting events of every row, shape (n,); None to count them.
+
+        Raises:
+            InputError: events of another length, or none and no labels either; else as every reducer.
+        """
+        self._events = None if events is None else np.asarray(events, dtype=np.float64)
+        return super().fit(X, y)
+
+    def fit_resample(self, X: Any, y: Any = None, *, events: Any = None) -> tuple[Any, Any]:  # noqa: N803
+        """Choose the rows and return them with their labels; arguments as for :meth:`fit`."""
+        self.fit(X, y, events=events)
+        return self._fit_resample(X, y)
+
+    def _score(self, table: Table, sizes: IntArray | None) -> FloatArray:  # noqa: ARG002  # one for every size
+        if self._events is None:
             if len(table.classes.labels) < 2:
                 raise InputError("events, or y with more than 1 class to count them, are needed, got neither")
-            return
-        self._events = np.asarray(events, dtype=np.float64)
+            return self._count(table)
         if self._events.shape != (len(table.values),) or not np.isfinite(self._events).all():
             raise InputError(
                 f"events must be {len(table.values)} finite numbers, one for every row, got shape "
                 f"{self._events.shape}"
             )
-
-    def _score(self, table: Table, sizes: IntArray | None) -> FloatArray:  # noqa: ARG002  # one for every size
-        return self._count(table) if self._events is None else self._events
+        return self._events
 
     def _count(self, table: Table) -> FloatArray:
         values, targets = table.values, table.classes.codes

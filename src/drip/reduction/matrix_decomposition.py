@@ -11,7 +11,6 @@ from drip.reduction.base import ScoredReducer, Table
 from drip.types import FloatArray, IntArray
 
 _LEAST_COSINE = 1e-3
-_BLOCK_ROWS = 1 << 15
 
 
 @dataclass(eq=False, repr=False)
@@ -44,13 +43,27 @@ class MatrixDecomposition(ScoredReducer):
     abbreviation: ClassVar[str] = "NRMD"
 
     def _score(self, table: Table, sizes: IntArray | None) -> FloatArray:  # noqa: ARG002  # one for every size
-        classes = table.classes
-        scores = np.empty(len(table.values))
-        for rows in classes.rows:
-            scores[rows] = direction_scores(table.values[rows])
-        one_hot = np.zeros((len(scores), len(classes.labels)))
-        one_hot[np.arange(len(scores)), classes.codes] = 1.0
-        return scores * direction_scores(np.hstack([table.values, one_hot]))
+        values, classes = table.values, table.classes
+        n, d = values.shape
+        parts = [values[rows] for rows in classes.rows]
+        # R of [X | one-hot] is that of the R of its classes, below one another: no large matrix is needed.
+        triangles = [_triangle(np.hstack([part, np.ones((len(part), 1))])) for part in parts]
+        stacked = np.zeros((sum(len(triangle) for triangle in triangles), d + len(parts)))
+        end = 0
+        for label, triangle in enumerate(triangles):
+            start, end = end, end + len(triangle)
+            stacked[start:end, :d] = triangle[:, :d]
+            stacked[start:end, d + label] = triangle[:, d]
+        whole, whole_weights = _directions(stacked, n)
+        scores = np.empty(n)
+        for label, (rows, part, triangle) in enumerate(zip(classes.rows, parts, triangles, strict=True)):
+            squares = np.einsum("ij,ij->i", part, part)
+            own, own_weights = _directions(triangle[:, :d], len(part))
+            scores[rows] = _scores(part @ own, squares, own_weights)
+            inner = part @ whole[:d]
+            inner += whole[d + label]
+            scores[rows] *= _scores(inner, squares + 1.0, whole_weights)
+        return scores
 
 
 def direction_scores(rows: FloatArray) -> FloatArray:
@@ -59,20 +72,31 @@ def direction_scores(rows: FloatArray) -> FloatArray:
     >>> direction_scores(np.array([[2.0, 0.0], [0.0, 1.0]])).round(3).tolist()
     [4.605, 2.303]
     """
-    # The singular values and right vectors of R are those of the rows, in d x d.
-    triangle = np.linalg.qr(rows, mode="r")
+    directions, weights = _directions(_triangle(rows), len(rows))
+    return _scores(rows @ directions, np.einsum("ij,ij->i", rows, rows), weights)
+
+
+def _triangle(rows: FloatArray) -> FloatArray:
+    """R of the QR decomposition: its singular values and right vectors are those of the rows."""
+    return np.asarray(np.linalg.qr(rows, mode="r"))
+
+
+def _directions(triangle: FloatArray, n: int) -> tuple[FloatArray, FloatArray]:
+    """Singular vectors in columns, and their weights; one of weight 1 that is zero where all rows are."""
     _, singular, vectors = np.linalg.svd(triangle, full_matrices=False)
-    real = singular > np.finfo(np.float64).eps * max(rows.shape) * singular[0]
-    if not real.any():  # nothing but zeros: no direction, all rows alike
-        return np.full(len(rows), -np.log(_LEAST_COSINE))
+    real = singular > np.finfo(np.float64).eps * max(n, triangle.shape[1]) * singular[0]
+    if not real.any():
+        return np.zeros((triangle.shape[1], 1)), np.ones(1)
     weights = 1.0 / singular[real]
-    weights /= weights.sum()
-    directions = vectors[real].T
-    scores = np.empty(len(rows))
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        part = rows[start : start + _BLOCK_ROWS]
-        lengths = np.sqrt(np.einsum("ij,ij->i", part, part))
-        lengths[lengths == 0.0] = 1.0
-        cosines = np.abs(part @ directions) / lengths[:, None]
-        scores[start : start + _BLOCK_ROWS] = -np.log(np.maximum(cosines, _LEAST_COSINE)) @ weights
-    return scores
+    return vectors[real].T, weights / weights.sum()
+
+
+def _scores(inner: FloatArray, squares: FloatArray, weights: FloatArray) -> FloatArray:
+    """Overwrites ``inner``: the products of rows and directions."""
+    lengths = np.sqrt(squares)
+    lengths[lengths == 0.0] = 1.0
+    np.abs(inner, out=inner)
+    inner /= lengths[:, None]
+    np.maximum(inner, _LEAST_COSINE, out=inner)
+    np.log(inner, out=inner)
+    return np.asarray(-(inner @ weights))
