@@ -8,6 +8,7 @@ import pytest
 FREE_ROOMS = (
     "drip",
     "drip.errors",
+    "drip.energy",
     "drip.types",
     "drip.files",
     "drip.media",
