@@ -14,7 +14,8 @@ from drip.device import OnnxScorer
 from drip.errors import DripError, ExportError, InputError, PolicyError
 from drip.export import Settings, check, export_onnx, quantize, read_metadata, set_policy
 from drip.export.agreement import candidates, cohens_kappa, retained_by
-from drip.export.int8 import plan_int8
+from drip.export.bias import corrected
+from drip.export.int8 import plan_int8, write_int8
 from drip.export.limits import LOWER, UPPER
 from drip.export.metadata import write_metadata
 from drip.export.quantization import fewest
@@ -331,6 +332,37 @@ def test_ranges_hold_what_passes_through_a_tensor_whatever_the_batches(parent):
         find_ranges(model, names, lambda: [x * np.float32(np.nan)], "minmax")
     with pytest.raises(ExportError, match="calibration must be"):
         find_ranges(model, names, lambda: [x], "entropy")
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_corrected_biases_take_out_the_mean_error_of_every_channel(biased):
+    rng = np.random.default_rng(3)
+    weights = {"w": rng.normal(size=(6, 3, 3, 3)), "l": rng.normal(size=(4, 6)), "b": rng.normal(size=6)}
+    nodes = [
+        helper.make_node("Conv", ["input", "w", *(["b"] if biased else [])], ["c"], name="conv"),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "l"], ["logits"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("input", 1, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", 1, ["batch", 4])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )  # fmt: skip
+    plan = plan_int8(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    x = rng.random((64, 3, 8, 8), dtype=np.float32)
+    # ranges that clip a fifth of the inputs: an error with a large mean
+    ranges = find_ranges(plan.model, plan.tensors, lambda: [x], "minmax") | {"input": (0.0, 0.8)}
+
+    def mean_error(corrected_plan):
+        written = write_int8(corrected_plan, ranges, x, per_channel=True, activations="uint8")
+        errors = [run_model(model, x, ["f"])[0] for model in (written, plan.model)]
+        return written, np.abs((errors[0] - errors[1]).mean(0)).max()
+
+    written, before = mean_error(plan)
+    _, after = mean_error(replace(plan, model=corrected(plan.model, written, lambda: [x[:32], x[32:]])))
+    assert before > 0.05
+    assert after < 0.1 * before
 
 
 @pytest.mark.parametrize("low", [0.0, -3.0])

@@ -37,19 +37,29 @@ def corrected(model: onnx.ModelProto, quantised: onnx.ModelProto, batches: Batch
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    biases = {tensor.name: tensor for tensor in copy.graph.initializer}
-    layers = {
-        node.name: node for node in copy.graph.node if node.op_type in _CORRECTED and len(node.input) > 2
-    }
-    errors = _mean_errors(model, list(_twins(layers, quantised)), batches)
+    layers = {node.name: node for node in copy.graph.node if _is_layer(node)}
+    twins = list(_twins(layers, quantised))
+    if not twins:
+        return copy
+    stored = {tensor.name: tensor for tensor in copy.graph.initializer}
     shared = [node.input[2] for node in copy.graph.node if len(node.input) > 2]
-    for name, error in errors.items():
-        bias = biases.get(layers[name].input[2])
-        if bias is None or shared.count(bias.name) > 1:
-            continue
-        values = numpy_helper.to_array(bias)
-        bias.CopyFrom(numpy_helper.from_array((values - error).astype(np.float32), bias.name))
+    for name, error in _mean_errors(model, twins, batches).items():
+        node = layers[name]
+        if len(node.input) == 2:
+            bias = numpy_helper.from_array((-error).astype(np.float32), f"{name}.bias")
+            copy.graph.initializer.append(bias)
+            node.input.append(bias.name)
+        elif node.input[2] in stored and shared.count(node.input[2]) == 1:
+            bias = stored[node.input[2]]
+            values = numpy_helper.to_array(bias)
+            bias.CopyFrom(numpy_helper.from_array((values - error).astype(np.float32), bias.name))
     return copy
+
+
+def _is_layer(node: onnx.NodeProto) -> bool:
+    """Whether a node adds a bias, unscaled, to each output channel."""
+    scaled = any(item.name == "beta" and item.f != 1.0 for item in node.attribute)
+    return node.op_type in _CORRECTED and not scaled
 
 
 def _twins(
@@ -59,9 +69,10 @@ def _twins(
     stored = {tensor.name: tensor for tensor in quantised.graph.initializer}
     made_by = {name: node for node in quantised.graph.node for name in node.output}
     for twin in quantised.graph.node:
-        weights = made_by.get(twin.input[1]) if len(twin.input) > 2 else None
-        inputs = made_by.get(twin.input[0]) if twin.input else None
-        if twin.name not in layers or weights is None or inputs is None:
+        if twin.name not in layers:
+            continue
+        inputs, weights = (made_by.get(name) for name in twin.input[:2])
+        if inputs is None or weights is None:
             continue
         if weights.op_type != "DequantizeLinear" or inputs.op_type != "DequantizeLinear":
             continue
