@@ -14,9 +14,7 @@ from linear_stream import (
     stream,
 )
 
-from drip.errors import (
-    TransactionFullError,
-)
+from drip.errors import PolicyError, TransactionFullError
 from drip.pipeline import run
 from drip.selectors import create
 from drip.testing import ListSource, MemorySink, check_sink, check_source
@@ -195,6 +193,15 @@ def test_state_of_the_same_policy_is_restored():
     run(ListSource(stream(6)), LinearScorer(), selector, sink, policy_digest="p", batch_size=2)
     assert sink.progress == Progress("6", selector.state(), "p")
     assert selector.state() != before
+
+
+@pytest.mark.parametrize("state", [{}, {"windows": None}, {"windows": [{"lower": True}]}, {"windows": []}])
+def test_a_saved_state_that_is_none_of_the_rule_is_refused_before_the_first_sample(state):
+    sink = MemorySink()
+    sink.progress = Progress("2", state, "policy")
+    with pytest.raises(PolicyError, match="must be one of 'drip', got one that cannot be taken up: "):
+        run(ListSource(stream(4)), LinearScorer(), drip_selector(), sink, policy_digest="policy")
+    assert sink.puts == []
 
 
 def test_plain_iterable_has_no_position_but_keeps_the_selectors_state():

@@ -20,6 +20,7 @@ from drip.errors import (
     DripError,
     InputError,
     NonFiniteError,
+    PolicyError,
     SampleTooLargeError,
     TransactionFullError,
 )
@@ -156,6 +157,7 @@ def run(
     Raises:
         InputError: an argument is outside its range, or a bad sample with ``on_error="raise"``.
         ModelError: a model that cannot be scored; or with ``on_error="raise"`` a sample with NaN logits.
+        PolicyError: the sink's saved state is none of the rule's.
         StoreError: the sink cannot take a sample; what was committed before is safe.
     """
     _check_arguments(scorer, selector, sink, batch_size, on_error)
@@ -328,7 +330,13 @@ def _resume(source: Source | Iterable[Sample], selector: Selector, sink: Sink, p
     if cursor is not None and isinstance(source, Source):
         source.seek(cursor)
     if progress is not None and progress.policy_digest == policy_digest:
-        selector.restore(progress.selector_state)
+        try:
+            selector.restore(progress.selector_state)
+        except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise PolicyError(
+                f"the rule's state in the sink must be one of {selector.name!r}, got one that cannot be "
+                f"taken up: {error}; go on with the version of drip that wrote it, or begin with another store"
+            ) from error
     else:  # the sink learns the policy before the first sample, which it notes with it
         with sink.transaction():
             sink.save_progress(Progress(cursor, selector.state(), policy_digest))

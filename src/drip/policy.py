@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -400,6 +400,8 @@ def _window(index: int, part: JsonObject) -> Window:
         raise ValueError(f"n of {name} is {window.n}")
     if not keeps_all and not -inf < window.lower <= window.upper < inf:
         raise ValueError(f"{name} is {window.lower} to {window.upper}")
+    if not all(map(isfinite, numbers.values())):
+        raise ValueError(f"{name} has {numbers}, which must be finite")
     return window
 
 

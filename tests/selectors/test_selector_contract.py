@@ -263,9 +263,7 @@ def test_calibration_on_nothing_is_refused(name):
 
 
 def test_an_unknown_rule_names_the_known_ones():
-    with pytest.raises(
-        InputError, match=r"^selector must be one of adaptive-margin, .*margin.*, got 'x'$"
-    ):
+    with pytest.raises(InputError, match=r"^selector must be one of adaptive-margin, .*margin.*, got 'x'$"):
         create("x")
 
 
@@ -341,7 +339,7 @@ def test_a_policy_of_an_unknown_rule_says_what_to_do():
         (
             "class-balanced-random",
             {"probabilities": 0.5},
-            "rebuilt: probabilities must be one number in (0, 1] per class, got ",
+            "rebuilt: probabilities must be a list, got 0.5; ",
         ),
         (
             "class-balanced-random",

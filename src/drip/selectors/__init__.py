@@ -69,13 +69,18 @@ def create(name: str, *, retention: float | None = None, **params: Any) -> BaseS
     >>> create("margin", retention=0.5).params
     {'retention': 0.5}
     """
+    rule = _rule(name)
+    try:
+        return rule(**params) if retention is None else rule.for_retention(retention, **params)
+    except TypeError as error:
+        raise InputError(f"selector {name!r} does not take these arguments: {error}") from error
+
+
+def _rule(name: str) -> type[BaseSelector]:
     rules = available()
     if name not in rules:
         raise InputError(f"selector must be one of {', '.join(sorted(rules))}, got {name!r}")
-    try:
-        return rules[name](**params) if retention is None else rules[name].for_retention(retention, **params)
-    except TypeError as error:
-        raise InputError(f"selector {name!r} does not take these arguments: {error}") from error
+    return rules[name]
 
 
 def from_policy(policy: Policy) -> BaseSelector:
@@ -86,7 +91,7 @@ def from_policy(policy: Policy) -> BaseSelector:
     """
     recipe = policy.recipe
     try:
-        return create(recipe.name, **recipe.params).restore_version(recipe.state, recipe.state_version)
+        return _rule(recipe.name)(**recipe.params).restore_version(recipe.state, recipe.state_version)
     except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise PolicyError(
             f"the policy's rule {recipe.name!r} cannot be rebuilt: {error}; install the version or package "

@@ -11,6 +11,7 @@ import numpy as np
 
 from drip.errors import InputError, PolicyError
 from drip.policy import windows_from_json, windows_to_json
+from drip.selectors.states import number, numbers, restore_generator
 from drip.thresholds import (
     MIN_CLASS_COUNT,
     Method,
@@ -216,7 +217,7 @@ class ThresholdSelector(BaseSelector):
         self._limit = float(descending[count_to_keep(len(descending), self._retention) - 1])
 
     def _restore(self, state: JsonObject) -> None:
-        self._limit = float(state["limit"])
+        self._limit = number("limit", state["limit"])
 
     def _decide(self, observations: Observations) -> Decisions:
         if self._limit is None:
@@ -306,7 +307,10 @@ class WindowSelector(BaseSelector):
         )
 
     def _restore(self, state: JsonObject) -> None:
-        self._set(windows_from_json(state[self.windows_key]))
+        windows = windows_from_json(state[self.windows_key])
+        if not windows:
+            raise ValueError("windows must be one per class, got none")
+        self._set(windows)
 
     def _set(self, windows: tuple[Window, ...]) -> None:
         self._windows = windows
@@ -393,9 +397,10 @@ class RankedSelector(BaseSelector):
         self._limits, self._means, self._scales = np.array(limits), np.array(means), np.array(scales)
 
     def _restore(self, state: JsonObject) -> None:
-        self._limits = np.array([inf if limit is None else float(limit) for limit in state["limits"]])
-        self._means = np.array(state["means"], dtype=np.float64)
-        self._scales = np.array(state["scales"], dtype=np.float64)
+        limits = [inf if limit is None else number("limit", limit) for limit in state["limits"]]
+        self._limits = np.array(limits)
+        self._means = numbers("means", state["means"], None)
+        self._scales = numbers("scales", state["scales"], None)
         if not len(self._limits) == len(self._means) == len(self._scales) or not (self._scales > 0).all():
             raise ValueError("limits, means and scales must have one number per class, scales above 0")
 
@@ -435,7 +440,7 @@ class ChanceSelector(BaseSelector):
         return {"generator": self._rng.bit_generator.state}
 
     def _restore(self, state: JsonObject) -> None:
-        self._rng.bit_generator.state = state["generator"]
+        restore_generator(self._rng, state["generator"])
 
     def _draw(self, observations: Observations) -> FloatArray:
         return self._rng.random(len(observations))

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from drip.selectors.base import ChanceSelector
+from drip.selectors.states import numbers
 from drip.types import Decisions, FloatArray, IntArray, JsonObject, Observations
 
 
@@ -40,8 +41,8 @@ class ClassBalancedRandomSelector(ChanceSelector):
 
     def _restore(self, state: JsonObject) -> None:
         super()._restore(state)
-        probabilities = np.array(state["probabilities"], dtype=np.float64)
-        if probabilities.ndim != 1 or not ((probabilities > 0) & (probabilities <= 1)).all():
+        probabilities = numbers("probabilities", state["probabilities"], None)
+        if not len(probabilities) or not ((probabilities > 0) & (probabilities <= 1)).all():
             raise ValueError(f"probabilities must be one number in (0, 1] per class, got {probabilities}")
         self._probabilities = probabilities
 

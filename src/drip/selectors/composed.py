@@ -18,6 +18,7 @@ from drip.selectors.parts import (
     Target,
 )
 from drip.selectors.parts.projections import project
+from drip.selectors.states import number, numbers, restore_generator
 from drip.thresholds import check_count
 from drip.types import Decisions, FloatArray, JsonObject, Observations
 
@@ -67,8 +68,11 @@ class ComposedSelector(BaseSelector):
         if retention is None and samples_per_hour is None and bytes_per_day is None:
             retention = 0.6
         self._target = Target(retention, samples_per_hour, bytes_per_day)
-        if not 0 <= exploration < 1:
+        if isinstance(exploration, bool) or not 0 <= exploration < 1:
             raise InputError(f"exploration must be in [0, 1), got {exploration!r}")
+        for name, value in (("gates", gates), ("frozen", frozen)):
+            if not isinstance(value, bool):
+                raise InputError(f"{name} must be True or False, got {value!r}")
         check_count("seed", seed)
         self._params: JsonObject = {
             **self._target.params,
@@ -81,6 +85,7 @@ class ComposedSelector(BaseSelector):
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._rate = RateController(self._target)
         self._rule: ThresholdSelector | None = None
+        self._start(0)  # refuses a floor outside its range
 
     @classmethod
     def for_retention(cls, retention: float, **params: Any) -> Self:
@@ -132,14 +137,16 @@ class ComposedSelector(BaseSelector):
     def _restore(self, state: JsonObject) -> None:
         rule = self._utility_rule().restore(state["utility"])
         self._start(len(state["classes"]["arrived"]))
-        self._recent = RunningQuantile(_WINDOW, map(float, state["recent"]))
+        self._recent = RunningQuantile(_WINDOW, numbers("recent", state["recent"], _WINDOW).tolist())
         self._rate.restore(state["rate"])
         self._classes.restore(state["classes"])
-        self._odd_credit = float(state["odd_credit"])
-        self._rng.bit_generator.state = state["generator"]
+        self._odd_credit = number("odd_credit", state["odd_credit"])
+        restore_generator(self._rng, state["generator"])
         if self._params["gates"]:
             self._outliers.restore(state["outliers"])
             self._duplicates.restore(state["duplicates"])
+            if self._duplicates.n_features != self._outliers.n_features:
+                raise ValueError("both gates must be for the same features")
         self._rule = rule
 
     def _start(self, n_classes: int) -> None:
@@ -147,8 +154,7 @@ class ComposedSelector(BaseSelector):
         self._outliers, self._duplicates = OutlierGate(), DuplicateGate()
         self._odd_credit = 0.0
 
-    def _check(self, observations: Observations) -> None:
-        super()._check(observations)
+    def _check_times(self, observations: Observations) -> None:
         if self._rate.needs_time and (
             observations.time_s is None or not np.isfinite(observations.time_s).all()
         ):
@@ -160,10 +166,11 @@ class ComposedSelector(BaseSelector):
     def _decide(self, observations: Observations) -> Decisions:
         if self._rule is None:
             raise self._uncalibrated()
+        self._check_times(observations)
         utility = self._rule.utility(observations)
         n = len(utility)
         gated = self._params["gates"] and n
-        features = _features(observations) if gated else np.empty((n, 0))
+        features = self._gate_features(observations) if gated else np.empty((n, 0))
         retain, priority, probability = np.zeros(n, np.bool_), np.zeros(n), np.ones(n)
         reasons = []
         for row in range(n):
@@ -183,6 +190,15 @@ class ComposedSelector(BaseSelector):
                 self._note_kept(label, features[row], n_bytes, odd=chosen and reason == _ODD)
             reasons.append(reason if chosen or not drawn else "exploration")
         return Decisions(retain, priority, probability, reasons)
+
+    def _gate_features(self, observations: Observations) -> FloatArray:
+        features = _features(observations)
+        if features.shape[1] != self._outliers.n_features:
+            raise InputError(
+                f"features must be {self._outliers.n_features} numbers after the projection, got "
+                f"{features.shape[1]}; calibrate {self.name!r} with the model that scores the stream"
+            )
+        return features
 
     def _choose(self, value: float, label: int, features: FloatArray, share: float) -> tuple[bool, str]:
         """Whether the rule itself keeps an arrival, and why or why not."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from drip.selectors.base import ThresholdSelector
 from drip.selectors.margin import MarginSelector
+from drip.selectors.states import numbers
 from drip.thresholds import sort_by_class
 from drip.types import FloatArray, JsonObject, Observations
 
@@ -66,11 +67,12 @@ class MixedMarginSelector(ThresholdSelector):
         super()._calibrate(observations)
 
     def _restore(self, state: JsonObject) -> None:
-        rows = [[np.nan] * _POINTS if row is None else row for row in state["percentiles"]]
-        points = np.array(rows, np.float64)
-        if points.shape != (len(rows), _POINTS) or not np.isfinite(points[-1]).all():
-            raise ValueError(f"percentiles must be {_POINTS} numbers for every class and for all")
-        self._points = points
+        *rows, everything = state["percentiles"]
+        nothing = np.full(_POINTS, np.nan)
+        points = [nothing if row is None else numbers("percentiles", row, _POINTS) for row in rows]
+        self._points = np.stack([*points, numbers("percentiles", everything, _POINTS)])
+        if (np.diff(self._points) < 0).any():
+            raise ValueError("percentiles must ascend")
         super()._restore(state)
 
 

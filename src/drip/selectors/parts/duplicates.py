@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 
 from drip.errors import InputError
+from drip.selectors.states import number, numbers
 from drip.thresholds import check_fraction
 from drip.types import FloatArray, JsonObject
 
@@ -47,6 +48,11 @@ class DuplicateGate:
         self._next = 0
         return self
 
+    @property
+    def n_features(self) -> int:
+        """Length of the rows that the gate was calibrated for."""
+        return int(self._kept.shape[1])
+
     def passes(self, features: FloatArray) -> bool:
         """Whether one row, shape (d,), is farther than the limit from all that is remembered."""
         if not len(self._kept):
@@ -70,10 +76,11 @@ class DuplicateGate:
 
     def restore(self, state: JsonObject) -> None:
         """Continue from a saved :meth:`state`."""
-        self._limit = float(state["limit"])
-        self._kept = np.array(state["kept"], np.float64).reshape(-1, int(state["n_features"]))[
-            -self._memory :
-        ]
+        n_features = state["n_features"]
+        if type(n_features) is not int or n_features < 1:
+            raise ValueError(f"n_features must be an integer of at least 1, got {n_features!r}")
+        self._limit = number("limit", state["limit"])
+        self._kept = numbers("kept", state["kept"], None, n_features)[-self._memory :]
         self._next = len(self._kept) % self._memory
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from drip.errors import InputError
 from drip.selectors.parts.quantiles import RunningQuantile
+from drip.selectors.states import number, numbers
 from drip.thresholds import check_fraction
 from drip.types import FloatArray, JsonObject
 
@@ -56,6 +57,11 @@ class OutlierGate:
         self._limit = float(np.quantile(self.distances(features), self._quantile))
         return self
 
+    @property
+    def n_features(self) -> int:
+        """Length of the rows that the gate was calibrated for."""
+        return len(self._mean)
+
     def distances(self, features: FloatArray) -> FloatArray:
         """Squared Mahalanobis distances, shape (n,)."""
         away = features - self._mean
@@ -88,9 +94,8 @@ class OutlierGate:
 
     def restore(self, state: JsonObject) -> None:
         """Continue from a saved :meth:`state`."""
-        self._mean = np.array(state["mean"], np.float64)
-        self._precision = np.array(state["precision"], np.float64)
-        self._limit = float(state["limit"])
-        self._recent = RunningQuantile(_WINDOW, map(float, state["recent"]))
-        if self._precision.shape != (len(self._mean), len(self._mean)):
-            raise ValueError(f"precision must be {len(self._mean)} x {len(self._mean)} numbers")
+        self._mean = numbers("mean", state["mean"], None)
+        n = len(self._mean)
+        self._precision = numbers("precision", state["precision"], n, n)
+        self._limit = number("limit", state["limit"])
+        self._recent = RunningQuantile(_WINDOW, numbers("recent", state["recent"], None).tolist())

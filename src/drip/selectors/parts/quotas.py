@@ -7,6 +7,7 @@ from math import exp
 import numpy as np
 
 from drip.errors import InputError
+from drip.selectors.states import numbers
 from drip.types import JsonObject
 
 _MEMORY = 1000
@@ -26,9 +27,9 @@ class ClassShares:
     """
 
     def __init__(self, n_classes: int, floor: float = 0.25, ceiling: float = 1.0) -> None:
-        if not 0 <= floor <= 1:
+        if isinstance(floor, bool) or not 0 <= floor <= 1:
             raise InputError(f"floor must be in [0, 1], got {floor!r}")
-        if not 0 < ceiling <= 1:
+        if isinstance(ceiling, bool) or not 0 < ceiling <= 1:
             raise InputError(f"ceiling must be in (0, 1], got {ceiling!r}")
         self._floor, self._ceiling = floor, ceiling
         self._arrived = np.zeros(n_classes)
@@ -61,7 +62,7 @@ class ClassShares:
 
     def restore(self, state: JsonObject) -> None:
         """Continue from a saved :meth:`state`."""
-        arrived, kept = (np.array(state[name], np.float64) for name in ("arrived", "kept"))
-        if not arrived.shape == kept.shape == self._arrived.shape:
-            raise ValueError(f"arrived and kept must have {len(self._arrived)} numbers each")
+        arrived, kept = (numbers(name, state[name], len(self._arrived)) for name in ("arrived", "kept"))
+        if (arrived < 0).any() or (kept < 0).any():
+            raise ValueError("arrived and kept must be counts, got a negative one")
         self._arrived, self._kept = arrived, kept

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from math import expm1, inf
 
 from drip.errors import InputError
+from drip.selectors.states import number, numbers
 from drip.thresholds import check_fraction
 from drip.types import JsonObject
 
 _TIME_CONSTANT = 100
 _CREDIT_ARRIVALS = 200
 _INTERVAL_ARRIVALS = 200
-_LONGEST = 10.0
+_LONGEST = 3.0 * _INTERVAL_ARRIVALS
+_FIRST = 3
 _SECONDS = {"samples_per_hour": 3600.0, "bytes_per_day": 86400.0}
 
 
@@ -63,8 +65,10 @@ class RateController:
     a pause or a flood is not made good by keeping everything, or nothing, for hours.
 
     A target per time needs observations with a time. The share is the target over what arrives, both per
-    second, from the mean interval (and bytes) of about the last 200 arrivals. A clock that jumps back counts
-    as no time; a single interval counts as at most ten mean ones.
+    second, from the mean interval (and bytes) of about the last 200 arrivals; it starts with the middle one
+    of the first three, as a clock may be set after the first sample. A clock that jumps back counts as no
+    time; a single interval counts as at most 600 mean ones. So a jump makes the mean four times as long at
+    most, and a pause after a burst of up to 270 arrivals counts in full.
 
     Args:
         target: What to aim at.
@@ -75,6 +79,7 @@ class RateController:
         self._share = target.retention or 0.5
         self._credit = 0.0
         self._last_time: float | None = None
+        self._first: list[float] = []
         self._interval: float | None = None
         self._size: float | None = None
 
@@ -115,26 +120,30 @@ class RateController:
             "share": self._share,
             "credit": self._credit,
             "last_time": self._last_time,
+            "first": self._first,
             "interval": self._interval,
             "size": self._size,
         }
 
     def restore(self, state: JsonObject) -> None:
         """Continue from a saved :meth:`state`."""
-        self._share, self._credit = float(state["share"]), float(state["credit"])
+        self._share, self._credit = number("share", state["share"]), number("credit", state["credit"])
         self._last_time, self._interval, self._size = (
-            None if state[name] is None else float(state[name]) for name in ("last_time", "interval", "size")
+            None if state[name] is None else number(name, state[name])
+            for name in ("last_time", "interval", "size")
         )
+        self._first = numbers("first", state["first"], None).tolist()
+        if (len(self._first) == _FIRST) != (self._interval is not None):
+            raise ValueError("the mean interval must come from the first ones")
+        if not 0 <= self._share <= 1 or min(self._interval or 0, self._size or 0) < 0:
+            raise ValueError("share must be in [0, 1], interval and size at least 0")
 
     def _follow(self, time_s: float | None, n_bytes: int) -> None:
         """Bring the share up to date with the rate of arrivals."""
         if time_s is None:
             raise InputError(f"a target of {self._target.params} needs samples with a time, got one without")
         if self._last_time is not None:
-            elapsed = max(time_s - self._last_time, 0.0)
-            if self._interval:
-                elapsed = min(elapsed, _LONGEST * self._interval)
-            self._interval = _smoothed(self._interval, elapsed)
+            self._interval = self._mean_interval(max(time_s - self._last_time, 0.0))
         self._last_time = time_s
         self._size = _smoothed(self._size, float(n_bytes))
         if self._interval:
@@ -143,6 +152,13 @@ class RateController:
             if name == "bytes_per_day":
                 per_second /= max(self._size, 1.0)
             self._share = min(per_second * self._interval, 1.0)
+
+    def _mean_interval(self, elapsed: float) -> float | None:
+        if len(self._first) < _FIRST:
+            self._first = [*self._first, elapsed]
+            return sorted(self._first)[_FIRST // 2] if len(self._first) == _FIRST else None
+        longest = _LONGEST * self._interval if self._interval else elapsed
+        return _smoothed(self._interval, min(elapsed, longest))
 
 
 def _smoothed(mean: float | None, value: float) -> float:

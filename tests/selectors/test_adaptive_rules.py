@@ -1,0 +1,206 @@
+"""The parts of rules that follow a stream, and their rules, against definitions that are written out."""
+
+from bisect import bisect_left
+
+import numpy as np
+import pytest
+
+from drip.errors import InputError, PolicyError
+from drip.policy import Policy, Recipe
+from drip.selectors import create, from_policy
+from drip.selectors.parts import (
+    ClassShares,
+    DuplicateGate,
+    OutlierGate,
+    RateController,
+    RunningQuantile,
+    Target,
+)
+from drip.testing import fake_observations
+from drip.types import Observations
+
+
+def stream(n, seed=1, times=None):
+    given = fake_observations(n, 3, seed=seed)
+    return Observations(
+        given.classes, given.logits, given.named_scores, given.primary, given.features, times, given.n_bytes
+    )
+
+
+def test_a_running_quantile_is_that_of_the_last_values():
+    values = np.random.default_rng(0).integers(0, 20, 300).astype(float).tolist()
+    running = RunningQuantile(50)
+    for row, value in enumerate(values):
+        last = sorted(values[max(0, row - 50) : row])
+        if last:
+            below = sum(other < value for other in last) + sum(other == value for other in last) / 2
+            assert running.rank(value) == pytest.approx(below / len(last))
+            for share in (0.01, 0.3, 1.0):
+                limit = running.limit(share)
+                count = int(share * len(last) + 0.5)
+                assert limit == (last[len(last) - count] if count else float("inf"))
+        running.add(value)
+    assert running.values == values[-50:]
+    assert bisect_left(running.values, 100.0) == len(running) == 50
+
+
+def test_mixed_margin_is_the_mean_of_two_ranks():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2000, 3))
+    classes = logits.argmax(1)
+    observations = Observations(classes, logits, {"drip": np.zeros(2000)}, "drip")
+    utility = create("mixed-margin", retention=0.5).calibrate(observations).utility(observations)
+    top = np.sort(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), axis=1)
+    doubt = 1 - (top[:, -1] - top[:, -2])
+    for row in range(0, 2000, 50):
+        alike = doubt[classes == classes[row]]
+        expected = ((doubt < doubt[row]).mean() + (alike < doubt[row]).mean()) / 2
+        assert utility[row] == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("retention", [0.1, 0.4])
+def test_the_rate_is_held_when_the_stream_drifts(retention):
+    calm = stream(1000, seed=0)
+    rule = create("adaptive-margin", retention=retention).calibrate(calm)
+    doubtful = stream(4000, seed=2)
+    doubtful = Observations(
+        doubtful.classes, doubtful.logits * 0.3, doubtful.named_scores, doubtful.primary, doubtful.features
+    )
+    kept = rule.decide_many(doubtful).retain
+    assert kept.mean() == pytest.approx(retention, rel=0.15)
+    assert kept[2000:].mean() == pytest.approx(retention, rel=0.1)
+
+
+def test_a_rate_per_hour_is_held_and_a_clock_that_jumps_does_no_lasting_harm():
+    times = np.arange(6000) * 2.0  # 1800 an hour
+    times[2000:] -= 1e6  # back
+    times[4000:] += 5e8  # and far forward
+    rule = create("adaptive-margin", samples_per_hour=180.0).calibrate(stream(1000, seed=0))
+    kept = rule.decide_many(stream(6000, times=times)).retain
+    for part in (kept[500:2000], kept[2000:4000], kept[4500:]):
+        assert part.mean() == pytest.approx(0.1, rel=0.3)
+
+
+def test_a_clock_that_is_set_after_the_first_sample_does_not_keep_everything():
+    times = 1.7e9 + np.arange(1500) * 2.0
+    times[0] = 0.0  # a board without a battery starts in 1970
+    rule = create("adaptive-margin", samples_per_hour=180.0).calibrate(stream(1000, seed=0))
+    kept = rule.decide_many(stream(1500, times=times)).retain
+    assert kept[500:].mean() == pytest.approx(0.1, rel=0.3)
+
+
+@pytest.mark.parametrize("n_burst", [1, 40, 150])
+def test_bursts_of_one_time_each_do_not_bring_the_rate_to_nothing(n_burst):
+    times = np.repeat(np.arange(6000 // n_burst + 1) * 2.0 * n_burst, n_burst)[:6000]  # 1800 an hour
+    rule = create("adaptive-margin", samples_per_hour=360.0).calibrate(stream(1000, seed=0))
+    kept = rule.decide_many(stream(6000, times=times)).retain
+    assert kept[2000:].mean() == pytest.approx(0.2, rel=0.4)
+
+
+def test_a_sample_without_a_time_is_refused_where_the_target_is_per_time():
+    rule = create("adaptive-margin", samples_per_hour=60.0).calibrate(stream(100, seed=0))
+    before = rule.state()
+    for times in (None, np.array([0.0, np.nan])):
+        with pytest.raises(InputError, match="needs the time of every sample"):
+            rule.decide_many(stream(2, times=times))
+    assert rule.state() == before
+
+
+def test_features_of_another_model_are_refused():
+    rule = create("adaptive-margin").calibrate(stream(100, seed=0))
+    given = stream(2)
+    other = Observations(
+        given.classes, given.logits, given.named_scores, given.primary, given.features[:, :5]
+    )
+    with pytest.raises(InputError, match="features must be 24 numbers after the projection, got 5"):
+        rule.decide_many(other)
+
+
+def test_the_state_is_bounded_and_goes_on_where_it_was():
+    rule = create("adaptive-margin").calibrate(stream(500, seed=0))
+    rule.decide_many(stream(3000))
+    state = rule.state()
+    assert len(state["duplicates"]["kept"]) == 256
+    assert len(state["recent"]) == len(state["outliers"]["recent"]) == 500
+    twin = from_policy(Policy(Recipe(rule.name, rule.params, state), 3))
+    later = stream(700, seed=3)
+    assert list(twin.decide_many(later)) == list(rule.decide_many(later))
+    assert twin.state() == rule.state()
+
+
+def test_gates_of_different_features_are_refused():
+    rule = create("adaptive-margin").calibrate(stream(100, seed=0))
+    state = rule.state()
+    state["duplicates"] = {"limit": 1.0, "kept": [], "n_features": 5}
+    with pytest.raises(PolicyError, match="both gates must be for the same features"):
+        from_policy(Policy(Recipe(rule.name, rule.params, state), 3))
+
+
+def test_an_exact_copy_of_a_kept_sample_is_a_near_duplicate_until_it_is_forgotten():
+    features = np.random.default_rng(0).normal(size=(50, 4))
+    gate = DuplicateGate(memory=3).calibrate(features)
+    assert gate.passes(features[0])
+    for row in features[:3]:
+        gate.kept(row)
+    assert [gate.passes(row) for row in features[:4]] == [False, False, False, True]
+    gate.kept(features[3])
+    assert gate.passes(features[0])
+    again = DuplicateGate(memory=3)
+    again.restore(gate.state())
+    again.kept(features[4])
+    assert [again.passes(row) for row in features[:5]] == [True, True, False, False, False]
+
+
+def test_an_outlier_is_far_in_the_measure_of_mahalanobis():
+    features = np.random.default_rng(0).normal(size=(400, 3)) * [1, 10, 0.1]
+    gate = OutlierGate(0.97).calibrate(features)
+    passed = [gate.passes(row, frozen=True) for row in features]
+    assert np.mean(passed) == pytest.approx(0.97, abs=0.01)
+    assert not gate.passes(np.array([40.0, 0.0, 0.0]), frozen=True)
+    assert gate.passes(np.array([0.0, 15.0, 0.0]), frozen=True)
+
+
+def test_where_all_is_strange_most_passes():
+    gate = OutlierGate(0.97).calibrate(np.random.default_rng(0).normal(size=(400, 3)))
+    strange = np.random.default_rng(1).normal(size=(1500, 3)) + 50
+    passed = [gate.passes(row) for row in strange]
+    assert np.mean(passed[500:]) == pytest.approx(0.7, abs=0.05)
+
+
+def test_a_class_that_is_never_kept_gets_its_floor():
+    shares = ClassShares(2, floor=0.5)
+    kept = 0
+    for _ in range(400):
+        shares.arrived(1)
+        if shares.below_floor(1, 0.2):
+            shares.kept(1)
+            kept += 1
+    assert kept == pytest.approx(400 * 0.1, abs=2)
+
+
+def test_a_controller_pays_back_an_error_and_forgets_a_flood():
+    control = RateController(Target(0.2))
+    for _ in range(1000):
+        control.share()
+        control.kept()  # everything is kept, whatever it says
+    assert control.share() == 0.0
+    n_paid = next(n for n in range(1000) if control.share() >= 0.2)
+    assert 150 < n_paid <= 201  # what 200 arrivals are worth
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"floor": 2}, "floor must be in"),
+        ({"floor": True}, "floor must be in"),
+        ({"exploration": 1}, "exploration must be in"),
+        ({"gates": "no"}, "gates must be True or False, got 'no'"),
+        ({"frozen": 1}, "frozen must be True or False, got 1"),
+        ({"seed": -1}, "seed must be"),
+        ({"samples_per_hour": float("inf")}, "samples_per_hour must be a number above 0"),
+        ({"retention": 0.5, "bytes_per_day": 1}, "exactly one of"),
+    ],
+)
+def test_arguments_of_the_adaptive_rule_outside_their_range_are_refused(params, message):
+    with pytest.raises(InputError, match=message):
+        create("adaptive-margin", **params)
