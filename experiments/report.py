@@ -8,6 +8,7 @@ from math import isfinite
 from pathlib import Path
 
 from drip.files import write_atomically
+from experiments.choices import choices
 from experiments.claims import Verdict, verdicts
 from experiments.figures import figures
 from experiments.ledger import Ledger
@@ -87,6 +88,7 @@ def _page(evidence: Evidence, drawn: Mapping[str, str]) -> list[str]:
         *noise(evidence, drawn),
         *_claims(judged),
         *rules(evidence, drawn),
+        *choices(evidence),
         *variations(evidence),
         *streams(evidence, drawn),
         *_others(evidence),
