@@ -68,13 +68,7 @@ def _difference(evidence: Evidence, regime: str, dataset: str, choice: _Choice) 
         here = there = place.at(budget="epochs", dpw=discard_fraction(dataset))
     else:
         name, other, usual = choice.setting
-        base = {
-            "budget": "epochs",
-            "retention": _RETENTION,
-            "mode": "online",
-            "labels": "true",
-            "calibration": "d1c",
-        }
-        here, there = place.at(**{**base, name: other}), place.at(**{**base, name: usual})
+        usually = place.at(retention=_RETENTION)
+        here, there = usually.at(**{name: other}), usually.at(**{name: usual})
     first, second = evidence.get(here, choice.arms[0]), evidence.get(there, choice.arms[1])
     return None if first is None or second is None else paired(first, second)
