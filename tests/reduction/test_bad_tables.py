@@ -110,6 +110,11 @@ def test_fraction_outside_zero_and_one_is_refused(method, fraction):
         ({"n_samples": {0: 1, 1: 1}, "stratify": "global"}, "stratify='global' cuts all classes at once"),
         ({"stratify": None}, "stratify must be one of proportional, balanced, global, got None"),
         ({"min_per_class": 0}, "min_per_class must be a whole number of at least 1, got 0"),
+        ({"n_jobs": 0}, "n_jobs must be None or a whole number but 0 .*, got 0"),
+        ({"n_jobs": 1.5}, "n_jobs must be None or a whole number but 0 .*, got 1.5"),
+        ({"random_state": "x"}, "random_state must be None, a whole number or a RandomState, got 'x'"),
+        ({"progress": 1}, "progress must be callable with done and total, got 1"),
+        ({"epsilon": False}, r"epsilon must be a number in \[0, inf\), got False"),
         ({"metric": "cosine"}, "metric must be one of euclidean, chebyshev, got 'cosine'"),
     ],
 )

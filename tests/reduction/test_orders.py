@@ -64,6 +64,20 @@ def test_maxmin_skips_no_row_that_a_pick_changes_on_generic_data(metric):
         assert counts.sum() == len(rows)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@given(grids(), st.integers(0, 100))
+@settings(max_examples=30, deadline=None)
+def test_maxmin_weights_count_the_rows_nearest_to_each_pick(metric, table, seed):
+    values, labels = table
+    sampler = MaxMin(0.4, metric=metric, random_state=seed).fit(values, labels)
+    counts = dict.fromkeys(sampler.sample_indices_.tolist(), 0)
+    for order, label in zip(orders(sampler, labels), np.unique(labels), strict=True):
+        for i in np.flatnonzero(labels == label).tolist():
+            own = i if i in order else min(order, key=lambda s: distance(values[i], values[s], metric))
+            counts[own] += 1
+    assert sampler.sample_weight_.tolist() == list(counts.values())
+
+
 @given(grids(), st.integers(0, 100), st.sampled_from([0.3, 0.5, 1.0]))
 @settings(max_examples=40, deadline=None)
 def test_distance_entropy_keeps_the_base_and_then_the_largest_entropies(table, seed, fraction):

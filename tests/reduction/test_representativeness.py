@@ -104,6 +104,8 @@ def test_without_labels_all_rows_are_one_class():
         ({"X_reduced": [[0.0, 1.0]], "y_reduced": [0]}, "must have 1 columns"),
         ({"X_reduced": [[0.0]], "y_reduced": [7]}, r"labels of y, \[0, 1\], got \[7\]"),
         ({"X_reduced": [[np.nan]], "y_reduced": [0]}, "X_reduced must be .* with NaN or infinity"),
+        ({"indices": [0], "quantiles": [1.2]}, r"every quantile must be a number in \[0, 1\], got 1.2"),
+        ({"indices": [0], "n_jobs": 0}, "n_jobs must be None or a whole number but 0"),
         ({"indices": [0], "metric": "cosine"}, "metric must be one of euclidean, chebyshev, got 'cosine'"),
     ],
 )

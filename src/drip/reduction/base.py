@@ -5,8 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from numbers import Integral, Real
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import numpy as np
 from imblearn.base import BaseSampler
@@ -16,13 +15,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from drip.errors import InputError
+from drip.reduction.checks import check_number, check_real, check_threads, check_whole
 from drip.reduction.containers import Classes, classes_of, take_rows
 from drip.reduction.neighbours import Metric, check_metric, radius
 from drip.reduction.progress import Counter, Progress
 from drip.reduction.sizes import (
     DEFAULT_FRACTION,
     Stratify,
-    check_number,
     class_sizes,
     kept_total,
     sizes_from_mapping,
@@ -116,7 +115,7 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
             )
         if y is None and len(values) < 2:
             raise InputError("X must have at least 2 rows, got n_samples=1")
-        rng = check_random_state(self.random_state)
+        rng = self._generator()
         groups = [np.arange(len(values))] if self.stratify == "global" else classes.rows
         seeds = rng.randint(2**31 - 1, size=len(groups)).tolist()
         table = Table(values, classes, groups, seeds)
@@ -163,12 +162,23 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
             raise InputError(f"stratify must be one of {', '.join(_STRATIFY)}, got {self.stratify!r}")
         check_whole("min_per_class", self.min_per_class)
         check_metric(self.metric)
+        check_threads(self.n_jobs)
+        if self.progress is not None and not callable(self.progress):
+            raise InputError(f"progress must be callable with done and total, got {self.progress!r}")
         single = self.epsilon is None and not isinstance(self.n_samples, Mapping)
         if self.stratify == "global" and not single:
             raise InputError(
                 "stratify='global' cuts all classes at once and needs fraction or a whole n_samples, got "
                 f"{given}; use stratify='proportional'"
             )
+
+    def _generator(self) -> np.random.RandomState:
+        try:
+            return cast("np.random.RandomState", check_random_state(self.random_state))
+        except ValueError as error:
+            raise InputError(
+                f"random_state must be None, a whole number or a RandomState, got {self.random_state!r}"
+            ) from error
 
     def _values(self, X: Any) -> FloatArray:  # noqa: N803
         reads = self.reads_values or self.epsilon is not None
@@ -331,25 +341,3 @@ def descending(scores: FloatArray, rows: IntArray, rng: np.random.Generator | No
     """
     dealt = rows if rng is None else rng.permutation(rows)
     return dealt[np.argsort(-scores[dealt], kind="stable")]
-
-
-def check_real(name: str, value: Any, *, upper: float = np.inf, zero: bool = False) -> None:
-    """Refuse what is no number in (0, upper]; with ``zero`` in [0, upper].
-
-    Raises:
-        InputError: it is not.
-    """
-    real = isinstance(value, Real) and value is not True and bool(np.isfinite(float(value)))
-    if not (real and 0 <= value <= upper and (zero or value > 0)):
-        limits = f"{'[' if zero else '('}0, {'inf)' if np.isinf(upper) else f'{upper:g}]'}"
-        raise InputError(f"{name} must be a number in {limits}, got {value!r}")
-
-
-def check_whole(name: str, value: Any, least: int = 1) -> None:
-    """Refuse what is no whole number of at least ``least``.
-
-    Raises:
-        InputError: it is not.
-    """
-    if not isinstance(value, Integral) or value is True or value is False or int(value) < least:
-        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from drip.errors import InputError
-from drip.reduction.base import BaseReducer, Table, check_whole
+from drip.reduction.base import BaseReducer, Table
+from drip.reduction.checks import check_whole
 from drip.reduction.containers import new_points, take_rows
 from drip.reduction.kmeans import Clusters, cluster, threads
 from drip.reduction.neighbours import radius
@@ -56,7 +57,7 @@ class ClusterCentroids(BaseReducer):
     abbreviation: ClassVar[str] = "CLC"
 
     voting: Literal["soft", "hard"] = "soft"
-    max_iter: int = 100
+    max_iter: int = 50
     batch_size: int | None = None
 
     def _check_parameters(self) -> None:

@@ -10,7 +10,8 @@ from sklearn.base import clone
 from sklearn.linear_model import SGDClassifier
 
 from drip.errors import InputError
-from drip.reduction.base import ScoredReducer, Table, check_whole
+from drip.reduction.base import ScoredReducer, Table
+from drip.reduction.checks import check_whole
 from drip.reduction.forgetting_tracker import ForgettingTracker
 from drip.types import FloatArray, IntArray
 

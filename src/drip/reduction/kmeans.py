@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
+from joblib import effective_n_jobs
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
@@ -68,5 +69,5 @@ def cluster(
 @contextmanager
 def threads(n_jobs: int | None) -> Iterator[None]:
     """Run k-means in this many threads; None is one, -1 all."""
-    with threadpool_limits(limits=None if n_jobs == -1 else n_jobs or 1):
+    with threadpool_limits(limits=effective_n_jobs(n_jobs)):
         yield

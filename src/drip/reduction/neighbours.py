@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 import numpy as np
+from joblib import effective_n_jobs
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
@@ -71,7 +72,7 @@ def nearest(
     """
     if points.shape[1] <= MAX_TREE_DIMENSIONS:
         tree = cKDTree(points, balanced_tree=False)  # medians would fail on repeated rows, and take longer
-        distances, rows = tree.query(queries, p=POWER[metric], workers=n_jobs or 1)
+        distances, rows = tree.query(queries, p=POWER[metric], workers=effective_n_jobs(n_jobs))
         return distances, rows.astype(np.int64)
     found = np.empty(len(queries)), np.empty(len(queries), dtype=np.int64)
     step = max(1, block_bytes // (8 * len(points)))

@@ -10,7 +10,8 @@ import numpy as np
 from scipy.spatial.distance import cdist, pdist
 
 from drip.errors import InputError
-from drip.reduction.base import RankedReducer, Table, check_real
+from drip.reduction.base import RankedReducer, Table
+from drip.reduction.checks import check_real
 from drip.reduction.neighbours import BLOCK_BYTES
 from drip.reduction.nonnegative import GrowingProgramme, order_by_gradient
 from drip.reduction.progress import Counter

@@ -8,11 +8,12 @@ from typing import ClassVar
 import numpy as np
 
 from drip.errors import InputError
-from drip.reduction.base import RankedReducer, Table, check_whole
+from drip.reduction.base import RankedReducer, Table
+from drip.reduction.checks import check_whole
 from drip.reduction.kmeans import Clusters, cluster, threads
 from drip.types import IntArray
 
-_MAX_ITER = 100
+_MAX_ITER = 50
 
 
 @dataclass(eq=False, repr=False)

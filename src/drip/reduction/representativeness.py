@@ -10,6 +10,7 @@ import numpy as np
 from scipy.sparse import issparse
 
 from drip.errors import InputError
+from drip.reduction.checks import check_real, check_threads
 from drip.reduction.containers import Classes, classes_of
 from drip.reduction.neighbours import Metric, check_metric, nearest
 from drip.types import FloatArray, IntArray
@@ -114,6 +115,9 @@ def epsilon_representativeness(
     inf
     """
     check_metric(metric)
+    check_threads(n_jobs)
+    for share in quantiles:
+        check_real("every quantile", share, upper=1.0, zero=True)
     values = _table("X", X)
     classes = classes_of(y, len(values))
     points, codes = _kept(values, classes, X_reduced, y_reduced, indices)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drip.errors import InputError
+from drip.reduction.checks import check_number
 from drip.types import IntArray
 
 Stratify = Literal["proportional", "balanced", "global"]
@@ -108,14 +108,3 @@ def sizes_from_mapping(n_samples: Mapping[Any, int], labels: list[Any], counts: 
     for label, count in zip(labels, counts.tolist(), strict=True):
         check_number(f"n_samples of class {label!r}", n_samples[label], count)
     return np.array([int(n_samples[label]) for label in labels], dtype=np.int64)
-
-
-def check_number(name: str, value: Any, largest: int) -> None:
-    """Refuse what is no whole number in [1, largest].
-
-    Raises:
-        InputError: it is not.
-    """
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not (whole and 1 <= int(value) <= largest):
-        raise InputError(f"{name} must be a whole number in [1, {largest}], got {value!r}")
