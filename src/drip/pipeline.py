@@ -335,7 +335,7 @@ def _resume(source: Source | Iterable[Sample], selector: Selector, sink: Sink, p
         except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise PolicyError(
                 f"the rule's state in the sink must be one of {selector.name!r}, got one that cannot be "
-                f"taken up: {error}; go on with the version of drip that wrote it, or begin with another store"
+                f"taken up: {error}; use the version of drip that wrote it, or begin with another store"
             ) from error
     else:  # the sink learns the policy before the first sample, which it notes with it
         with sink.transaction():

@@ -70,6 +70,18 @@ def test_threads_that_no_device_has_are_refused(command, threads, board, refused
     assert "--threads" in refused(*base, "--threads", threads, code=2)
 
 
+@pytest.mark.parametrize("names", ["a,a", "a,b,", "a,,b", ",", "zero, zero"])
+@pytest.mark.parametrize("command", ["calibrate", "export", "store"])
+def test_class_names_that_are_empty_or_come_twice_are_refused(names, command, digits, refused, tmp_path):
+    model = [MODEL, "--weights", digits.weights, "--shape", "1,28,28", "--class-names", names]
+    commands = {
+        "calibrate": ["calibrate", *model, "--data", digits.calibration, "--out", tmp_path / "policy.json"],
+        "export": ["model", "export", *model, "--out", tmp_path / "model.onnx"],
+        "store": ["store", "export", tmp_path / "kept.db", "--to", tmp_path / "out", "--class-names", names],
+    }
+    assert "names" in refused(*commands[command], code=2)
+
+
 @pytest.mark.parametrize("size", ["-1", "0", str(MAX_BATCH_SIZE + 1), "9" * 30])
 def test_a_batch_that_no_memory_holds_is_refused(size, refused, run_options):
     assert "--batch-size" in refused(*run_options, "--batch-size", size, code=2)

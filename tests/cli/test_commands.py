@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -24,6 +25,7 @@ from drip.cli.arguments import parse_bytes
 from drip.errors import DripError
 from drip.models import load_model
 from drip.policy import Policy
+from drip.selectors import available
 from drip.store import RetentionStore
 from drip.streams import FolderSource
 from drip.workflow import run_stream
@@ -273,6 +275,19 @@ def test_export_says_what_had_no_label(drip, kept, tmp_path):
     assert "have no true label" in result.out
 
 
+@pytest.mark.parametrize("layout", ["folder", "webdataset"])
+def test_an_export_of_nothing_leaves_no_folder(layout, drip, kept, tmp_path):
+    store = tmp_path / "empty.db"
+    RetentionStore(store, budget_bytes=1_000_000).close()
+    out = tmp_path / "out"
+    assert drip("store", "export", store, "--to", out, "--format", layout).code == 0
+    if layout == "folder":
+        result = drip("store", "export", kept, "--to", out, "--labels", "human")
+        assert result.code == 1
+        assert "has a human label" in result.err
+    assert not out.exists()
+
+
 def test_export_writes_shards_below_any_name(drip, kept, tmp_path):
     folder = tmp_path / "100%d"
     result = drip("store", "export", kept, "--to", folder, "--format", "webdataset", "--labels", "predicted")
@@ -456,6 +471,12 @@ def test_second_signal_ends_at_once_and_loses_nothing(run_options, tmp_path):
     assert "Traceback" not in errors
     with RetentionStore.open_readonly(tmp_path / "kept.db") as store:
         assert store.check().ok
+
+
+def test_the_help_of_calibrate_names_every_rule():
+    (rule,) = [option for option in ALL_COMMANDS[("calibrate",)].params if option.name == "rule"]
+    own = {name for name, kind in available().items() if kind.__module__.startswith("drip.selectors.")}
+    assert own <= set(re.split(r"[:;]? | or ", rule.help.replace(",", "")))
 
 
 def test_installed_command_prints_help_without_loading_torch(tmp_path):

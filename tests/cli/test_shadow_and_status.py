@@ -34,6 +34,9 @@ def test_shadow_keeps_everything_and_records_what_the_rule_said(board, drip, run
     assert found["run"]["n_discarded"] == n_discarded > 0
     assert (stats.kept, stats.discarded, stats.audit_shadowed) == (N_PRODUCTION, 0, n_discarded)
     assert json.loads(drip("store", "stats", tmp_path / "shadow.db", "--json").out)["kept"] == N_PRODUCTION
+    by_whom = f": {N_PRODUCTION - n_discarded} by the rule, {n_discarded} only because of shadow mode"
+    assert by_whom in drip("store", "stats", tmp_path / "shadow.db").out
+    assert "shadow" not in drip("store", "stats", tmp_path / "kept.db").out
     (tmp_path / "shadow.db").unlink()
     assert f"{n_discarded} samples were kept that the rule discards" in drip(*run_options, "--shadow").out
 

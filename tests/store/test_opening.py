@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sqlite3
 from pathlib import Path
 
@@ -145,7 +146,8 @@ def test_foreign_damaged_and_missing_files_are_refused_with_their_path(tmp_path)
         with pytest.raises(StoreError, match=str(path)):
             RetentionStore.open_readonly(path)
     assert foreign.read_bytes() == before
-    assert not (tmp_path / "missing").exists()
+    assert sorted(tmp_path.iterdir()) == [foreign, text]  # no lock, log or index beside what is no store
+    assert not tmp_path.with_name(f"{tmp_path.name}-lock").exists()
 
 
 def test_an_empty_file_becomes_a_store(path):
@@ -153,6 +155,13 @@ def test_an_empty_file_becomes_a_store(path):
     with RetentionStore(path, budget_bytes=BUDGET) as store:
         put(store)
         assert len(store) == 1
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StoreError, match="a file is needed at"):
+        RetentionStore(tmp_path / "pipe", budget_bytes=BUDGET)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_a_newer_version_is_refused(path):

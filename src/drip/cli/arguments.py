@@ -85,6 +85,21 @@ def parse_shape(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"sizes such as 3,224,224 are needed, got {text!r}") from error
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """Names separated by commas, each once; none for an empty text.
+
+    Raises:
+        typer.BadParameter: an empty name, or one that comes twice.
+
+    >>> parse_names("cat, dog")
+    ('cat', 'dog')
+    """
+    names = tuple(name.strip() for name in text.split(",")) if text else ()
+    if not all(names) or len(set(names)) != len(names):
+        raise typer.BadParameter(f"class names separated by commas are needed, each once, got {text!r}")
+    return names
+
+
 def require_writable(path: Path, *inputs: Path | str | None) -> None:
     """Refuse a file that could not be written at the end, before the work begins.
 

@@ -16,6 +16,7 @@ from drip.cli.arguments import (
     WeightsOption,
     is_model_file,
     load_model_file,
+    parse_names,
     parse_numbers,
     parse_shape,
     require_writable,
@@ -55,8 +56,9 @@ def calibrate(
     rule: Annotated[
         str,
         typer.Option(
-            help="Selection rule: drip, margin, entropy, least-confidence, lowest-drip, lowest-contrast, "
-            "class-balanced-random, random, reservoir, max-logit-window, inverse-drip or keep-all."
+            help="Selection rule: drip, margin, mixed-margin, adaptive-margin, entropy, least-confidence, "
+            "lowest-drip, lowest-contrast, class-balanced-random, random, reservoir, max-logit-window, "
+            "inverse-drip or keep-all; another package's by its name."
         ),
     ] = "drip",
     dpw: Annotated[
@@ -90,7 +92,7 @@ def calibrate(
 
     Example: drip calibrate mymodel:build --weights w.pt --data frames/ --shape 3,96,96 --dpw 0.4
     """
-    names = tuple(name.strip() for name in class_names.split(",")) if class_names else ()
+    names = parse_names(class_names)
     asked = Asked(shape, mean, std, resize, sample_rate, layer, heatmap, cam, names)
     require_writable(out, model, weights)
     with progress_bar("scoring") as update:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import typer
 
-from drip.cli.arguments import JsonOption, WeightsOption, parse_numbers, parse_shape, require_writable
+from drip.cli.arguments import (
+    JsonOption,
+    WeightsOption,
+    parse_names,
+    parse_numbers,
+    parse_shape,
+    require_writable,
+)
 from drip.cli.output import print_error, print_facts, print_json
 from drip.media import InputContract, Resize
 
@@ -67,7 +74,7 @@ def export(
     if shape is not None:
         numbers = parse_numbers(mean), parse_numbers(std)
         contract = InputContract(parse_shape(shape), resize, *numbers, sample_rate)
-    names = tuple(name.strip() for name in class_names.split(",")) if class_names else ()
+    names = parse_names(class_names)
     require_writable(out, weights, policy)
     metadata = _write(
         model, weights, policy, out, layer=layer, heatmap=heatmap, contract=contract, class_names=names,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from drip.cli.arguments import JsonOption, StoreArgument
+from drip.cli.arguments import JsonOption, StoreArgument, parse_names
 from drip.cli.output import print_error, print_facts, print_json, print_table
 from drip.errors import ExportError
 from drip.report.quantities import byte_size
@@ -78,7 +78,7 @@ def export(
     """
     from drip.store import RetentionStore
 
-    names = tuple(name.strip() for name in class_names.split(",")) if class_names else None
+    names = parse_names(class_names) or None
     with RetentionStore.open_readonly(store) as kept:
         n_kept = len(kept)
         write = _write_shards if layout == "webdataset" else _write_folder
@@ -102,6 +102,8 @@ def _write_folder(kept: RetentionStore, to: Path, labels: Labels, names: tuple[s
 def _write_shards(kept: RetentionStore, to: Path, labels: Labels, names: tuple[str, ...] | None) -> int:
     from drip.store import export_webdataset
 
+    if not len(kept):
+        return 0
     try:
         to.mkdir(exist_ok=True)
     except OSError as error:

@@ -95,7 +95,8 @@ def export_image_folder(
     """Write ``<folder>/<class name>/<key>-<id>.<extension>`` and ``<folder>/records.jsonl``.
 
     The layout is the one of ``torchvision.datasets.ImageFolder``. Everything is written into a temporary
-    folder beside the target and synced, and the folder is renamed at the end.
+    folder beside the target and synced, and the folder is renamed at the end. Without any such sample
+    nothing is made.
 
     Args:
         records: The samples, such as a store or ``store.samples(...)``.
@@ -135,6 +136,9 @@ def export_image_folder(
             line = {"file": f"{place.name}/{path.name}", **record_json(record, labels, class_names)}
             lines.append(json.dumps(line, sort_keys=True) + "\n")
             n_written += 1
+        if not n_written:
+            temporary.rmdir()
+            return 0
         write_atomically(temporary / "records.jsonl", "".join(lines).encode())
         temporary.chmod(0o755)
         temporary.replace(folder)

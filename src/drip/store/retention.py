@@ -156,7 +156,7 @@ class RetentionStore:
     def _open_file(
         self, wanted: dict[str, Any], timeout_s: float, synchronous: Synchronous
     ) -> tuple[Settings, Layout]:
-        if not self._path.exists():  # refuse bad arguments before anything is made
+        if not schema.is_there(self._path):  # refuse bad arguments before anything is made
             settings = merge(None, **wanted)
             Layout.plan(settings.budget_bytes, log_bytes=settings.log_bytes)
         self._lock = WriterLock(self._path, timeout_s)

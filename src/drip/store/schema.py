@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
 
 from drip.errors import StoreError
+from drip.store.connection import connect
 
 APPLICATION_ID = 0x44524950  # "DRIP"
 VERSION = 2
@@ -116,6 +118,25 @@ STATEMENTS: Sequence[str] = (
 MIGRATIONS: Mapping[int, Sequence[str]] = MappingProxyType(
     {1: ("ALTER TABLE kept ADD COLUMN annotator TEXT", "DROP INDEX kept_sample")}
 )
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file to open; nothing is made beside one that is no store.
+
+    Raises:
+        StoreError: no file, or one of another program or of a newer version of drip.
+    """
+    if not path.exists():
+        return False
+    if not path.is_file():
+        kind = "folder" if path.is_dir() else "device or pipe"
+        message = f"a file is needed at {path}, got a {kind}; choose another path"
+        raise StoreError(message)
+    # With a log beside it the file alone does not tell; then a writer is at work or was killed.
+    if path.stat().st_size and not path.with_name(path.name + "-wal").exists():
+        with closing(connect(path, mode="immutable", timeout_s=0)) as connection:
+            identify(connection, path)
+    return True
 
 
 def identify(connection: sqlite3.Connection, path: Path) -> int | None:

@@ -10,7 +10,7 @@ from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from drip.errors import StreamError
-from drip.streams.options import DEFAULT_MAX_BYTES, number, parse_options, split_url
+from drip.streams.options import DEFAULT_MAX_BYTES, integer, number, parse_options, split_url
 
 PASSWORD_VARIABLE = "DRIP_MQTT_PASSWORD"  # noqa: S105  # the variable's name
 _WEEK_S = 7 * 86_400
@@ -117,12 +117,12 @@ class MqttAddress:
             is_tls=is_tls,
             user=user,
             password=_password(user, options["password_file"]),
-            qos=int(number(options, "qos", 0, 1)),
-            session_s=int(number(options, "session", 1, 2**32 - 1)),
-            window=int(number(options, "window", 1, 65_535)),
-            keepalive_s=int(number(options, "keepalive", 5, 65_535)),
+            qos=integer(options, "qos", 0, 1),
+            session_s=integer(options, "session", 1, 2**32 - 1),
+            window=integer(options, "window", 1, 65_535),
+            keepalive_s=integer(options, "keepalive", 5, 65_535),
             connect_s=number(options, "connect", 0, 86_400),
-            max_bytes=int(number(options, "max_bytes", 1, 2**28)),
+            max_bytes=integer(options, "max_bytes", 1, 2**28),
             cafile=options["cafile"],
             certfile=options["certfile"],
             keyfile=options["keyfile"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
@@ -54,6 +55,21 @@ def parse_options(query: str, allowed: Mapping[str, str], scheme: str) -> dict[s
         given.add(name)
         options[name] = value
     return options
+
+
+def integer(options: Mapping[str, str], name: str, low: int, high: int) -> int:
+    """An option as a whole number.
+
+    Raises:
+        StreamError: no whole number, or one outside ``low`` to ``high``.
+
+    >>> integer({"window": "64"}, "window", 1, 65_535)
+    64
+    """
+    text = options[name]
+    if not re.fullmatch("[0-9]{1,20}", text) or not low <= int(text) <= high:
+        raise StreamError(f"{name} must be a whole number from {low} to {high}, got {text!r}")
+    return int(text)
 
 
 def number(options: Mapping[str, str], name: str, low: float, high: float) -> float:

@@ -19,7 +19,7 @@ from drip.streams.messages import (
     sample_of,
     sample_of_json,
 )
-from drip.streams.options import DEFAULT_MAX_BYTES, number, parse_options, split_url
+from drip.streams.options import DEFAULT_MAX_BYTES, integer, parse_options, split_url
 from drip.types import Sample
 
 _HEARTBEAT_S = 1.0
@@ -71,7 +71,7 @@ class StdinSource:
         """
         defaults = {"format": "lines", "max_bytes": str(DEFAULT_MAX_BYTES)}
         options = parse_options(split_url(url).query, defaults, "stdin")
-        return cls(options["format"], class_names, max_bytes=int(number(options, "max_bytes", 1, 2**31)))
+        return cls(options["format"], class_names, max_bytes=integer(options, "max_bytes", 1, 2**31))
 
     @property
     def cursor(self) -> str | None:

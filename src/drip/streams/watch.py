@@ -18,7 +18,7 @@ from drip.errors import StreamError
 from drip.media import MEDIA_TYPES
 from drip.streams.consumed import ConsumedFiles
 from drip.streams.messages import HEAD_BYTES, printable, refused, short_id
-from drip.streams.options import DEFAULT_MAX_BYTES, number, parse_options, split_url
+from drip.streams.options import DEFAULT_MAX_BYTES, integer, number, parse_options, split_url
 from drip.types import Sample
 
 _WINDOW = 10_000
@@ -120,7 +120,7 @@ class WatchedFolderSource:
             settle_s=number(options, "settle", 0.01, 86_400),
             poll_s=number(options, "poll", 0.01, 1),
             done=options["done"],
-            max_bytes=int(number(options, "max_bytes", 1, 2**31)),
+            max_bytes=integer(options, "max_bytes", 1, 2**31),
         )
 
     @property
