@@ -1,0 +1,56 @@
+// The decisions of a DRIP model file in JavaScript: ONNX Runtime Web, the build that browsers run too.
+//
+//     node decide.mjs model.onnx inputs.npy
+//
+// inputs.npy has prepared inputs, float32, shape (n, *input shape). A JSON line per input is printed.
+
+import { readFile } from "node:fs/promises";
+import process from "node:process";
+
+import * as ort from "onnxruntime-web";
+
+const BATCH = 256;
+
+/** Shape and numbers of a NumPy file: float32, little-endian, C order. */
+function parseNpy(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  if (bytes.toString("latin1", 0, 6) !== "\x93NUMPY") throw new Error("not a NumPy file");
+  const wide = bytes[6] > 1; // version 1 has two bytes for the length of its header, later ones four
+  const start = wide ? 12 : 10;
+  const end = start + (wide ? view.getUint32(8, true) : view.getUint16(8, true));
+  const header = bytes.toString("latin1", start, end);
+  if (!/'descr': '<f4', 'fortran_order': False/.test(header)) {
+    throw new Error(`float32 in C order is needed, got ${header.trim()}`);
+  }
+  const shape = (header.match(/'shape': \(([^)]*)\)/)[1].match(/\d+/g) ?? []).map(Number);
+  const n = shape.reduce((product, side) => product * side, 1);
+  if (bytes.length - end !== 4 * n) throw new Error(`${4 * n} bytes of numbers are needed, got ${bytes.length - end}`);
+  return { shape, values: new Float32Array(bytes.buffer.slice(bytes.byteOffset + end, bytes.byteOffset + bytes.length)) };
+}
+
+async function main(modelPath, inputsPath) {
+  if (!inputsPath) throw new Error("usage: node decide.mjs model.onnx inputs.npy");
+  ort.env.wasm.numThreads = 1;
+  const session = await ort.InferenceSession.create(await readFile(modelPath));
+  const { shape, values } = parseNpy(await readFile(inputsPath));
+  const [n, ...sides] = shape;
+  const size = sides.reduce((product, side) => product * side, 1);
+  for (let first = 0; first < n; first += BATCH) {
+    const last = Math.min(first + BATCH, n);
+    const input = new ort.Tensor("float32", values.subarray(first * size, last * size), [last - first, ...sides]);
+    const found = await session.run({ input }, ["predicted_class", "drip_score", "retain"]);
+    for (let row = 0; row < last - first; row += 1) {
+      const decision = {
+        class: Number(found.predicted_class.data[row]),
+        score: found.drip_score.data[row],
+        retain: Boolean(found.retain.data[row]),
+      };
+      process.stdout.write(`${JSON.stringify(decision)}\n`);
+    }
+  }
+}
+
+await main(process.argv[2], process.argv[3]).catch((error) => {
+  process.stderr.write(`${error.message}\n`);
+  process.exitCode = 1;
+});
