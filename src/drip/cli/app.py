@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from drip import __version__
-from drip.cli import calibrate, demo, model, replay, run, store
+from drip.cli import calibrate, demo, model, reduce, replay, run, store
 from drip.cli.output import print_error
 from drip.errors import DripError
 
@@ -26,6 +26,7 @@ app.command("demo")(demo.demo)
 app.command("calibrate")(calibrate.calibrate)
 app.command("run")(run.run)
 app.command("replay")(replay.replay)
+app.command("reduce")(reduce.reduce)
 app.add_typer(store.app, name="store")
 app.add_typer(model.app, name="model")
 

@@ -45,7 +45,6 @@ def to_html(report: RunReport) -> str:
     Args:
         report: The numbers of one run.
     """
-    style = files("drip.report").joinpath("style.css").read_text(encoding="utf-8")
     body = "\n".join(
         part
         for part in (
@@ -60,13 +59,24 @@ def to_html(report: RunReport) -> str:
         )
         if part
     )
+    return document(report.title, body)
+
+
+def document(title: str, body: str) -> str:
+    """A page with the house style around its sections.
+
+    Args:
+        title: Plain text.
+        body: HTML in which everything that came from outside is escaped.
+    """
+    style = files("drip.report").joinpath("style.css").read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        f"<title>{text(report.title)}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<title>{text(title)}</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 

@@ -1,0 +1,263 @@
+"""A set of rows by fewer of them, with what it cost and how well they stand for all; tables and images alike.
+
+Entered by `drip reduce` alone: it needs scikit-learn, which a board has not.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import nan
+from typing import Any, Literal
+
+import numpy as np
+
+from drip.energy import Energy, measure_energy
+from drip.errors import InputError
+from drip.reduction import BaseReducer, ClusterCentroids, Spread, create, epsilon_representativeness
+from drip.report.reduction import ReducedClass, ReductionReport
+from drip.types import FloatArray, IntArray
+
+Scale = Literal["minmax", "standard", "none"]
+Progress = Callable[[str, int, int], None]
+"""Called with what is going on, what is done of it and the whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReduceOptions:
+    """How rows are reduced; sizes as in :class:`drip.reduction.BaseReducer`.
+
+    Attributes:
+        method: Name or abbreviation of the method.
+        fraction: Share of the rows to keep, in (0, 1]; one of this, ``n_samples`` and ``epsilon``.
+        n_samples: Rows to keep.
+        epsilon: Largest distance from a row to a kept row of its class, on the scaled features.
+        stratify: ``proportional``, ``balanced`` or ``global``.
+        min_per_class: Least rows of a class.
+        metric: ``euclidean`` or ``chebyshev``.
+        scale: What is done to every feature before distances are taken: ``minmax`` to [0, 1], ``standard``
+            to mean 0 and standard deviation 1, or ``none``. A constant feature becomes 0.
+        seed: Seed of the method.
+        jobs: Threads; -1 for all.
+        check: Compute the representativeness, which takes longer than some methods do.
+        watts: Stated power of one busy core, for an estimate where no sensor is; see ``drip.energy``.
+    """
+
+    method: str = "maxmin"
+    fraction: float | None = None
+    n_samples: int | None = None
+    epsilon: float | None = None
+    stratify: str = "proportional"
+    min_per_class: int = 1
+    metric: str = "euclidean"
+    scale: Scale = "minmax"
+    seed: int | None = 0
+    jobs: int = 1
+    check: bool = True
+    watts: float | None = None
+
+    def reducer(self, progress: Callable[[int, int], None] | None, **more: Any) -> BaseReducer:
+        """The method with these parameters; of clusters it keeps the rows next to their centroids.
+
+        Raises:
+            InputError: no such method, or parameters that it does not take.
+        """
+        made = create(
+            self.method, fraction=self.fraction, n_samples=self.n_samples, epsilon=self.epsilon,
+            stratify=self.stratify, min_per_class=self.min_per_class, metric=self.metric,
+            random_state=self.seed, n_jobs=self.jobs, progress=progress, **more,
+        )  # fmt: skip
+        if isinstance(made, ClusterCentroids):
+            made.voting = "hard"  # a centroid has no text columns and no image
+        return made
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Which rows are kept.
+
+    Attributes:
+        rows: Kept rows, ascending, int64.
+        weights: Rows that each stands for, shape (n_kept,).
+        report: Sizes, representativeness and cost.
+    """
+
+    rows: IntArray
+    weights: FloatArray
+    report: ReductionReport
+
+
+@dataclass
+class Subject:
+    """What is reduced, in words, for the report.
+
+    Attributes:
+        title: Heading.
+        data: The table or folder.
+        rows: What a row is, in the plural.
+        classes: What a class is.
+        features: Description of the features.
+        notes: Sentences that the report adds.
+    """
+
+    title: str
+    data: str
+    rows: str = "rows"
+    classes: str = "class"
+    features: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def reduce_rows(
+    values: FloatArray,
+    labels: Any,
+    options: ReduceOptions,
+    subject: Subject,
+    *,
+    on_progress: Progress | None = None,
+    **more: Any,
+) -> Reduced:
+    """Choose rows, count the energy of the choice, and say how well the kept rows stand for all.
+
+    Args:
+        values: Features, shape (n, d); scaled in place.
+        labels: Labels, shape (n,), or None.
+        options: How to reduce.
+        subject: What the rows are.
+        on_progress: Called on long work.
+        more: Parameters of the method besides.
+
+    Raises:
+        InputError: parameters or values that the method refuses.
+    """
+    tell = on_progress or (lambda *_: None)
+    scaled = scale_columns(values, options.scale)
+    reducer = options.reducer(lambda done, total: tell("reducing", done, total), **more)
+    with measure_energy(watts=options.watts) as energy:
+        reducer.fit(scaled, labels)
+    rows = reducer.sample_indices_
+    spreads: Mapping[str, tuple[Spread, Mapping[Any, Spread]]] = {}
+    if options.check:
+        tell("checking", 0, 1)
+        found = {
+            metric: epsilon_representativeness(
+                scaled, labels, indices=rows, metric=metric, n_jobs=options.jobs
+            )
+            for metric in ("chebyshev", "euclidean")
+        }
+        spreads = {metric: (part.overall, part.per_class) for metric, part in found.items()}
+    classes, counts = (
+        (np.array(["all"]), [len(scaled)]) if labels is None else np.unique(labels, return_counts=True)
+    )
+    kept = [len(rows)] if labels is None else [int((labels[rows] == name).sum()) for name in classes]
+    keys = [None] if labels is None else classes.tolist()
+    report = ReductionReport(
+        title=subject.title,
+        data=subject.data,
+        rows=subject.rows,
+        class_word=subject.classes,
+        method=f"{reducer.name} ({reducer.abbreviation})",
+        parameters=_parameters(reducer, options),
+        features=f"{subject.features or f'{scaled.shape[1]} columns'}; scaling: {options.scale}",
+        overall=_part("all", len(scaled), len(rows), {m: pair[0] for m, pair in spreads.items()}),
+        classes=tuple(
+            _part(str(name), int(n), n_kept, {metric: pair[1][key] for metric, pair in spreads.items()})
+            for name, key, n, n_kept in zip(classes, keys, counts, kept, strict=True)
+        ),
+        notes=(*_size_notes(options, subject, len(scaled), len(rows), kept), *subject.notes),
+        peak_bytes=peak_bytes(),
+        **_cost(energy),
+    )
+    return Reduced(rows, reducer.sample_weight_, report)
+
+
+def scale_columns(values: FloatArray, scale: Scale) -> FloatArray:
+    """Every column to [0, 1], or to mean 0 and standard deviation 1, in place; constant ones become 0.
+
+    Raises:
+        InputError: an unknown scaling, or numbers too large for it.
+
+    >>> scale_columns(np.array([[1.0, 7.0], [3.0, 7.0], [2.0, 7.0]]), "minmax").tolist()
+    [[0.0, 0.0], [1.0, 0.0], [0.5, 0.0]]
+    """
+    if scale not in ("minmax", "standard", "none"):
+        raise InputError(f"scale must be minmax, standard or none, got {scale!r}")
+    if scale == "none":
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        if scale == "minmax":
+            shift = values.min(axis=0)
+            width = values.max(axis=0) - shift
+        else:
+            shift, width = values.mean(axis=0), values.std(axis=0)
+        if not np.isfinite(width).all():
+            column = int(np.flatnonzero(~np.isfinite(width))[0])
+            raise InputError(
+                f"numbers that can be scaled are needed, got feature {column} with values up to "
+                f"{np.abs(values[:, column]).max():.3g}; leave it out or use smaller units"
+            )
+    constant = width == 0
+    values -= shift
+    values /= np.where(constant, 1.0, width)
+    values[:, constant] = 0.0
+    return values
+
+
+def peak_bytes() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def _parameters(reducer: BaseReducer, options: ReduceOptions) -> dict[str, Any]:
+    """What decides on the result; parameters at their default are left out but for the size and the seed."""
+    plain = type(reducer)()
+    others = {
+        name: value
+        for name, value in reducer.get_params(deep=False).items()
+        if name not in ("random_state", "n_jobs", "progress") and value != getattr(plain, name)
+    }
+    return {"random_state": options.seed, **others}
+
+
+def _part(name: str, n: int, n_kept: int, spreads: Mapping[str, Spread]) -> ReducedClass:
+    far, near = spreads.get("chebyshev"), spreads.get("euclidean")
+    return ReducedClass(
+        name=name,
+        n=n,
+        n_kept=n_kept,
+        epsilon_chebyshev=far.epsilon if far else nan,
+        mean_chebyshev=far.mean if far else nan,
+        epsilon_euclidean=near.epsilon if near else nan,
+        mean_euclidean=near.mean if near else nan,
+    )
+
+
+def _size_notes(options: ReduceOptions, subject: Subject, n: int, n_kept: int, kept: list[int]) -> list[str]:
+    notes = []
+    lost = sum(not count for count in kept)
+    if lost:
+        notes.append(
+            f"{lost} of {len(kept)} classes have no kept {subject.rows}: one cut over all was asked for."
+        )
+    asked = options.n_samples
+    if asked is None and options.epsilon is None:
+        asked = max(1, round(n * (options.fraction or 0.1)))
+    if asked is not None and n_kept > asked:
+        notes.append(
+            f"{n_kept - asked} {subject.rows} more than asked are kept, because each of the {len(kept)} "
+            f"classes keeps at least {options.min_per_class}."
+        )
+    return notes
+
+
+def _cost(energy: Energy) -> dict[str, Any]:
+    return {
+        "seconds": energy.seconds,
+        "cpu_seconds": energy.cpu_seconds,
+        "joules": energy.joules,
+        "energy_source": energy.source,
+        "energy_measured": energy.measured,
+    }
