@@ -325,6 +325,10 @@ def test_what_is_no_model_is_refused(data, tmp_path):
         (lambda content: {**content, "policy": {"format": "other"}}, "policy"),
         (lambda content: {**content, "class_names": ["a", "b"]}, "3 class names are needed, got 2"),
         (lambda content: {**content, "class_names": [1, 2, 3]}, "class names"),
+        (lambda content: {**content, "n_classes": -1}, "n_classes is -1"),
+        (lambda content: {**content, "n_classes": "3"}, "n_classes is '3'"),
+        (lambda content: {**content, "n_classes": 4}, "n_classes is 4 with 3 class names"),
+        (lambda content: {**content, "n_classes": 5, "class_names": []}, "5 logits are needed, got 3"),
         (
             lambda content: {**content, "input_contract": InputContract((3, 6, 6)).to_json()},
             "as the contract says",

@@ -35,6 +35,7 @@ class ModelMetadata:
         class_names: In the order of the logits; or empty.
         policy: The policy that the file carries, or None.
         drip_version: What wrote the file.
+        n_classes: Number of logits; 0 where the file does not say.
     """
 
     digest: str
@@ -45,6 +46,7 @@ class ModelMetadata:
     class_names: tuple[str, ...]
     policy: Policy | None
     drip_version: str = ""
+    n_classes: int = 0
 
     @classmethod
     def parse(cls, properties: Mapping[str, str]) -> Self:
@@ -81,6 +83,9 @@ class ModelMetadata:
         texts = {key: content[key] or "" for key in ("digest", "parent_digest", "drip_version")}
         if not all(isinstance(text, str) for text in [*texts.values(), *names]):
             raise TypeError(f"digests and class names are {texts} and {names!r}")
+        n_classes = content.get("n_classes", 0)  # files of before drip wrote it have none
+        if type(n_classes) is not int or n_classes < 0 or (names and n_classes not in {0, len(names)}):
+            raise ValueError(f"n_classes is {n_classes!r} with {len(names)} class names")
         if not texts["digest"] or not isinstance(content["score"], dict):
             raise ValueError(f"digest is {texts['digest']!r} and score {content['score']!r}")
         return cls(
@@ -92,6 +97,7 @@ class ModelMetadata:
             class_names=tuple(names),
             policy=None if policy is None else Policy.from_json(policy),
             drip_version=texts["drip_version"],
+            n_classes=n_classes,
         )
 
     @property

@@ -212,6 +212,8 @@ class OnnxScorer:
                 f"logits of shape (N, n_classes) and scores of shape (N,) are needed, got {logits.shape[1:]} "
                 f"and {scores.shape[1:]} for each input; {EXPORT}"
             )
+        if self.metadata.n_classes not in {0, logits.shape[1]}:
+            raise ModelError(f"{self.metadata.n_classes} logits are needed, got {logits.shape[1]}; {EXPORT}")
         names = self.class_names
         if names and len(names) != logits.shape[1]:
             raise ModelError(f"{logits.shape[1]} class names are needed, got {len(names)}; {EXPORT}")

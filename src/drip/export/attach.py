@@ -120,6 +120,7 @@ def attach_score(
         class_names=names,
         policy=policy,
         drip_version=__version__,
+        n_classes=n_classes,
     )
     finished = write_metadata(source.model, metadata)
     if policy is not None:

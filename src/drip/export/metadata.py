@@ -29,6 +29,7 @@ def metadata_json(metadata: ModelMetadata) -> JsonObject:
         "quantization": metadata.quantization,
         "score": metadata.score,
         "input_contract": metadata.contract.to_json(),
+        "n_classes": metadata.n_classes,
         "class_names": list(metadata.class_names),
         "policy": None if metadata.policy is None else metadata.policy.to_json(),
         "drip_version": metadata.drip_version,
