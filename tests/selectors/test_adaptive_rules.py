@@ -160,6 +160,13 @@ def test_an_outlier_is_far_in_the_measure_of_mahalanobis():
     assert gate.passes(np.array([0.0, 15.0, 0.0]), frozen=True)
 
 
+def test_few_calibration_samples_do_not_make_fresh_ones_strange():
+    draw = np.random.default_rng(0)
+    gate = OutlierGate(0.97).calibrate(draw.normal(size=(300, 64)))
+    passed = [gate.passes(row, frozen=True) for row in draw.normal(size=(2000, 64))]
+    assert np.mean(passed) == pytest.approx(0.97, abs=0.03)
+
+
 def test_where_all_is_strange_most_passes():
     gate = OutlierGate(0.97).calibrate(np.random.default_rng(0).normal(size=(400, 3)))
     strange = np.random.default_rng(1).normal(size=(1500, 3)) + 50

@@ -15,16 +15,19 @@ from drip.types import FloatArray, JsonObject
 _RIDGE = 0.05
 _WINDOW = 500
 _MOST = 0.3
+_FOLDS = 5
 
 
 class OutlierGate:
-    r"""Mahalanobis distance to the calibration samples, cut at a quantile of their own distances.
+    r"""Mahalanobis distance to the calibration samples, cut at a quantile of the distances of such samples.
 
     With mean :math:`\mu` and covariance :math:`\Sigma` of the calibration features z,
     :math:`d(z) = (z-\mu)^T (\Sigma + \lambda I)^{-1} (z-\mu)`; the ridge :math:`\lambda` is a twentieth of
-    the mean variance. What is farther than the quantile is an outlier, as long as that holds for less than
-    three tenths of the last 500 rows: where everything looks strange, the world has changed, and only the
-    strangest three tenths are rejected.
+    the mean variance. The quantile is that of every fifth of the samples under mean and covariance of the
+    others: a sample is nearer to a covariance that it took part in, and a limit from such distances rejects
+    a tenth to a third of what is quite usual. What is farther is an outlier, as long as that holds for less
+    than three tenths of the last 500 rows: where everything looks strange, the world has changed, and only
+    the strangest three tenths are rejected.
 
     Args:
         quantile: Share of the calibration samples that pass, in (0, 1).
@@ -49,23 +52,19 @@ class OutlierGate:
         """
         if len(features) < 2 or not np.ptp(features, axis=0).any():  # a variance needs two
             raise InputError("an outlier gate needs calibration samples with different features, got none")
-        self._mean = features.mean(axis=0)
-        covariance = np.atleast_2d(np.cov(features.T))
-        ridge = _RIDGE * np.trace(covariance) / len(covariance)
-        inverse = np.linalg.inv(covariance + ridge * np.eye(len(covariance)))
-        self._precision = (inverse + inverse.T) / 2
-        self._limit = float(np.quantile(self.distances(features), self._quantile))
+        folds = np.arange(len(features)) % min(_FOLDS, len(features))
+        held_out = [
+            _distances(features[folds == fold], *_fit(features[folds != fold]))
+            for fold in range(folds.max() + 1)
+        ]
+        self._limit = float(np.quantile(np.concatenate(held_out), self._quantile))
+        self._mean, self._precision = _fit(features)
         return self
 
     @property
     def n_features(self) -> int:
         """Length of the rows that the gate was calibrated for."""
         return len(self._mean)
-
-    def distances(self, features: FloatArray) -> FloatArray:
-        """Squared Mahalanobis distances, shape (n,)."""
-        away = features - self._mean
-        return np.array([row @ self._precision @ row for row in away])
 
     def passes(self, features: FloatArray, *, frozen: bool = False) -> bool:
         """Whether one row, shape (d,), is no outlier.
@@ -74,8 +73,7 @@ class OutlierGate:
             features: The row.
             frozen: Hold the calibrated limit, however many rows it rejects.
         """
-        away = features - self._mean
-        distance = float(away @ self._precision @ away)
+        distance = float(_distances(features[None], self._mean, self._precision)[0])
         limit = self._limit
         if not frozen:
             if len(self._recent) >= _WINDOW // 2:
@@ -99,3 +97,18 @@ class OutlierGate:
         self._precision = numbers("precision", state["precision"], n, n)
         self._limit = number("limit", state["limit"])
         self._recent = RunningQuantile(_WINDOW, numbers("recent", state["recent"], None).tolist())
+
+
+def _fit(features: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean, shape (d,), and inverse of the covariance with its ridge, shape (d, d)."""
+    mean = features.mean(axis=0)
+    away = features - mean
+    covariance = away.T @ away / len(features)
+    ridge = max(_RIDGE * float(np.trace(covariance)) / len(mean), np.finfo(np.float64).tiny)
+    inverse = np.linalg.inv(covariance + ridge * np.eye(len(mean)))
+    return mean, (inverse + inverse.T) / 2
+
+
+def _distances(features: FloatArray, mean: FloatArray, precision: FloatArray) -> FloatArray:
+    """Squared Mahalanobis distances, shape (n,)."""
+    return np.array([row @ precision @ row for row in features - mean])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +26,22 @@ def projection(n_features: int) -> NDArray[np.float32]:
     return np.where(bits, 1.0, -1.0).astype(np.float32) / np.float32(np.sqrt(n_features))
 
 
-def project(features: NDArray[np.floating]) -> FloatArray:
-    """Rows of features in at most 64 numbers, shape (n, 64); one row gives what it gives among others.
+def project(features: NDArray[np.floating[Any]]) -> FloatArray:
+    r"""Rows of features in at most 64 numbers, shape (n, 64); one row gives what it gives among others.
 
-    >>> project(np.ones((2, 3))).shape
-    (2, 3)
+    Before the projection every feature x becomes :math:`\operatorname{sign}(x) \sqrt{|x|}` and every row unit
+    length: activations are skewed and differ in strength from sample to sample, and distances between what is
+    left tell strange samples from usual ones far better.
+
+    >>> project(np.ones((2, 4))).tolist()[0]
+    [0.5, 0.5, 0.5, 0.5]
     """
     rows = np.ascontiguousarray(features, np.float64)
+    rows = np.sign(rows) * np.sqrt(np.abs(rows))
     matrix = projection(rows.shape[1]).astype(np.float64)
+    if not len(rows):
+        return np.empty((0, matrix.shape[1]))
+    lengths = np.sqrt([row @ row for row in rows])
+    rows = rows / np.where(lengths > 0, lengths, 1.0)[:, None]
     # Row by row: a product of matrices rounds differently for batches of different sizes.
-    return np.stack([row @ matrix for row in rows]) if len(rows) else np.empty((0, matrix.shape[1]))
+    return np.stack([row @ matrix for row in rows])
