@@ -1,5 +1,7 @@
 """The parts of rules that follow a stream, and their rules, against definitions that are written out."""
 
+import json
+from base64 import b64decode, b64encode
 from bisect import bisect_left
 
 import numpy as np
@@ -120,7 +122,7 @@ def test_the_state_is_bounded_and_goes_on_where_it_was():
     rule = create("adaptive-margin").calibrate(stream(500, seed=0))
     rule.decide_many(stream(3000))
     state = rule.state()
-    assert len(state["duplicates"]["kept"]) == 256
+    assert len(b64decode(state["duplicates"]["kept"])) == 256 * 24 * 4
     assert len(state["recent"]) == len(state["outliers"]["recent"]) == 500
     twin = from_policy(Policy(Recipe(rule.name, rule.params, state), 3))
     later = stream(700, seed=3)
@@ -131,7 +133,7 @@ def test_the_state_is_bounded_and_goes_on_where_it_was():
 def test_gates_of_different_features_are_refused():
     rule = create("adaptive-margin").calibrate(stream(100, seed=0))
     state = rule.state()
-    state["duplicates"] = {"limit": 1.0, "kept": [], "n_features": 5}
+    state["duplicates"] = {"limit": 1.0, "kept": "", "n_features": 5}
     with pytest.raises(PolicyError, match="both gates must be for the same features"):
         from_policy(Policy(Recipe(rule.name, rule.params, state), 3))
 
@@ -149,6 +151,22 @@ def test_an_exact_copy_of_a_kept_sample_is_a_near_duplicate_until_it_is_forgotte
     again.restore(gate.state())
     again.kept(features[4])
     assert [again.passes(row) for row in features[:5]] == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize("kept", ["!", "AAAA", b64encode(np.full(4, np.nan, "<f4").tobytes()).decode(), "é"])
+def test_damaged_rows_of_what_was_kept_are_refused(kept):
+    with pytest.raises(ValueError, match=r"base64|kept must be finite|buffer size|ASCII"):
+        DuplicateGate().restore({"limit": 1.0, "kept": kept, "n_features": 4})
+
+
+def test_what_a_run_saves_with_every_batch_stays_small():
+    rng = np.random.default_rng(0)
+    features = np.maximum(rng.normal(size=(1500, 1280)), 0)
+    logits = rng.normal(size=(1500, 10))
+    rows = Observations(logits.argmax(1), logits, {"drip": np.zeros(1500)}, "drip", features)
+    rule = create("adaptive-margin", retention=0.5).calibrate(rows[:500])
+    rule.decide_many(rows[500:])
+    assert len(json.dumps(rule.state())) < 250_000
 
 
 def test_an_outlier_is_far_in_the_measure_of_mahalanobis():

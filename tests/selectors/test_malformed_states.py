@@ -44,7 +44,7 @@ def is_meant(name, path, old, new):
     """Whether the rule may have written the new value in the place of the old one."""
     if new is None and name == "adaptive-margin" and "retention" in path:
         return True  # the default, where no other target is set
-    if new == [] and path[-2:] in (("outliers", "recent"), ("duplicates", "kept")):
+    if new == [] and path[-2:] == ("outliers", "recent"):
         return True  # nothing has come yet
     if new == old:
         return True

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from typing import Self
 
 import numpy as np
 
 from drip.errors import InputError
-from drip.selectors.states import number, numbers
+from drip.selectors.states import number
 from drip.thresholds import check_fraction
 from drip.types import FloatArray, JsonObject
 
@@ -25,7 +26,8 @@ class DuplicateGate:
         quantile: Share of the calibration samples that would count as near-duplicates, in (0, 1).
         memory: Number of kept samples that are remembered, at least 1.
 
-    Complexity: ``memory`` times d multiplications for d features. State: as many numbers.
+    Complexity: ``memory`` times d multiplications for d features. State: as many numbers, in single precision
+    and as text, 87 kB for 256 rows of 64; a run saves it with every batch.
     """
 
     def __init__(self, quantile: float = 0.02, memory: int = _MEMORY) -> None:
@@ -44,7 +46,7 @@ class DuplicateGate:
         if len(features) < 2:  # a neighbour is another sample
             raise InputError(f"a duplicate gate needs at least 2 calibration samples, got {len(features)}")
         self._limit = float(np.quantile(nearest_distances(features), self._quantile))
-        self._kept = np.empty((0, features.shape[1]))
+        self._kept = np.empty((0, features.shape[1]), "<f4")
         self._next = 0
         return self
 
@@ -63,7 +65,7 @@ class DuplicateGate:
     def kept(self, features: FloatArray) -> None:
         """Remember one row, shape (d,), in the place of the oldest."""
         if len(self._kept) < self._memory:
-            self._kept = np.concatenate([self._kept, features[None]])
+            self._kept = np.concatenate([self._kept, features[None].astype("<f4")])
         else:
             self._kept[self._next] = features
         self._next = (self._next + 1) % self._memory
@@ -72,7 +74,8 @@ class DuplicateGate:
         """The limit and what is remembered, the oldest first."""
         full = len(self._kept) == self._memory
         oldest_first = np.roll(self._kept, -self._next, axis=0) if full else self._kept
-        return {"limit": self._limit, "kept": oldest_first.tolist(), "n_features": self._kept.shape[1]}
+        kept = b64encode(oldest_first.tobytes()).decode()
+        return {"limit": self._limit, "kept": kept, "n_features": self._kept.shape[1]}
 
     def restore(self, state: JsonObject) -> None:
         """Continue from a saved :meth:`state`."""
@@ -80,7 +83,10 @@ class DuplicateGate:
         if type(n_features) is not int or n_features < 1:
             raise ValueError(f"n_features must be an integer of at least 1, got {n_features!r}")
         self._limit = number("limit", state["limit"])
-        self._kept = numbers("kept", state["kept"], None, n_features)[-self._memory :]
+        kept = np.frombuffer(b64decode(state["kept"], validate=True), "<f4").reshape(-1, n_features)
+        if not np.isfinite(kept).all():
+            raise ValueError("kept must be finite, got NaN or infinity")
+        self._kept = kept[-self._memory :].copy()
         self._next = len(self._kept) % self._memory
 
 
