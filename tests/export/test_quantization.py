@@ -210,6 +210,18 @@ def test_rules_without_windows_are_compared_by_their_decisions(parent, digits, t
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("float_layers", [0, 1, 2])
+def test_loading_with_and_without_optimisation_gives_the_same(parent, digits, tmp_path, float_layers):
+    """ONNX Runtime quantises float32 layers that it finds between quantised ones; there must be none."""
+    path = tmp_path / "q.onnx"
+    settings = Settings(n_calibration=48, float_layers=float_layers, min_kappa=0)
+    quantize(parent, digits.calibration, path, settings)
+    x = inputs_of(digits.production)
+    (exact,) = run_model(onnx.load(path), x, ["drip_score"])
+    found = OnnxScorer(path).score(x).scores
+    assert np.abs(found - exact).max() <= 0.01 * exact.max()
+
+
 # -- what is refused -------------------------------------------------------------------------------------
 
 
