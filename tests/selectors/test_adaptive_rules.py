@@ -3,6 +3,7 @@
 import json
 from base64 import b64decode, b64encode
 from bisect import bisect_left
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,6 +107,21 @@ def test_a_sample_without_a_time_is_refused_where_the_target_is_per_time():
         with pytest.raises(InputError, match="needs the time of every sample"):
             rule.decide_many(stream(2, times=times))
     assert rule.state() == before
+
+
+def test_samples_without_a_size_are_refused_where_the_target_is_in_bytes():
+    rule = create("adaptive-margin", bytes_per_day=1e6).calibrate(stream(100, seed=0))
+    rows = replace(stream(2, times=np.arange(2.0)), n_bytes=None)
+    with pytest.raises(InputError, match="needs the size of every sample"):
+        rule.decide_many(rows)
+
+
+def test_a_target_in_bytes_is_held():
+    rows = stream(6000, times=np.arange(6000) * 10.0)  # about 2 kB every ten seconds, 200 B/s
+    rule = create("adaptive-margin", bytes_per_day=86_400.0 * 50).calibrate(stream(1000, seed=0))
+    kept = rule.decide_many(rows).retain
+    per_second = rows.n_bytes[1000:][kept[1000:]].sum() / 50_000
+    assert per_second == pytest.approx(50, rel=0.1)
 
 
 def test_features_of_another_model_are_refused():

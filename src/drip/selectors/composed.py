@@ -154,7 +154,7 @@ class ComposedSelector(BaseSelector):
         self._outliers, self._duplicates = OutlierGate(), DuplicateGate()
         self._odd_credit = 0.0
 
-    def _check_times(self, observations: Observations) -> None:
+    def _check_arrivals(self, observations: Observations) -> None:
         if self._rate.needs_time and (
             observations.time_s is None or not np.isfinite(observations.time_s).all()
         ):
@@ -162,11 +162,16 @@ class ComposedSelector(BaseSelector):
                 f"selector {self.name!r} aims at {self._target.params} and needs the time of every sample; "
                 "use a source that gives times, or a retention"
             )
+        if self._target.bytes_per_day is not None and observations.n_bytes is None:
+            raise InputError(
+                f"selector {self.name!r} aims at {self._target.params} and needs the size of every sample, "
+                "got none; give n_bytes, or a retention"
+            )
 
     def _decide(self, observations: Observations) -> Decisions:
         if self._rule is None:
             raise self._uncalibrated()
-        self._check_times(observations)
+        self._check_arrivals(observations)
         utility = self._rule.utility(observations)
         n = len(utility)
         gated = self._params["gates"] and n
