@@ -60,6 +60,15 @@ def test_longest_bar_agrees_where_there_are_holes(dimension):
     assert (found > 0).any()
 
 
+def test_bar_ends_where_a_centre_joins_all():
+    turn = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+    points = np.vstack([[[0.0, 0.0]], np.column_stack([np.cos(turn), np.sin(turn)])])
+    distances = cdist(points, points)
+    edge = 2 * np.sin(np.pi / 8)
+    assert longest_bars([distances], 1)[0] == pytest.approx(1.0 - edge)
+    assert longest_bar_by_reduction(distances, 1) == pytest.approx(1.0 - edge)
+
+
 @pytest.mark.parametrize("mode", ["restricted", "multi"])
 @pytest.mark.parametrize("landmarks", ["representative", "vital"])
 @given(table=grids(max_rows=16, n_classes=2, largest=2), seed=st.integers(0, 50))
@@ -67,14 +76,14 @@ def test_longest_bar_agrees_where_there_are_holes(dimension):
 def test_order_is_by_bar_with_super_outliers_last(mode, landmarks, table, seed):
     values, labels = table
     sampler = PersistentHomologyLandmarks(
-        1.0, radius=1.5, dimension=1, mode=mode, landmarks=landmarks, random_state=seed
+        1.0, radius=2.0, dimension=1, mode=mode, landmarks=landmarks, random_state=seed
     ).fit(values, labels)
     bars, outliers = {}, set()
     for i in range(len(values)):
         near = [
             j
             for j in range(len(values))
-            if j != i and labels[j] == labels[i] and distance(values[i], values[j], "euclidean") <= 1.5
+            if j != i and labels[j] == labels[i] and distance(values[i], values[j], "euclidean") <= 2.0
         ]
         if len(near) < 2:
             outliers.add(i)

@@ -64,6 +64,16 @@ def test_kept_rows_are_at_distance_zero_in_many_dimensions_far_from_the_origin()
     np.testing.assert_allclose(distances, expected, rtol=1e-14)
 
 
+def test_neighbours_whose_expanded_squares_are_lost_in_rounding_are_told_apart():
+    rng = np.random.default_rng(2)
+    sides = np.repeat([[-1e3], [1e3]], 20, axis=0)  # far from the mean, so that centring does not help
+    wide = sides + 1e-6 * rng.normal(size=(40, 30))
+    distances, rows = nearest(wide[::2], wide[1::2], "euclidean")
+    gaps = np.linalg.norm(wide[::2, None] - wide[None, 1::2], axis=2)
+    assert rows.tolist() == gaps.argmin(axis=1).tolist()
+    np.testing.assert_allclose(distances, gaps.min(axis=1), rtol=1e-12)
+
+
 def test_radius_is_the_largest_distance():
     values, _ = blobs(60)
     assert radius(values, values[:5], "euclidean") == nearest(values, values[:5], "euclidean")[0].max()
@@ -153,6 +163,14 @@ def test_equal_margins_above_epsilon_make_the_accuracies_equal():
     found = perceptron_certificate(values, [0, 0, 1, 1, 0], [0, 2, 4], [[1.0]], [0.0])
     assert found.certified.all()
     assert found.lower == found.upper == pytest.approx(0.8)
+
+
+def test_rows_nearer_to_the_plane_than_to_their_kept_row_are_not_certified():
+    values = [[1.7], [1.0], [0.9], [0.5], [-1.0]]
+    found = perceptron_certificate(values, [1, 1, 1, 1, 0], [0, 4], [2.0], 0.0)
+    assert found.margins.tolist() == [1.7, 1.0, 0.9, 0.5, 1.0]
+    assert found.certified.tolist() == [True, True, True, False, True]
+    assert found.slack == 0.2
 
 
 def test_lost_class_is_not_certified():

@@ -85,6 +85,13 @@ def test_epsilon_keeps_the_fewest_rows_of_the_order_that_reach_it(method, metric
             assert worse.epsilon > 1.2
 
 
+def test_epsilon_that_is_just_reached_needs_no_further_row():
+    values = np.arange(4.0)[:, None]
+    sampler = ForgettingEvents(epsilon=2.0).fit(values, events=[3, 9, 2, 1])
+    assert sampler.sample_indices_.tolist() == [1]
+    assert MaxMin(epsilon=1.0, random_state=2).fit(values[:3]).radii_[0][-1] <= 1.0
+
+
 @each_method
 def test_epsilon_of_zero_covers_every_row(method):
     values = np.repeat(np.arange(6.0), 3)[:, None]

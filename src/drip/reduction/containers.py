@@ -82,6 +82,8 @@ def _is_missing(label: Any) -> bool:
 
 def _flat(target: NDArray[Any]) -> NDArray[Any]:
     """One label per row; one-vs-all columns become the number of the column."""
+    if target.ndim == 1 and target.dtype.kind in "biuSU":
+        return target  # labels for certain; to look at all of them would take longer than many a method
     kind = type_of_target(target, input_name="y")
     if kind == "multilabel-indicator" and (target.sum(axis=1) == 1).all():
         return np.asarray(target.argmax(axis=1))
