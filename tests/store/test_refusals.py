@@ -271,8 +271,13 @@ def test_a_failing_read_names_the_file_and_the_cause(store, table, use):
 
 
 def test_a_failing_opening_names_the_file_and_the_cause(tmp_path):
-    assert told(StoreError, lambda: RetentionStore(tmp_path, budget_bytes=BUDGET)).startswith(
-        f"cannot open {tmp_path}, got SQLITE_CANTOPEN: unable to open database file; a file in an existing"
+    assert told(StoreError, lambda: RetentionStore(tmp_path, budget_bytes=BUDGET)) == (
+        f"a file is needed at {tmp_path}, got a folder; choose another path"
+    )
+    text = tmp_path / "text"
+    text.write_text("no database at all, " * 100)
+    assert told(StoreError, lambda: RetentionStore(text, budget_bytes=BUDGET)).startswith(
+        f"cannot open {text}, got SQLITE_NOTADB: file is not a database; it is damaged or no drip store: "
     )
 
 
