@@ -3,8 +3,10 @@
 A Mosquitto is stopped (SIGTERM) and started three times, `drip run` killed (SIGKILL) five times. Afterwards
 the store is compared with an independent pass over all digits: nothing that met the rule may be missing,
 nothing stored twice, the budget never exceeded, memory flat. With the first budget nothing need be evicted,
-the second one binds. Writes benchmarks/results/endurance_mqtt.jsonl: a line per second, and one with the
-verdict. Needs mosquitto (apt-get install mosquitto), torch, and DRIP_DATA for all 70,000 digits.
+the second one binds. Then what an undisturbed run does in a second, beside the bare model on the same
+decoded digits, in turns. Writes benchmarks/results/endurance_mqtt.jsonl: a line per second, one per trial
+with the verdict, one with the speeds; endurance_plot.py draws them. Needs mosquitto (apt-get install
+mosquitto), torch, and DRIP_DATA for all 70,000 digits.
     python benchmarks/endurance_mqtt.py [--messages 100000] [--budgets 300000000 40000000]
 """
 
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from timing import RESULTS, commit, machine
 
 from drip.datasets import load_mnist
@@ -51,6 +54,9 @@ N_KILLS = 5
 N_RESTARTS = 3
 N_TRAINING = 2000
 N_BACKLOG = 5000
+N_TIMED = 10_000
+N_ROUNDS = 3
+BATCH_SIZE = 32  # as drip run has it
 _MARGIN = 1e-5
 """Scores closer to a limit than this may fall on either side, as batches of another size round otherwise."""
 
@@ -77,8 +83,11 @@ def main() -> None:
             print(json.dumps(verdict, indent=2))
             lines += [{"kind": "second", "trial": number, **row} for row in rows]
             verdicts.append({"kind": "verdict", "trial": number, **verdict, **shared})
+        speeds = Speeds(Path(name) / "speeds", digits, min(arguments.messages, N_TIMED)).measure()
+        print(json.dumps(speeds, indent=2))
+    lines += [*verdicts, {"kind": "speed", **speeds, **shared}]
     arguments.results.parent.mkdir(exist_ok=True)
-    arguments.results.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *verdicts]))
+    arguments.results.write_text("".join(json.dumps(line) + "\n" for line in lines))
     sys.exit(0 if all(verdict["ok"] for verdict in verdicts) else 1)
 
 
@@ -104,6 +113,10 @@ class Digits:
         body = b"tEXt" + b"number\0" + str(number).encode()
         chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
         return sample.data[:-12] + chunk + sample.data[-12:]  # in front of the last chunk, IEND
+
+    def inputs(self, n_messages: int) -> np.ndarray:
+        """The first messages as inputs of the model."""
+        return self._set.inputs(np.arange(n_messages) % len(self._set))
 
     def decisions(self, n_messages: int) -> tuple[np.ndarray, np.ndarray]:
         """For every message whether the rule keeps it, and whether that hangs on the last bits of a score."""
@@ -136,19 +149,17 @@ class Trial:
     rows: list[dict[str, Any]] = field(default_factory=list)
     _process: subprocess.Popen[bytes] | None = None
     _is_over: bool = False
+    _is_watched: bool = False
 
     def run(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """The rows per second and the verdict."""
-        self._start_s = time.monotonic()
-        self._store_path = self.folder / "kept.db"
-        broker_folder = self.folder / "broker"
-        broker_folder.mkdir()
-        self._broker = Broker(broker_folder, more=["max_packet_size 1000000"]).start()
+        self._prepare()
         watchers = [threading.Thread(target=target) for target in (self._watch_disk, self._watch)]
         try:
             self._start_run()
             for watcher in watchers:
                 watcher.start()
+            self._is_watched = True
             self._wait_for_session()
             publisher = threading.Thread(target=self._publish)
             publisher.start()
@@ -157,14 +168,42 @@ class Trial:
             self._wait_until(self.n_messages)
             code = self._end_run()
         finally:
-            self._is_over = True
-            if self._process is not None:
-                self._process.kill()
-                self._process.wait()
-            self._broker.stop()
+            self._clean_up()
         for watcher in watchers:
             watcher.join()
         return self.rows, self._verdict(code)
+
+    def undisturbed_rate(self) -> float:
+        """Samples per second of a run that finds all messages at the broker, from its first commit on."""
+        self._prepare()
+        try:
+            self._start_run()  # makes the session, which keeps what comes while nobody is connected
+            self._wait_for_session()
+            self._end_run()
+            self._publish(n_ahead=self.n_messages)
+            self._start_run()
+            self._wait_until(1)
+            n_first, start_s = self.n_seen, time.monotonic()
+            self._wait_until(self.n_messages)
+            seconds = time.monotonic() - start_s
+            self._end_run()
+        finally:
+            self._clean_up()
+        return (self.n_messages - n_first) / seconds
+
+    def _prepare(self) -> None:
+        self._start_s = time.monotonic()
+        self._store_path = self.folder / "kept.db"
+        broker_folder = self.folder / "broker"
+        broker_folder.mkdir()
+        self._broker = Broker(broker_folder, more=["max_packet_size 1000000"]).start()
+
+    def _clean_up(self) -> None:
+        self._is_over = True
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._broker.stop()
 
     def _start_run(self) -> None:
         program = shutil.which("drip", path=str(Path(sys.executable).parent)) or "drip"
@@ -188,10 +227,10 @@ class Trial:
             time.sleep(0.1)
         time.sleep(1)
 
-    def _publish(self) -> None:
+    def _publish(self, n_ahead: int = N_BACKLOG) -> None:
         publisher = Publisher(self._broker.port)
         for number in range(self.n_messages):
-            while number - min(self.n_seen, self.n_published) > N_BACKLOG:
+            while number - min(self.n_seen, self.n_published) > n_ahead:
                 time.sleep(0.01)
             publisher.send(self.digits.message(number), f"digits/{number % 4}", id=number)
             self.n_published = publisher.n_acknowledged
@@ -228,6 +267,8 @@ class Trial:
         last, since = -1, time.monotonic()
         while self.n_seen < n_seen:
             self._check_alive()
+            if not self._is_watched:
+                self.n_seen = self._count_seen()
             if self.n_seen != last:
                 last, since = self.n_seen, time.monotonic()
             if time.monotonic() - since > 120:
@@ -322,6 +363,55 @@ class Trial:
             sizes = [row["run_bytes"] for row in self.rows if row["run_pid"] == pid and row["run_bytes"]]
             if len(sizes) > 10:
                 yield sizes[5:]
+
+
+class Speeds:
+    """Samples per second of `drip run` from a broker that has all messages, and of the bare model on them.
+
+    The publisher has finished before the run starts; the broker shares the machine with it. The bare model
+    is the session of the same file alone, one thread, with decoded inputs in memory; another number has the
+    decoding too.
+    """
+
+    def __init__(self, folder: Path, digits: Digits, n_messages: int) -> None:
+        folder.mkdir()
+        self._folder, self._digits, self._n_messages = folder, digits, n_messages
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(
+            str(digits.model_path), options, providers=["CPUExecutionProvider"]
+        )
+
+    def measure(self) -> dict[str, Any]:
+        """The raw rates of every round, their medians and the ratio of these."""
+        ways = {"bare_model": self._bare, "decode_and_model": self._decoded, "drip_run": self._drip_run}
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(N_ROUNDS):
+            for name, way in ways.items():
+                rates[name].append(round(way(), 1))
+        medians = {f"{name}_per_s": float(np.median(found)) for name, found in rates.items()}
+        share = medians["drip_run_per_s"] / medians["bare_model_per_s"]
+        return {"n_messages": self._n_messages, **medians, "share_of_bare": round(share, 3), "rounds": rates}
+
+    def _bare(self) -> float:
+        inputs = self._digits.inputs(self._n_messages)
+        start = time.perf_counter()
+        for first in range(0, len(inputs), BATCH_SIZE):
+            self._session.run(None, {"input": inputs[first : first + BATCH_SIZE]})
+        return len(inputs) / (time.perf_counter() - start)
+
+    def _decoded(self) -> float:
+        messages = [self._digits.message(number) for number in range(self._n_messages)]
+        prepare = OnnxScorer(self._digits.model_path).contract.prepare
+        start = time.perf_counter()
+        for first in range(0, len(messages), BATCH_SIZE):
+            batch = [prepare(message, "image/png") for message in messages[first : first + BATCH_SIZE]]
+            self._session.run(None, {"input": np.stack(batch)})
+        return len(messages) / (time.perf_counter() - start)
+
+    def _drip_run(self) -> float:
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        return Trial(folder, self._digits, self._n_messages, 300_000_000, 0).undisturbed_rate()
 
 
 def _growth(sizes: list[int]) -> int:
