@@ -15,6 +15,7 @@ from drip.report.model import ratio
 from drip.report.page import document, text
 from drip.report.quantities import MISSING, byte_size, count, percent, significant
 
+_MOST_LISTED = 200
 _CAPTION = (
     "\u03b5 is the largest distance from one of the class to the nearest kept one of the class, by the "
     "largest difference of a feature (L\u221e) and by the Euclidean norm (L2), on the scaled features; the "
@@ -68,6 +69,7 @@ class ReductionReport:
         energy_measured: True where they were read from sensors.
         peak_bytes: Largest resident size of the process.
         notes: Sentences that the page adds.
+        problems: What was left out of the data, one sentence each.
     """
 
     title: str
@@ -86,6 +88,7 @@ class ReductionReport:
     energy_measured: bool
     peak_bytes: int
     notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what would print as a contradiction.
@@ -108,7 +111,7 @@ def write_reduction_html(report: ReductionReport, path: str | Path) -> None:
 
 def reduction_html(report: ReductionReport) -> str:
     """The page as one self-contained HTML document."""
-    return document(report.title, "\n".join((_header(report), _classes(report))))
+    return document(report.title, "\n".join((_header(report), _classes(report), _problems(report))))
 
 
 def distance(value: float) -> str:
@@ -182,6 +185,16 @@ def _classes(report: ReductionReport) -> str:
         f'<th scope="col">{text(report.class_word)}</th>{head}</tr></thead><tbody>\n{"".join(lines)}\n'
         f'{total}</tbody></table>\n<p class="caption">{_CAPTION}</p>\n</section>'
     )
+
+
+def _problems(report: ReductionReport) -> str:
+    if not report.problems:
+        return ""
+    items = "".join(f"<li>{text(sentence)}</li>" for sentence in report.problems[:_MOST_LISTED])
+    more = len(report.problems) - _MOST_LISTED
+    rest = f'<p class="caption">and {count(more)} more</p>' if more > 0 else ""
+    head = "<h2>Left out, or without a pair</h2>"
+    return f'<section>\n{head}\n<ul class="findings">{items}</ul>{rest}\n</section>'
 
 
 def _numbers(part: ReducedClass) -> str:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import nan
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from drip.energy import Energy, measure_energy
-from drip.errors import InputError
+from drip.errors import DripError, InputError
 from drip.reduction import BaseReducer, ClusterCentroids, Spread, create, epsilon_representativeness
 from drip.report.reduction import ReducedClass, ReductionReport
 from drip.types import FloatArray, IntArray
@@ -38,7 +39,8 @@ class ReduceOptions:
         min_per_class: Least rows of a class.
         metric: ``euclidean`` or ``chebyshev``.
         scale: What is done to every feature before distances are taken: ``minmax`` to [0, 1], ``standard``
-            to mean 0 and standard deviation 1, or ``none``. A constant feature becomes 0.
+            to mean 0 and standard deviation 1, or ``none``. A constant feature becomes 0. None is ``minmax``
+            for tables and ``none`` for the features of images.
         seed: Seed of the method.
         jobs: Threads; -1 for all.
         check: Compute the representativeness, which takes longer than some methods do.
@@ -52,7 +54,7 @@ class ReduceOptions:
     stratify: str = "proportional"
     min_per_class: int = 1
     metric: str = "euclidean"
-    scale: Scale = "minmax"
+    scale: Scale | None = None
     seed: int | None = 0
     jobs: int = 1
     check: bool = True
@@ -89,7 +91,7 @@ class Reduced:
     report: ReductionReport
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Subject:
     """What is reduced, in words, for the report.
 
@@ -99,7 +101,7 @@ class Subject:
         rows: What a row is, in the plural.
         classes: What a class is.
         features: Description of the features.
-        notes: Sentences that the report adds.
+        problems: What was left out, one sentence each.
     """
 
     title: str
@@ -107,7 +109,7 @@ class Subject:
     rows: str = "rows"
     classes: str = "class"
     features: str = ""
-    notes: list[str] = field(default_factory=list)
+    problems: Sequence[str] = ()
 
 
 def reduce_rows(
@@ -133,7 +135,8 @@ def reduce_rows(
         InputError: parameters or values that the method refuses.
     """
     tell = on_progress or (lambda *_: None)
-    scaled = scale_columns(values, options.scale)
+    scale = options.scale or "minmax"
+    scaled = scale_columns(values, scale)
     reducer = options.reducer(lambda done, total: tell("reducing", done, total), **more)
     with measure_energy(watts=options.watts) as energy:
         reducer.fit(scaled, labels)
@@ -160,13 +163,14 @@ def reduce_rows(
         class_word=subject.classes,
         method=f"{reducer.name} ({reducer.abbreviation})",
         parameters=_parameters(reducer, options),
-        features=f"{subject.features or f'{scaled.shape[1]} columns'}; scaling: {options.scale}",
+        features=f"{subject.features or f'{scaled.shape[1]} columns'}; scaling: {scale}",
         overall=_part("all", len(scaled), len(rows), {m: pair[0] for m, pair in spreads.items()}),
         classes=tuple(
             _part(str(name), int(n), n_kept, {metric: pair[1][key] for metric, pair in spreads.items()})
             for name, key, n, n_kept in zip(classes, keys, counts, kept, strict=True)
         ),
-        notes=(*_size_notes(options, subject, len(scaled), len(rows), kept), *subject.notes),
+        notes=_size_notes(options, subject, len(scaled), len(rows), kept),
+        problems=tuple(subject.problems),
         peak_bytes=peak_bytes(),
         **_cost(energy),
     )
@@ -205,6 +209,18 @@ def scale_columns(values: FloatArray, scale: Scale) -> FloatArray:
     return values
 
 
+def require_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse to replace a file unless it is wanted.
+
+    Raises:
+        DripError: the file exists.
+    """
+    if path.exists() and not overwrite:
+        raise DripError(
+            f"a new file is needed, got {path}, which exists; choose another path or overwrite it"
+        )
+
+
 def peak_bytes() -> int:
     """Largest resident size of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -235,7 +251,9 @@ def _part(name: str, n: int, n_kept: int, spreads: Mapping[str, Spread]) -> Redu
     )
 
 
-def _size_notes(options: ReduceOptions, subject: Subject, n: int, n_kept: int, kept: list[int]) -> list[str]:
+def _size_notes(
+    options: ReduceOptions, subject: Subject, n: int, n_kept: int, kept: list[int]
+) -> tuple[str, ...]:
     notes = []
     lost = sum(not count for count in kept)
     if lost:
@@ -250,7 +268,7 @@ def _size_notes(options: ReduceOptions, subject: Subject, n: int, n_kept: int, k
             f"{n_kept - asked} {subject.rows} more than asked are kept, because each of the {len(kept)} "
             f"classes keeps at least {options.min_per_class}."
         )
-    return notes
+    return tuple(notes)
 
 
 def _cost(energy: Energy) -> dict[str, Any]:

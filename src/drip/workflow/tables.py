@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ except ImportError as error:
 
 from drip.files import atomic_writer
 from drip.types import FloatArray, IntArray
-from drip.workflow.reducing import Progress, Reduced, ReduceOptions, Subject, reduce_rows
+from drip.workflow.reducing import Progress, Reduced, ReduceOptions, Subject, reduce_rows, require_free
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 """Separator of columns by suffix."""
@@ -31,16 +32,31 @@ _ROW, _WEIGHT = "__drip_row", "__drip_weight"
 _MOST_NAMED = 5
 
 
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """What is particular to tables.
+
+    Attributes:
+        label: Column of the class; None for one class.
+        ignore: Columns that are kept but not looked at; all others must be numbers.
+        separator: Character between columns of a text file; None goes by the suffix.
+        index_column: Name of a further first column with the row's number, from 0; None for none.
+        weight_column: Name of a further last column with the rows that each stands for; None for none.
+    """
+
+    label: str | None = None
+    ignore: tuple[str, ...] = ()
+    separator: str | None = None
+    index_column: str | None = None
+    weight_column: str | None = None
+
+
 def reduce_table(
     path: str | Path,
     out: str | Path,
     options: ReduceOptions,
+    columns: TableOptions | None = None,
     *,
-    label: str | None = None,
-    ignore: Sequence[str] = (),
-    separator: str | None = None,
-    index_column: str | None = None,
-    weight_column: str | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Reduced:
@@ -50,11 +66,7 @@ def reduce_table(
         path: A ``.csv``, ``.tsv`` or ``.parquet`` file. Texts of the former are kept as they are written.
         out: The file for the kept rows, of the same format.
         options: How to reduce.
-        label: Column of the class; None for one class.
-        ignore: Columns that are kept but not looked at; all others must be numbers.
-        separator: Character between columns of a text file; None goes by the suffix.
-        index_column: Name of a further first column with the row's number, from 0; None for none.
-        weight_column: Name of a further last column with the rows that each stands for; None for none.
+        columns: What the columns are.
         overwrite: Replace ``out`` where it exists.
         on_progress: Called on long work.
 
@@ -63,15 +75,16 @@ def reduce_table(
             that the method refuses.
         DripError: a file that cannot be read or written, or exists already.
     """
-    table, target = TableFile(path, separator), Path(out)
+    how, target = columns or TableOptions(), Path(out)
+    table, label = TableFile(path, how.separator), how.label
     if target.suffix.lower() != table.path.suffix.lower():
         raise InputError(
             f"a file *{table.path.suffix} is needed for the kept rows, as the table is, got {target}"
         )
     require_free(target, overwrite=overwrite)
-    named = [*([] if label is None else [label]), *ignore]
+    named = [*([] if label is None else [label]), *how.ignore]
     table.require_columns(named)
-    for new in (index_column, weight_column):
+    for new in (how.index_column, how.weight_column):
         if new is not None and new in table.columns:
             raise InputError(f"the name of a new column is needed, got {new!r}, which the table has")
     features = [name for name in table.columns if name not in named]
@@ -88,20 +101,8 @@ def reduce_table(
         features=f"{len(features)} columns",
     )  # fmt: skip
     found = reduce_rows(values, labels, options, subject, on_progress=on_progress)
-    table.write(target, found.rows, found.weights, index_column, weight_column)
+    table.write(target, found.rows, found.weights, how.index_column, how.weight_column)
     return found
-
-
-def require_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse to replace a file unless it is wanted.
-
-    Raises:
-        DripError: the file exists.
-    """
-    if path.exists() and not overwrite:
-        raise DripError(
-            f"a new file is needed, got {path}, which exists; choose another path or overwrite it"
-        )
 
 
 class TableFile:

@@ -1,0 +1,233 @@
+"""`drip reduce` on folders of images: class folders, YOLO, COCO; pairs by stem, nothing lost in silence."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+NETWORK = ("--model", "drip.models:SmallCNN", "--shape", "1,28,28", "--mean", "0", "--std", "1")
+
+
+def draw(path, number):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 255, (20, 24, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def class_folders(tmp_path):
+    for number in range(24):
+        draw(tmp_path / "set" / ["ant", "bee", "cow"][number % 3] / f"{number:02d}.png", number)
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    """Twenty images in two folders, with one or two boxes; the last two without a label."""
+    for number in range(20):
+        name = f"{'day' if number % 2 else 'night'}/{number:02d}"
+        draw(tmp_path / "set" / "images" / f"{name}.jpg", number)
+        label = tmp_path / "set" / "labels" / f"{name}.txt"
+        label.parent.mkdir(parents=True, exist_ok=True)
+        if number < 18:
+            lines = [f"{number % 3} 0.5 0.5 0.25 {0.1 + number / 100}"] * (1 + number % 2)
+            label.write_text("\n".join(lines) + "\n")
+    (tmp_path / "set" / "labels" / "classes.txt").write_text("person\ndog\nbike\n")
+    return tmp_path / "set"
+
+
+def lines_of(path):
+    return path.read_text().splitlines()
+
+
+def tree(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_class_folders_are_reduced_by_class_and_copied_as_they_are(class_folders, drip, tmp_path):
+    out, copy = tmp_path / "kept.txt", tmp_path / "fewer"
+    options = ["--fraction", "0.25", "--out", out, "--copy-to", copy, "--report", tmp_path / "r.html"]
+    result = drip("reduce", class_folders, *NETWORK, *options)
+    assert result.code == 0, result.err
+    kept = lines_of(out)
+    assert [sum(name.startswith(kind) for name in kept) for kind in ("ant", "bee", "cow")] == [2, 2, 2]
+    assert tree(copy) == kept == sorted(kept)
+    for name in kept:
+        assert (copy / name).read_bytes() == (class_folders / name).read_bytes()
+    assert "6 of 24 images" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize("below", ["", "images"])
+def test_yolo_pairs_go_together_into_a_yolo_tree(below, yolo, drip, tmp_path):
+    out, copy = tmp_path / "kept.txt", tmp_path / "fewer"
+    options = ["--n-samples", "8", "--min-images", "1", "--out", out, "--copy-to", copy, "--json"]
+    found = json.loads(drip("reduce", yolo / below, *NETWORK, *options).out)
+    names = {part["name"]: part["n"] for part in found["classes"]}
+    assert names == {
+        "person, one": 3, "dog, one": 3, "bike, one": 3, "person, several": 3, "dog, several": 3,
+        "bike, several": 3, "no boxes": 2,
+    }  # fmt: skip
+    assert found["overall"]["n_kept"] == 8
+    assert found["coverage"]["n_kept"] == found["coverage"]["n_classes"] == 3
+    kept = [name.removeprefix("images/") for name in lines_of(out)]
+    labelled = [name for name in kept if int(name[-6:-4]) < 18]
+    expected = [f"images/{name}" for name in kept]
+    expected += [f"labels/{name.replace('.jpg', '.txt')}" for name in labelled]
+    assert tree(copy) == sorted([*expected, "classes.txt"])
+    for name in labelled:
+        text = (copy / "labels" / name).with_suffix(".txt").read_bytes()
+        assert text == (yolo / "labels" / name).with_suffix(".txt").read_bytes()
+    missing = [problem for problem in found["problems"] if "no label file" in problem]
+    assert len(missing) == 2
+
+
+def test_a_part_of_a_yolo_set_is_not_blamed_for_the_labels_of_the_others(yolo, drip, tmp_path):
+    options = ["--n-samples", "5", "--out", tmp_path / "kept.txt", "--json"]
+    found = json.loads(drip("reduce", yolo / "images" / "day", *NETWORK, *options).out)
+    assert found["overall"]["n"] == 10
+    assert [problem[:6] for problem in found["problems"]] == ["19.jpg"]
+
+
+def test_what_does_not_pair_or_cannot_be_read_is_named_and_left_where_it_is(yolo, drip, tmp_path):
+    (yolo / "images" / "day" / "01.jpg").write_bytes(b"\xff\xd8 no picture")
+    (yolo / "labels" / "day" / "99.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    out, copy = tmp_path / "kept.txt", tmp_path / "fewer"
+    result = drip("reduce", yolo, *NETWORK, "--fraction", "1", "--out", out, "--copy-to", copy)
+    assert result.code == 0, result.err
+    printed = "".join(result.out.split())  # lines break anywhere in a path
+    assert "images/day/01.jpg:cannotberead" in printed
+    assert "99.txt:noimageofthisstem" in printed
+    assert len(lines_of(out)) == 19
+    assert "images/day/01.jpg" not in tree(copy)
+    assert (yolo / "images" / "day" / "01.jpg").exists()
+    assert (yolo / "labels" / "day" / "99.txt").exists()
+
+
+def test_coco_boxes_become_a_yolo_tree_with_the_shares_of_the_image(drip, tmp_path):
+    content = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "ant"}],
+    }
+    for number in range(8):
+        draw(tmp_path / "set" / f"{number}.png", number)
+        content["images"].append({"id": number, "file_name": f"{number}.png", "width": 24, "height": 20})
+        box = {"image_id": number, "category_id": 7 if number < 4 else 3, "bbox": [6, 5, 12, 10]}
+        content["annotations"].append(box)
+    content["annotations"] += [
+        {"image_id": 0, "category_id": 3, "bbox": [20, 10, 100, 100], "iscrowd": 0},
+        {"image_id": 1, "category_id": 3, "bbox": [0, 0, 9, 9], "iscrowd": 1},
+        {"image_id": 2, "category_id": 3, "bbox": [30, 0, 9, 9]},
+    ]
+    content["images"].append({"id": 99, "file_name": "gone.png", "width": 9, "height": 9})
+    notes = tmp_path / "instances.json"
+    notes.write_text(json.dumps(content))
+    draw(tmp_path / "set" / "extra.png", 50)
+    out, copy = tmp_path / "kept.txt", tmp_path / "fewer"
+    options = ["--annotations", notes, "--fraction", "1", "--min-images", "1", "--copy-to", copy, "--json"]
+    found = json.loads(drip("reduce", tmp_path / "set", *NETWORK, *options, "--out", out).out)
+    sizes = {part["name"]: part["n"] for part in found["classes"]}
+    assert sizes == {"ant + dog, several": 1, "dog, one": 3, "ant, one": 4, "no boxes": 1}
+    assert (copy / "classes.txt").read_text() == "ant\ndog\n"
+    first = (copy / "labels" / "0.txt").read_text().splitlines()
+    assert first[0] == "1 0.500000 0.500000 0.500000 0.500000"
+    assert first[1] == "0 0.916667 0.750000 0.166667 0.500000"  # cut at the border
+    assert not (copy / "labels" / "extra.txt").exists()
+    words = " ".join(found["problems"])
+    for problem in ("gone.png: listed", "2.png: a box without area", "extra.png: not listed"):
+        assert problem in words
+
+
+@pytest.mark.parametrize("method", ["srs", "protodash", "rkmeans", "clc", "nrmd"])
+def test_other_methods_reduce_images(method, yolo, drip, tmp_path):
+    options = ["--method", method, "--n-samples", "6", "--out", tmp_path / "kept.txt", "--no-check"]
+    result = drip("reduce", yolo, *NETWORK, *options)
+    assert result.code == 0, result.err
+    assert len(lines_of(tmp_path / "kept.txt")) >= 6
+
+
+def test_images_without_labels_are_one_class(class_folders, drip, tmp_path):
+    options = ["--n-samples", "3", "--out", tmp_path / "kept.txt", "--json"]
+    found = json.loads(drip("reduce", class_folders / "ant", *NETWORK, *options).out)
+    assert found["overall"]["n_kept"] == 3
+    assert found["coverage"] is None
+
+
+def break_label(folder):
+    (folder / "labels" / "day" / "01.txt").write_text("0 0.5 0.5\n")
+
+
+def break_class(folder):
+    (folder / "labels" / "day" / "01.txt").write_text("cat 0.5 0.5 0.1 0.1\n")
+
+
+def same_stem(folder):
+    draw(folder / "images" / "day" / "01.png", 1)
+
+
+def other_stems(folder):
+    for path in sorted((folder / "labels").rglob("[0-9]*.txt")):
+        path.rename(path.with_name(f"x{path.name}"))
+
+
+def no_image(folder):
+    for path in (folder / "images").rglob("*.jpg"):
+        path.unlink()
+
+
+def no_readable(folder):
+    for path in (folder / "images").rglob("*.jpg"):
+        path.write_bytes(b"")
+
+
+BAD = {
+    "a label line that ends early": (break_label, "got '0 0.5 0.5' in line 1"),
+    "a class that is no number": (break_class, "a class number"),
+    "two images of one stem": (same_stem, "one image for each label"),
+    "labels that are named otherwise": (other_stems, "labels of the stems"),
+    "no image": (no_image, "got none below"),
+    "no image that can be read": (no_readable, "two images that can be read"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_set_is_refused_in_one_line_and_nothing_is_written(case, yolo, drip, tmp_path):
+    spoil, words = BAD[case]
+    spoil(yolo)
+    options = ["--out", tmp_path / "kept.txt", "--copy-to", tmp_path / "fewer"]
+    result = drip("reduce", yolo, *NETWORK, *options)
+    assert result.code == 1
+    assert words in " ".join(result.err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"images": [], "categories": []}', '{"images": [{"id": 1}]}']
+)
+def test_a_file_that_is_no_coco_is_refused(content, class_folders, drip, tmp_path):
+    (tmp_path / "notes.json").write_text(content)
+    options = ["--annotations", tmp_path / "notes.json", "--out", tmp_path / "kept.txt"]
+    result = drip("reduce", class_folders, *NETWORK, *options)
+    assert (result.code, "COCO instances are needed" in result.err) == (1, True)
+
+
+def test_options_and_places_that_do_not_fit_are_refused(class_folders, drip, tmp_path):
+    out = tmp_path / "kept.txt"
+    assert drip("reduce", class_folders, *NETWORK, "--label", "kind", "--out", out).code == 2
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n3,4\n")
+    assert (
+        drip("reduce", tmp_path / "t.csv", "--copy-to", tmp_path / "fewer", "--out", tmp_path / "k.csv").code
+        == 2
+    )
+    assert "weights of the default network" in drip("reduce", class_folders, "--out", out).err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    refused = drip("reduce", class_folders, *NETWORK, "--out", out, "--copy-to", tmp_path / "full")
+    assert (refused.code, "new or empty folder" in refused.err) == (1, True)
+    out.write_text("mine")
+    assert "exists" in drip("reduce", class_folders, *NETWORK, "--out", out).err
+    draw(class_folders / "loose.png", 1)
+    refused = drip("reduce", class_folders, *NETWORK, "--out", out, "--overwrite")
+    assert (refused.code, "beside them, such as loose.png" in " ".join(refused.err.split())) == (1, True)
+    assert out.read_text() == "mine"
