@@ -167,3 +167,11 @@ def test_systemd_takes_the_unit(tmp_path):
     path.write_text(text.replace("Restart=always", "Restart=perhaps"))
     broken = subprocess.run([program, "verify", path], capture_output=True, text=True, check=False)
     assert "perhaps" in broken.stderr
+
+
+def test_sizes_are_those_of_the_result_file():
+    (found,) = map(json.loads, (ROOT / "benchmarks/results/install_size.jsonl").read_text().splitlines())
+    (disk_mb,) = re.findall(r"about (\d+) MB on disk", PAGE)
+    (memory_mib,) = re.findall(r"about (\d+) MiB of memory", PAGE)
+    assert int(disk_mb) == pytest.approx(found["installed_mb"], rel=0.1)
+    assert int(memory_mib) == pytest.approx(found["resident_mib"]["mnist_small_cnn"]["run"], rel=0.1)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from broker import Broker, resident_bytes
 from consumer import CONTRACT, InkScorer, consume, make_rule
+from encoded_samples import png_declaring
 
 from drip.datasets import load_mnist
 from drip.errors import DripError
@@ -158,6 +159,8 @@ def test_bad_payloads_go_to_quarantine_with_their_reason_and_the_others_are_kept
         b'{"id": 1, "da': "JSON object",
         b"": "got 0 bytes",
         digits[5][:100]: "complete image",
+        png_declaring(60_000, 60_000): "3600000000",
+        png_declaring(28, 9, rows=bytes(29 * 9)): "28 x 28 pixels is needed, got 28 x 9",
         b"x" * 5000: "at most 4000 bytes is needed, got 5000",
     }
     for payload in bad:
@@ -165,10 +168,10 @@ def test_bad_payloads_go_to_quarantine_with_their_reason_and_the_others_are_kept
     publisher.send(digits[0], label="no class")
     publisher.send(digits[1])
     tally = consume(broker.url(max_bytes=4000), tmp_path / "kept", 1)
-    assert (tally.n_seen, tally.n_quarantined) == (8, 7)
+    assert (tally.n_seen, tally.n_quarantined) == (10, 9)
     with RetentionStore.open_readonly(tmp_path / "kept") as store:
         reasons = [aside.reason for aside in store.quarantined()]
-    assert len(reasons) == 7
+    assert len(reasons) == 9
     for word in [*bad.values(), "class index from 0 or a class name, got 'no class'"]:
         assert any(word in reason for reason in reasons), word
 
