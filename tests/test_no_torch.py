@@ -26,7 +26,7 @@ FREE_ROOMS = (
     "drip.workflow",
     "drip.cli",
 )
-TORCH_ROOMS = ("drip.scoring", "drip.models", "drip.retrain", "drip.demo")
+TORCH_ROOMS = ("drip.scoring", "drip.models", "drip.retrain", "drip.forgetting", "drip.demo")
 
 NOT_THERE = """
 import sys
