@@ -166,9 +166,9 @@ def test_equal_margins_above_epsilon_make_the_accuracies_equal():
 
 
 def test_rows_nearer_to_the_plane_than_to_their_kept_row_are_not_certified():
-    values = [[1.7], [1.0], [0.9], [0.5], [-1.0]]
+    values = [[1.7], [1.0], [0.9], [0.8], [-1.0]]
     found = perceptron_certificate(values, [1, 1, 1, 1, 0], [0, 4], [2.0], 0.0)
-    assert found.margins.tolist() == [1.7, 1.0, 0.9, 0.5, 1.0]
+    assert found.margins.tolist() == [1.7, 1.0, 0.9, 0.8, 1.0]
     assert found.certified.tolist() == [True, True, True, False, True]
     assert found.slack == 0.2
 
