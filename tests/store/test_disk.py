@@ -10,7 +10,7 @@ import subprocess
 import threading
 
 import pytest
-from making import names, put, sample
+from making import keep, names, observation, put, sample
 from support import lacks
 from tracing import build_tracer, trace
 
@@ -161,6 +161,18 @@ def test_fifo_eviction_drops_the_oldest_whatever_comes(tmp_path):
         left = names(store)
         assert left == [f"s{i}" for i in range(200 - len(left), 200)]
         assert 5 < len(left) < 200
+
+
+def test_a_clock_that_jumps_back_does_not_change_which_samples_are_the_oldest(tmp_path):
+    with RetentionStore(tmp_path / "s", budget_bytes=BUDGET, eviction="fifo") as store:
+        for i in range(200):  # every sample an hour before the last one
+            time_s = 1e9 - 3600.0 * i
+            data = i.to_bytes(2, "big") * 2000
+            store.put(sample(f"s{i}", data, time_s=time_s), observation(time_s=time_s), keep())
+        left = names(store)
+        assert left == [f"s{i}" for i in range(200 - len(left), 200)]
+        assert store.stats().evicted == 200 - len(left) > 0
+        assert store.check().ok
 
 
 def test_the_disk_floor_is_kept(tmp_path):
