@@ -28,6 +28,8 @@ bench: .venv/bench.done  ## timings; refuses on a busy machine
 	$(BIN)/python benchmarks/bench_policy.py
 	$(BIN)/python benchmarks/bench_store.py
 	$(BIN)/python benchmarks/bench_scoring.py
+	$(BIN)/python benchmarks/bench_device.py
+	$(BIN)/python benchmarks/install_size.py
 	$(BIN)/python docs/generate.py
 
 mutation: .venv/mutation.done  ## how many changed lines the tests notice: about an hour

@@ -62,7 +62,15 @@ def benchmark_page() -> str:
         "one process with one thread.",
         "",
     ]
-    for section in (_scoring_section, _policy_section, _store_section):
+    sections = (
+        _scoring_section,
+        _device_section,
+        _int8_section,
+        _install_section,
+        _policy_section,
+        _store_section,
+    )
+    for section in sections:
         lines += [*section(), ""]
     return "\n".join(lines)
 
@@ -134,6 +142,87 @@ def _first_call(records: list[dict[str, Any]]) -> list[str]:
     )
 
 
+def _device_section() -> list[str]:
+    records = _records("device")
+    lines = [
+        "## Model file beside its plain graph, in ONNX Runtime",
+        "",
+        "Score and decision in the file, beside the same file with the logits as its only output; one sample",
+        "at a time, real inputs. Command: `python benchmarks/bench_device.py`.",
+        "",
+        "| model | plain µs | score µs | ratio | of minima | limit | int8 plain µs | more µs | limit µs |",
+        _rule(9),
+    ]
+    for record in records:
+        plain, scored, int8 = (
+            1e6 * median(record["seconds"][name]) for name in ("plain", "drip", "int8 plain")
+        )
+        cells = [
+            record["case"],
+            f"{plain:.1f}",
+            f"{scored:.1f}",
+            f"{record['ratio']:.3f}",
+            f"{record['ratio_of_minima']:.3f}",
+            record["limit"],
+            f"{int8:.1f}",
+            f"{record['int8_more_us']:+.1f}",
+            f"{record['int8_limit_us']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return [*lines, "", *_machine(records)]
+
+
+def _int8_section() -> list[str]:
+    records = _records("int8_agreement")
+    lines = [
+        "## Int8 files beside their float32 files",
+        "",
+        "Decisions on held-out samples that nothing was fitted on: Cohen's kappa, and the change of the",
+        "retained share. Command: `python benchmarks/int8_agreement.py`.",
+        "",
+        "| data set | discarded | samples | kappa | wanted | retained | size | float32 layers |",
+        _rule(8),
+    ]
+    for record in records:
+        test, recipe = record["test"], record["recipe"]
+        lines.append(
+            f"| {record['case']} | {record['discard_fraction']:.0%} | {test['n']:,} | {test['kappa']:.3f} | "
+            f"{record['wanted_kappa']} | {test['retention_float']:.1%} to {test['retention']:.1%} | "
+            f"{record['bytes'] / record['bytes_float']:.0%} | {recipe['float_layers']} |"
+        )
+    return [*lines, "", *_machine(records)]
+
+
+def _install_section() -> list[str]:
+    records = _records("install_size")
+    record = records[-1]
+    limits = record["limits"]
+    lines = [
+        "## What a board installs",
+        "",
+        "The wheel with its `device` extra in a new virtual environment, compiled to bytecode. Command:",
+        "`python benchmarks/install_size.py`.",
+        "",
+        "| what | measured | limit |",
+        "| --- | --- | --- |",
+        f"| installed, MB | {record['installed_mb']:.1f} | {limits['installed_mb']:.0f} |",
+        f"| wheel with MNIST inside, MB | {record['wheel_mb']:.2f} | {limits['wheel_mb']:.0f} |",
+    ]
+    lines += [
+        f"| `import {module}`, s | {median(times):.2f} | {limits['import_s']} |"
+        for module, times in record.get("imports_s", {}).items()
+    ]
+    lines += [
+        "",
+        "| resident memory, MiB | ONNX Runtime alone | `OnnxScorer` | `drip run` |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, held in record["resident_mib"].items():
+        cells = [f"{held[way]:.0f}" if way in held else "" for way in ("onnxruntime", "scorer", "run")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, "", *_machine([record])]
+
+
 def _policy_section() -> list[str]:
     records = _records("policy")
     base = median(next(r["seconds"] for r in records if r["variant"] == "bucket and sort"))
@@ -196,6 +285,10 @@ def _store_section() -> list[str]:
             f"20,000 rows. Its own ratio is {ratios['bare']:.2f}; that much is SQLite's own.",
         ]
     return [*lines, "", *_machine(records)]
+
+
+def _rule(n_columns: int) -> str:
+    return f"|{' --- |' * n_columns}"
 
 
 def _records(name: str) -> list[dict[str, Any]]:
