@@ -147,6 +147,26 @@ def test_other_methods_reduce_images(method, yolo, drip, tmp_path):
     assert len(lines_of(tmp_path / "kept.txt")) >= 6
 
 
+def test_cover_adds_the_fewest_images_that_bring_lost_classes_back(yolo, drip, tmp_path):
+    (yolo / "labels" / "day" / "03.txt").write_text("7 0.5 0.5 0.1 0.1\n8 0.5 0.5 0.1 0.1\n")
+    (yolo / "labels" / "day" / "05.txt").write_text("8 0.5 0.5 0.1 0.1\n9 0.5 0.5 0.1 0.1\n")
+    options = ["--method", "srs", "--n-samples", "2", "--min-images", "100", "--json"]
+    plain = json.loads(drip("reduce", yolo, *NETWORK, *options, "--out", tmp_path / "plain.txt").out)
+    assert plain["coverage"]["lost"]
+    found = json.loads(
+        drip("reduce", yolo, *NETWORK, *options, "--cover", "--out", tmp_path / "kept.txt").out
+    )
+    assert found["coverage"]["lost"] == []
+    assert found["coverage"]["n_kept"] == found["coverage"]["n_classes"] == 6
+    added = set(found["kept"]) - set(plain["kept"])
+    assert set(plain["kept"]) < set(found["kept"])
+    assert {"images/day/03.jpg", "images/day/05.jpg"} <= set(found["kept"])
+    assert len(added) <= 5
+    assert found["overall"]["n_kept"] == len(found["kept"])
+    assert f"{len(added)} images are kept besides" in found["notes"][0]
+    assert found["overall"]["epsilon_euclidean"] <= plain["overall"]["epsilon_euclidean"]
+
+
 def test_images_without_labels_are_one_class(class_folders, drip, tmp_path):
     options = ["--n-samples", "3", "--out", tmp_path / "kept.txt", "--json"]
     found = json.loads(drip("reduce", class_folders / "ant", *NETWORK, *options).out)

@@ -129,6 +129,9 @@ def reduce(
         int | None,
         typer.Option(help="Least images of a category of boxes; as many as keep one when not given.", min=1),
     ] = None,
+    cover: Annotated[
+        bool, typer.Option("--cover", help="Keep further images until every class of boxes has one.")
+    ] = False,
     report: Annotated[
         Path | None, typer.Option(help="File for a page with sizes, distances and cost.")
     ] = None,
@@ -162,7 +165,8 @@ def reduce(
         table={"label": label, "ignore": tuple(ignore or ()), "separator": separator,
                "index_column": index_column, "weight_column": weight_column},
         images={"annotations": annotations, "copy_to": copy_to, "model": model, "weights": weights,
-                "shape": shape, "mean": mean, "std": std, "resize": resize, "min_images": min_images},
+                "shape": shape, "mean": mean, "std": std, "resize": resize, "min_images": min_images,
+                "cover": cover},
     )  # fmt: skip
     options = {"fraction": fraction, "n_samples": n_samples, "epsilon": epsilon, "stratify": stratify,
                "min_per_class": min_per_class, "metric": metric, "scale": scale, "seed": seed, "jobs": jobs,

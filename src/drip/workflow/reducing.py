@@ -17,11 +17,21 @@ import numpy as np
 
 from drip.energy import Energy, measure_energy
 from drip.errors import DripError, InputError
-from drip.reduction import BaseReducer, ClusterCentroids, Spread, create, epsilon_representativeness
+from drip.reduction import (
+    BaseReducer,
+    ClusterCentroids,
+    Representativeness,
+    Spread,
+    create,
+    epsilon_representativeness,
+)
+from drip.reduction.neighbours import Metric
+from drip.reduction.sizes import DEFAULT_FRACTION, kept_total
 from drip.report.reduction import ReducedClass, ReductionReport
 from drip.types import FloatArray, IntArray
 
 Scale = Literal["minmax", "standard", "none"]
+_METRICS: tuple[Metric, ...] = ("chebyshev", "euclidean")
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, what is done of it and the whole."""
 
@@ -60,7 +70,7 @@ class ReduceOptions:
     check: bool = True
     watts: float | None = None
 
-    def reducer(self, progress: Callable[[int, int], None] | None, **more: Any) -> BaseReducer:
+    def reducer(self, progress: Callable[[int, int], None] | None) -> BaseReducer:
         """The method with these parameters; of clusters it keeps the rows next to their centroids.
 
         Raises:
@@ -69,7 +79,7 @@ class ReduceOptions:
         made = create(
             self.method, fraction=self.fraction, n_samples=self.n_samples, epsilon=self.epsilon,
             stratify=self.stratify, min_per_class=self.min_per_class, metric=self.metric,
-            random_state=self.seed, n_jobs=self.jobs, progress=progress, **more,
+            random_state=self.seed, n_jobs=self.jobs, progress=progress,
         )  # fmt: skip
         if isinstance(made, ClusterCentroids):
             made.voting = "hard"  # a centroid has no text columns and no image
@@ -119,7 +129,7 @@ def reduce_rows(
     subject: Subject,
     *,
     on_progress: Progress | None = None,
-    **more: Any,
+    further: Callable[[IntArray], IntArray] | None = None,
 ) -> Reduced:
     """Choose rows, count the energy of the choice, and say how well the kept rows stand for all.
 
@@ -129,7 +139,7 @@ def reduce_rows(
         options: How to reduce.
         subject: What the rows are.
         on_progress: Called on long work.
-        more: Parameters of the method besides.
+        further: Rows to keep besides those of the method, which it gets.
 
     Raises:
         InputError: parameters or values that the method refuses.
@@ -137,25 +147,29 @@ def reduce_rows(
     tell = on_progress or (lambda *_: None)
     scale = options.scale or "minmax"
     scaled = scale_columns(values, scale)
-    reducer = options.reducer(lambda done, total: tell("reducing", done, total), **more)
+    reducer = options.reducer(lambda done, total: tell("reducing", done, total))
     with measure_energy(watts=options.watts) as energy:
         reducer.fit(scaled, labels)
-    rows = reducer.sample_indices_
-    spreads: Mapping[str, tuple[Spread, Mapping[Any, Spread]]] = {}
+    rows, weights = reducer.sample_indices_, reducer.sample_weight_
+    names, codes = (
+        (np.array(["all"]), np.zeros(len(scaled), dtype=np.int64))
+        if labels is None
+        else np.unique(labels, return_inverse=True)
+    )
+    added = rows[:0] if further is None else further(rows)
+    rows = np.union1d(rows, added)
+    counts = np.bincount(codes)
+    kept = np.bincount(codes[rows], minlength=len(names))
+    if len(added):
+        weights = (counts / np.maximum(kept, 1))[codes[rows]]
+    spreads: dict[str, Representativeness] = {}
     if options.check:
         tell("checking", 0, 1)
-        found = {
-            metric: epsilon_representativeness(
+        for metric in _METRICS:
+            spreads[metric] = epsilon_representativeness(
                 scaled, labels, indices=rows, metric=metric, n_jobs=options.jobs
             )
-            for metric in ("chebyshev", "euclidean")
-        }
-        spreads = {metric: (part.overall, part.per_class) for metric, part in found.items()}
-    classes, counts = (
-        (np.array(["all"]), [len(scaled)]) if labels is None else np.unique(labels, return_counts=True)
-    )
-    kept = [len(rows)] if labels is None else [int((labels[rows] == name).sum()) for name in classes]
-    keys = [None] if labels is None else classes.tolist()
+    keys = [None] if labels is None else names.tolist()
     report = ReductionReport(
         title=subject.title,
         data=subject.data,
@@ -164,17 +178,19 @@ def reduce_rows(
         method=f"{reducer.name} ({reducer.abbreviation})",
         parameters=_parameters(reducer, options),
         features=f"{subject.features or f'{scaled.shape[1]} columns'}; scaling: {scale}",
-        overall=_part("all", len(scaled), len(rows), {m: pair[0] for m, pair in spreads.items()}),
-        classes=tuple(
-            _part(str(name), int(n), n_kept, {metric: pair[1][key] for metric, pair in spreads.items()})
-            for name, key, n, n_kept in zip(classes, keys, counts, kept, strict=True)
+        overall=_part(
+            "all", len(scaled), len(rows), {name: found.overall for name, found in spreads.items()}
         ),
-        notes=_size_notes(options, subject, len(scaled), len(rows), kept),
+        classes=tuple(
+            _part(str(name), n, n_kept, {metric: found.per_class[key] for metric, found in spreads.items()})
+            for name, key, n, n_kept in zip(names, keys, counts.tolist(), kept.tolist(), strict=True)
+        ),
+        notes=_notes(options, subject, len(scaled), kept, len(added)),
         problems=tuple(subject.problems),
         peak_bytes=peak_bytes(),
         **_cost(energy),
     )
-    return Reduced(rows, reducer.sample_weight_, report)
+    return Reduced(rows, weights, report)
 
 
 def scale_columns(values: FloatArray, scale: Scale) -> FloatArray:
@@ -251,21 +267,23 @@ def _part(name: str, n: int, n_kept: int, spreads: Mapping[str, Spread]) -> Redu
     )
 
 
-def _size_notes(
-    options: ReduceOptions, subject: Subject, n: int, n_kept: int, kept: list[int]
-) -> tuple[str, ...]:
+def _notes(options: ReduceOptions, subject: Subject, n: int, kept: IntArray, n_added: int) -> tuple[str, ...]:
+    """What of the sizes was not asked for."""
     notes = []
-    lost = sum(not count for count in kept)
+    if n_added:
+        notes.append(f"{n_added} {subject.rows} are kept besides those of the method, to cover all classes.")
+    lost = int((kept == 0).sum())
     if lost:
         notes.append(
             f"{lost} of {len(kept)} classes have no kept {subject.rows}: one cut over all was asked for."
         )
     asked = options.n_samples
     if asked is None and options.epsilon is None:
-        asked = max(1, round(n * (options.fraction or 0.1)))
-    if asked is not None and n_kept > asked:
+        asked = kept_total(n, options.fraction or DEFAULT_FRACTION)
+    more = int(kept.sum()) - n_added - (asked or n)
+    if more > 0:
         notes.append(
-            f"{n_kept - asked} {subject.rows} more than asked are kept, because each of the {len(kept)} "
+            f"{more} {subject.rows} more than asked are kept, because each of the {len(kept)} "
             f"classes keeps at least {options.min_per_class}."
         )
     return tuple(notes)
