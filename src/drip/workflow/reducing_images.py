@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from drip.energy import Energy, measure_energy
 from drip.errors import DripError, InputError
 from drip.files import write_atomically
 from drip.media import InputContract
@@ -118,16 +119,21 @@ def reduce_images(
         require_empty(how.copy_to)
     tell = on_progress or (lambda *_: None)
     found = read_image_set(folder, how.annotations)
+    if not found.has_boxes and (how.cover or how.min_images is not None):
+        raise InputError(f"boxes are needed to cover or to categorise, got {folder} without; leave this out")
     backbone = open_backbone(how.model, how.weights, how.contract)
-    features, read, unreadable = backbone.of_files(
-        found.folder, [image.name for image in found.images], lambda done, n: tell("reading images", done, n)
-    )
+    with measure_energy(watts=options.watts) as spent:
+        features, read, unreadable = backbone.of_files(
+            found.folder,
+            [image.name for image in found.images],
+            lambda done, n: tell("reading images", done, n),
+        )
     if len(read) < 2:
         raise InputError(f"two images that can be read are needed, got {len(read)} of {len(found.images)}")
     kept_set = replace(found, images=tuple(found.images[place] for place in read))
     labels = labels_of(kept_set, options, how.min_images)
     subject = Subject(
-        title=f"{found.folder.name}: fewer images", data=str(folder), rows="images",
+        title=f"{found.folder.resolve().name}: fewer images", data=str(folder), rows="images",
         classes={"folders": "class", "plain": "all"}.get(found.kind, "category"),
         features=f"{features.shape[1]} features of {backbone.name}",
         problems=[*unreadable, *found.problems],
@@ -139,9 +145,10 @@ def reduce_images(
     )  # fmt: skip
     chosen = [kept_set.images[row] for row in reduced.rows]
     coverage = coverage_of(kept_set, reduced.rows) if found.has_boxes else None
+    notes = [*reduced.report.notes, features_text(spent)]
     if coverage is not None:
-        notes = (*reduced.report.notes, coverage_text(coverage))
-        reduced = replace(reduced, report=replace(reduced.report, notes=notes))
+        notes.append(coverage_text(coverage))
+    reduced = replace(reduced, report=replace(reduced.report, notes=tuple(notes)))
     if how.copy_to is not None:
         copy_images(kept_set, chosen, how.copy_to)
     write_atomically(target, "".join(f"{image.name}\n" for image in chosen).encode())
@@ -213,6 +220,15 @@ def coverage_text(coverage: Coverage) -> str:
     more = len(coverage.lost) - _MOST_NAMED
     named = ", ".join(coverage.lost[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
     return f"{text}; without: {named}."
+
+
+def features_text(spent: Energy) -> str:
+    """What the features cost, as a sentence."""
+    joules = "an unknown energy" if math.isnan(spent.joules) else f"{spent.joules:.3g} J ({spent.source})"
+    return (
+        f"Reading the images and computing their features took {spent.seconds:.3g} s and {joules}, which is "
+        "not in the cost of the choice."
+    )
 
 
 def require_empty(folder: Path) -> None:
