@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import polars as pl
@@ -218,3 +220,16 @@ def test_outputs_that_exist_or_cannot_be_written_are_refused_before_the_work(tab
     assert table.read_bytes() == before
     assert drip("reduce", tmp_path / "no.csv", "--out", tmp_path / "k.csv").code == 1
     assert drip("reduce", tmp_path / "no.xls", "--out", tmp_path / "k.xls").code == 1
+
+
+def test_a_machine_without_torch_reduces_tables(table, tmp_path):
+    code = (
+        "import sys\nsys.modules['torch'] = None\nfrom drip.cli import main\nsys.argv[0] = 'drip'\nmain()\n"
+    )
+    command = ["reduce", table, "--label", "Class", "--ignore", "note", "--out", tmp_path / "kept.csv"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *map(str, command)],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of(tmp_path / "kept.csv")) == 13
