@@ -1,4 +1,4 @@
-"""Makes the pages that follow from code and result files: the command line and the benchmark tables.
+"""Makes what follows from code and result files: the command line, the benchmarks, tables of reduction.md.
 
 `python docs/generate.py` rewrites them; `--check` fails when one is out of date.
 """
@@ -14,6 +14,7 @@ from textwrap import wrap
 from typing import Any
 
 import typer
+from reduction_tables import reduction_page
 from typer.core import TyperGroup
 
 from drip.cli.app import app
@@ -305,7 +306,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail when a page is out of date")
     check = parser.parse_args().check
-    pages = {"cli.md": command_page(), "benchmarks.md": benchmark_page()}
+    pages = {
+        "cli.md": command_page(),
+        "benchmarks.md": benchmark_page(),
+        "reduction.md": reduction_page((DOCS / "reduction.md").read_text()),
+    }
     for name, text in pages.items():
         path = DOCS / name
         if check and (not path.exists() or path.read_text() != text):
