@@ -69,9 +69,9 @@ def _after(first: dict[str, Any], runs: Runs, fractions: list[float]) -> list[st
         chance = _middle(random[fraction], "n_classes_kept")
         sentences.append(f"{min(values):g} to {max(values):g} at {fraction:.0%} (chance: {chance:g})")
     text = (
-        f"Without `--cover` the methods keep boxes of {', '.join(sentences)} classes: none looks after rare "
-        "ones. One cut over all (`global`) loses whole categories, and its distances are infinite. ε does not "
-        "compare from size to size, because more kept images allow finer categories."
+        f"Classes that keep a box without `--cover`: {', '.join(sentences)}; no method looks after rare "
+        "ones. One cut over all (`global`) loses whole categories, and its distances are infinite. ε does "
+        "not compare from size to size: more kept images allow finer categories."
     )
     made = f"`python benchmarks/image_reduction.py`; commit {first['commit']}."
     return [*wrap(text, _WIDTH), "", made]
