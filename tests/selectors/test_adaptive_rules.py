@@ -19,7 +19,7 @@ from drip.selectors.parts import (
     RunningQuantile,
     Target,
 )
-from drip.testing import fake_observations
+from drip.testing import check_selector, fake_observations
 from drip.types import Observations
 
 
@@ -245,3 +245,8 @@ def test_a_controller_pays_back_an_error_and_forgets_a_flood():
 def test_arguments_of_the_adaptive_rule_outside_their_range_are_refused(params, message):
     with pytest.raises(InputError, match=message):
         create("adaptive-margin", **params)
+
+
+def test_a_rule_without_gates_keeps_the_contract_and_reads_no_features():
+    observations = fake_observations(400, 4, seed=5)
+    check_selector(lambda: create("adaptive-margin", gates=False), replace(observations, features=None))

@@ -110,16 +110,17 @@ class ComposedSelector(BaseSelector):
         """The state of every part."""
         if self._rule is None:
             raise self._uncalibrated()
-        gates = {"outliers": self._outliers.state(), "duplicates": self._duplicates.state()}
-        return {
+        state = {
             "utility": self._rule.state(),
             "recent": self._recent.values,
             "rate": self._rate.state(),
             "classes": self._classes.state(),
             "odd_credit": self._odd_credit,
             "generator": self._rng.bit_generator.state,
-            **(gates if self._params["gates"] else {}),
         }
+        if self._params["gates"]:
+            state |= {"outliers": self._outliers.state(), "duplicates": self._duplicates.state()}
+        return state
 
     def _calibrate(self, observations: Observations) -> None:
         self._rule = self._utility_rule().calibrate(observations)
