@@ -1,6 +1,6 @@
 """Draws the memory of `drip run` and the size of its store over time, from endurance_mqtt.py's results.
 
-``python benchmarks/endurance_plot.py`` writes docs/figures/endurance-mqtt.svg; needs matplotlib.
+``python benchmarks/endurance_plot.py`` writes docs/images/endurance-mqtt.svg; needs matplotlib.
 """
 
 from __future__ import annotations

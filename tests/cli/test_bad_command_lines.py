@@ -156,7 +156,9 @@ def test_an_output_that_is_full_is_one_line():
 def test_an_interrupted_calibration_leaves_nothing_and_no_traceback(digits, tmp_path):
     (tmp_path / "endless.py").write_text(ENDLESS_MODEL)
     command = [
-        sys.executable, "-c", "from drip.cli import main; main()", "calibrate", "endless:Endless",
+        # a shell's background job would hand down that interrupts are ignored
+        sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from drip.cli import main; main()", "calibrate", "endless:Endless",
         "--data", digits.calibration, "--shape", "1,28,28",
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
