@@ -17,7 +17,7 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-FIGURES = Path(__file__).parents[1] / "docs" / "figures"
+PICTURES = Path(__file__).parents[1] / "docs" / "figures"
 STYLE = {"svg.hashsalt": "drip", "svg.fonttype": "none", "font.size": 9}
 EVENTS = {"drip run killed": ("k", ":"), "broker stopped": ("0.5", "-")}
 _MEGABYTE = 1e6
@@ -29,7 +29,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--results", type=Path, default=RESULTS / "endurance_mqtt.jsonl")
-    parser.add_argument("--out", type=Path, default=FIGURES / "endurance-mqtt.svg")
+    parser.add_argument("--out", type=Path, default=PICTURES / "endurance-mqtt.svg")
     arguments = parser.parse_args()
     lines = [json.loads(line) for line in arguments.results.read_text().splitlines()]
     verdicts = [line for line in lines if line["kind"] == "verdict"]

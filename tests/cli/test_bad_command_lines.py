@@ -157,8 +157,8 @@ def test_an_interrupted_calibration_leaves_nothing_and_no_traceback(digits, tmp_
     (tmp_path / "endless.py").write_text(ENDLESS_MODEL)
     command = [
         # a shell's background job would hand down that interrupts are ignored
-        sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from drip.cli import main; main()", "calibrate", "endless:Endless",
+        sys.executable, "-c", ("import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from drip.cli import main; main()"), "calibrate", "endless:Endless",
         "--data", digits.calibration, "--shape", "1,28,28",
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
