@@ -17,7 +17,7 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-PICTURES = Path(__file__).parents[1] / "docs" / "figures"
+PICTURES = Path(__file__).parents[1] / "docs" / "images"
 STYLE = {"svg.hashsalt": "drip", "svg.fonttype": "none", "font.size": 9}
 EVENTS = {"drip run killed": ("k", ":"), "broker stopped": ("0.5", "-")}
 _MEGABYTE = 1e6
