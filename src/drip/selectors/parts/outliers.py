@@ -24,8 +24,8 @@ class OutlierGate:
     With mean :math:`\mu` and covariance :math:`\Sigma` of the calibration features z,
     :math:`d(z) = (z-\mu)^T (\Sigma + \lambda I)^{-1} (z-\mu)`; the ridge :math:`\lambda` is a twentieth of
     the mean variance. The quantile is that of every fifth of the samples under mean and covariance of the
-    others: a sample is nearer to a covariance that it took part in, and a limit from such distances rejects
-    a tenth to a third of what is quite usual. What is farther is an outlier, as long as that holds for less
+    others: a sample is nearer to a covariance that it took part in, and fresh samples
+    would be rejected more often than asked. What is farther is an outlier, as long as that holds for less
     than three tenths of the last 500 rows: where everything looks strange, the world has changed, and only
     the strangest three tenths are rejected.
 

@@ -30,8 +30,7 @@ def project(features: NDArray[np.floating[Any]]) -> FloatArray:
     r"""Rows of features in at most 64 numbers, shape (n, 64); one row gives what it gives among others.
 
     Before the projection every feature x becomes :math:`\operatorname{sign}(x) \sqrt{|x|}` and every row unit
-    length: activations are skewed and differ in strength from sample to sample, and distances between what is
-    left tell strange samples from usual ones far better.
+    length: activations are skewed and differ in strength from sample to sample; distances should not see it.
 
     >>> project(np.ones((2, 4))).tolist()[0]
     [0.5, 0.5, 0.5, 0.5]
