@@ -8,13 +8,14 @@ from math import isfinite
 from pathlib import Path
 
 from drip.files import write_atomically
+from experiments import tabular
 from experiments.choices import choices
 from experiments.claims import Verdict, verdicts
 from experiments.figures import figures
 from experiments.ledger import Ledger
 from experiments.planning import ranges
 from experiments.reading import DATASETS, Evidence, Place, Series, paper
-from experiments.running import DEFAULT_SEEDS, units
+from experiments.running import DEFAULT_SEEDS, STUDIES, units
 from experiments.sections import (
     FIGURES,
     VARIATIONS,
@@ -67,7 +68,9 @@ def render(results: Path) -> dict[str, str]:
     Raises:
         InputError: a line is no record, or runs of one arm have different configurations.
     """
-    evidence = Evidence(Ledger(results).records())
+    evidence = Evidence(
+        record for record in Ledger(results).records() if record.cell.unit.study != tabular.NAME
+    )
     drawn = figures(evidence)
     page = "\n".join(_page(evidence, drawn)).rstrip() + "\n"
     return {PAGE: page, **{f"{FIGURES}/{name}.svg": text for name, text in drawn.items()}}
@@ -288,7 +291,7 @@ def _shown(place: Place) -> bool:
 def _missing(evidence: Evidence) -> list[str]:
     lines = ["## What is missing", ""]
     planned: dict[tuple[str, str, str], int] = {}
-    for unit in units():
+    for unit in units([study for study in STUDIES if study != tabular.NAME]):
         key = (unit.study, unit.regime, unit.dataset)
         planned[key] = max(planned.get(key, 0), unit.seed + 1)
     held = set(_files(evidence))

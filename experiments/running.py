@@ -14,26 +14,35 @@ import torch
 from rich.console import Console
 
 from drip.errors import InputError
-from experiments import dpw, noise, streams, table1
+from experiments import dpw, noise, streams, table1, tabular
 from experiments.arms import PAPER_RULES, rules
 from experiments.cells import Cell, Unit, config_hash
 from experiments.head import head_regime
 from experiments.ledger import Ledger, Record
 from experiments.protocol import groups_have_one_class
 from experiments.regimes import Regime
+from experiments.tabular_arms import arms as reducing_arms
+from experiments.tabular_workspace import Table, TabularWorkspace
 
-STUDIES: dict[str, ModuleType] = {module.NAME: module for module in (table1, dpw, noise, streams)}
-DATASETS: tuple[str, ...] = ("mnist", "cifar10", "tomato", "speech_commands")
+STUDIES: dict[str, ModuleType] = {module.NAME: module for module in (table1, dpw, noise, streams, tabular)}
+STREAMED: tuple[str, ...] = ("mnist", "cifar10", "tomato", "speech_commands")
+DATASETS: tuple[str, ...] = (*STREAMED, *tabular.DATASETS)
+REGIMES: tuple[str, ...] = ("head", "full", "table")
 DEFAULT_SEEDS = {
     ("table1", "full"): 20,
     ("table1", "head"): 20,
     ("dpw", "head"): 10,
     ("noise", "head"): 10,
     ("streams", "head"): 10,
+    ("tabular", "table"): 10,
 }
 """How many runs each study asks for, by regime."""
 
-_ASKED: dict[str, tuple[str, ...]] = {"noise": ("cifar10", "tomato"), "streams": ("cifar10", "tomato")}
+_ASKED: dict[str, tuple[str, ...]] = {
+    "noise": ("cifar10", "tomato"),
+    "streams": ("cifar10", "tomato"),
+    "tabular": ("dry_bean",),
+}
 
 
 def units(
@@ -48,13 +57,14 @@ def units(
         InputError: a study, regime or data set that does not exist.
     """
     _require_known("study", studies, tuple(STUDIES))
-    _require_known("regime", regimes, ("head", "full"))
+    _require_known("regime", regimes, REGIMES)
     _require_known("dataset", datasets, DATASETS)
     found = [
         Unit(study, regime, dataset, seed)
         for (study, regime), default in DEFAULT_SEEDS.items()
-        if study in (studies or STUDIES) and regime in (regimes or ("head", "full"))
-        for dataset in datasets or _ASKED.get(study, DATASETS)
+        if study in (studies or STUDIES) and regime in (regimes or REGIMES)
+        for dataset in datasets or _ASKED.get(study, STREAMED)
+        if dataset in getattr(STUDIES[study], "DATASETS", STREAMED)
         for seed in range(seeds or default)
     ]
     return sorted(found, key=lambda unit: unit.seed)
@@ -100,7 +110,7 @@ def measure(
     Raises:
         InputError: an arm that does not exist.
     """
-    _require_known("arm", arms, ("baseline", "all", *PAPER_RULES, *rules()))
+    _require_known("arm", arms, ("baseline", "all", *PAPER_RULES, *rules(), *reducing_arms()))
     torch.set_num_threads(1)
 
     def on_progress(view: str, done: int, total: int) -> None:
@@ -125,8 +135,8 @@ def open_regime(
     device: str,
     n_rows: int | None,
     on_progress: Callable[[str, int, int], None],
-) -> Regime:
-    """The regime of a data set, with the views that a study needs.
+) -> Regime | Table:
+    """The regime of a data set, with the views that a study needs; a table for the study of tables.
 
     Raises:
         InputError: a regime or data set that the study does not have.
@@ -135,6 +145,8 @@ def open_regime(
         raise InputError(
             f"the study {study.NAME!r} has the regimes {', '.join(study.REGIMES)} only, got {regime!r}"
         )
+    if regime == "table":
+        return Table(dataset, n_rows)
     if regime == "head":
         return head_regime(
             dataset,
@@ -150,21 +162,25 @@ def open_regime(
 
 
 def _measure_unit(
-    console: Console, ledger: Ledger, unit: Unit, regime: Regime, arms: Sequence[str] | None
+    console: Console, ledger: Ledger, unit: Unit, regime: Regime | Table, arms: Sequence[str] | None
 ) -> None:
     study = STUDIES[unit.study]
     held = ledger.hashes(unit)
     dealing = {"groups": "within class"} if groups_have_one_class(regime.labels, regime.groups) else {}
+    configs = {
+        cell: {**regime.config, **study.config(cell), **dealing}
+        for cell in study.cells(unit)
+        if not arms or cell.arm in arms
+    }
+    lacking = [cell for cell, config in configs.items() if held.get(cell.id) != config_hash(config)]
     bench: Any = None
-    for cell in study.cells(unit):
-        if arms and cell.arm not in arms:
-            continue
-        config = {**regime.config, **study.config(cell), **dealing}
-        if held.get(cell.id) == config_hash(config):
-            continue
-        bench = bench or study.workspace(unit, regime)
+    for cell in lacking:
+        if bench is None:
+            bench = study.workspace(unit, regime)
+            if isinstance(bench, TabularWorkspace):
+                bench.wanted = lacking  # their networks are trained together
         outcome = study.run(cell, bench)
-        ledger.append(Record(cell, config, outcome.metrics, outcome.extra, commit(), versions()))
+        ledger.append(Record(cell, configs[cell], outcome.metrics, outcome.extra, commit(), versions()))
         accuracy = outcome.metrics["accuracy"]
         console.print(
             f"{100 * accuracy:6.2f} %  {outcome.metrics['fit_s']:7.2f} s  {cell.id}", soft_wrap=True

@@ -1,4 +1,4 @@
-"""Real data sets as arrays and as encoded samples, with the groups that a split must not tear. No torch.
+"""Real data sets as arrays and encoded samples, with the groups that a split must not tear. No torch.
 
 Each set is looked for in a given folder, else in the one that DRIP_DATA names, then in the cache;
 `download=True` fetches it from its original source into the cache.
@@ -11,12 +11,14 @@ from pathlib import Path
 
 from drip.datasets.audio import AudioDataset
 from drip.datasets.cifar10 import load_cifar10
+from drip.datasets.dry_bean import load_dry_bean
 from drip.datasets.fetch import Progress, Source
 from drip.datasets.images import ImageDataset
 from drip.datasets.mnist import load_mnist
 from drip.datasets.places import CACHE_VARIABLE, DATA_VARIABLE
 from drip.datasets.speech_commands import load_speech_commands
 from drip.datasets.splits import split_rows
+from drip.datasets.tables import TableDataset
 from drip.datasets.tomato import load_tomato
 from drip.errors import InputError
 
@@ -24,14 +26,18 @@ __all__ = [
     "CACHE_VARIABLE",
     "DATA_VARIABLE",
     "LOADERS",
+    "TABLES",
     "AudioDataset",
     "ImageDataset",
     "Progress",
     "Source",
+    "TableDataset",
     "load",
     "load_cifar10",
+    "load_dry_bean",
     "load_mnist",
     "load_speech_commands",
+    "load_table",
     "load_tomato",
     "split_rows",
 ]
@@ -43,6 +49,9 @@ LOADERS: Mapping[str, Callable[..., ImageDataset | AudioDataset]] = {
     "speech_commands": load_speech_commands,
 }
 """The function that loads a data set, by its name; all take the keywords of :func:`load`."""
+
+TABLES: Mapping[str, Callable[..., TableDataset]] = {"dry_bean": load_dry_bean}
+"""The function that loads a table, by its name; all take the keywords of :func:`load_table`."""
 
 
 def load(
@@ -74,3 +83,34 @@ def load(
     if name not in LOADERS:
         raise InputError(f"a data set of {', '.join(LOADERS)} is needed, got {name!r}")
     return LOADERS[name](folder=folder, download=download, cache=cache, progress=progress)
+
+
+def load_table(
+    name: str,
+    *,
+    folder: str | Path | None = None,
+    download: bool = False,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+) -> TableDataset:
+    """A table by name; arguments and errors are those of :func:`load`.
+
+    Args:
+        name: A key of :data:`TABLES`.
+        folder: The only folder to search; where it lacks the set and ``download`` is set, the cache is next.
+            Default: the one that DRIP_DATA names, then the cache.
+        download: Fetch what is nowhere into the cache, if it can be fetched.
+        cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
+        progress: Called with the bytes that are there and the bytes of the whole while a file is fetched.
+
+    Raises:
+        InputError: no such name, the set is nowhere, or a file is damaged.
+        DripError: the download fails.
+
+    >>> load_table("iris")
+    Traceback (most recent call last):
+    drip.errors.InputError: a table of dry_bean is needed, got 'iris'
+    """
+    if name not in TABLES:
+        raise InputError(f"a table of {', '.join(TABLES)} is needed, got {name!r}")
+    return TABLES[name](folder=folder, download=download, cache=cache, progress=progress)

@@ -43,8 +43,8 @@ def first_found(places: list[Path], find: Callable[[Path], _Found | None]) -> _F
     return next((found for found in map(find, places) if found is not None), None)
 
 
-def missing(name: str, wanted: str, places: list[Path], n_bytes: int) -> InputError:
-    """The error of a data set that is nowhere, with the call that fetches it.
+def missing(name: str, wanted: str, places: list[Path], n_bytes: int, function: str = "load") -> InputError:
+    """The error of a data set that is nowhere, with the call of ``function`` that fetches it.
 
     >>> print(missing("cifar10", "cifar-10-python.tar.gz", [Path("/data")], 170_498_071))
     the data set cifar10 needs cifar-10-python.tar.gz in /data, got no such file;
@@ -53,5 +53,5 @@ def missing(name: str, wanted: str, places: list[Path], n_bytes: int) -> InputEr
     searched = " or ".join(map(str, places))
     return InputError(
         f"the data set {name} needs {wanted} in {searched}, got no such file; "
-        f'drip.datasets.load("{name}", download=True) fetches {n_bytes / 1e6:.0f} MB'
+        f'drip.datasets.{function}("{name}", download=True) fetches {n_bytes / 1e6:.0f} MB'
     )
