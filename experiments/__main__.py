@@ -22,7 +22,7 @@ Data = Annotated[
 ]
 RegimeName = Annotated[list[str] | None, typer.Option("--regime", help="head or full; repeatable.")]
 Seeds = Annotated[
-    int | None, typer.Option("--seeds", help="Runs 0 to n-1; default: what the study asks for.")
+    int | None, typer.Option("--seeds", min=1, help="Runs 0 to n-1; default: what the study asks for.")
 ]
 Results = Annotated[Path, typer.Option("--results", help="Folder of the result files.")]
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,13 @@ class Record:
                 line["versions"],
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"a result line is needed, got {text[:80]!r}: {error!r}") from error
+            raise InputError(
+                f"a result line is needed, got {text[:80]!r}: {error!r}; "
+                "remove the line, and its cell is measured again"
+            ) from error
+        wrong = {name: value for name, value in record.metrics.items() if not _finite(value)}
+        if wrong:
+            raise InputError(f"metrics must be finite numbers, got {wrong} in {record.cell.id!r}")
         if (record.cell.id, record.config_hash) != (line["id"], line["config_hash"]):
             raise InputError(f"id and hash must fit the line's content, got {line['id']!r}; was it edited?")
         return record
@@ -146,6 +153,10 @@ class Ledger:
                 yield False
             else:
                 yield True
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _cut_torn_line(descriptor: int) -> None:

@@ -72,7 +72,8 @@ def units(
 
 def missing(ledger: Ledger, wanted: Sequence[Unit]) -> dict[Unit, list[Cell]]:
     """The cells of each unit that have no line yet (those of another configuration have one)."""
-    held = {key(unit): ledger.hashes(unit) for unit in wanted}
+    files = {key(unit): unit for unit in wanted}
+    held = {name: ledger.hashes(unit) for name, unit in files.items()}
     return {
         unit: [cell for cell in STUDIES[unit.study].cells(unit) if cell.id not in held[key(unit)]]
         for unit in wanted

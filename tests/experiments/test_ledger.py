@@ -98,6 +98,22 @@ def test_a_line_that_is_no_record_is_refused(ledger, line):
         list(ledger.records())
 
 
+@pytest.mark.parametrize("value", ["0.5", None, float("nan"), float("inf"), True, [0.5]])
+def test_a_metric_that_is_no_number_is_refused_with_its_place(ledger, value):
+    ledger.append(record())
+    line = json.loads(ledger.path(UNIT).read_text())
+    line["metrics"]["accuracy"] = value
+    ledger.path(UNIT).write_text(json.dumps(line) + "\n")
+    with pytest.raises(InputError, match=r"line 1: metrics must be finite numbers, got .*'accuracy'"):
+        list(ledger.records())
+
+
+def test_the_error_of_a_spoilt_line_says_what_to_do(ledger):
+    ledger.path(UNIT).write_text('{"id": "tab\n')
+    with pytest.raises(InputError, match="remove the line, and its cell is measured again"):
+        list(ledger.records())
+
+
 def test_a_number_that_json_does_not_know_is_refused_before_it_is_written(ledger):
     with pytest.raises(ValueError, match="JSON"):
         ledger.append(record(accuracy=float("nan")))

@@ -150,6 +150,20 @@ def test_the_plan_of_a_measured_ledger_is_empty(tmp_path):
     )
 
 
+@pytest.mark.parametrize("seeds", ["0", "-3"])
+def test_a_number_of_runs_below_one_is_refused(tmp_path, seeds):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments", "plan", "--results", tmp_path, "--seeds", seeds],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"{seeds} is not in the range x>=1" in done.stderr
+
+
 ADDED = '''
 """Keep what the model is least sure of, by its largest logit."""
 
