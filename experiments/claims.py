@@ -127,8 +127,7 @@ def outcome(comparison: Comparison, relation: str, bound: float, *, corrected: b
 
     Args:
         comparison: Mean and intervals.
-        relation: ``greater`` and ``not_worse``: above ``bound``; ``equal``: within ± ``bound`` of zero;
-            ``at_least``: above zero, and not below ``bound``.
+        relation: ``greater`` and ``not_worse``: above ``bound``; ``equal``: within ± ``bound`` of zero.
         bound: In the unit of the mean.
         corrected: Use the interval corrected for re-splits where there is one.
 
@@ -145,8 +144,6 @@ def outcome(comparison: Comparison, relation: str, bound: float, *, corrected: b
     low, high = comparison.mean - half, comparison.mean + half
     if relation == "equal":
         holds, fails = -bound < low and high < bound, high < -bound or low > bound
-    elif relation == "at_least":
-        holds, fails = low > 0 and high >= bound, high < bound
     else:
         holds, fails = low > bound, high < bound
     return "holds" if holds else "does not hold" if fails else "inconclusive"
@@ -190,9 +187,11 @@ def _sweep(evidence: Evidence, rule: Mapping[str, Any], place: Place, arm: str) 
             cells[value] = (one, many)
     if not cells:
         return Finding(place.dataset, "not tested", _too_few([]), "not tested")
+    untested: list[Outcome] = ["not tested"] * (len(values) - len(cells))
 
     def total(*, corrected: bool) -> Outcome:
         ones = [outcome(one, rule["relation"], bound, corrected=corrected) for one, _ in cells.values()]
+        ones += untested
         many = [outcome(each, rule["relation"], bound, corrected=corrected) for _, each in cells.values()]
         if every:
             return "does not hold" if "does not hold" in many else _together(ones)
@@ -209,6 +208,9 @@ def _sweep(evidence: Evidence, rule: Mapping[str, Any], place: Place, arm: str) 
         f"from {interval(cells[worst][0])} at {rule['over']} {worst} "
         f"to {interval(cells[best][0])} at {rule['over']} {best}"
     )
+    if untested:
+        numbers += f"; {len(cells)} of {len(values)} values of {rule['over']} "
+        numbers += "has five runs" if len(cells) == 1 else "have five runs"
     return Finding(place.dataset, total(corrected=True), numbers, total(corrected=False))
 
 

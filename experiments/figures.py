@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from experiments.reading import DATASETS, Evidence, Place, Series
 from experiments.statistics import Comparison, compare
-from experiments.tables import against, dataset_name, signed
+from experiments.tables import against, dataset_name, kept, percent, signed
 
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "drip",
@@ -173,7 +173,7 @@ def forest(evidence: Evidence, dataset: str) -> Figure | None:
             if (arm, name) in compared.cells:
                 _whisker(axis, row, compared.cells[arm, name], marked=compared.marks[arm, name] == "*")
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_title(f"{name} kept", fontsize=9)
+        axis.set_title(f"asked {name}, kept {percent(kept(evidence, places[name]), 0)} %", fontsize=9)
         axis.grid(visible=False, axis="x")
     axes[0].set_yticks(range(len(arms)), arms)
     axes[0].set_ylim(len(arms) - 0.4, -0.6)

@@ -149,8 +149,9 @@ def _asked(evidence: Evidence) -> list[str]:
         sizes = [one.summary(name)[0] for name in ("n_train", "n_test") for one in _sized(evidence, held)]
         texts = [f"{size:,.0f}" if isfinite(size) else "" for size in sizes]
         lines_of = sum(len(series.runs) for series in held)
-        planned = DEFAULT_SEEDS.get((study, regime), 0)
-        rows.append([study, regime, dataset_name(dataset), f"{most} of {planned}", f"{lines_of:,}", *texts])
+        planned = DEFAULT_SEEDS.get((study, regime))
+        held_of = f"{most} of {planned}" if planned else str(most)
+        rows.append([study, regime, dataset_name(dataset), held_of, f"{lines_of:,}", *texts])
     headers = ["study", "regime", "data set", "runs", "results", "trained with all", "tested with"]
     return [*lines, "What was run:", "", *markdown(headers, rows), ""]
 
@@ -161,10 +162,10 @@ def _answer(evidence: Evidence, judged: Sequence[tuple[Verdict, list[Verdict]]])
     tested = [verdict for verdict in main if verdict.outcome != "not tested"]
     if not tested:
         return [*lines, "Nothing can be said yet: no claim has the five runs that an interval needs.", ""]
-    counts = [
-        (word, sum(verdict.outcome == outcome for verdict in main)) for outcome, word in _COUNTED.items()
-    ]
-    counted = joined([f"{count} {word}" for word, count in counts if count])
+    counts = {outcome: sum(verdict.outcome == outcome for verdict in main) for outcome in _COUNTED}
+    counted = joined(
+        [f"{count} {_COUNTED[outcome][count > 1]}" for outcome, count in counts.items() if count]
+    )
     lines += prose(
         f"Of {len(main)} claims {counted}. A claim about several data sets fails with one of them."
     )
@@ -180,10 +181,10 @@ def _answer(evidence: Evidence, judged: Sequence[tuple[Verdict, list[Verdict]]])
 
 
 _COUNTED = {
-    "holds": "hold",
-    "does not hold": "do not hold",
-    "inconclusive": "are inconclusive",
-    "not tested": "were not tested",
+    "holds": ("holds", "hold"),
+    "does not hold": ("does not hold", "do not hold"),
+    "inconclusive": ("is inconclusive", "are inconclusive"),
+    "not tested": ("was not tested", "were not tested"),
 }
 
 
@@ -219,14 +220,21 @@ def _best_rules(evidence: Evidence) -> list[str]:
 def _how_to_read() -> list[str]:
     margin = signed(-paper()["paper"]["margin"], 1)
     equal = (
-        "Two arms count as equally good when the corrected interval of their difference lies above "
+        "An arm counts as not below another when the corrected interval of the difference lies above "
         f"{margin} points: the largest standard deviation that Table I gives for all data or DRIP."
     )
     return ["## How to read the numbers", "", *prose(_READ), *prose(equal)]
 
 
+_JUDGED = """
+An interval decides: a claim holds where all of it supports the claim, does not hold where none of it does,
+and is inconclusive otherwise. Where one of many settings may decide, intervals are widened for their number
+(Bonferroni).
+"""
+
+
 def _claims(judged: Sequence[tuple[Verdict, list[Verdict]]]) -> list[str]:
-    lines = ["## Claims", "", "An interval decides: all of it must support a claim, or none of it.", ""]
+    lines = ["## Claims", "", *prose(_JUDGED)]
     rows, numbers = [], []
     for verdict, others in judged:
         claim = verdict.claim

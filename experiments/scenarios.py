@@ -14,21 +14,21 @@ from experiments.head import HeadRegime
 from experiments.protocol import Split
 
 ARRIVALS = 10_000
-_BURST = 50
-_TAIL = 100
-_JUNK = 0.2
-_DRIFT = ("clean", "drift1", "drift2", "drift3", "drift4")
-_REPEATS = ("clean", "repeat1", "repeat2", "repeat3", "repeat4")
-_REPEAT_WITHIN = 200
+BURST = 50
+TAIL = 100
+JUNK = 0.2
+DRIFT = ("clean", "drift1", "drift2", "drift3", "drift4")
+REPEATS = ("clean", "repeat1", "repeat2", "repeat3", "repeat4")
+REPEAT_WITHIN = 200
 
 SCENARIOS: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
-        "bursts": {"arrivals": ARRIVALS, "burst": _BURST},
-        "longtail": {"arrivals": ARRIVALS, "ratio": _TAIL},
-        "foreign": {"arrivals": ARRIVALS, "junk": _JUNK},
-        "heldout": {"arrivals": ARRIVALS, "junk": _JUNK, "classes": 2},
-        "drift": {"arrivals": ARRIVALS, "views": _DRIFT},
-        "duplicates": {"arrivals": ARRIVALS, "views": _REPEATS, "within": _REPEAT_WITHIN},
+        "bursts": {"arrivals": ARRIVALS, "burst": BURST},
+        "longtail": {"arrivals": ARRIVALS, "ratio": TAIL},
+        "foreign": {"arrivals": ARRIVALS, "junk": JUNK},
+        "heldout": {"arrivals": ARRIVALS, "junk": JUNK, "classes": 2},
+        "drift": {"arrivals": ARRIVALS, "views": DRIFT},
+        "duplicates": {"arrivals": ARRIVALS, "views": REPEATS, "within": REPEAT_WITHIN},
     }
 )
 """Every scenario with its numbers: at least so many arrivals, mean length of a burst of one class, most
@@ -78,7 +78,7 @@ def _bursts(split: Split, regime: HeadRegime, rng: np.random.Generator) -> Scena
     while any(waiting):
         left = np.array([len(part) for part in waiting], float)
         part = waiting[rng.choice(len(waiting), p=left / left.sum())]
-        order.extend(part.pop() for _ in range(min(len(part), int(rng.geometric(1 / _BURST)))))
+        order.extend(part.pop() for _ in range(min(len(part), int(rng.geometric(1 / BURST)))))
     return _plain(split, regime, rows[order])
 
 
@@ -87,7 +87,7 @@ def _long_tail(split: Split, regime: HeadRegime, rng: np.random.Generator) -> Sc
     labels, kept = regime.labels[split.d3], []
     for rank, label in enumerate(rng.permutation(regime.n_classes)):
         mine = split.d3[labels == label]
-        share = _TAIL ** (-rank / (regime.n_classes - 1))
+        share = TAIL ** (-rank / (regime.n_classes - 1))
         kept.append(rng.choice(mine, max(1, round(share * len(mine))), replace=False))
     return _plain(split, regime, _looped(np.concatenate(kept), rng))
 
@@ -118,18 +118,18 @@ def _held_out(split: Split, regime: HeadRegime, rng: np.random.Generator) -> Sce
 def _drift(split: Split, regime: HeadRegime, rng: np.random.Generator) -> Scenario:
     """Blur and noise grow in five steps; the test has all of them."""
     bank = regime.bank
-    stages = np.array_split(_looped(split.d3, rng), len(_DRIFT))
-    items = [bank.index(rows, view) for rows, view in zip(stages, _DRIFT, strict=True)]
+    stages = np.array_split(_looped(split.d3, rng), len(DRIFT))
+    items = [bank.index(rows, view) for rows, view in zip(stages, DRIFT, strict=True)]
     scene = _plain(split, regime, np.concatenate(items))
-    return replace(scene, test=lambda rows: {view: bank.index(rows, view) for view in _DRIFT})
+    return replace(scene, test=lambda rows: {view: bank.index(rows, view) for view in DRIFT})
 
 
 def _duplicates(split: Split, regime: HeadRegime, rng: np.random.Generator) -> Scenario:
     """Every row comes in five near-duplicates within a stretch of arrivals."""
     shuffled = rng.permutation(split.d3)
-    items = np.concatenate([regime.bank.index(shuffled, view) for view in _REPEATS])
-    starts = np.tile(np.arange(len(shuffled)) * len(_REPEATS), len(_REPEATS))
-    order = np.argsort(starts + rng.uniform(0, _REPEAT_WITHIN, len(items)), kind="stable")
+    items = np.concatenate([regime.bank.index(shuffled, view) for view in REPEATS])
+    starts = np.tile(np.arange(len(shuffled)) * len(REPEATS), len(REPEATS))
+    order = np.argsort(starts + rng.uniform(0, REPEAT_WITHIN, len(items)), kind="stable")
     return _plain(split, regime, items[order])
 
 
@@ -153,5 +153,5 @@ def _looped(rows: IntArray, rng: np.random.Generator) -> IntArray:
 
 def _mixed(own: IntArray, junk: IntArray, rng: np.random.Generator) -> IntArray:
     """The own items with so many junk items among them, at random places, that junk makes its share."""
-    count = min(len(junk), round(len(own) * _JUNK / (1 - _JUNK)))
+    count = min(len(junk), round(len(own) * JUNK / (1 - JUNK)))
     return rng.permutation(np.concatenate([own, junk[:count]]))

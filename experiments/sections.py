@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments.reading import DATASETS, Evidence, Place, paper
+from experiments.scenarios import ARRIVALS, BURST, DRIFT, JUNK, REPEAT_WITHIN, REPEATS, TAIL
+from experiments.streams import RETENTION
 from experiments.tables import (
     against,
     change,
+    crossings,
     dataset_name,
     detail,
     joined,
+    kept,
     level,
     markdown,
     metric_over,
@@ -94,26 +98,50 @@ VARIATIONS = (
         "a held-out fifth",
     ),
 )
+_HEAD_LEVELS = """
+The levels of the head regime are lower: it trains a linear layer on frozen features, on as many rows as leave
+room between baseline and all data (the sizes stand above). It is there for the differences between arms.
+"""
 _SCORES = """
 Grey: scores of the calibration samples that are predicted as the class. Hatched: the window. A sample whose
 score lies between the limits is discarded.
 """
-_BANDS = "Bands: 95 % of the mean over runs, from five runs on. Every rule keeps as many samples as `drip`."
+_BANDS = """
+Bands: 95 % of the mean over runs, from five runs on: how far levels move between splits, not how far arms
+differ, which is told by the paired differences below. Every rule keeps as many samples as `drip`.
+"""
+_CROSSINGS = """
+Where an arm's mean crosses that of another, in percent of the DPW; between curves that differ by chance
+alone crossings are chance as well.
+"""
 _NOISE = """
 Only data set 3 is spoilt; the share is that of samples with a wrong label, or with Gaussian noise on the
 input. A filter sees no labels, so wrong labels cannot move it: what it gains there, random must gain too.
 """
 _RULES = """
-Head regime, online: limits are calibrated beforehand and the stream is seen once. All arms of a column keep
-as many samples as `drip` does there; `native` in the folded tables is what the rule itself would keep. In
-the figures a thick line is the t-interval, a thin one the corrected, a filled point one that the table
-marks `*`.
+Head regime, online: limits are calibrated beforehand and the stream is seen once. The columns are what the
+rules are asked to keep. All arms of a column keep as many samples as `drip` does there, which is often more:
+the densest window of few calibration scores holds a smaller share of new ones.
+
+In the folded tables `native` is what the rule itself would keep, `bytes` the share of the stream's bytes that
+is kept; `µs` and `peak kB` are time and memory of one decision on a sample that is scored, taken between
+trainings on a shared machine: orders of magnitude. In the figures a thick line is the t-interval, a thin
+one the corrected, a filled point one that the table marks `*`.
 """
-_STREAMS = """
-Bursts of one class; classes of very different frequency; foreign samples that belong to no class; classes
-that the model never saw; inputs that drift; near-duplicates. Head regime; each arm keeps as many different
-samples as `drip` does. Junk gets no label, so what a store spends on it is lost.
+_STREAMS = f"""
+At least {ARRIVALS:,} arrivals: data set 3 again and again, each time in another order;
+{percent(RETENTION, 0)} % are asked to be kept. `bursts`: one class at a time, {BURST} arrivals on average.
+`longtail`: the rarest class comes 1/{TAIL} as often as the most frequent. `foreign`: {percent(JUNK, 0)} % are
+pictures of the other image set. `heldout`: {percent(JUNK, 0)} % are of two classes that the model never saw.
+`drift`: blur and noise grow in {len(DRIFT)} steps. `duplicates`: every picture comes {len(REPEATS)} times,
+each slightly changed, within some {REPEAT_WITHIN} arrivals.
+
+Head regime. A store keeps equal pictures once; each arm keeps as many different ones as `drip` does. Junk
+gets no label, so what a store spends on it is lost. In `foreign` a picture of the set itself comes several
+times and a foreign one once: `random` draws at each arrival and so stores less junk than a rule that
+decides by the picture alone. The control there is `keep-all`, a uniform choice of the different pictures.
 """
+_COMPARED = ("random", "all", "baseline")
 _P_VALUES = "p-values: corrected t-test after Holm / Wilcoxon"
 _HEAT = "Rows are rules, columns scenarios; dark is far from random, the sign is printed."
 
@@ -152,8 +180,9 @@ def table1(evidence: Evidence) -> list[str]:
             if any(found):
                 texts = [level(*one.summary("accuracy")[:2]) if one else "" for one in found]
                 savings = level(*found[2].summary("savings")[:2]) if found[2] else ""
-                most = max(len(one.runs) for one in found if one)
-                rows.append(["", f"ours, {regime}", str(most), *texts, savings])
+                counts = sorted({len(one.runs) for one in found if one})
+                held = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
+                rows.append(["", f"ours, {regime}", held, *texts, savings])
     lines += [*markdown(headers, rows), ""]
     lines += prose(
         "Accuracies and storage savings in percent; DRIP is `paper.raw.window`, calibrated on data set 2."
@@ -168,8 +197,11 @@ def table1(evidence: Evidence) -> list[str]:
         if not places:
             continue
         lines += [f"### Differences, {regime}", ""]
-        for reference in ("random", "all", "baseline"):
-            grid = against(evidence, places, reference, f"minus {reference}")
+        grids = {
+            reference: against(evidence, places, reference, f"minus {reference}")
+            for reference in ("random", "all", "baseline")
+        }
+        for reference, grid in grids.items():
             if not grid.cells:
                 continue
             published = {dataset_name(dataset): paper()["table1"][dataset] for dataset in DATASETS}
@@ -179,16 +211,17 @@ def table1(evidence: Evidence) -> list[str]:
             lines += folded(_P_VALUES, [*grid.p_values(), ""])
         for name, place in places.items():
             title = f"{name}, {regime}: all that was measured; shares in percent, differences in points"
-            lines += folded(title, [*detail(evidence, place), ""])
+            lines += folded(title, [*detail(evidence, place, grids["random"], name), ""])
     return lines
 
 
 def _baselines(evidence: Evidence) -> list[str]:
     """Whether the baselines are near the paper's, and why not."""
-    near, lines, off = [], [], paper()["baseline"]["off"]
+    near, lines, without, off = [], [], [], paper()["baseline"]["off"]
     for dataset in DATASETS:
         found = evidence.get(Place("table1", "full", dataset), "baseline")
         if found is None:
+            without.append(dataset_name(dataset))
             continue
         gap = found.summary("accuracy")[0] - paper()["table1"][dataset]["baseline"][0]
         if abs(gap) <= off:
@@ -201,11 +234,9 @@ def _baselines(evidence: Evidence) -> list[str]:
     text = prose(f"Baselines within {percent(off, 0)} points of the paper's: {joined(near)}.") if near else []
     if lines:
         text += [f"Baselines further than {percent(off, 0)} points from the paper's:", "", *lines, ""]
-    if not near and not lines:
-        text += prose(
-            "No baseline of the full regime has been run; those of the head regime are another network's."
-        )
-    return text
+    if without:
+        text += prose(f"No full run yet: {joined(without)}.")
+    return text + prose(_HEAD_LEVELS)
 
 
 def scores(drawn: Mapping[str, str]) -> list[str]:
@@ -217,10 +248,16 @@ def dpw(evidence: Evidence, drawn: Mapping[str, str]) -> list[str]:
     """Figs. 4 and 5, and the numbers behind them."""
     lines = _figure(drawn, "fig4", "Fig. 4: CIFAR-10 over the DPW", prose(_BANDS))
     lines += _figure(drawn, "fig5", "Fig. 5: every data set over the DPW", prose(_BANDS))
-    for dataset in DATASETS:
-        base = Place("dpw", "head", dataset)
-        if evidence.values_of("discard", "dpw", "head", dataset):
-            lines += _swept(evidence, base, "discard", dataset_name(dataset))
+    shown = [name for name in DATASETS if evidence.values_of("discard", "dpw", "head", name)]
+    rows = [
+        [dataset_name(dataset), *row]
+        for dataset in shown
+        for row in crossings(evidence, Place("dpw", "head", dataset), "discard", _COMPARED)
+    ]
+    if rows:
+        lines += [*prose(_CROSSINGS), *markdown(["data set", "arm", *_COMPARED], rows), ""]
+    for dataset in shown:
+        lines += _swept(evidence, Place("dpw", "head", dataset), "discard", dataset_name(dataset))
     return lines
 
 
@@ -237,6 +274,9 @@ def noise(evidence: Evidence, drawn: Mapping[str, str]) -> list[str]:
 def _swept(evidence: Evidence, base: Place, over: str, title: str) -> list[str]:
     """Accuracies and differences over a setting, folded; what they show stays visible."""
     body, told = [*metric_over(evidence, base, over), ""], []
+    native = metric_over(evidence, base, over, "native_retention")
+    title_of = "What each rule itself would keep of the stream, in percent; all keep what `drip` does:"
+    body += [title_of, "", *native, ""] if native else []
     spoilt = metric_over(evidence, base, over, "spoilt_kept")
     body += ["Share of what is kept that is spoilt, in percent:", "", *spoilt, ""] if spoilt else []
     for reference in ("random", "all"):
@@ -271,12 +311,15 @@ def rules(evidence: Evidence, drawn: Mapping[str, str]) -> list[str]:
         lines += _figure(
             drawn, f"rules-{dataset}", "", [], f"Every rule minus random, {dataset_name(dataset)}"
         )
-        lines += [*grid.markdown(), "", *prose(grid.sentence("rules", "random"))]
+        held = {name: percent(kept(evidence, place)) for name, place in places.items()}
+        first = [["kept by every arm, %", *held.values()]]
+        lines += [*grid.markdown(first=first), "", *prose(grid.sentence("rules", "random"))]
         for name, place in places.items():
             title = (
-                f"{name} asked to be kept: all that was measured; shares in percent, differences in points"
+                f"{name} asked to be kept, {held[name]} % kept: all that was measured; shares in percent, "
+                "differences in points"
             )
-            lines += folded(title, [*detail(evidence, place), ""])
+            lines += folded(title, [*detail(evidence, place, grid, name), ""])
     return lines if any_held else [*lines, "Not run yet.", ""]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import isfinite
 
 import numpy as np
@@ -233,6 +234,44 @@ def change(
     return grid("arm", sorted({arm for arm, _ in cells}), list(pairs), cells)
 
 
+def kept(evidence: Evidence, place: Place) -> float:
+    """Mean share of the stream that every arm keeps at a place; NaN where none is known."""
+    shares = [evidence.series[place, arm].summary("retention")[0] for arm in evidence.selecting(place)]
+    known = [share for share in shares if isfinite(share)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def crossings(evidence: Evidence, base: Place, over: str, references: Sequence[str]) -> list[list[str]]:
+    """Per selecting arm, where its mean crosses each reference's: between which values, in percent.
+
+    Means that are equal are on neither side; many crossings are counted.
+    """
+    places = [
+        base.at(**{over: value}) for value in evidence.values_of(over, base.study, base.regime, base.dataset)
+    ]
+    arms = list(dict.fromkeys(arm for place in places for arm in evidence.selecting(place)))
+    return [
+        [arm, *(_crossed(evidence, places, over, arm, reference) for reference in references)]
+        for arm in arms
+        if arm != RANDOM
+    ]
+
+
+def _crossed(evidence: Evidence, places: Sequence[Place], over: str, arm: str, reference: str) -> str:
+    sides = []
+    for place in places:
+        found = evidence.difference(place, arm, reference)
+        if found is not None and signed(found.mean, 6) != signed(0.0, 6):
+            sides.append((f"{100 * float(dict(place.settings)[over]):g}", found.mean > 0))
+    if not sides:
+        return BLANK
+    crossed = [f"{before}-{after}" for (before, was), (after, now) in pairwise(sides) if was != now]
+    if len(crossed) > _MANY:
+        return f"{len(crossed)} times, first {crossed[0]}, last {crossed[-1]}"
+    return ", ".join(crossed) or ("always above" if sides[0][1] else "always below")
+
+
+_MANY = 3
 _DETAILS = (
     ("macro_f1", "macro F1"),
     ("worst_class_accuracy", "worst class"),
@@ -277,7 +316,12 @@ def detail(evidence: Evidence, place: Place, marked: Grid | None = None, column:
     compared, name_of = (marked, column) if marked is not None else (against(evidence, {"": place}), "")
     shown = [(name, title) for name, title in _DETAILS if any(_has(one, name) for one in held.values())]
     shown += [(name, title) for name, title in _unusual(held.values())]
-    timed = any(_has(series, "decide_us") for series in held.values())
+    shown += [("bytes_share", "bytes")] if any(_has(one, "bytes_share") for one in held.values()) else []
+    costs = [
+        (name, title, scale)
+        for name, title, scale in (("decide_us", "µs", 1), ("decide_peak_bytes", "peak kB", 1000))
+        if any(_has(one, name) for one in held.values())
+    ]
     streamed = any("retention_by_tenth" in run.extra for one in held.values() for run in one.runs.values())
     headers = [
         "arm",
@@ -288,7 +332,7 @@ def detail(evidence: Evidence, place: Place, marked: Grid | None = None, column:
         "native",
         *(title for _, title in shown),
     ]
-    headers += (["µs"] if timed else []) + (["kept by tenth of the stream"] if streamed else [])
+    headers += [title for _, title, _ in costs] + (["kept by tenth of the stream"] if streamed else [])
     rows = []
     for arm, series in held.items():
         cell, mark = compared.cells.get((arm, name_of)), compared.marks.get((arm, name_of), "")
@@ -297,8 +341,8 @@ def detail(evidence: Evidence, place: Place, marked: Grid | None = None, column:
         row += [
             percent(series.summary(name)[0]) for name in ("native_retention", *(name for name, _ in shown))
         ]
-        micro = series.summary("decide_us")[0]
-        row += [f"{micro:.1f}" if isfinite(micro) else BLANK] if timed else []
+        means = [series.summary(name)[0] / scale for name, _, scale in costs]
+        row += [f"{mean:.1f}" if isfinite(mean) else BLANK for mean in means]
         rows.append(row + ([_tenths(series)] if streamed else []))
     return markdown(headers, rows)
 

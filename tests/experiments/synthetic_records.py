@@ -33,7 +33,11 @@ def record(unit, arm, accuracy, extra=None, config=None, more=None, **settings):
         metrics |= {
             "n_stream": 2000,
             "n_kept": 1000,
+            "retention": 0.5,
             "native_retention": 0.71,
+            "bytes_stream": 20_000,
+            "bytes_kept": 9_000,
+            "decide_peak_bytes": 4_200,
             "errors_kept": 0.6,
             "decide_us": 3.2,
         }
@@ -109,7 +113,7 @@ class Maker:
             extra = {"accuracy_by_part": parts}
             self.add("streams", "head", dataset, ("baseline", "all"), extra=extra, scenario=scenario)
             tenths = {"retention_by_tenth": [0.3 + 0.01 * tenth for tenth in range(10)], **extra}
-            more = {"junk_kept": 0.125, "unique_kept": 0.875}
+            more = {"junk_kept": 0.125 if scenario in ("foreign", "heldout") else 0.0, "unique_kept": 0.875}
             self.add(
                 "streams", "head", dataset, RULES, extra=tenths, more=more, scenario=scenario, retention=0.3
             )

@@ -10,7 +10,7 @@ from experiments.cells import Unit
 from experiments.ledger import RESULTS, Ledger
 from experiments.reading import Evidence, Place
 from experiments.report import PAGE, render, write
-from experiments.sections import FIGURES
+from experiments.sections import FIGURES, rules, table1
 from experiments.tables import against, interval
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -117,6 +117,21 @@ def test_a_known_difference_is_found_with_its_intervals(tmp_path):
     )
 
 
+def test_views_and_near_duplicates_of_a_row_count_once_in_the_correction(tmp_path):
+    Maker(tmp_path).streams("cifar10")
+    evidence = Evidence(Ledger(tmp_path).records())
+
+    def share(scenario):
+        place = Place("streams", "head", "cifar10").at(scenario=scenario, retention=0.3)
+        cell = evidence.difference(place, "margin", "random")
+        return (cell.corrected_half / cell.half) ** 2 * (1 / cell.n) - 1 / cell.n
+
+    # 1000 are tested and 4000 train, of which 1000 were kept, an eighth of them views of another kept row.
+    assert share("duplicates") == pytest.approx(1000 / 3875)
+    assert share("drift") == pytest.approx(500 / 3875)  # tested in two views
+    assert share("foreign") == pytest.approx(1000 / 4000)  # junk does not train, whatever its rows
+
+
 def test_runs_are_paired_by_seed_and_the_lonely_ones_are_listed(tmp_path):
     ledger = Ledger(tmp_path)
     for seed in (0, 1, 2, 4):
@@ -133,6 +148,77 @@ def test_runs_are_paired_by_seed_and_the_lonely_ones_are_listed(tmp_path):
     missing = section(render(tmp_path)[PAGE], "What is missing")
     assert "seeds 0, 3, 6-19 of `margin` at retention=0.3" in missing
     assert "seeds 3, 5-19 of `random` at retention=0.3" in missing
+
+
+def test_where_curves_cross_is_said_of_every_arm_and_reference(tmp_path):
+    maker = Maker(tmp_path, spread=0.0).add("dpw", "head", "mnist", ("baseline", "all"))
+    shifts = {0.1: (0.03, 0.01), 0.2: (0.01, 0.02), 0.3: (0.0, 0.0), 0.4: (-0.01, -0.02)}
+    for discard, (drip, random) in shifts.items():
+        shift = {"drip": drip, "random": random}
+        maker.add("dpw", "head", "mnist", ("drip", "random"), shift=shift, discard=discard)
+    table = section(render(tmp_path)[PAGE], "Fig. 5: every data set over the DPW")
+    assert rows(table, "data set") == [["data set", "arm", "random", "all", "baseline"]]
+    # Minus random +2, -1, 0 and +1 points, minus all (2 points) +1, -1, -2 and -3, minus baseline above 4.
+    assert rows(table, "MNIST")[0] == ["MNIST", "drip", "10-20, 20-40", "10-20", "always above"]
+
+
+def test_many_crossings_are_counted(tmp_path):
+    maker = Maker(tmp_path, spread=0.0)
+    for step in range(1, 10):
+        shift = {"drip": 0.01 * (-1) ** step}
+        maker.add("dpw", "head", "mnist", ("drip", "random"), shift=shift, discard=step / 10)
+    table = section(render(tmp_path)[PAGE], "Fig. 5: every data set over the DPW")
+    assert rows(table, "MNIST")[0][2] == "8 times, first 10-20, last 80-90"
+
+
+def test_what_was_asked_and_what_was_kept_stand_side_by_side(full_page):
+    rules = section(full_page[PAGE], "Every rule at equal counts")
+    assert rows(rules, "kept by every arm, %")[0][1:] == ["50.0", "50.0"]  # of 30 and 10 asked
+    assert "<summary>30 % asked to be kept, 50.0 % kept: " in rules
+    assert "asked 30 %, kept 50 %" in full_page[f"{FIGURES}/rules-mnist.svg"]
+    assert "30 % kept" not in full_page[f"{FIGURES}/rules-mnist.svg"]
+    sweep = section(full_page[PAGE], "Fig. 5: every data set over the DPW")
+    assert "What each rule itself would keep of the stream" in sweep
+
+
+def test_bytes_time_and_memory_of_a_decision_are_shown(full_page):
+    table = section(full_page[PAGE], "Table I")
+    detail = next(part for part in table.split("<summary>") if part.startswith("MNIST, head"))
+    titles, values = rows(detail, "arm")[0], rows(detail, "margin")[0]
+    shown = dict(zip(titles, values, strict=True))
+    assert (shown["bytes"], shown["µs"], shown["peak kB"]) == ("45.0", "3.2", "4.2")
+
+
+@pytest.mark.parametrize("effect", [0.0008, 0.0010, 0.0012, 0.0014, 0.0016])
+def test_a_cell_bears_one_mark_wherever_it_is_shown(tmp_path, effect):
+    Maker(tmp_path, seeds=10, effects={"margin": effect, "entropy": effect}).table1("head", "mnist")
+    evidence = Evidence(Ledger(tmp_path).records())
+    for page in ("\n".join(rules(evidence, {})), "\n".join(table1(evidence))):
+        shown = [row for arm in ("margin", "entropy", "paper.raw.peak") for row in rows(page, arm)]
+        short = {(row[0], cell) for row in shown if len(row) < 7 for cell in row[1:]}
+        long = {(row[0], row[3]) for row in shown if len(row) > 7}
+        assert long
+        assert long <= short
+
+
+def test_table_one_says_how_many_runs_each_level_has(tmp_path):
+    maker = Maker(tmp_path, seeds=3).add("table1", "full", "mnist", ("baseline", "all"), budget="epochs")
+    maker.add("table1", "full", "mnist", ("paper.raw.window", "random"), seeds=[0], budget="epochs", dpw=0.39)
+    assert rows(section(render(tmp_path)[PAGE], "Table I"), "")[0][2] == "1-3"
+
+
+def test_baselines_without_a_full_run_are_said_to_have_none(tmp_path):
+    Maker(tmp_path).table1("full", "mnist").table1("head", "mnist").table1("head", "cifar10")
+    table = section(render(tmp_path)[PAGE], "Table I")
+    assert "No full run yet: CIFAR-10, PD (tomato) and Speech Commands." in table
+    assert "of the head regime are lower" in table.replace("\n", " ")
+
+
+def test_one_claim_is_one(tmp_path):
+    maker = Maker(tmp_path, effects={"paper.raw.window": 0.07})
+    maker.table1("full", "cifar10").table1("full", "speech_commands")
+    answer = section(render(tmp_path)[PAGE], "The short answer").replace("\n", " ")
+    assert "Of 16 claims 1 holds, 1 does not hold, " in answer
 
 
 def test_below_five_runs_no_interval_is_printed(tmp_path):
@@ -215,9 +301,11 @@ def test_two_lines_for_one_run_are_an_error(tmp_path):
 
 def test_streams_show_junk_duplicates_and_retention_over_time(full_page):
     streams = section(full_page[PAGE], "Streams that are not well mixed")
-    titles, values = rows(streams, "arm")[0], None
+    titles, values = rows(streams, "arm")[0], None  # of a table before
     for line in streams.splitlines():
-        if line.startswith("| arm") and "junk kept" in line:
+        if line.startswith("<summary>foreign"):
+            titles = []
+        elif line.startswith("| arm") and titles == []:
             titles = [cell.strip() for cell in line.strip("|").split("|")]
         elif line.startswith("| drip ") and "junk kept" in titles:
             values = dict(zip(titles, (cell.strip() for cell in line.strip("|").split("|")), strict=True))
