@@ -123,10 +123,8 @@ Head regime, online: limits are calibrated beforehand and the stream is seen onc
 rules are asked to keep. All arms of a column keep as many samples as `drip` does there, which is often more:
 the densest window of few calibration scores holds a smaller share of new ones.
 
-In the folded tables `native` is what the rule itself would keep, `bytes` the share of the stream's bytes that
-is kept; `µs` and `peak kB` are time and memory of one decision on a sample that is scored, taken between
-trainings on a shared machine: orders of magnitude. In the figures a thick line is the t-interval, a thin
-one the corrected, a filled point one that the table marks `*`.
+In the figures a thick line is the t-interval, a thin one the corrected, a filled point one that the table
+marks `*`.
 """
 _STREAMS = f"""
 At least {ARRIVALS:,} arrivals: data set 3 again and again, each time in another order;
@@ -137,7 +135,12 @@ pictures of the other image set. `heldout`: {percent(JUNK, 0)} % are of two clas
 each slightly changed, within some {REPEAT_WITHIN} arrivals.
 
 Head regime. A store keeps equal pictures once; each arm keeps as many different ones as `drip` does. Junk
-gets no label, so what a store spends on it is lost. In `foreign` a picture of the set itself comes several
+gets no label, so what a store spends on it is lost: `junk kept` is its share of what is stored. `unique kept`
+is how many different rows are behind the stored pictures; `native` counts different pictures, of which a
+rule that draws at each arrival stores more than its share. `kept by tenth of the stream` is the share of
+arrivals that the rule retains, `spread` the largest tenth minus the smallest.
+
+In `foreign` a picture of the set itself comes several
 times and a foreign one once: `random` draws at each arrival and so stores less junk than a rule that
 decides by the picture alone. The control there is `keep-all`, a uniform choice of the different pictures.
 """
@@ -185,7 +188,8 @@ def table1(evidence: Evidence) -> list[str]:
                 rows.append(["", f"ours, {regime}", held, *texts, savings])
     lines += [*markdown(headers, rows), ""]
     lines += prose(
-        "Accuracies and storage savings in percent; DRIP is `paper.raw.window`, calibrated on data set 2."
+        "Accuracies and storage savings in percent; DRIP is `paper.raw.window`. All limits of this table, "
+        "those of `margin` too, come from the scores of data set 2."
     )
     lines += _baselines(evidence)
     for regime in ("full", "head"):

@@ -231,6 +231,17 @@ def test_below_five_runs_no_interval_is_printed(tmp_path):
     assert "Nothing can be said yet" in page
 
 
+def test_every_column_of_the_folded_tables_is_explained(full_page):
+    page = full_page[PAGE]
+    before = page.split("\n## Table I\n")[0] + section(page, "Streams that are not well mixed")
+    explained = " ".join(before.split())
+    headed = {cell for row in rows(page, "arm") if "runs" in row for cell in row}
+    plain = {"arm", "runs", "accuracy", "minus random", "Wilcoxon p", "macro F1", "on clean", "on drift4"}
+    assert "junk kept" in headed
+    for name in headed - plain:
+        assert f"`{name}`" in explained, name
+
+
 def test_a_new_rule_appears_in_every_table_where_it_was_run(tmp_path):
     settings = {"budget": "epochs", "mode": "online", "labels": "true", "calibration": "d1c"}
     maker = Maker(tmp_path, effects={"brand-new": 0.03})
