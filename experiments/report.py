@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 
 from drip.files import write_atomically
-from experiments import tabular, tabular_report
+from experiments import tabular
 from experiments.choices import choices
 from experiments.claims import Verdict, verdicts
 from experiments.figures import figures
@@ -68,15 +68,12 @@ def render(results: Path) -> dict[str, str]:
     Raises:
         InputError: a line is no record, or runs of one arm have different configurations.
     """
-    records = list(Ledger(results).records())
-    evidence = Evidence(record for record in records if record.cell.unit.study != tabular.NAME)
+    evidence = Evidence(
+        record for record in Ledger(results).records() if record.cell.unit.study != tabular.NAME
+    )
     drawn = figures(evidence)
     page = "\n".join(_page(evidence, drawn)).rstrip() + "\n"
-    return {
-        PAGE: page,
-        **{f"{FIGURES}/{name}.svg": text for name, text in drawn.items()},
-        **tabular_report.render(records),
-    }
+    return {PAGE: page, **{f"{FIGURES}/{name}.svg": text for name, text in drawn.items()}}
 
 
 def _page(evidence: Evidence, drawn: Mapping[str, str]) -> list[str]:
@@ -129,9 +126,9 @@ One run is one random split of a data set with its own training; arms are compar
 Levels are mean ± standard deviation over runs in percent, as in Table I. Differences are in percentage
 points: `+0.12 ±0.10 (±0.25)` is the mean difference, half the width of its 95 % paired t-interval, and in
 brackets the same corrected for runs that are re-splits of one set (Nadeau and Bengio 2003: the variance of
-the mean is that of one run times 1/n + n_test/n_train; views of one row count once). Such runs share most of their training data, so the
-plain interval is too narrow; verdicts use the corrected one. Below five runs no interval is given, below
-six no Wilcoxon p-value.
+the mean is that of one run times 1/n + n_test/n_train; views of one row count once). Such runs share most
+of their training data, so the plain interval is too narrow; verdicts use the corrected one. Below five runs
+no interval is given, below six no Wilcoxon p-value.
 
 Folded tables have what else was measured: `native` is the share that the rule itself would keep, before it is
 brought to the count of all, `worst class` the accuracy on the class that fares worst, `ECE` the expected
