@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import deque
+from math import isfinite
 from typing import Any, Self
 
 import numpy as np
@@ -10,21 +12,24 @@ import numpy as np
 from drip.errors import InputError
 from drip.selectors.base import BaseSelector, ThresholdSelector
 from drip.selectors.parts import (
+    ClassGaussians,
     ClassShares,
     DuplicateGate,
     OutlierGate,
+    PopulationGate,
     RateController,
     RunningQuantile,
     Target,
+    held_out_distances,
 )
 from drip.selectors.parts.projections import project
-from drip.selectors.states import number, numbers, restore_generator
+from drip.selectors.states import count, number, numbers, restore_generator
 from drip.thresholds import check_count
 from drip.types import Decisions, FloatArray, JsonObject, Observations
 
 _WINDOW = 500
-_ODD = "outlier-share"
-_ODD_SHARE, _ODD_CREDIT = 0.02, 5.0
+_LOG_LENGTH = 32
+_LOGGED_STEP = 0.25
 
 
 class ComposedSelector(BaseSelector):
@@ -32,13 +37,16 @@ class ComposedSelector(BaseSelector):
 
     In this order, for every arrival:
 
-    1. An outlier, unlike anything in calibration, is discarded; two in a hundred kept samples may be one.
+    1. An outlier, farther from its predicted class than calibration samples are, is discarded, and so is a
+       sample of a second population that calibration did not have.
     2. A near-duplicate of one of the last 256 kept samples is discarded.
     3. A utility among the highest of the last 500 is kept; which share of them, a controller says that
        holds the target rate through drift.
     4. A class of which less than a quarter of the target share was kept lately gets this sample.
     5. Of all arrivals, whatever the above says, a small share is kept at random; its probability is stored,
        so that what the rule never keeps can be estimated.
+
+    What adapts is bounded, can be frozen, and is noted: see :attr:`adaptations`.
 
     Subclasses say which utility. The priority is the utility's rank among the last ones.
 
@@ -47,9 +55,9 @@ class ComposedSelector(BaseSelector):
         samples_per_hour: Target per time instead.
         bytes_per_day: Target per time instead, in encoded bytes.
         exploration: Share of what is kept that is drawn at random, in [0, 1).
-        gates: Whether outliers and near-duplicates are discarded; needs features.
+        gates: Whether outliers, a second population and near-duplicates are discarded; needs features.
         floor: See :class:`drip.selectors.parts.ClassShares`.
-        frozen: Keep the calibrated limits; only the rate is still controlled.
+        frozen: Keep the calibrated limits and expect no second population; only the rate is controlled.
         seed: Seed of the draws.
     """
 
@@ -59,7 +67,7 @@ class ComposedSelector(BaseSelector):
         *,
         samples_per_hour: float | None = None,
         bytes_per_day: float | None = None,
-        exploration: float = 0.05,
+        exploration: float = 0.02,
         gates: bool = True,
         floor: float = 0.25,
         frozen: bool = False,
@@ -106,6 +114,16 @@ class ComposedSelector(BaseSelector):
     def _utility_rule(self) -> ThresholdSelector:
         """A new rule whose utility ranks the samples."""
 
+    @property
+    def adaptations(self) -> list[JsonObject]:
+        """The last 32 changes that the rule made to itself, the oldest first.
+
+        Each has the number of the ``arrival`` from 1, ``what`` changed and the new ``value``: of ``limit``,
+        the utility's limit, when it has moved by a quarter; of ``second-population``, its share, when
+        rejecting begins and ends.
+        """
+        return [dict(entry) for entry in self._log]
+
     def state(self) -> JsonObject:
         """The state of every part."""
         if self._rule is None:
@@ -115,24 +133,35 @@ class ComposedSelector(BaseSelector):
             "recent": self._recent.values,
             "rate": self._rate.state(),
             "classes": self._classes.state(),
-            "odd_credit": self._odd_credit,
             "generator": self._rng.bit_generator.state,
+            "arrivals": self._arrivals,
+            "adaptations": self.adaptations,
         }
         if self._params["gates"]:
-            state |= {"outliers": self._outliers.state(), "duplicates": self._duplicates.state()}
+            state |= {
+                "gaussians": self._gaussians.state(),
+                "outliers": self._outliers.state(),
+                "population": self._population.state(),
+                "duplicates": self._duplicates.state(),
+            }
         return state
 
     def _calibrate(self, observations: Observations) -> None:
+        n_classes = observations.logits.shape[1]
+        self._check_classes(observations, n_classes)
         self._rule = self._utility_rule().calibrate(observations)
-        self._start(observations.logits.shape[1])
+        self._start(n_classes)
         values = np.sort(self._rule.utility(observations))
         spread = values[np.linspace(0, len(values) - 1, _WINDOW).round().astype(np.int64)]
         order = np.random.Generator(np.random.PCG64(0)).permutation(_WINDOW)
         self._recent = RunningQuantile(_WINDOW, spread[order].tolist())
         if self._params["gates"]:
-            features = _features(observations)
-            features = features[np.lexsort(features.T)]  # sums must not depend on the order of the samples
-            self._outliers.calibrate(features)
+            features, classes = _features(observations), observations.classes
+            order = np.lexsort((classes, *features.T))  # sums must not depend on the order of the samples
+            features, classes = features[order], classes[order]
+            self._gaussians.calibrate(features, classes, n_classes)
+            self._outliers.calibrate(held_out_distances(features, classes, n_classes))
+            self._population = PopulationGate(features.shape[1])
             self._duplicates.calibrate(features)
 
     def _restore(self, state: JsonObject) -> None:
@@ -141,19 +170,24 @@ class ComposedSelector(BaseSelector):
         self._recent = RunningQuantile(_WINDOW, numbers("recent", state["recent"], _WINDOW).tolist())
         self._rate.restore(state["rate"])
         self._classes.restore(state["classes"])
-        self._odd_credit = number("odd_credit", state["odd_credit"])
         restore_generator(self._rng, state["generator"])
+        self._arrivals = count("arrivals", state["arrivals"])
+        self._log = _restored_log(state["adaptations"])
         if self._params["gates"]:
+            self._gaussians.restore(state["gaussians"])
             self._outliers.restore(state["outliers"])
+            self._population = PopulationGate(self._gaussians.n_features)
+            self._population.restore(state["population"])
             self._duplicates.restore(state["duplicates"])
-            if self._duplicates.n_features != self._outliers.n_features:
-                raise ValueError("both gates must be for the same features")
+            if self._duplicates.n_features != self._gaussians.n_features:
+                raise ValueError("all gates must be for the same features")
         self._rule = rule
 
     def _start(self, n_classes: int) -> None:
         self._classes = ClassShares(n_classes, self._params["floor"])
-        self._outliers, self._duplicates = OutlierGate(), DuplicateGate()
-        self._odd_credit = 0.0
+        self._gaussians, self._outliers, self._duplicates = ClassGaussians(), OutlierGate(), DuplicateGate()
+        self._arrivals = 0
+        self._log = _restored_log([])
 
     def _check_arrivals(self, observations: Observations) -> None:
         if self._rate.needs_time and (
@@ -186,6 +220,7 @@ class ComposedSelector(BaseSelector):
             share = self._rate.share(time_s, n_bytes)
             self._classes.arrived(label)
             priority[row] = self._recent.rank(value)
+            self._arrivals += 1
             chosen, reason = self._choose(value, label, features[row], share)
             chance = self._params["exploration"] * self._rate.target_share
             drawn = bool(self._rng.random() < chance)
@@ -193,41 +228,74 @@ class ComposedSelector(BaseSelector):
                 probability[row] = chance
             if chosen or drawn:
                 retain[row] = True
-                self._note_kept(label, features[row], n_bytes, odd=chosen and reason == _ODD)
+                self._note_kept(label, features[row], n_bytes)
             reasons.append(reason if chosen or not drawn else "exploration")
         return Decisions(retain, priority, probability, reasons)
 
     def _gate_features(self, observations: Observations) -> FloatArray:
         features = _features(observations)
-        if features.shape[1] != self._outliers.n_features:
+        if features.shape[1] != self._gaussians.n_features:
             raise InputError(
-                f"features must be {self._outliers.n_features} numbers after the projection, got "
+                f"features must be {self._gaussians.n_features} numbers after the projection, got "
                 f"{features.shape[1]}; calibrate {self.name!r} with the model that scores the stream"
             )
         return features
 
     def _choose(self, value: float, label: int, features: FloatArray, share: float) -> tuple[bool, str]:
         """Whether the rule itself keeps an arrival, and why or why not."""
-        if self._params["gates"]:
-            if not self._outliers.passes(features, frozen=self._params["frozen"]):
-                return (True, _ODD) if self._odd_credit >= 1 else (False, "outlier")
-            if not self._duplicates.passes(features):
-                return False, "near-duplicate"
+        refusal = self._refusal(label, features) if self._params["gates"] else None
+        if refusal is not None:
+            return False, refusal
         limit = self._recent.limit(share)
         if not self._params["frozen"]:
             self._recent.add(value)
+            if isfinite(limit):
+                self._note("limit", limit, at_least=_LOGGED_STEP)
         if value >= limit:
             return True, self.name
         if self._classes.below_floor(label, self._rate.target_share):
             return True, "class-floor"
         return False, "below-limit"
 
-    def _note_kept(self, label: int, features: FloatArray, n_bytes: int, *, odd: bool) -> None:
+    def _refusal(self, label: int, features: FloatArray) -> str | None:
+        """Which gate an arrival does not pass, if any; every gate but the last learns from all arrivals."""
+        frozen = self._params["frozen"]
+        away = self._gaussians.whitened(features, label)
+        is_usual = self._outliers.passes(float(away @ away), frozen=frozen)
+        is_known = True
+        if not frozen:
+            is_known = self._population.passes(away)
+            self._note("second-population", self._population.share if self._population.is_apart else 0.0)
+        if not is_usual:
+            return "outlier"
+        if not is_known:
+            return "second-population"
+        return None if self._duplicates.passes(features, frozen=frozen) else "near-duplicate"
+
+    def _note(self, what: str, value: float, at_least: float | None = None) -> None:
+        """Log a value: one that began or ended being 0, or moved by so much since it was logged last."""
+        last = next((entry["value"] for entry in reversed(self._log) if entry["what"] == what), 0.0)
+        moved = (last > 0) != (value > 0) if at_least is None else abs(value - last) >= at_least
+        if moved:
+            self._log.append({"arrival": self._arrivals, "what": what, "value": value})
+
+    def _note_kept(self, label: int, features: FloatArray, n_bytes: int) -> None:
         self._rate.kept(n_bytes)
         self._classes.kept(label)
-        self._odd_credit = min(self._odd_credit + _ODD_SHARE, _ODD_CREDIT) - odd
         if self._params["gates"]:
             self._duplicates.kept(features)
+
+
+def _restored_log(entries: Any) -> deque[JsonObject]:
+    if not isinstance(entries, list):
+        raise TypeError(f"adaptations must be a list, got {type(entries).__name__}")
+    log: deque[JsonObject] = deque(maxlen=_LOG_LENGTH)
+    for entry in entries:
+        if entry["what"] not in ("limit", "second-population"):
+            raise ValueError(f"what must be limit or second-population, got {entry['what']!r}")
+        arrival, value = count("arrival", entry["arrival"]), number("value", entry["value"])
+        log.append({"arrival": arrival, "what": entry["what"], "value": value})
+    return log
 
 
 def _features(observations: Observations) -> FloatArray:

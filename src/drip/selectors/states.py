@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from math import isfinite
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from drip.types import FloatArray
 
@@ -28,6 +30,23 @@ def number(name: str, value: Any) -> float:
     return float(value)
 
 
+def count(name: str, value: Any) -> int:
+    """An integer of at least 0.
+
+    Raises:
+        TypeError: no integer.
+        ValueError: below 0.
+
+    >>> count("arrivals", 2)
+    2
+    """
+    if type(value) is not int:
+        raise TypeError(f"{name} must be an integer, got {_brief(value)}")
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+    return value
+
+
 def numbers(name: str, values: Any, *shape: int | None) -> FloatArray:
     """Finite numbers in lists of the given lengths; None stands for any.
 
@@ -41,6 +60,32 @@ def numbers(name: str, values: Any, *shape: int | None) -> FloatArray:
     """
     _check(name, values, shape)
     return np.array(values, np.float64).reshape(len(values), *(-1 if n is None else n for n in shape[1:]))
+
+
+def packed(array: NDArray[np.floating[Any]], dtype: str = "<f4") -> str:
+    """Many numbers as text: base64 of a little-endian type, row after row."""
+    return b64encode(np.ascontiguousarray(array, dtype).tobytes()).decode()
+
+
+def unpacked(name: str, text: Any, *shape: int | None, dtype: str = "<f4") -> FloatArray:
+    """The numbers of :func:`packed`; the first length may be None for any.
+
+    Raises:
+        TypeError: no text, or a length that is no integer.
+        ValueError: not base64, not of that shape, NaN or infinity.
+
+    >>> unpacked("means", packed(np.ones((2, 3))), None, 3).shape
+    (2, 3)
+    """
+    if not isinstance(text, str) or not all(n is None or type(n) is int for n in shape):
+        raise TypeError(f"{name} must be text of numbers in rows, got {_brief(text)} of shape {shape}")
+    if any(n is not None and n < 1 for n in shape):
+        raise ValueError(f"{name} must have at least one number in a row, got shape {shape}")
+    values = np.frombuffer(b64decode(text, validate=True), dtype)
+    values = values.reshape(*(-1 if n is None else n for n in shape)).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return values
 
 
 def restore_generator(generator: np.random.Generator, state: Any) -> None:

@@ -4,9 +4,21 @@ Every part is usable alone and has bounded state that is saved and restored; non
 """
 
 from drip.selectors.parts.duplicates import DuplicateGate
+from drip.selectors.parts.gaussians import ClassGaussians, held_out_distances
 from drip.selectors.parts.outliers import OutlierGate
+from drip.selectors.parts.populations import PopulationGate
 from drip.selectors.parts.quantiles import RunningQuantile
 from drip.selectors.parts.quotas import ClassShares
 from drip.selectors.parts.rates import RateController, Target
 
-__all__ = ["ClassShares", "DuplicateGate", "OutlierGate", "RateController", "RunningQuantile", "Target"]
+__all__ = [
+    "ClassGaussians",
+    "ClassShares",
+    "DuplicateGate",
+    "OutlierGate",
+    "PopulationGate",
+    "RateController",
+    "RunningQuantile",
+    "Target",
+    "held_out_distances",
+]

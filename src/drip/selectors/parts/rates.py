@@ -10,7 +10,7 @@ from drip.selectors.states import number, numbers
 from drip.thresholds import check_fraction
 from drip.types import JsonObject
 
-_TIME_CONSTANT = 100
+_TIME_CONSTANT = 20
 _CREDIT_ARRIVALS = 200
 _INTERVAL_ARRIVALS = 200
 _LONGEST = 3.0 * _INTERVAL_ARRIVALS
@@ -60,7 +60,7 @@ class RateController:
     r"""Integral control of the share of the next arrivals that a rule should keep.
 
     With the credit :math:`c_t = \sum_{i \le t} (r_i - k_i)`, what should have been kept minus what was, the
-    share for the next arrival is :math:`r + c_t / 100`, cut to [0, 1]. A constant error of the rule's limit
+    share for the next arrival is :math:`r + c_t / 20`, cut to [0, 1]. A constant error of the rule's limit
     is so paid back within some hundreds of arrivals. The credit is bounded by what 200 arrivals are worth:
     a pause or a flood is not made good by keeping everything, or nothing, for hours.
 
