@@ -144,6 +144,36 @@ def test_a_closing_softmax_is_cut_off(last):
     assert_by_hand(graph_of(nodes, CONSTANTS, (2, 6, 7), outputs=("z",)))
 
 
+@pytest.mark.parametrize(
+    ("plumbing", "constants"),
+    [
+        ([("Cast", ["s"], ["z"], {"to": 1})], {}),
+        ([("Reshape", ["s", "sizes"], ["z"], {})], {"sizes": np.array([-1, 4])}),
+        ([("Unsqueeze", ["s", "q"], ["u"], {}), ("Squeeze", ["u", "q"], ["z"], {})], {"q": np.array([2])}),
+    ],
+    ids=["cast", "reshape", "squeeze"],
+)  # fmt: skip
+def test_a_softmax_is_cut_off_with_what_only_reshapes_its_result(plumbing, constants):
+    nodes = [*BACKBONE, *HEAD, ("Softmax", ["y"], ["s"], {"axis": 1}), *plumbing]
+    assert_by_hand(graph_of(nodes, {**CONSTANTS, **constants}, (2, 6, 7), outputs=("z",)))
+
+
+def test_a_softmax_whose_axes_are_exchanged_is_refused():
+    nodes = [*BACKBONE, *HEAD, ("Transpose", ["y"], ["t"], {}), ("Softmax", ["t"], ["s"], {"axis": 0})]
+    nodes.append(("Transpose", ["s"], ["z"], {}))
+    with pytest.raises(ExportError, match="Softmax_s"):
+        attach_score(graph_of(nodes, CONSTANTS, (2, 6, 7), outputs=("z",)))
+
+
+@pytest.mark.parametrize("ending", [[], [("Softmax", ["y"], ["z"], {"axis": 1})]], ids=["logits", "softmax"])
+def test_logits_with_positions_of_one_behind_a_convolution(ending):
+    kernel = np.ascontiguousarray(2 * WEIGHT.T[:, :, None, None])
+    nodes = [*BACKBONE, HEAD[0], ("Conv", ["p", "w1", "b"], ["y"], {}), *ending]
+    assert_by_hand(
+        graph_of(nodes, {"k": CONV, "w1": kernel, "b": BIAS}, (2, 6, 7), outputs=("yz"[len(ending)],))
+    )
+
+
 def test_a_closing_sigmoid_is_refused():
     nodes = [*BACKBONE, *HEAD, ("Sigmoid", ["y"], ["z"], {})]
     with pytest.raises(ExportError, match="Sigmoid_z"):
@@ -187,6 +217,16 @@ def test_names_of_the_format_inside_the_file_give_way():
     model = graph_of(nodes, CONSTANTS, (2, 6, 7))
     assert_by_hand(model)
     assert_by_hand(model, layer="drip.lower")
+
+
+def test_names_that_the_renaming_would_choose_give_way_too():
+    nodes = [("Conv", ["image", "k"], ["features"], {}), ("Relu", ["features"], ["source.features"], {})]
+    nodes += [("GlobalAveragePool", ["source.features"], ["p"], {}), HEAD[1]]
+    nodes += [
+        ("Gemm", ["f", "w", "b"], ["retain"], {"alpha": 2.0}),
+        ("Identity", ["retain"], ["source.retain"], {}),
+    ]
+    assert_by_hand(graph_of(nodes, CONSTANTS, (2, 6, 7), outputs=("source.retain",)))
 
 
 def test_an_open_image_size_needs_a_contract():
@@ -233,13 +273,24 @@ def _bypass(model):
     model.graph.node.append(helper.make_node("Add", ["u", "flat"], ["y"]))
 
 
+def _half(model):
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(
+            numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name)
+        )
+    model.graph.node.insert(0, helper.make_node("Cast", ["image"], ["half"], to=TensorProto.FLOAT16))
+    model.graph.node[1].input[0] = "half"
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+
+
 def _second_input(model):
     model.graph.input.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, ["n", 2]))
 
 
 BAD = {
     "two inputs": (_second_input, "one float32 input"),
-    "integers": (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 2), "float32"),
+    "integers": (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 2), "float32.*UINT8"),
+    "half precision inside": (_half, "float32 from the layer to the logits is needed, got float16 at 'a'"),
     "a branch around every activation": (_bypass, "all logits go through"),
     "an operation without a rule": (_sine, r"Sin \(node 'the_sine'"),
 }  # fmt: skip

@@ -12,12 +12,15 @@ from heads import build
 from networks import noise
 from onnx import numpy_helper
 
+from drip.device import OnnxScorer
 from drip.errors import DripError, ExportError, ModelError, PolicyError
 from drip.export import check, export_onnx, model_file_digest, read_metadata, set_policy
 from drip.export.checking import run_file
 from drip.export.limits import LOWER, UPPER
+from drip.media import InputContract
 from drip.policy import Policy, Provenance
-from drip.selectors import create
+from drip.scoring import TorchScorer, model_digest
+from drip.selectors import create, from_policy
 from drip.types import Observations
 
 
@@ -135,6 +138,30 @@ def test_a_rule_that_reads_what_the_file_does_not_give_is_refused(path):
     policy = Policy.of(selector, n_classes=5, provenance=Provenance(model_digest=read_metadata(path).digest))
     with pytest.raises(PolicyError, match="contrast"):
         set_policy(path, policy)
+
+
+@pytest.mark.parametrize(
+    ("rule", "params", "output"),
+    [("lowest-contrast", {}, "drip_contrast"), ("adaptive-margin", {"gates": True}, "features")],
+)
+def test_export_adds_the_output_that_the_rule_reads(rule, params, output, tmp_path):
+    model, _, layer = build("gap_linear")
+    path, x = tmp_path / "model.onnx", noise((3, 9, 11), 200)
+    scorer = TorchScorer(model, layer=layer, contrast=True)
+    scored = scorer.score(x)
+    selector = create(rule, retention=0.5, **params).calibrate(scored)
+    provenance = Provenance(
+        model_digest=model_digest(model), layer=scorer.layer, score=scorer.score_definition,
+        input_contract=InputContract((3, 9, 11)).to_json(),
+    )  # fmt: skip
+    policy = Policy.of(selector, n_classes=scored.logits.shape[1], provenance=provenance)
+    export_onnx(model, policy, x[:2], path)
+    assert [item.name for item in onnx.load(path).graph.output][4:] == [output]
+    assert check(path).ok
+    decided = from_policy(policy).decide_many(OnnxScorer(path).score(x)).retain
+    expected = from_policy(policy).decide_many(scored).retain
+    assert (decided == expected).mean() >= 0.99
+    assert 0 < decided.mean() < 1
 
 
 # -- digest ----------------------------------------------------------------------------------------------

@@ -24,9 +24,11 @@ from drip.export.metadata import (
     write_metadata,
 )
 from drip.export.prepare import prepared, prune
+from drip.export.proof import require_derivative
 from drip.export.weights import Differentiator, MapWeights
 from drip.media import InputContract
 from drip.policy import Policy
+from drip.selectors import from_policy
 
 HEATMAPS = ("raw", "normalised")
 _LARGEST = float(np.finfo(np.float32).max)
@@ -54,7 +56,7 @@ def attach_score(
               \mathrm{score} = \frac1Z \sum_p \max\Bigl(0, \sum_k a_k A_{k,p}\Bigr)
 
     The head, from the activation A to the logits f, is differentiated symbolically; what is added are
-    ordinary forward operations of ONNX.
+    ordinary forward operations of ONNX. The weights a_k are compared with finite differences.
 
     Args:
         model: The classifier: one float32 input (N, *shape), logits (N, n_classes), opset 13 or one
@@ -63,8 +65,9 @@ def attach_score(
         policy: Limits to write; None retains all.
         contract: How samples become inputs; None takes the policy's, or else none but the shape.
         class_names: In the order of the logits; none takes the policy's.
-        contrast: Also give ``drip_contrast``, the score of the two largest logits' difference.
-        features: Also give ``features``, the mean of each map.
+        contrast: Also give ``drip_contrast``, the score of the two largest logits' difference; given
+            without asking where the policy's rule reads it.
+        features: Also give ``features``, the mean of each map; likewise.
         heatmap: ``raw`` as in the paper, or ``normalised``: each heatmap to [0, 1] before the mean.
         output: Name of the output with the logits, where the model has several.
         closing_softmax: ``cut``: the input of a softmax at the end are the logits; or ``keep``.
@@ -73,7 +76,8 @@ def attach_score(
         parent_digest: Digest of the model that this one was made from; None takes this one's.
 
     Raises:
-        ExportError: The graph has no head to differentiate, or more than one input; it names the node.
+        ExportError: The graph has no head to differentiate, or more than one input; it names the node. Or
+            its derivative is not that of finite differences.
         PolicyError: The policy belongs to another model.
 
     References:
@@ -98,12 +102,16 @@ def attach_score(
     names = tuple(class_names) or (policy.provenance.class_names if policy is not None else ())
     if names and len(names) != n_classes:
         raise ExportError(f"{n_classes} class names are needed, got {len(names)}: {names!r}")
+    if policy is not None:
+        needs = from_policy(policy).needs
+        contrast, features = contrast or "contrast" in needs, features or "features" in needs
     writer = _Writer(graph, head, heatmap)
     batch = "batch" if source.dynamic else 1
-    writer.write(limits_of(policy, n_classes), contrast=contrast, features=features)
+    weights = writer.write(limits_of(policy, n_classes), contrast=contrast, features=features)
     del source.model.graph.output[:]
     source.model.graph.output.extend(_outputs(batch, n_classes, head, contrast=contrast, features=features))
     prune(source.model)
+    require_derivative(source.model, head, weights, source.shape, dynamic=source.dynamic)
     metadata = ModelMetadata(
         digest="",
         quantization=None,
@@ -158,8 +166,8 @@ class _Writer:
     head: Head
     heatmap: str
 
-    def write(self, limits: np.ndarray, *, contrast: bool, features: bool) -> None:
-        """All nodes, outputs under their names."""
+    def write(self, limits: np.ndarray, *, contrast: bool, features: bool) -> MapWeights:
+        """All nodes, outputs under their names; returns the weights of the score's maps."""
         g, head = self.graph, self.head
         flat = head.logits
         if g.rank(flat) > 2:
@@ -178,6 +186,7 @@ class _Writer:
         if features:
             mean = g.reduce("ReduceMean", maps, [2], keep=False)
             g.add("Identity", mean, outputs=["features"])
+        return weights
 
     def _maps(self) -> str:
         """The activation as (N, K, Z)."""

@@ -76,10 +76,12 @@ class Shape:
     Attributes:
         sizes: At a batch of two, or at the only batch that the graph takes.
         growing: Axes that had another size at a batch of three.
+        kind: Name of the values' type, such as ``float32``.
     """
 
     sizes: tuple[int, ...]
     growing: frozenset[int]
+    kind: str
 
 
 class Graph:

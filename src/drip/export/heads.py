@@ -61,17 +61,20 @@ class Head:
 def find_logits(graph: Graph, output: str, closing_softmax: ClosingSoftmax = "cut") -> str:
     """The logits behind an output: what enters a closing softmax that is cut, else the output itself.
 
+    The softmax closes the graph also where its result is only reshaped or cast behind it.
+
     Raises:
-        ExportError: The graph ends with a sigmoid.
+        ExportError: The graph ends with a sigmoid, or with a softmax whose axes are exchanged.
     """
     if closing_softmax == "keep":
         return output
-    node = graph.producer.get(output)
-    while node is not None and node.op in {"Identity", "Dropout"}:
+    node, turned = graph.producer.get(output), False
+    while node is not None and node.op in _PLUMBING:
+        turned |= node.op == "Transpose"
         node = graph.producer.get(node.inputs[0])
-    if node is not None and node.op in {"Softmax", "LogSoftmax"}:
+    if node is not None and node.op in {"Softmax", "LogSoftmax"} and not turned:
         return node.inputs[0]
-    if node is not None and node.op in {"Sigmoid", "ArgMax", "TopK", "ZipMap"}:
+    if node is not None and node.op in {"Softmax", "LogSoftmax", "Sigmoid", "ArgMax", "TopK", "ZipMap"}:
         raise ExportError(
             f"a graph that ends with one logit per class is needed, got {node} at the end; "
             "cut it off, or name the output that has the logits"
@@ -105,7 +108,7 @@ def find_head(
         dynamic: Whether the graph takes batches of two and three.
 
     Raises:
-        ExportError: There is no such tensor, or none with positions.
+        ExportError: There is no such tensor, or none with positions, or it is not float32.
     """
     cuts = graph.cuts(logits)
     while layer is not None and layer not in graph.ancestors(logits) and layer in graph.producer:
@@ -123,6 +126,7 @@ def find_head(
     for node in nodes:
         names |= {name for name in (*node.inputs, *node.outputs) if name}
     measure(graph, shape, sorted(names), dynamic=dynamic)
+    _require_float32(graph, layer, logits)
     found: Layout = layout or _layout(graph, layer)
     sizes = graph.sizes(layer)
     if len(sizes) < 3:
@@ -139,6 +143,15 @@ def find_head(
         positions = (sizes[1] - skipped,)
         found = "tokens"
     return Head(layer, logits, found, sizes[-1], positions, skipped, nodes)
+
+
+def _require_float32(graph: Graph, *names: str) -> None:
+    for name in names:
+        if graph.shapes[name].kind != "float32":
+            raise ExportError(
+                f"float32 from the layer to the logits is needed, got {graph.shapes[name].kind} at {name!r}; "
+                "convert the file to float32, or export it anew"
+            )
 
 
 def _class_tokens(n_tokens: int, layer: str) -> int:

@@ -65,7 +65,10 @@ def prepared(model: onnx.ModelProto, shape: tuple[int, ...] | None, output: str 
     stored = {tensor.name for tensor in graph.initializer}
     inputs = [item for item in graph.input if item.name not in stored]
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:
-        listed = ", ".join(f"{item.name} of type {item.type.tensor_type.elem_type}" for item in inputs)
+        listed = ", ".join(
+            f"{item.name} of type {TensorProto.DataType.Name(item.type.tensor_type.elem_type)}"
+            for item in inputs
+        )
         raise ExportError(f"one float32 input is needed, got {listed or 'none'}; convert or cut the graph")
     source = inputs[0]
     del graph.input[:]
@@ -106,7 +109,10 @@ def _renamed(graph: onnx.GraphProto) -> dict[str, str]:
     """Rename the input, and whatever has a name that the format gives away."""
     used = {name for node in graph.node for name in (*node.input, *node.output)}
     used |= {tensor.name for tensor in graph.initializer}
-    names = {name: f"source.{name}" for name in used if name in _RESERVED or name.startswith(PREFIX)}
+    stem = "source."
+    while any(name.startswith(stem) for name in used):
+        stem = f"source.{stem}"
+    names = {name: f"{stem}{name}" for name in used if name in _RESERVED or name.startswith(PREFIX)}
     names[graph.input[0].name] = "input"
     _rename(graph, names)
     return {old: new for old, new in names.items() if old != new}

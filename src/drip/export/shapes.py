@@ -77,7 +77,7 @@ def measure(graph: Graph, shape: Sequence[int], names: Sequence[str], *, dynamic
         if not isinstance(first, np.ndarray):
             continue
         growing = {axis for axis, (a, b) in enumerate(zip(first.shape, second.shape, strict=True)) if a != b}
-        graph.shapes[name] = Shape(first.shape, frozenset(growing))
+        graph.shapes[name] = Shape(first.shape, frozenset(growing), first.dtype.name)
         if name not in graph.varying and first.dtype.kind in "ib" and np.array_equal(first, second):
             graph.values[name] = first
 

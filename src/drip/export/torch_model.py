@@ -34,6 +34,7 @@ from drip.scoring.mode import ScoringMode, locks_of
 from drip.scoring.scorer import Heatmap
 from drip.scoring.tap import run_tapped
 from drip.scoring.target import Target, find_target
+from drip.selectors import from_policy
 
 TOLERANCE = 1e-5
 """Largest deviation from PyTorch, in units of the batch's largest value."""
@@ -66,8 +67,8 @@ def export_onnx(
         example_input: At least one input, shape (N, *shape).
         path: Where to write.
         layer: Target layer as for :class:`drip.scoring.TorchScorer`.
-        contrast: Also give ``drip_contrast``.
-        features: Also give ``features``.
+        contrast: Also give ``drip_contrast``; given without asking where the policy's rule reads it.
+        features: Also give ``features``; likewise.
         heatmap: ``raw`` or ``normalised``.
         contract: How samples become inputs; None takes the policy's.
         class_names: In the order of the logits; none takes the policy's.
@@ -87,6 +88,7 @@ def export_onnx(
         raise ExportError(f"the method 'gradcam' is needed, got {definition['method']!r}; calibrate with it")
     layer = layer or definition.get("layer")
     chosen = heatmap or definition.get("heatmap", "raw")
+    contrast = contrast or (policy is not None and "contrast" in from_policy(policy).needs)
     example = np.array(example_input, dtype=np.float32)
     scorer = TorchScorer(model, layer=layer, heatmap=chosen, contrast=contrast, example=example)
     digest = model_digest(model)

@@ -215,6 +215,8 @@ class Differentiator:
         order = g.number(np.arange(n_classes), np.int64)
         hot = [g.add("Cast", g.add("Equal", g.unsqueeze(one, 1), order), to=1) for one in classes]
         seed = hot[0] if len(hot) == 1 else g.add("Sub", *hot)
+        if g.rank(end) > 2:
+            seed = g.reshape_like(seed, end)
         return seed if end == start else Tape(g, start, g.between(start, end)).gradient({end: seed})
 
     def _mean_of_tokens(self, gradient: str) -> str:
