@@ -16,7 +16,7 @@ from experiments.reading import DATASETS, Evidence, Place, Series
 from experiments.statistics import Comparison, compare
 from experiments.tables import against, dataset_name, kept, percent, signed
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "drip",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -65,7 +65,7 @@ def figures(evidence: Evidence) -> dict[str, str]:
     found: dict[str, str] = {}
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
+        mpl.rcParams.update(STYLE)
         drawn: dict[str, Figure | None] = {
             "fig2": score_histograms(evidence),
             "fig4": dpw_curves(evidence, ("cifar10",), words=_PAPER_WORDS),

@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 
 from drip.files import write_atomically
-from experiments import tabular
+from experiments import tabular, tabular_report
 from experiments.choices import choices
 from experiments.claims import Verdict, verdicts
 from experiments.figures import figures
@@ -68,12 +68,15 @@ def render(results: Path) -> dict[str, str]:
     Raises:
         InputError: a line is no record, or runs of one arm have different configurations.
     """
-    evidence = Evidence(
-        record for record in Ledger(results).records() if record.cell.unit.study != tabular.NAME
-    )
+    records = list(Ledger(results).records())
+    evidence = Evidence(record for record in records if record.cell.unit.study != tabular.NAME)
     drawn = figures(evidence)
     page = "\n".join(_page(evidence, drawn)).rstrip() + "\n"
-    return {PAGE: page, **{f"{FIGURES}/{name}.svg": text for name, text in drawn.items()}}
+    return {
+        PAGE: page,
+        **{f"{FIGURES}/{name}.svg": text for name, text in drawn.items()},
+        **tabular_report.render(records),
+    }
 
 
 def _page(evidence: Evidence, drawn: Mapping[str, str]) -> list[str]:

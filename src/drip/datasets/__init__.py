@@ -11,6 +11,7 @@ from pathlib import Path
 
 from drip.datasets.audio import AudioDataset
 from drip.datasets.cifar10 import load_cifar10
+from drip.datasets.collision import load_collision
 from drip.datasets.dry_bean import load_dry_bean
 from drip.datasets.fetch import Progress, Source
 from drip.datasets.images import ImageDataset
@@ -34,6 +35,7 @@ __all__ = [
     "TableDataset",
     "load",
     "load_cifar10",
+    "load_collision",
     "load_dry_bean",
     "load_mnist",
     "load_speech_commands",
@@ -50,7 +52,7 @@ LOADERS: Mapping[str, Callable[..., ImageDataset | AudioDataset]] = {
 }
 """The function that loads a data set, by its name; all take the keywords of :func:`load`."""
 
-TABLES: Mapping[str, Callable[..., TableDataset]] = {"dry_bean": load_dry_bean}
+TABLES: Mapping[str, Callable[..., TableDataset]] = {"dry_bean": load_dry_bean, "collision": load_collision}
 """The function that loads a table, by its name; all take the keywords of :func:`load_table`."""
 
 
@@ -109,7 +111,7 @@ def load_table(
 
     >>> load_table("iris")
     Traceback (most recent call last):
-    drip.errors.InputError: a table of dry_bean is needed, got 'iris'
+    drip.errors.InputError: a table of dry_bean, collision is needed, got 'iris'
     """
     if name not in TABLES:
         raise InputError(f"a table of {', '.join(TABLES)} is needed, got {name!r}")
