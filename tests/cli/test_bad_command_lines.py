@@ -217,6 +217,8 @@ def test_what_is_written_replaces_nothing_that_is_read(board, digits, refused):
         (board.bare.path, ["calibrate", board.bare.path, "--data", board.calibration]),
         (digits.weights, ["calibrate", *model, "--data", digits.calibration, "--shape", "1,28,28"]),
         (digits.policy, ["model", "export", *model, "--policy", digits.policy]),
+        (board.bare.path, ["model", "export", board.bare.path]),
+        (board.bare.path, ["model", "quantize", board.bare.path, "--data", board.calibration]),
     ):
         content = path.read_bytes()
         assert "which is read" in refused(*arguments, "--out", path, code=1)

@@ -112,3 +112,16 @@ def test_a_watched_folder_is_served_while_nothing_arrives(board, tmp_path):
     with RetentionStore.open_readonly(path) as store:
         assert store.check().ok
         assert store.stats().seen == N_PRODUCTION + 2
+
+
+def test_a_stream_in_which_nothing_came_says_so_without_numbers_of_nothing(board, tmp_path):
+    folder, status = tmp_path / "empty", tmp_path / "status.json"
+    folder.mkdir()
+    options = ["--source", f"watch:{folder}", "--store", tmp_path / "kept.db", "--status-file", status]
+    process = start(["run", board.model.path, *options], tmp_path)
+    wait_until(lambda: status.exists() and json.loads(status.read_text())["reason"] != "starting", process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Nothing came before the run was asked to stop." in output
+    assert "nan" not in output

@@ -243,7 +243,14 @@ def test_samples_of_another_contract_are_refused_by_their_id(parent, tmp_path):
 
 def test_scores_that_are_all_alike_are_refused(parent, tmp_path):
     alike = [Sample(str(i), encode_npy(np.zeros((1, 28, 28))), "application/x-npy") for i in range(200)]
-    with pytest.raises(ExportError, match="scores that differ"):
+    with pytest.raises(ExportError, match="samples that differ"):
+        quantize(parent, lambda: alike, tmp_path / "q.onnx", LENIENT)
+
+
+def test_scores_that_differ_by_the_rounding_of_batches_are_refused_as_alike(parent, digits, tmp_path):
+    data = encode_npy(inputs_of(digits.calibration)[0])
+    alike = [Sample(str(i), data, "application/x-npy") for i in range(220)]  # the last batch is smaller
+    with pytest.raises(ExportError, match="samples that differ"):
         quantize(parent, lambda: alike, tmp_path / "q.onnx", LENIENT)
 
 

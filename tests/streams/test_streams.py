@@ -15,6 +15,7 @@ from drip.datasets import ImageDataset
 from drip.errors import StreamError
 from drip.media import MEDIA_TYPES
 from drip.streams import SCHEMES, DatasetSource, FolderSource, open_source
+from drip.streams.messages import reason_of
 from drip.testing import check_source
 
 SMALL = ImageDataset(
@@ -105,6 +106,21 @@ def test_links_to_files_are_read_and_links_to_folders_are_not_followed(folder):
 def test_dangling_link_is_no_file(folder):
     (folder / "a" / "gone.png").symlink_to(folder / "nowhere.png")
     assert ids(FolderSource(folder)) == ALL
+
+
+def test_a_pipe_is_no_file_and_is_not_waited_for(folder):
+    os.mkfifo(folder / "pipe.png")
+    assert ids(FolderSource(folder)) == ALL
+
+
+def test_a_file_that_would_fill_the_memory_is_refused_and_the_others_are_given(folder):
+    with (folder / "a" / "11.png").open("wb") as file:
+        file.write(b"\x89PNG")
+        file.truncate(2**40)
+    *_, refused, _, _, _ = next(FolderSource(folder).batches(10))
+    assert refused.id.startswith("a/11.png/")
+    assert refused.data == b"\x89PNG" + bytes(1020)
+    assert "at most 268435456 bytes is needed, got 1099511627776" in reason_of(refused)
 
 
 def test_long_path_has_an_id_that_a_store_takes_and_that_no_other_has(tmp_path):

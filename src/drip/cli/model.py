@@ -50,8 +50,13 @@ def export(
     heatmap: Annotated[
         str | None, typer.Option(help="*raw* or *normalised*; default as in the policy, or raw.")
     ] = None,
-    contrast: Annotated[bool, typer.Option("--contrast", help="Add the output drip_contrast.")] = False,
-    features: Annotated[bool, typer.Option("--features", help="Add the output features.")] = False,
+    contrast: Annotated[
+        bool,
+        typer.Option(
+            "--contrast", help="Add the output drip_contrast; added anyway where the policy reads it."
+        ),
+    ] = False,
+    features: Annotated[bool, typer.Option("--features", help="Add the output features; likewise.")] = False,
     shape: Annotated[
         str | None, typer.Option(help="Shape of one input; default as in the policy or the ONNX file.")
     ] = None,
@@ -75,7 +80,7 @@ def export(
         numbers = parse_numbers(mean), parse_numbers(std)
         contract = InputContract(parse_shape(shape), resize, *numbers, sample_rate)
     names = parse_names(class_names)
-    require_writable(out, weights, policy)
+    require_writable(out, model, weights, policy)
     metadata = _write(
         model, weights, policy, out, layer=layer, heatmap=heatmap, contract=contract, class_names=names,
         contrast=contrast, features=features,
@@ -181,7 +186,7 @@ def quantize(
         calibration, samples, per_channel=not per_tensor, activations=activations,
         float_layers=float_layers, limits=limits, min_kappa=min_kappa,
     )  # fmt: skip
-    require_writable(out)
+    require_writable(out, model)
     report = write(model, data, out, settings)
     print_metadata(report.metadata, out, json_output=json_output)
     if not json_output:

@@ -133,14 +133,17 @@ def print_run(result: RunResult, *, json_output: bool) -> None:
         counts |= {"n_published": result.n_published, "n_unpublished": result.n_unpublished}
         print_json({"run": counts, "store": asdict(stats)})
         return
-    if not tally.n_seen:
+    if not tally.n_seen and tally.interrupted:
+        print_lines(["Nothing came before the run was asked to stop."])
+    elif not tally.n_seen:
         print_lines(["Nothing came behind the position of the last run; another store starts anew."])
+    share = f" ({tally.retention:.1%})" if tally.n_retained + tally.n_discarded else ""
     per_sample = sum(tally.seconds[stage] for stage in ("score", "decide")) / max(tally.n_seen, 1)
     print_facts(
         "This run",
         {
             "seen": f"{tally.n_seen} samples, {byte_size(tally.bytes_seen)}",
-            "retained": f"{tally.n_retained} ({tally.retention:.1%}), {byte_size(tally.bytes_retained)}",
+            "retained": f"{tally.n_retained}{share}, {byte_size(tally.bytes_retained)}",
             "set aside": f"{tally.n_quarantined} in quarantine, {tally.n_skipped} skipped",
             "score and decide": f"{1e3 * per_sample:.2f} ms per sample",
         },

@@ -129,7 +129,8 @@ class ModelMetadata:
             if not accept_parent_limits:
                 raise PolicyError(
                     "limits that were fitted on the quantised file are needed, got those of its parent "
-                    f"{wanted[:12]}...; run drip calibrate with this file, or give --accept-parent-limits"
+                    f"{wanted[:12]}...; run drip calibrate with this file, "
+                    "or drip run with --accept-parent-limits"
                 )
         elif wanted not in self.digests:
             policy.require(self.digest)

@@ -29,7 +29,7 @@ from drip.pipeline import observe
 from drip.policy import Policy
 from drip.streams import open_source
 from drip.thresholds import check_fraction
-from drip.types import BoolArray, IntArray, JsonObject, Observations, Sample
+from drip.types import BoolArray, FloatArray, IntArray, JsonObject, Observations, Sample
 
 Limits = Literal["best", "parent", "scaled", "refit"]
 Samples = Callable[[], Iterable[Sample]]
@@ -234,10 +234,10 @@ class _Work:
             raise ExportError(
                 f"at least {_LEAST_SAMPLES} samples are needed, half of them held out, got {len(parent)}"
             )
-        if not np.ptp(parent.scores) > 0:
+        if _are_alike(parent.scores):
             raise ExportError(
-                f"scores that differ are needed, got {parent.scores[0]} for every sample; export it again "
-                "with another layer"
+                f"samples that differ in their scores are needed, got {parent.scores[0]:.6g} for each; give "
+                "other samples, or export the file again with another layer"
             )
         share = self.settings.held_out
         self.fit, self.held = split_rows(len(parent), (1 - share, share), self.settings.seed)
@@ -298,9 +298,9 @@ class _Work:
             raise ExportError(
                 f"data that stay the same are needed, got {len(parent)} samples, then {len(found)}"
             )
-        if not np.ptp(found.scores) > 0:
+        if _are_alike(found.scores):
             raise ExportError(
-                f"scores that differ are needed, the int8 file gives {found.scores[0]} for every sample; "
+                f"scores that differ are needed, the int8 file gives {found.scores[0]:.6g} for every sample; "
                 "try another calibration"
             )
         given = candidates(policy, parent[self.fit], found[self.fit])
@@ -360,6 +360,11 @@ class _Work:
                 stored[name].CopyFrom(numpy_helper.from_array(values, name))
             metadata = replace(metadata, policy=policy)
         return write_metadata(quantised, replace(metadata, quantization=recipe))
+
+
+def _are_alike(scores: FloatArray) -> bool:
+    """Whether scores differ by no more than rounding does, which batches of another size change."""
+    return not np.ptp(scores) > 1e-5 * float(np.abs(scores).max())
 
 
 def fewest(holds: Callable[[int], bool], n: int) -> int | None:

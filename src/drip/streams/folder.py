@@ -8,15 +8,19 @@ from pathlib import Path
 
 from drip.errors import StreamError
 from drip.media import MEDIA_TYPES
-from drip.streams.messages import printable, short_id
+from drip.streams.messages import HEAD_BYTES, printable, refused, short_id
 from drip.types import Sample
+
+MAX_BYTES = 2**28
+"""Largest file that is read into memory; an image of as many pixels as an input contract takes fits."""
 
 
 class FolderSource:
     """Every image, audio file and array below a folder, in lexical order of the relative paths.
 
     The identity of a sample is its relative path, its time the file's modification time. With
-    ``class_names`` the name of the folder that a file lies in is its true label.
+    ``class_names`` the name of the folder that a file lies in is its true label. Pipes and devices are left
+    out. A file of more than 256 MiB comes as a refused sample with its first 1024 bytes.
 
     Delivery: at least once. Files are never touched; the cursor is the folder and the path of the last
     file, so a restarted run continues behind it, and a run on another folder starts at its first file.
@@ -84,7 +88,7 @@ class FolderSource:
             folders[:] = [name for name in folders if not name.startswith(".")]
             for name in names:
                 place = Path(root) / name
-                if place.suffix.lower() in MEDIA_TYPES and not name.startswith(".") and place.exists():
+                if place.suffix.lower() in MEDIA_TYPES and not name.startswith(".") and place.is_file():
                     path = place.relative_to(self._folder)
                     yield printable(path), path
 
@@ -95,9 +99,14 @@ class FolderSource:
         path = self._paths[name]
         place = self._folder / path
         try:
-            data, modified = place.read_bytes(), place.stat().st_mtime
+            with place.open("rb") as file:
+                n_bytes = place.stat().st_size
+                data = file.read(HEAD_BYTES if n_bytes > MAX_BYTES else MAX_BYTES)
+                modified = place.stat().st_mtime
         except OSError as error:
             raise StreamError(f"a readable file is needed at {place}, got: {error}") from error
+        if n_bytes > MAX_BYTES:
+            return refused(name, data, f"a file of at most {MAX_BYTES} bytes is needed, got {n_bytes}")
         return Sample(
             id=short_id(name),
             data=data,

@@ -106,6 +106,7 @@ class MqttAddress:
         is_tls = parts.scheme == "mqtts"
         _require_host(parts.hostname)
         _require_text("topic", topic)
+        _require_filter(topic)
         if options["client"]:
             _require_text("client", options["client"])
         user = None if parts.username is None else unquote(parts.username)
@@ -171,6 +172,20 @@ def _require_text(name: str, text: str) -> None:
         raise StreamError(
             f"{name} must be UTF-8 of 1 to 65535 bytes without a null character, got {shown!r}; "
             "correct the URL"
+        )
+
+
+def _require_filter(topic: str) -> None:
+    """MQTT 5, section 4.7.1: a wildcard is a level of its own, and that of all levels the last one."""
+    *before, last = topic.split("/")
+    if "#" in "".join(before) or any("+" in level and level != "+" for level in (*before, last)):
+        is_filter = False
+    else:
+        is_filter = "#" not in last or last == "#"
+    if not is_filter:
+        raise StreamError(
+            f"a topic such as cameras/+/new or cameras/# is needed, got {topic!r}; each wildcard is a level "
+            "of its own, and # the last one"
         )
 
 
