@@ -8,9 +8,9 @@ from math import isfinite
 from pathlib import Path
 
 from drip.files import write_atomically
-from experiments import tabular, tabular_report
+from experiments import registered_report, tabular, tabular_report
 from experiments.choices import choices
-from experiments.claims import Verdict, verdicts
+from experiments.claims import Verdict, margin, verdicts
 from experiments.figures import figures
 from experiments.ledger import Ledger
 from experiments.planning import ranges
@@ -75,6 +75,7 @@ def render(results: Path) -> dict[str, str]:
     return {
         PAGE: page,
         **{f"{FIGURES}/{name}.svg": text for name, text in drawn.items()},
+        **registered_report.render(evidence),
         **tabular_report.render(records),
     }
 
@@ -227,10 +228,10 @@ def _best_rules(evidence: Evidence) -> list[str]:
 
 
 def _how_to_read() -> list[str]:
-    margin = signed(-paper()["paper"]["margin"], 1)
+    margins = joined([f"{signed(-margin(dataset), 1)} ({dataset_name(dataset)})" for dataset in DATASETS])
     equal = (
         "An arm counts as not below another when the corrected interval of the difference lies above "
-        f"{margin} points: the largest standard deviation that Table I gives for all data or DRIP."
+        f"{margins} points: the larger of the standard deviations that Table I gives for all data and DRIP."
     )
     return ["## How to read the numbers", "", *prose(_READ), *prose(equal)]
 
