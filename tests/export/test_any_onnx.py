@@ -238,6 +238,20 @@ def test_an_open_image_size_needs_a_contract():
         attach_score(model, contract=InputContract((3, 6, 7)))
 
 
+@pytest.mark.parametrize("declared", [(6, 7, 2), ("h", "w", 2), ("h", "w", "c")], ids=str)
+def test_an_input_with_channels_at_the_end_is_turned_where_the_contract_has_them_in_front(declared):
+    nodes = [("Transpose", ["image"], ["t"], {"perm": [0, 3, 1, 2]}), *BACKBONE, *HEAD]
+    nodes[1] = ("Conv", ["t", "k"], ["c"], {})
+    model = graph_of(nodes, CONSTANTS, declared)
+    if declared[2] == "c":  # nothing says where the channels are: as the contract has them
+        with pytest.raises(ExportError, match="takes one input at a time"):
+            attach_score(model, contract=InputContract((2, 6, 7)))
+        return
+    assert_by_hand(model, contract=InputContract((2, 6, 7)))
+    with pytest.raises(ExportError, match=r"or \(6, 7, 3\) with channels at the end"):
+        attach_score(model, contract=InputContract((3, 6, 7)))
+
+
 def test_channels_at_the_end():
     nodes = [
         *BACKBONE,

@@ -58,7 +58,11 @@ def export(
     ] = False,
     features: Annotated[bool, typer.Option("--features", help="Add the output features; likewise.")] = False,
     shape: Annotated[
-        str | None, typer.Option(help="Shape of one input; default as in the policy or the ONNX file.")
+        str | None,
+        typer.Option(
+            help="Shape of one input, channels first, also for a graph that has them last; default as in the "
+            "policy or the ONNX file."
+        ),
     ] = None,
     mean: Annotated[str, typer.Option(help="Mean per channel that training subtracted; with --shape.")] = "0",
     std: Annotated[

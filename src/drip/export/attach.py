@@ -63,7 +63,8 @@ def attach_score(
             that ONNX can convert to 17.
         layer: Name of the tensor to score; None finds the activation that enters the head.
         policy: Limits to write; None retains all.
-        contract: How samples become inputs; None takes the policy's, or else none but the shape.
+        contract: How samples become inputs; None takes the policy's, or else none but the shape. A graph
+            with channels at the end gets an input with channels in front, as contracts have them.
         class_names: In the order of the logits; none takes the policy's.
         contrast: Also give ``drip_contrast``, the score of the two largest logits' difference; given
             without asking where the policy's rule reads it.

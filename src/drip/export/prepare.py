@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import TensorProto, inliner, version_converter
+from onnx import TensorProto, helper, inliner, version_converter
 
 from drip.device.metadata import KEY
 from drip.errors import ExportError
@@ -44,7 +44,8 @@ def prepared(model: onnx.ModelProto, shape: tuple[int, ...] | None, output: str 
 
     Args:
         model: Any ONNX model.
-        shape: Shape of one input; None reads it off the graph.
+        shape: Shape of one input; None reads it off the graph. Where the graph has the same sizes with the
+            channels at the end, the copy takes them in front, as contracts do.
         output: Name of the output with the logits; None takes the only one, or one called ``logits``.
 
     Raises:
@@ -76,7 +77,9 @@ def prepared(model: onnx.ModelProto, shape: tuple[int, ...] | None, output: str 
     del graph.value_info[:]
     wanted = _output_name(graph, output)
     names = _renamed(graph)
-    shape = _input_shape(graph.input[0], shape)
+    shape, is_last = _input_shape(graph.input[0], shape)
+    if is_last:
+        _turn_input(graph, shape)
     wanted = names.get(wanted, wanted)
     return Prepared(copy, wanted, shape, _free_batch(copy, wanted, shape), names)
 
@@ -131,22 +134,47 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
             item.name = names.get(item.name, item.name)
 
 
-def _input_shape(source: onnx.ValueInfoProto, asked: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Shape of one input; what the graph leaves open is fixed as asked."""
+def _input_shape(source: onnx.ValueInfoProto, asked: tuple[int, ...] | None) -> tuple[tuple[int, ...], bool]:
+    """Shape of one input, and whether the graph takes it with channels at the end; open sizes are fixed."""
     axes = source.type.tensor_type.shape.dim
     if len(axes) < 2:
         raise ExportError(f"an input of shape (N, *shape) is needed, got {len(axes)} axes; export it anew")
     declared = tuple(axis.dim_value if axis.HasField("dim_value") else 0 for axis in axes[1:])
     shape = declared if asked is None else tuple(asked)
-    fits = len(shape) == len(declared) and all(d in {0, s} for d, s in zip(declared, shape, strict=False))
-    if not fits:
-        raise ExportError(f"a contract for inputs of shape {declared} is needed, got shape {shape}")
+    turned = (*shape[1:], shape[0])
+    is_last = not _fits(shape, declared) and _fits(turned, declared)
+    if not (is_last or _fits(shape, declared)):
+        raise ExportError(
+            f"a contract for inputs of shape {declared} is needed, got shape {shape}, or {turned} with "
+            "channels at the end; 0 stands for any size"
+        )
     if 0 in shape:
         raise ExportError(f"a fixed input shape is needed, got {shape}, 0 for open sizes; give a contract")
-    for axis, size in zip(axes[1:], shape, strict=True):
+    for axis, size in zip(axes[1:], turned if is_last else shape, strict=True):
         axis.Clear()
         axis.dim_value = size
-    return shape
+    return shape, is_last
+
+
+def _fits(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
+    return len(shape) == len(declared) and all(d in {0, s} for d, s in zip(declared, shape, strict=True))
+
+
+def _turn_input(graph: onnx.GraphProto, shape: tuple[int, ...]) -> None:
+    """Let the input have its channels in front, as contracts do, before a graph with channels at the end."""
+    turned = f"{PREFIX}channels_last"
+    _rename(graph, {"input": turned})
+    source = graph.input[0]
+    source.name = "input"
+    for axis, size in zip(source.type.tensor_type.shape.dim[1:], shape, strict=True):
+        axis.dim_value = size
+    perm = [0, *range(2, len(shape) + 1), 1]
+    nodes = [
+        helper.make_node("Transpose", ["input"], [turned], name=turned, perm=perm),
+        *map(_copied, graph.node),
+    ]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _free_batch(model: onnx.ModelProto, output: str, shape: tuple[int, ...]) -> bool:
