@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 
 from drip.files import write_atomically
-from experiments import registered_report, tabular, tabular_report
+from experiments import tabular, tabular_report
 from experiments.choices import choices
 from experiments.claims import Verdict, margin, verdicts
 from experiments.figures import figures
@@ -75,7 +75,6 @@ def render(results: Path) -> dict[str, str]:
     return {
         PAGE: page,
         **{f"{FIGURES}/{name}.svg": text for name, text in drawn.items()},
-        **registered_report.render(evidence),
         **tabular_report.render(records),
     }
 
