@@ -47,7 +47,7 @@ def _panels(runs: Runs, arms: list[str]) -> Figure:
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
     figure.supxlabel("rows kept (%)", fontsize=9)
-    figure.supylabel("macro F1 (%)", fontsize=9)
+    figure.supylabel("macro F1 (%), published protocol", fontsize=9)
     return figure
 
 

@@ -314,5 +314,6 @@ def costing() -> Iterator[list[Cost]]:
     energy: Energy
     with measure_energy(watts=WATTS) as energy:
         yield found
-    source = energy.source if energy.measured else f"estimate: processor time at {WATTS:g} W"
+    names = {"estimate": f"estimate: processor time at {WATTS:g} W"}
+    source = " + ".join(names.get(part, part) for part in energy.parts)
     found.append(Cost(energy.cpu_seconds, energy.joules, energy.measured, source))
