@@ -45,7 +45,7 @@ def _measure(graph, x, names):
     from drip.export.graph import Shape
 
     for name, value in zip(sorted(names), run_model(graph.model, x, sorted(names)), strict=True):
-        graph.shapes[name] = Shape(value.shape, frozenset())
+        graph.shapes[name] = Shape(value.shape, frozenset(), "float32")
         if name not in graph.varying and value.dtype.kind == "i":
             graph.values[name] = value
 

@@ -180,6 +180,27 @@ def test_a_closing_sigmoid_is_refused():
         attach_score(graph_of(nodes, CONSTANTS, (2, 6, 7), outputs=("z",)))
 
 
+def test_a_head_with_two_poolings_gives_score_and_contrast():
+    nodes = [
+        *BACKBONE, HEAD[0], ("MaxPool", ["a"], ["q"], {"kernel_shape": [4, 5]}),
+        ("Concat", ["p", "q"], ["both"], {"axis": 1}), ("Flatten", ["both"], ["f"], {}),
+        ("Gemm", ["f", "w2", "b"], ["y"], {}),
+    ]  # fmt: skip
+    weights = RNG.normal(size=(12, 4)).astype(np.float32)
+    model = graph_of(nodes, {"k": CONV, "w2": weights, "b": BIAS}, (2, 6, 7))
+    x = noise((2, 6, 7), 5)
+    found = run_file(attach_score(model, contrast=True).SerializeToString(), x)
+
+    maps = torch.nn.functional.conv2d(torch.from_numpy(x), torch.from_numpy(CONV)).relu().requires_grad_()
+    pooled = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+    logits = pooled @ torch.from_numpy(weights) + torch.from_numpy(BIAS)
+    first, second = logits.topk(2).values.T
+    for name, end in (("drip_score", first), ("drip_contrast", first - second)):
+        (gradient,) = torch.autograd.grad(end.sum(), maps, retain_graph=True)
+        weighted = (gradient.mean((2, 3), keepdim=True) * maps).sum(1).relu().mean((1, 2))
+        assert_routes_equal(found[name], weighted.detach().numpy())
+
+
 def test_an_old_opset_is_converted():
     assert_by_hand(graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, 6, 7), opset=11))
 

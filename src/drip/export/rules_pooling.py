@@ -91,14 +91,13 @@ def _max_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     if attribute(node, "storage_order", 0) or (len(gradients) > 1 and gradients[1]):
         raise tape.refuse(node, "row-major indices")
     options = {key: value for key, value in node.attributes.items() if key != "storage_order"}
-    outputs = [f"{node.outputs[0]}.drip_values", f"{node.outputs[0]}.drip_indices"]
-    g.add("MaxPool", x, outputs=outputs, **options)
+    places = g.add("MaxPool", x, outputs=2, **options) + ".1"
     values = g.reshape(gradients[0] or "", [-1])
     empty = g.add("Reshape", tape.fill(x, 0.0), g.indices([-1]))
     add = {"reduction": "add"} if g.opset >= 16 else {}
     if not add and _overlaps(node):
         raise tape.refuse(node, "windows that do not overlap, or opset 16,")
-    scattered = g.add("ScatterElements", empty, g.reshape(outputs[1], [-1]), values, axis=0, **add)
+    scattered = g.add("ScatterElements", empty, g.reshape(places, [-1]), values, axis=0, **add)
     return [g.reshape_like(scattered, x)]
 
 
