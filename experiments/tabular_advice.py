@@ -94,17 +94,16 @@ def _how_few(runs: Runs) -> str:
     for training in (PROTOCOL, *TO_THE_END):
         fractions = runs.fractions if training is PROTOCOL else runs.controlled
         losses = {p: runs.difference((RANDOM, training), (ALL, training), p) for p in fractions}
-        enough = [p for p, loss in losses.items() if loss is not None and _within(loss)]
         least = losses.get(LEAST)
         if least is None:
             continue
+        short = [p for p, loss in losses.items() if loss is None or not _within(loss)]
+        enough = [p for p in losses if p > max(short, default=0.0)]
         told = f"{interval(least)} at {share(LEAST)}"
-        if enough and min(enough) != LEAST:
-            told += f", as good from {share(min(enough))} on"
-        elif enough:
-            told += ", as good"
+        if enough:
+            told += f", as good from {share(enough[0])} on"
         else:
-            told += f", as good at none of {joined([share(p) for p in losses])}"
+            told += f", not yet as good at {share(max(losses))}"
         parts.append(f"{training.title} {told}")
     return f"**How few rows are enough**: random rows minus all rows: {'; '.join(parts)}." if parts else ""
 
@@ -140,14 +139,14 @@ def _to_cover(runs: Runs) -> str:
 def _steps(runs: Runs) -> str:
     found = runs.difference((ALL, FEWER_STEPS), (RANDOM, PROTOCOL), LEAST)
     loss = runs.difference((RANDOM, PROTOCOL), (ALL, PROTOCOL), LEAST)
-    if found is None or loss is None:
+    if found is None or loss is None or found.widest is None:
         return ""
-    apart = found.widest is not None and abs(found.mean) > found.widest
-    reason = (
-        "the rows themselves matter too"
-        if apart
-        else "so the loss of the study is one of steps, and says nothing about the rows"
-    )
+    if abs(found.mean) > found.widest:
+        reason = "the rows themselves matter too"
+    elif found.mean + found.widest < abs(loss.mean) / 2:
+        reason = "most of the change comes from the steps, not from the rows"
+    else:
+        reason = "how much of the change comes from the steps cannot be told from these runs"
     return (
         f"**Where the number of epochs is fixed**, as in the study, {share(LEAST)} of the rows are also "
         f"{share(LEAST)} of the steps, and F1 changes by {interval(loss)} points. All rows, given as few "
