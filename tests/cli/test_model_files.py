@@ -66,7 +66,7 @@ def test_a_rule_that_reads_what_the_file_does_not_give_is_refused(board, drip, t
     options = ["--data", board.calibration, "--out", out, "--rule", "lowest-contrast"]
     result = drip("calibrate", board.bare.path, *options)
     assert result.code == 1
-    assert "contrast" in result.err
+    assert "export it with --contrast" in result.err
     assert not out.exists()
     rich = make_model(tmp_path / "rich.onnx", board.contract, seed=3, on_request=True)
     assert drip("calibrate", rich.path, *options).code == 0

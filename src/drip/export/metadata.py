@@ -117,5 +117,5 @@ def check_policy(policy: Policy, metadata: ModelMetadata, n_classes: int, provid
     if missing:
         raise PolicyError(
             f"a model that gives {', '.join(sorted(missing))} is needed by the rule {policy.recipe.name!r}, "
-            "got one without; export it again with that output"
+            "got one without; export it again with this policy, which adds it"
         )

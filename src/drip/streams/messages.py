@@ -15,14 +15,13 @@ from typing import Any
 
 from drip.errors import InputError
 from drip.files import sha256_hex
-from drip.media import NPY
+from drip.media import NPY, REFUSED
 from drip.types import Sample
 
 MAX_HEADER_BYTES = 2**16
 HEAD_BYTES = 1024
 """What is kept of a payload that is too large to be read whole."""
 
-_REFUSED = "application/octet-stream; error="
 _MAX_ID_BYTES = 512
 _MAX_META_BYTES = 8192
 _MAX_REASON = 300
@@ -67,8 +66,8 @@ def printable(path: Path) -> str:
 def refused(place: str, data: bytes, reason: str, *, digest: str | None = None) -> Sample:
     """A payload that is no sample, as one that every input contract refuses, so that nothing vanishes.
 
-    Its media type is ``application/octet-stream`` with the reason as a parameter, which the contract's
-    refusal repeats: it is what the quarantine says. ``meta["error"]`` has the reason alone.
+    Its media type is ``application/octet-stream`` with the reason as a parameter, which is the contract's
+    refusal, and so what the quarantine says. ``meta["error"]`` has the reason alone.
 
     Args:
         place: Where it came from; the front of its id. Or empty.
@@ -84,14 +83,14 @@ def refused(place: str, data: bytes, reason: str, *, digest: str | None = None) 
     return Sample(
         id=_named(place, (digest or sha256_hex(data))[:32]),
         data=data,
-        media_type=_REFUSED + word,
+        media_type=REFUSED + word,
         meta={"error": word},
     )
 
 
 def reason_of(sample: Sample) -> str | None:
     """Why a sample was refused by its source; None where it was not."""
-    return sample.meta["error"] if sample.media_type.startswith(_REFUSED) else None
+    return sample.meta["error"] if sample.media_type.startswith(REFUSED) else None
 
 
 def sample_of(

@@ -95,7 +95,8 @@ def calibrate_file(
     if missing:
         raise InputError(
             f"the rule {rule!r} reads {', '.join(sorted(missing))}, got a model file that gives "
-            f"{', '.join(sorted(scorer.provides))}; export it with that output"
+            f"{', '.join(sorted(scorer.provides))}; export it with "
+            + " ".join(f"--{name}" for name in sorted(missing))
         )
     observations = _observe(FolderSource(folder), scorer, scorer.contract, on_progress)
     provenance = Provenance(
