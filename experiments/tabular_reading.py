@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from drip.reduction import available
 from experiments.cells import Scalar
@@ -21,6 +22,7 @@ from experiments.tabular_arms import VARIANTS
 
 PUBLISHED = Path(__file__).with_name("tabular.toml")
 METRIC = "macro_f1"
+_LEAST_METHODS = 4  # fewer have no rank correlation to speak of
 RANDOM = "stratified-random"
 ALL = "all"
 
@@ -155,6 +157,26 @@ class Runs:
             return None
         ratio = float((a.values("n_test", seeds) / a.values("n_all", seeds)).mean())
         return compare(values[held], ratio)
+
+    def follows_epsilon(self, training: Training, fraction: float, epsilon: str) -> Comparison | None:
+        """Mean over the runs of Spearman's correlation of a distance with F1 over the methods.
+
+        None without runs of enough methods, or where all of a run are equal.
+
+        Args:
+            training: What is trained.
+            fraction: Share of the rows kept.
+            epsilon: The metric: ``epsilon`` or ``mean_distance``.
+        """
+        held = [self.series(arm, training, fraction) for arm in self.arms if abbreviation(arm)]
+        methods = [one for one in held if one is not None and one.has(epsilon)]
+        if len(methods) < _LEAST_METHODS:
+            return None
+        seeds = sorted(set.intersection(*(set(one.runs) for one in methods)))
+        columns = [np.array([one.values(name, seeds) for one in methods]).T for name in (epsilon, METRIC)]
+        if not seeds or any((np.ptp(column, axis=1) == 0).any() for column in columns):
+            return None
+        return compare([spearmanr(*pair).statistic for pair in zip(*columns, strict=True)])
 
     def against(
         self,

@@ -9,6 +9,7 @@ from experiments.ledger import Record
 from experiments.reading import Evidence
 from experiments.running import DEFAULT_SEEDS
 from experiments.sections import FIGURES, folded, prose, wrapped
+from experiments.statistics import Comparison
 from experiments.tables import BLANK, interval, joined, level, markdown, percent, signed
 from experiments.tabular import CONTROLLED, DATASETS, LEAST, NAME, REGIMES
 from experiments.tabular_advice import advice
@@ -307,7 +308,31 @@ def _mean_distances(runs: Runs) -> list[str]:
             cells = [_number(found.summary(name)[0]) for name in ("epsilon", "epsilon_l2", "mean_distance")]
             rows.append([label(arm), *cells])
     headers = [f"{share(LEAST)} kept", "ε, L∞", "ε, L2", "mean distance, L∞"]
-    return [*markdown(headers, rows), ""]
+    return [*markdown(headers, rows), "", *_followed(runs)]
+
+
+def _followed(runs: Runs) -> list[str]:
+    """Whether what covers better trains better."""
+    text = """
+    Spearman's rank correlation over the methods within a run, mean over the runs with half the width of its
+    95 % interval: minus one where the method that covers better always has the better F1, zero where covering
+    says nothing of it.
+    """
+    rows = []
+    for training in (PROTOCOL, *TO_THE_END):
+        for fraction in runs.fractions if training is PROTOCOL else runs.controlled:
+            found = [runs.follows_epsilon(training, fraction, name) for name in ("epsilon", "mean_distance")]
+            if all(found):
+                rows.append([training.title, share(fraction), *map(_correlation, found)])
+    headers = ["trained", "kept", "ε, L∞, and F1", "mean distance and F1"]
+    return ["### Does F1 follow?", "", *prose(text), *markdown(headers, rows), ""] if rows else []
+
+
+def _correlation(found: Comparison | None) -> str:
+    if found is None:
+        return BLANK
+    text = f"{found.mean:+.2f}".replace("-", "\u2212")
+    return text if found.half is None else f"{text} ±{found.half:.2f}"
 
 
 def _number(value: float) -> str:

@@ -208,6 +208,25 @@ def test_the_correction_takes_all_training_rows_kept_or_not():
     assert found.corrected_half / found.half == pytest.approx(((1 / 6 + 3403 / 10208) * 6) ** 0.5)
 
 
+def test_f1_that_follows_epsilon_is_seen():
+    ranks = {name: rank for rank, name in enumerate(sorted(available()))}
+
+    def effect(arm, *_):
+        return -0.01 * ranks.get(arm, 0)
+
+    def more(cell):
+        return {"epsilon": 0.1 + 0.01 * ranks[cell.arm], "mean_distance": 0.2} if cell.arm in ranks else {}
+
+    def distances(cell):
+        found = more(cell)
+        return found | {"mean_distance": 0.9 - found["epsilon"]} if found else {}
+
+    rows = table(page_of(made(5, effect=effect, more=distances)), "### Does F1 follow?")
+    assert len(rows) == 1 + 5 + 6
+    for row in rows[1:]:
+        assert row[2:] == ["\u22121.00 ±0.00", "+1.00 ±0.00"]
+
+
 def test_energy_is_called_estimated_unless_all_of_it_was_measured():
     assert "joules, estimated" in page_of(made(5))
     measured = page_of(made(5, more=lambda _: {"joules_measured": 1.0}))
