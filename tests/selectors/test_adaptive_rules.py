@@ -1,7 +1,7 @@
 """The parts of rules that follow a stream, and their rules, against definitions that are written out."""
 
 import json
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from bisect import bisect_left
 from dataclasses import replace
 
@@ -138,7 +138,7 @@ def test_the_state_is_bounded_and_goes_on_where_it_was():
     rule = create("adaptive-margin").calibrate(stream(500, seed=0))
     rule.decide_many(stream(3000))
     state = rule.state()
-    assert len(b64decode(state["duplicates"]["kept"])) == 256 * 24 * 4
+    assert len(b64decode(state["duplicates"]["kept"])) == 256 * 24
     assert len(state["recent"]) == 500
     assert len(state["adaptations"]) <= 32
     twin = from_policy(Policy(Recipe(rule.name, rule.params, state), 3))
@@ -190,10 +190,11 @@ def test_a_limit_for_duplicates_shrinks_with_all_distances_but_not_for_repeats()
     assert np.mean(passed["repeats"][1000:]) < 0.35
 
 
-@pytest.mark.parametrize("kept", ["!", "AAAA", b64encode(np.full(4, np.nan, "<f4").tobytes()).decode(), "é"])
+@pytest.mark.parametrize("kept", ["!", "AAAA AAA", "AAAA", "é", 3])
 def test_damaged_rows_of_what_was_kept_are_refused(kept):
-    with pytest.raises(ValueError, match=r"base64|kept must be finite|buffer size|ASCII"):
-        DuplicateGate().restore({"limit": 1.0, "usual": 1.0, "recent": "", "kept": kept, "n_features": 4})
+    state = {"limit": 1.0, "usual": 1.0, "step": 1.0, "recent": "", "kept": kept, "n_features": 4}
+    with pytest.raises((ValueError, TypeError), match=r"base64|reshape|ASCII|must be text"):
+        DuplicateGate().restore(state)
 
 
 def test_what_a_run_saves_with_every_batch_stays_small():

@@ -42,7 +42,7 @@ def replaced(value, path, new):
 
 def is_meant(name, path, old, new):
     """Whether the rule may have written the new value in the place of the old one."""
-    if new is None and name == "adaptive-margin" and "retention" in path:
+    if new is None and name.startswith("adaptive-") and "retention" in path:
         return True  # the default, where no other target is set
     if new == [] and path == ("adaptations",):
         return True  # nothing has changed yet

@@ -109,6 +109,11 @@ def test_counts_to_keep_round_half_up_and_are_never_zero():
             assert count_to_keep(n, percent / 100) == max(1, (2 * percent * n + 100) // 200)
 
 
+@pytest.mark.parametrize("name", ["margin", "least-confidence", "entropy"])
+def test_a_network_with_one_class_is_certain(name):
+    assert create(name).utility(observations([[3.0], [-3.0]])).tolist() == [0.0, 0.0]
+
+
 def test_ratios_are_sorted_from_one():
     ratios = softmax_ratios(np.log([[1.0, 4.0, 2.0]]))
     assert ratios[0].tolist() == pytest.approx([1.0, 0.5, 0.25], rel=1e-15)

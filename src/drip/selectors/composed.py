@@ -22,7 +22,7 @@ from drip.selectors.parts import (
     Target,
     held_out_distances,
 )
-from drip.selectors.parts.projections import project
+from drip.selectors.parts.projections import N_FINE, N_NUMBERS, project
 from drip.selectors.states import count, number, numbers, restore_generator
 from drip.thresholds import check_count
 from drip.types import Decisions, FloatArray, JsonObject, Observations
@@ -159,9 +159,10 @@ class ComposedSelector(BaseSelector):
             features, classes = _features(observations), observations.classes
             order = np.lexsort((classes, *features.T))  # sums must not depend on the order of the samples
             features, classes = features[order], classes[order]
-            self._gaussians.calibrate(features, classes, n_classes)
-            self._outliers.calibrate(held_out_distances(features, classes, n_classes))
-            self._population = PopulationGate(features.shape[1])
+            coarse = features[:, :N_NUMBERS]
+            self._gaussians.calibrate(coarse, classes, n_classes)
+            self._outliers.calibrate(held_out_distances(coarse, classes, n_classes))
+            self._population = PopulationGate(coarse.shape[1])
             self._duplicates.calibrate(features)
 
     def _restore(self, state: JsonObject) -> None:
@@ -179,17 +180,19 @@ class ComposedSelector(BaseSelector):
             self._population = PopulationGate(self._gaussians.n_features)
             self._population.restore(state["population"])
             self._duplicates.restore(state["duplicates"])
-            if self._duplicates.n_features != self._gaussians.n_features:
+            if min(self._duplicates.n_features, N_NUMBERS) != self._gaussians.n_features:
                 raise ValueError("all gates must be for the same features")
         self._rule = rule
 
     def _start(self, n_classes: int) -> None:
+        self._n_classes = n_classes
         self._classes = ClassShares(n_classes, self._params["floor"])
         self._gaussians, self._outliers, self._duplicates = ClassGaussians(), OutlierGate(), DuplicateGate()
         self._arrivals = 0
         self._log = _restored_log([])
 
     def _check_arrivals(self, observations: Observations) -> None:
+        self._check_classes(observations, self._n_classes)
         if self._rate.needs_time and (
             observations.time_s is None or not np.isfinite(observations.time_s).all()
         ):
@@ -234,9 +237,9 @@ class ComposedSelector(BaseSelector):
 
     def _gate_features(self, observations: Observations) -> FloatArray:
         features = _features(observations)
-        if features.shape[1] != self._gaussians.n_features:
+        if features.shape[1] != self._duplicates.n_features:
             raise InputError(
-                f"features must be {self._gaussians.n_features} numbers after the projection, got "
+                f"features must be {self._duplicates.n_features} numbers after the projection, got "
                 f"{features.shape[1]}; calibrate {self.name!r} with the model that scores the stream"
             )
         return features
@@ -260,7 +263,7 @@ class ComposedSelector(BaseSelector):
     def _refusal(self, label: int, features: FloatArray) -> str | None:
         """Which gate an arrival does not pass, if any; every gate but the last learns from all arrivals."""
         frozen = self._params["frozen"]
-        away = self._gaussians.whitened(features, label)
+        away = self._gaussians.whitened(features[:N_NUMBERS], label)
         is_usual = self._outliers.passes(float(away @ away), frozen=frozen)
         is_known = True
         if not frozen:
@@ -300,4 +303,4 @@ def _restored_log(entries: Any) -> deque[JsonObject]:
 
 def _features(observations: Observations) -> FloatArray:
     assert observations.features is not None  # noqa: S101  # checked as a need
-    return project(observations.features)
+    return project(observations.features, N_FINE)

@@ -23,4 +23,5 @@ class MarginSelector(ThresholdSelector):
         """Shape (n,): 1 - (p_1 - p_2) of the softmax probabilities."""
         ratios = softmax_ratios(observations.logits)
         others = ratios[:, 1:].sum(axis=1)
-        return np.asarray((others + ratios[:, 1]) / (1.0 + others))
+        second = ratios[:, 1:2].sum(axis=1)  # zero where the network has one class
+        return np.asarray((others + second) / (1.0 + others))

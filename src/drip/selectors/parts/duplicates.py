@@ -17,6 +17,8 @@ _MEMORY = 256
 _WINDOW = 500
 _HIGH = 0.9
 _BLOCK = 512
+_STEPS = 127
+_BYTE = "|i1"
 
 
 class DuplicateGate:
@@ -32,8 +34,11 @@ class DuplicateGate:
         quantile: Share of the calibration samples that would count as near-duplicates, in (0, 1).
         memory: Number of kept samples that are remembered, at least 1.
 
-    Complexity: ``memory`` times d multiplications for d features. State: as many numbers and 502 more, in
-    single precision and as text, 90 kB for 256 rows of 64.
+    Rows are held in steps of a 127th of the largest calibration value, one byte per number; distances of
+    such rows are whole numbers, without rounding.
+
+    Complexity: ``memory`` times d multiplications for d features, at most 512. State: as many bytes and 503
+    numbers, as text, 90 kB for 256 rows of 256.
     """
 
     def __init__(self, quantile: float = 0.02, memory: int = _MEMORY) -> None:
@@ -52,13 +57,15 @@ class DuplicateGate:
         """
         if len(features) < 2:  # a neighbour is another sample
             raise InputError(f"a duplicate gate needs at least 2 calibration samples, got {len(features)}")
-        self._limit = float(np.quantile(nearest_distances(features), self._quantile))
-        n_kept = min(self._memory, len(features) // 2)
-        shuffled = np.random.Generator(np.random.PCG64(0)).permutation(features)
+        self._step = float(np.abs(features).max()) / _STEPS or 1.0
+        self._kept = np.empty((0, features.shape[1]), np.float32)
+        self._next = 0
+        rows = np.stack([self._in_steps(row) for row in features])
+        self._limit = float(np.quantile(nearest_distances(rows), self._quantile))
+        n_kept = min(self._memory, len(rows) // 2)
+        shuffled = np.random.Generator(np.random.PCG64(0)).permutation(rows)
         to_kept = [_nearest(shuffled[:n_kept], row) for row in shuffled[n_kept:]]
         self._usual = float(np.quantile(to_kept, _HIGH))
-        self._kept = np.empty((0, features.shape[1]), "<f4")
-        self._next = 0
         return self
 
     @property
@@ -75,7 +82,7 @@ class DuplicateGate:
         """
         if not len(self._kept):
             return True
-        distance, limit = _nearest(self._kept, features), self._limit
+        distance, limit = _nearest(self._kept, self._in_steps(features)), self._limit
         if not frozen and len(self._kept) == self._memory:
             if len(self._recent) == _WINDOW and self._usual:
                 limit *= min(self._recent.limit(1 - _HIGH) / self._usual, 1.0)
@@ -84,11 +91,15 @@ class DuplicateGate:
 
     def kept(self, features: FloatArray) -> None:
         """Remember one row, shape (d,), in the place of the oldest."""
+        row = self._in_steps(features)
         if len(self._kept) < self._memory:
-            self._kept = np.concatenate([self._kept, features[None].astype("<f4")])
+            self._kept = np.concatenate([self._kept, row[None]])
         else:
-            self._kept[self._next] = features
+            self._kept[self._next] = row
         self._next = (self._next + 1) % self._memory
+
+    def _in_steps(self, row: FloatArray) -> NDArray[np.float32]:
+        return np.clip(np.rint(row / self._step), -_STEPS, _STEPS).astype(np.float32)
 
     def state(self) -> JsonObject:
         """The limit and what is remembered, the oldest first."""
@@ -98,26 +109,29 @@ class DuplicateGate:
             "limit": self._limit,
             "usual": self._usual,
             "recent": packed(np.array(self._recent.values)),
-            "kept": packed(oldest_first),
+            "step": self._step,
+            "kept": packed(oldest_first, _BYTE),
             "n_features": self.n_features,
         }
 
     def restore(self, state: JsonObject) -> None:
         """Continue from a saved :meth:`state`."""
-        kept = unpacked("kept", state["kept"], None, state["n_features"])
+        kept = unpacked("kept", state["kept"], None, state["n_features"], dtype=_BYTE)
+        self._step = number("step", state["step"])
+        if self._step <= 0:
+            raise ValueError(f"step must be above 0, got {self._step}")
         self._limit, self._usual = number("limit", state["limit"]), number("usual", state["usual"])
         self._recent = RunningQuantile(_WINDOW, unpacked("recent", state["recent"], None).tolist())
-        self._kept = kept[-self._memory :].astype("<f4")
+        self._kept = kept[-self._memory :].astype(np.float32)
         self._next = len(self._kept) % self._memory
 
 
-def _nearest(rows: NDArray[np.floating[Any]], row: FloatArray) -> float:
-    """Squared distance to the nearest of some rows, in single precision, as a saved state holds it."""
-    away = rows - row
-    return float(np.float32(np.einsum("ij,ij->i", away, away).min()))
+def _nearest(rows: NDArray[np.float32], row: NDArray[np.float32]) -> float:
+    """Squared distance to the nearest of some rows of whole numbers: exact, however it is summed."""
+    return float((np.einsum("ij,ij->i", rows, rows) - 2 * (rows @ row)).min() + row @ row)
 
 
-def nearest_distances(features: FloatArray) -> FloatArray:
+def nearest_distances(features: NDArray[np.floating[Any]]) -> FloatArray:
     """Squared distance of every row to the nearest other row, shape (n,); memory for 512 rows at a time."""
     squares = np.einsum("ij,ij->i", features, features)
     nearest = np.empty(len(features))
