@@ -142,7 +142,12 @@ def test_a_rule_that_reads_what_the_file_does_not_give_is_refused(path):
 
 @pytest.mark.parametrize(
     ("rule", "params", "output"),
-    [("lowest-contrast", {}, "drip_contrast"), ("adaptive-margin", {"gates": True}, "features")],
+    [
+        ("lowest-contrast", {}, "drip_contrast"),
+        ("adaptive-margin", {"gates": True}, "features"),
+        ("gradient-norm", {}, "features"),
+        ("information-gain", {}, "features"),
+    ],
 )
 def test_export_adds_the_output_that_the_rule_reads(rule, params, output, tmp_path):
     model, _, layer = build("gap_linear")

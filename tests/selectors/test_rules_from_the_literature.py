@@ -143,8 +143,8 @@ def test_soft_margin_keeps_by_a_power_of_the_rank(retention):
     rule = create("soft-margin", retention=retention).calibrate(given)
     stream = fake_observations(300, 3, seed=1)
     got = rule.decide_many(stream).keep_probability
-    for row, logits in enumerate(stream.logits):
-        rank = sum(other < doubt(logits) for other in doubts) / 2000
+    for row, one in enumerate(map(doubt, stream.logits)):
+        rank = sum(other < one for other in doubts) / 2000
         near = [min(max(rank + step, 0.0), 1.0) ** ((1 - retention) / retention) for step in (-0.002, 0.002)]
         assert near[0] - 1e-9 <= got[row] <= near[1] + 1e-9
 

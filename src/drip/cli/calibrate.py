@@ -56,9 +56,11 @@ def calibrate(
     rule: Annotated[
         str,
         typer.Option(
-            help="Selection rule: drip, margin, mixed-margin, adaptive-margin, entropy, least-confidence, "
-            "lowest-drip, lowest-contrast, class-balanced-random, random, reservoir, max-logit-window, "
-            "inverse-drip or keep-all; another package's by its name."
+            help="Selection rule: drip, margin, mixed-margin, adaptive-margin, adaptive-random, entropy, "
+            "least-confidence, energy, gradient-norm, soft-margin, margin-window, coverage, novelty, "
+            "moderate, information-gain, vessal, variable-uncertainty, lowest-drip, lowest-contrast, "
+            "class-balanced-random, random, reservoir, max-logit-window, inverse-drip or keep-all; another "
+            "package's by its name."
         ),
     ] = "drip",
     dpw: Annotated[
