@@ -364,6 +364,15 @@ def test_one_logit_is_refused():
         attach_score(graph_of([*BACKBONE, *HEAD], constants, (2, 6, 7)))
 
 
+def test_a_file_whose_output_has_no_declared_shape_is_read(tmp_path):
+    model = graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, 6, 7))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "plain.onnx")
+    metadata = export_file(tmp_path / "plain.onnx", tmp_path / "model.onnx")
+    assert metadata.parent_digest == model_file_digest(model)
+    assert check(tmp_path / "model.onnx").ok
+
+
 def test_a_file_with_a_score_is_not_scored_twice():
     with pytest.raises(ExportError, match="without a score"):
         attach_score(attach_score(graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, 6, 7))))

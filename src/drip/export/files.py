@@ -32,6 +32,8 @@ def load_model_file(path: str | Path) -> onnx.ModelProto:
     """
     try:
         model = onnx.load(str(path))
+        if not all(item.type.tensor_type.HasField("shape") for item in model.graph.output):
+            model = onnx.shape_inference.infer_shapes(model)  # runtimes do without, the checker does not
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf, onnx and the file system raise many types
         raise ExportError(f"a readable ONNX file is needed at {path}, got: {_brief(error)}") from error
