@@ -34,7 +34,7 @@ def available() -> dict[str, type[BaseSelector]]:
     """Every selector by name: of this package, of packages that register some, and any defined since.
 
     >>> sorted(available())[:3]
-    ['adaptive-margin', 'class-balanced-random', 'drip']
+    ['adaptive-margin', 'adaptive-random', 'class-balanced-random']
     """
     load_all()
     root: Any = BaseSelector  # abstract: only its named descendants are rules
