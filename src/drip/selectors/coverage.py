@@ -28,8 +28,8 @@ class CoverageSelector(ChanceSelector):
     numbers.
 
     References:
-        Zheng, Liu, Lai and Prakash (2023), Coverage-centric coreset selection for high pruning rates,
-        algorithm 1, with the margin for a score and one share of hardest samples for all rates.
+        Zheng, Liu, Lai and Prakash (2023), Coverage-centric coreset selection for high pruning rates;
+        with the margin for a score and one share of hardest samples for all rates.
     """
 
     name: ClassVar[str] = "coverage"

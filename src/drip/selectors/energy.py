@@ -17,8 +17,7 @@ class EnergySelector(ThresholdSelector):
     little of any class. State: one number.
 
     References:
-        Liu, Wang, Owens and Li (2020), Energy-based out-of-distribution detection, equation 4 at
-        temperature 1.
+        Liu, Wang, Owens and Li (2020), Energy-based out-of-distribution detection; temperature 1.
 
     >>> from drip.types import Observations
     >>> rows = Observations(np.array([0]), np.array([[0.0, 0.0]]), {})

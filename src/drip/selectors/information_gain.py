@@ -33,8 +33,9 @@ class InformationGainSelector(BaseSelector):
     Complexity: 2 d squared multiplications per sample for d = 64.
 
     References:
-        MacKay (1992), Information-based objective functions for active data selection; Sun, Mirzadeh,
-        Ghasemzadeh and others (2022), Information-theoretic online memory selection for continual learning.
+        MacKay (1992), Information-based objective functions for active data selection; Sun,
+        Calandriello, Hu, Li and Titsias (2022), Information-theoretic online memory selection for continual
+        learning.
     """
 
     name: ClassVar[str] = "information-gain"

@@ -22,7 +22,7 @@ class MarginWindowSelector(ThresholdSelector):
     numbers.
 
     References:
-        Choi, Ki and Moon (2024), BWS: best window selection based on sample scores for data pruning across
+        Choi, Ki and Chung (2024), BWS: best window selection based on sample scores for data pruning across
         broad ranges; there the start is searched with the labels of the samples.
     """
 

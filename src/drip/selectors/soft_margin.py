@@ -20,8 +20,9 @@ class SoftMarginSelector(ChanceSelector):
 
     Ranks of fresh samples are uniform in [0, 1], so that the retention r is the mean probability,
     :math:`\int_0^1 u^{(1-r)/r} du = r`; samples that tie share the mean of their ranks' probabilities.
-    Every probability is known and only the clearest sample has none: weights of one over the probability
-    make what is kept stand for the whole stream. State: the generator and up to 500 numbers.
+    Every probability is known, and zero only for what is clearer than the clearest of up to 500 calibration
+    samples that stand for all: weights of one over the probability make what is kept stand for the stream.
+    State: the generator and those numbers.
 
     References:
         Horvitz and Thompson (1952), A generalization of sampling without replacement from a finite

@@ -39,7 +39,7 @@ class VessalSelector(ChanceSelector):
 
     References:
         Saran, Yousefi, Krishnamurthy, Langford and Ash (2023), Streaming active learning with deep neural
-        networks, algorithm 1. There the gradients are whole; :math:`\zeta` comes from the mean of v under a
+        networks. There the gradients are whole; :math:`\zeta` comes from the mean of v under a
         running covariance, and what the bound at 1 then loses is filled at random at the end of a pool.
     """
 
