@@ -50,6 +50,22 @@ PAPER_RULES = {
 }
 """The paper's arms (A1, A5): raw or normalised heatmap, window of III-A or peak of Algorithm 1."""
 
+COMPARATORS = frozenset(
+    (
+        "coverage",
+        "energy",
+        "gradient-norm",
+        "information-gain",
+        "margin-window",
+        "moderate",
+        "novelty",
+        "soft-margin",
+        "variable-uncertainty",
+        "vessal",
+    )
+)
+"""Rules of the literature, run only as they were meant: online, for equal epochs, on mixed streams."""
+
 _VARIANTS = (
     Rule("drip.normalised", "drip", (_NORMALISED,)),
     Rule("drip.peak", "drip", (_PEAK,)),

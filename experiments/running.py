@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from drip.errors import InputError
-from experiments import dpw, noise, streams, table1, tabular
+from experiments import dpw, noise, registered, streams, table1, tabular
 from experiments.arms import PAPER_RULES, rules
 from experiments.cells import Cell, Unit, config_hash
 from experiments.head import head_regime
@@ -24,7 +24,9 @@ from experiments.regimes import Regime
 from experiments.tabular_arms import arms as reducing_arms
 from experiments.tabular_workspace import Table, TabularWorkspace
 
-STUDIES: dict[str, ModuleType] = {module.NAME: module for module in (table1, dpw, noise, streams, tabular)}
+STUDIES: dict[str, ModuleType] = {
+    module.NAME: module for module in (table1, dpw, noise, streams, registered, tabular)
+}
 STREAMED: tuple[str, ...] = ("mnist", "cifar10", "tomato", "speech_commands")
 DATASETS: tuple[str, ...] = (*STREAMED, *tabular.DATASETS)
 REGIMES: tuple[str, ...] = ("head", "full", "table")
@@ -34,6 +36,7 @@ DEFAULT_SEEDS = {
     ("dpw", "head"): 10,
     ("noise", "head"): 10,
     ("streams", "head"): 10,
+    ("registered", "head"): 20,
     ("tabular", "table"): 10,
 }
 """How many runs each study asks for, by regime."""

@@ -25,15 +25,15 @@ SCENARIOS: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
         "bursts": {"arrivals": ARRIVALS, "burst": BURST},
         "longtail": {"arrivals": ARRIVALS, "ratio": TAIL},
-        "foreign": {"arrivals": ARRIVALS, "junk": JUNK},
+        "foreign": {"arrivals": ARRIVALS, "junk": JUNK, "junk_of_items": JUNK},
         "heldout": {"arrivals": ARRIVALS, "junk": JUNK, "classes": 2},
         "drift": {"arrivals": ARRIVALS, "views": DRIFT},
         "duplicates": {"arrivals": ARRIVALS, "views": REPEATS, "within": REPEAT_WITHIN},
     }
 )
 """Every scenario with its numbers: at least so many arrivals, mean length of a burst of one class, most
-frequent over rarest class, share of junk, held-out classes, views that come in turn, arrivals within which
-repeats come."""
+frequent over rarest class, share of junk among the arrivals (and among the different items), held-out
+classes, views that come in turn, arrivals within which repeats come."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,11 @@ def _long_tail(split: Split, regime: HeadRegime, rng: np.random.Generator) -> Sc
 
 
 def _foreign(split: Split, regime: HeadRegime, rng: np.random.Generator) -> Scenario:
-    """A fifth of the arrivals are pictures of another data set."""
+    """A fifth of the arrivals, and of the different items among them, are pictures of another data set."""
     bank = regime.bank
-    junk = bank.index(rng.permutation(regime.n_foreign), "foreign")
-    scene = _plain(split, regime, _mixed(_looped(split.d3, rng), junk, rng))
+    n_junk = round(len(split.d3) * JUNK / (1 - JUNK))
+    junk = bank.index(rng.permutation(regime.n_foreign)[:n_junk], "foreign")
+    scene = _plain(split, regime, _mixed(_looped(split.d3, rng), _looped(junk, rng), rng))
     return replace(scene, labels=np.where(np.isin(scene.items, junk), -1, scene.labels))
 
 

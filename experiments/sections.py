@@ -139,10 +139,6 @@ gets no label, so what a store spends on it is lost: `junk kept` is its share of
 is how many different rows are behind the stored pictures; `native` counts different pictures, of which a
 rule that draws at each arrival stores more than its share. `kept by tenth of the stream` is the share of
 arrivals that the rule retains, `spread` the largest tenth minus the smallest.
-
-In `foreign` a picture of the set itself comes several
-times and a foreign one once: `random` draws at each arrival and so stores less junk than a rule that
-decides by the picture alone. The control there is `keep-all`, a uniform choice of the different pictures.
 """
 _COMPARED = ("random", "all", "baseline")
 _P_VALUES = "p-values: corrected t-test after Holm / Wilcoxon"

@@ -11,7 +11,7 @@ import numpy as np
 
 from drip.errors import InputError
 from drip.types import BoolArray, IntArray, JsonObject, Observations
-from experiments.arms import Decided, Rule, decide, rules
+from experiments.arms import COMPARATORS, Decided, Rule, decide, rules
 from experiments.cells import Cell, Unit
 from experiments.head import Head, HeadRegime
 from experiments.protocol import evaluate
@@ -37,7 +37,8 @@ def cells(unit: Unit) -> Iterator[Cell]:
         for arm in ("baseline", "all"):
             yield unit.cell(arm, scenario=name)
         for arm in rules():
-            yield unit.cell(arm, scenario=name, retention=RETENTION)
+            if arm not in COMPARATORS:
+                yield unit.cell(arm, scenario=name, retention=RETENTION)
 
 
 def config(cell: Cell) -> JsonObject:
@@ -70,11 +71,15 @@ class Kept:
         positions: First arrivals of what is kept, ascending.
         native: How many different items the rule itself kept.
         by_tenth: Share of the arrivals that the rule itself kept, by tenth of the stream.
+        trailing_off: Largest distance of its share from the target over any 1,000 arrivals after the first.
+        native_junk: Share of junk in the different items that the rule itself kept.
     """
 
     positions: IntArray
     native: int
     by_tenth: list[float]
+    trailing_off: float
+    native_junk: float
 
 
 class StreamWorkspace(Workspace):
@@ -106,7 +111,8 @@ class StreamWorkspace(Workspace):
             left = stored_once(~np.isin(scene.items, scene.items[own]), scene.items)
             positions = np.concatenate([own, rng.choice(left, len(wanted) - len(own), replace=False)])
         tenths = [float(part.mean()) for part in np.array_split(retain, 10)]
-        return Kept(np.sort(positions), len(own), tenths)
+        native_junk = float((scene.labels[own] < 0).mean())
+        return Kept(np.sort(positions), len(own), tenths, trailing_off(retain), native_junk)
 
     def score(self, name: str, positions: IntArray) -> tuple[dict[str, float], dict[str, float]]:
         """Train on data set 1 and what is kept and has a label; metrics, and accuracy by test part."""
@@ -178,10 +184,29 @@ def run(cell: Cell, bench: StreamWorkspace) -> Outcome:
         "retention": len(stored) / n_items,
         "native_retention": kept.native / n_items,
         "junk_kept": float((scene.labels[kept.positions] < 0).mean()),
-        "unique_kept": len(np.unique(bench.regime.bank.rows(stored))) / len(stored),
+        "native_junk": kept.native_junk,
+        "trailing_off": kept.trailing_off,
+        "unique_kept": _n_rows(bench.regime.bank.rows(stored), scene.labels[kept.positions]) / len(stored),
         **bench.arrivals(name, rules()[cell.arm]).cost,
     }
     return Outcome(metrics, {"retention_by_tenth": kept.by_tenth, "accuracy_by_part": by_part})
+
+
+def _n_rows(rows: IntArray, labels: IntArray) -> int:
+    """Different rows; junk of a row's number may be another data set's, so it is counted apart."""
+    return len(np.unique(np.where(labels < 0, -1 - rows, rows)))
+
+
+def trailing_off(retain: BoolArray, over: int = 1000) -> float:
+    """Largest distance from the target of the share kept in ``over`` arrivals in a row, after the first ones.
+
+    >>> trailing_off(np.tile([True, False, False, False, False], 600))
+    0.1
+    """
+    over = min(over, len(retain) // 2)
+    sums = np.concatenate([[0], np.cumsum(retain[over:])])
+    shares = (sums[over:] - sums[:-over]) / over
+    return round(float(np.abs(shares - RETENTION).max()), 6)
 
 
 def stored_once(retain: BoolArray, items: IntArray) -> IntArray:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from drip.types import JsonObject
-from experiments.arms import PAPER_RULES, Rule, rules
+from experiments.arms import COMPARATORS, PAPER_RULES, Rule, rules
 from experiments.cells import Cell, Unit
 from experiments.head import HeadRegime
 from experiments.regimes import Regime
@@ -21,6 +21,7 @@ REGIMES = ("head", "full")
 RETENTIONS = (0.77, 0.61, 0.3, 0.1)
 _ENDS = ("baseline", "all")
 _PAPER_ARMS = (*PAPER_RULES, "random", "margin")
+_CANDIDATE = "adaptive-margin"
 _RELABELLED = ("drip", "random", "margin")
 _RECALIBRATED = ("drip", "drip.normalised")
 _USUAL = {"budget": "epochs", "mode": "online", "labels": "true", "calibration": "d1c"}
@@ -39,12 +40,14 @@ def cells(unit: Unit) -> Iterator[Cell]:
     yield from (unit.cell(arm, budget="epochs") for arm in _ENDS)
     yield from (unit.cell(arm, budget="epochs", dpw=dpw) for arm in _PAPER_ARMS)
     if unit.regime == "full":
+        yield unit.cell(_CANDIDATE, budget="epochs", dpw=dpw)
         return
     names = tuple(rules())
     yield from _selected(unit, names)
+    varied = [name for name in names if name not in COMPARATORS]
     yield from (unit.cell(arm, budget="steps") for arm in _ENDS)
-    yield from _selected(unit, names, budget="steps")
-    yield from _selected(unit, names, mode="ranked")
+    yield from _selected(unit, varied, budget="steps")
+    yield from _selected(unit, varied, mode="ranked")
     yield from _selected(unit, _RELABELLED, labels="predicted")
     for source in ("d1", "d2"):
         yield from _selected(unit, _RECALIBRATED, calibration=source)

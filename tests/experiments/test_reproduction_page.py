@@ -6,7 +6,7 @@ import pytest
 from synthetic_records import Maker, record
 
 from drip.errors import InputError
-from experiments import tabular_report
+from experiments import registered_report, tabular_report
 from experiments.cells import Unit
 from experiments.ledger import RESULTS, Ledger
 from experiments.reading import Evidence, Place
@@ -47,7 +47,11 @@ def section(page, title, level="## "):
 
 def test_the_committed_page_is_what_the_committed_records_give():
     rendered = render(RESULTS)
-    held = {f"{FIGURES}/{path.name}" for path in (DOCS / FIGURES).glob("*.svg")} | {PAGE, tabular_report.PAGE}
+    held = {f"{FIGURES}/{path.name}" for path in (DOCS / FIGURES).glob("*.svg")} | {
+        PAGE,
+        registered_report.PAGE,
+        tabular_report.PAGE,
+    }
     assert held == set(rendered), "run: python -m experiments report"
     for name, text in rendered.items():
         assert (DOCS / name).read_text() == text, f"{name} is out of date; run: python -m experiments report"

@@ -97,6 +97,30 @@ def test_a_fifth_is_foreign_and_has_no_label(scene):
     np.testing.assert_allclose(thirds, 0.2, atol=0.04)
 
 
+@pytest.mark.parametrize("name", ["foreign", "heldout"])
+def test_junk_comes_round_as_often_as_the_rest(scene, name):
+    made = scene(name)
+    rounds = []
+    for part in (made.labels >= 0, made.labels < 0):
+        _, counts = np.unique(made.items[part], return_counts=True)
+        assert counts.max() - counts.min() <= 1
+        rounds.append(counts.mean())
+    assert rounds[0] == pytest.approx(rounds[1], rel=0.1)
+    # So a rule that draws at each arrival, and one that draws among different pictures, store junk alike.
+    different = np.unique(made.items, return_index=True)[1]
+    assert (made.labels[different] < 0).mean() == pytest.approx(0.2, abs=0.02)
+
+
+def test_a_foreign_picture_is_another_picture_than_the_row_of_its_number():
+    bench = StreamWorkspace(Unit("streams", "head", "cifar10", 0), made_up_regime(1000, 5, VIEWS))
+    cell = next(
+        cell
+        for cell in streams.cells(bench.unit)
+        if (cell.arm, cell.get("scenario")) == ("keep-all", "foreign")
+    )
+    assert streams.run(cell, bench).metrics["unique_kept"] == 1.0
+
+
 def test_held_out_classes_are_a_fifth_of_the_stream_and_nowhere_else(scene, regime, split):
     made = scene("heldout")
     junk = made.labels == -1

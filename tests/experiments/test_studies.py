@@ -7,7 +7,7 @@ from made_up import made_up_regime
 from drip.errors import InputError
 from drip.selectors import available
 from experiments import dpw, noise, running, streams, table1
-from experiments.arms import PAPER_RULES, Rule, decide, rules
+from experiments.arms import COMPARATORS, PAPER_RULES, Rule, decide, rules
 from experiments.cells import Unit
 from experiments.head import HeadRegime
 from experiments.noise import NoisyWorkspace
@@ -52,7 +52,8 @@ def test_every_selector_that_drip_finds_is_an_arm_and_has_cells():
     assert rules()["drip"] == Rule("drip", "drip")
     for study, dataset in ((table1, "mnist"), (streams, "cifar10")):
         arms = {cell.arm for cell in study.cells(Unit(study.NAME, "head", dataset, 0))}
-        assert set(available()) <= arms
+        assert set(available()) - (COMPARATORS if study is streams else set()) <= arms
+    assert COMPARATORS <= set(available())
     for unit in running.units():
         ids = [cell.id for cell in running.STUDIES[unit.study].cells(unit)]
         assert len(set(ids)) == len(ids)

@@ -69,7 +69,10 @@ def test_the_rate_is_held_within_two_points_when_the_stream_drifts(retention):
     rule = create("adaptive-margin", retention=retention).calibrate(stream(1000, seed=0))
     rows = stream(8000, seed=2)
     doubt = np.array([1.0, 0.3, 3.0, 0.1]).repeat(2000)[:, None]
-    kept = rule.decide_many(replace(rows, logits=rows.logits * doubt)).retain
+    elsewhere = np.array([0.0, 0.0, 5.0, -5.0]).repeat(2000)[:, None] * np.eye(1, rows.features.shape[1])
+    kept = rule.decide_many(
+        replace(rows, logits=rows.logits * doubt, features=rows.features + elsewhere)
+    ).retain
     trailing = [kept[start : start + 1000].mean() for start in range(1000, 7001)]
     assert max(abs(share - retention) for share in trailing) <= 0.02
 
@@ -335,6 +338,26 @@ def test_the_rule_keeps_little_of_a_second_population_and_notes_when_it_came():
             assert 100 <= noted[0]["arrival"] < 1000
     assert strange[kept[False]].mean() > 0.5
     assert strange[1000:][kept[True][1000:]].mean() < 0.03
+
+
+def test_in_a_changed_world_the_rule_draws_until_the_old_one_returns():
+    calibration, _ = strange_stream(1000, 0.0, seed=0)
+    old, _ = strange_stream(1500, 0.0, seed=1)
+    new, _ = strange_stream(3000, 1.0, seed=2)
+    new = replace(new, logits=new.logits * np.random.default_rng(3).uniform(0.1, 9.0, 3000)[:, None])
+    rule = create("adaptive-margin", retention=0.3).calibrate(calibration)
+    rule.decide_many(old)
+    kept = rule.decide_many(new).retain
+    unsure = create("margin", retention=0.3).calibrate(new).decide_many(new).retain
+    assert kept[1000:].mean() == pytest.approx(0.3, abs=0.02)
+    assert unsure[1000:][kept[1000:]].mean() == pytest.approx(0.3, abs=0.05)
+    rule.decide_many(strange_stream(3000, 0.0, seed=4)[0])
+    later, _ = strange_stream(1000, 0.0, seed=5)
+    kept = rule.decide_many(later).retain
+    unsure = create("mixed-margin", retention=0.3).calibrate(calibration).decide_many(later).retain
+    assert unsure[kept].mean() > 0.7
+    values = [entry["value"] for entry in rule.adaptations if entry["what"] == "new-world"]
+    assert [value > 0 for value in values] == [True, False]
 
 
 def test_a_frozen_rule_expects_no_second_population_and_moves_no_limit():

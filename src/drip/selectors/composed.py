@@ -30,6 +30,7 @@ from drip.types import Decisions, FloatArray, JsonObject, Observations
 _WINDOW = 500
 _LOG_LENGTH = 32
 _LOGGED_STEP = 0.25
+_LOGGED = ("limit", "second-population", "new-world")
 
 
 class ComposedSelector(BaseSelector):
@@ -38,10 +39,13 @@ class ComposedSelector(BaseSelector):
     In this order, for every arrival:
 
     1. An outlier, farther from its predicted class than calibration samples are, is discarded, and so is a
-       sample of a second population that calibration did not have.
+       sample of a second population that calibration did not have; not while the rule is so far behind its
+       rate that the controller asks for everything, as when the world changes all at once.
     2. A near-duplicate of one of the last 256 kept samples is discarded.
     3. A utility among the highest of the last 500 is kept; which share of them, a controller says that
-       holds the target rate through drift.
+       holds the target rate through drift. Where the second population has become the larger one, the
+       world has changed: what the model makes of it says little, and a draw takes the utility's place
+       until the world changes back or the rule is calibrated again.
     4. A class of which less than a quarter of the target share was kept lately gets this sample.
     5. Of all arrivals, whatever the above says, a small share is kept at random; its probability is stored,
        so that what the rule never keeps can be estimated.
@@ -119,8 +123,8 @@ class ComposedSelector(BaseSelector):
         """The last 32 changes that the rule made to itself, the oldest first.
 
         Each has the number of the ``arrival`` from 1, ``what`` changed and the new ``value``: of ``limit``,
-        the utility's limit, when it has moved by a quarter; of ``second-population``, its share, when
-        rejecting begins and ends.
+        the utility's limit, when it has moved by a quarter; of ``second-population`` and ``new-world``, the
+        share of what calibration did not have, when rejecting it, or drawing, begins (0 when it ends).
         """
         return [dict(entry) for entry in self._log]
 
@@ -247,8 +251,10 @@ class ComposedSelector(BaseSelector):
     def _choose(self, value: float, label: int, features: FloatArray, share: float) -> tuple[bool, str]:
         """Whether the rule itself keeps an arrival, and why or why not."""
         refusal = self._refusal(label, features) if self._params["gates"] else None
-        if refusal is not None:
+        if refusal == "near-duplicate" or (refusal is not None and share < 1):
             return False, refusal
+        if self._is_new_world:
+            value = self._recent.value_at(float(self._rng.random()))
         limit = self._recent.limit(share)
         if not self._params["frozen"]:
             self._recent.add(value)
@@ -269,11 +275,16 @@ class ComposedSelector(BaseSelector):
         if not frozen:
             is_known = self._population.passes(away)
             self._note("second-population", self._population.share if self._population.is_apart else 0.0)
+            self._note("new-world", self._population.share if self._is_new_world else 0.0)
         if not is_usual:
             return "outlier"
         if not is_known:
             return "second-population"
         return None if self._duplicates.passes(features, frozen=frozen) else "near-duplicate"
+
+    @property
+    def _is_new_world(self) -> bool:
+        return bool(self._params["gates"]) and self._population.is_new_world
 
     def _note(self, what: str, value: float, at_least: float | None = None) -> None:
         """Log a value: one that began or ended being 0, or moved by so much since it was logged last."""
@@ -294,8 +305,8 @@ def _restored_log(entries: Any) -> deque[JsonObject]:
         raise TypeError(f"adaptations must be a list, got {type(entries).__name__}")
     log: deque[JsonObject] = deque(maxlen=_LOG_LENGTH)
     for entry in entries:
-        if entry["what"] not in ("limit", "second-population"):
-            raise ValueError(f"what must be limit or second-population, got {entry['what']!r}")
+        if entry["what"] not in _LOGGED:
+            raise ValueError(f"what must be one of {', '.join(_LOGGED)}, got {entry['what']!r}")
         arrival, value = count("arrival", entry["arrival"]), number("value", entry["value"])
         log.append({"arrival": arrival, "what": entry["what"], "value": value})
     return log

@@ -62,6 +62,11 @@ class PopulationGate:
             return False
         return float(self._sum @ self._sum) > _SEPARATION * self._share**2
 
+    @property
+    def is_new_world(self) -> bool:
+        """Whether the second population is no longer the smaller one: the stream as a whole has changed."""
+        return self._share >= _MOST
+
     def passes(self, row: FloatArray) -> bool:
         """Whether one row, shape (d,), belongs to what is known; learns from it."""
         self._n = min(self._n + 1, 2 * _WINDOW - 1)

@@ -1,0 +1,260 @@
+"""The registered comparison: which verdicts `registered.toml` gives on the records, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from drip.types import FloatArray
+from experiments.reading import Evidence, Place
+from experiments.registered import NAME, plan
+from experiments.statistics import MIN_INTERVAL, Comparison, holm
+from experiments.streams import RETENTION
+from experiments.table1 import discard_fraction
+from experiments.tables import dataset_name, joined, percent
+
+BETTER, NOT_WORSE, NOT_SHOWN, MISSING = "better", "not worse", "not shown", "not run"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One rule against random in one cell.
+
+    Attributes:
+        comparison: Rule minus random, paired by seed.
+        all_data: All data minus random; None where the cell has no such arm.
+        p: Two-sided p-value after Holm's correction over the cells of the table; None below five runs.
+    """
+
+    comparison: Comparison
+    all_data: Comparison | None
+    p: float | None
+
+    @property
+    def is_material(self) -> bool:
+        """Whether all data beat random by enough for a rule to have something to gain."""
+        return self.all_data is not None and above(self.all_data, 0) and self.all_data.mean > _material()
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``not worse`` or ``not shown``."""
+        tests = plan()["tests"]
+        if (
+            self.is_material
+            and self.comparison.mean > 0
+            and self.p is not None
+            and self.p < 1 - tests["level"]
+        ):
+            return BETTER
+        return NOT_WORSE if above(self.comparison, tests["not_worse"]) else NOT_SHOWN
+
+
+def iid_place(dataset: str, retention: float) -> Place:
+    """Head-only, online, every rule at exactly this share."""
+    return Place(NAME, "head", dataset).at(retention=retention)
+
+
+def full_place(dataset: str) -> Place:
+    """Full training at the paper's DPW."""
+    return Place("table1", "full", dataset).at(budget="epochs", dpw=discard_fraction(dataset))
+
+
+def stream_place(dataset: str, scenario: str) -> Place:
+    """A stream that is not well mixed."""
+    return Place(NAME, "head", dataset).at(scenario=scenario, retention=RETENTION)
+
+
+def against_random(
+    evidence: Evidence, arm: str, places: Sequence[Place], metric: str = "accuracy"
+) -> dict[Place, Found]:
+    """An arm minus random at every place where both were run; Holm's correction runs over them."""
+    rules = plan()["rules"]
+    cells = {
+        place: (cell, evidence.difference(place, rules["all"], rules["reference"], metric))
+        for place in places
+        if (cell := evidence.difference(place, arm, rules["reference"], metric)) is not None
+    }
+    adjusted = holm([cell.p for cell, _ in cells.values()])
+    return {
+        place: Found(cell, all_data, p)
+        for (place, (cell, all_data)), p in zip(cells.items(), adjusted, strict=True)
+    }
+
+
+def against_all(evidence: Evidence, arm: str, place: Place) -> Comparison | None:
+    """An arm minus all data."""
+    return evidence.difference(place, arm, plan()["rules"]["all"])
+
+
+def values_of(evidence: Evidence, arm: str, place: Place, metric: str) -> FloatArray:
+    """A metric of the runs that have it, shape (n,)."""
+    series = evidence.get(place, arm)
+    values = np.empty(0) if series is None else series.values(metric)
+    return values[np.isfinite(values)]
+
+
+def above(comparison: Comparison, bound: float) -> bool:
+    """Whether the whole interval lies above a bound; never below five runs."""
+    return comparison.half is not None and comparison.mean - comparison.half > bound
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One thing that was registered, and what the records say of it.
+
+    Attributes:
+        says: What must hold.
+        outcome: ``holds``, ``does not hold``, or ``not run`` while runs are missing.
+        why: The cells that decide, in words.
+    """
+
+    says: str
+    outcome: str
+    why: str
+
+
+def criteria(evidence: Evidence, arm: str) -> list[Criterion]:
+    """Everything that was registered, for one rule."""
+    return [*_iid(evidence, arm), _full(evidence, arm), *_streams(evidence, arm)]
+
+
+def recommended(evidence: Evidence) -> str | None:
+    """The rule that is recommended by the records; None while runs are missing."""
+    rules = plan()["rules"]
+    outcomes = [one.outcome for one in criteria(evidence, rules["candidate"])]
+    if MISSING in outcomes:
+        return None
+    return str(rules["candidate"] if set(outcomes) == {"holds"} else rules["fallback"])
+
+
+def _iid(evidence: Evidence, arm: str) -> list[Criterion]:
+    iid = plan()["iid"]
+    places = {
+        (dataset, retention): iid_place(dataset, retention)
+        for retention in iid["retentions"]
+        for dataset in iid["datasets"]
+    }
+    found = against_random(evidence, arm, list(places.values()))
+    enough = {key: _enough(found.get(place), iid["runs"]) for key, place in places.items()}
+    verdicts = {key: found[place].verdict for key, place in places.items() if enough[key]}
+    material = {key for key in verdicts if found[places[key]].is_material}
+    gains = [key for key in places if key[1] in iid["better_at"] and (key in material or key not in verdicts)]
+    ends = {key: against_all(evidence, arm, places[key]) for key in places if key[1] == iid["all_at"]}
+    bound = plan()["tests"]["not_worse"]
+    at = joined([f"{percent(retention, 0)} %" for retention in iid["better_at"]])
+    return [
+        _judged(
+            f"better than random where {at} are kept and all data gain more than "
+            f"{100 * _material():g} points",
+            {key: verdicts[key] == BETTER if key in verdicts else None for key in gains},
+        ),
+        _judged(
+            "not worse than random in any cell",
+            {key: verdicts[key] != NOT_SHOWN if key in verdicts else None for key in places},
+        ),
+        _judged(
+            f"not worse than all data where {percent(iid['all_at'], 0)} % is kept",
+            {
+                key: above(end, bound) if end is not None and end.n >= iid["runs"] else None
+                for key, end in ends.items()
+            },
+        ),
+    ]
+
+
+def _full(evidence: Evidence, arm: str) -> Criterion:
+    full = plan()["full"]
+    places = {(dataset,): full_place(dataset) for dataset in full["datasets"]}
+    found = against_random(evidence, arm, list(places.values()))
+    head = {
+        dataset: evidence.difference(
+            iid_place(dataset, plan()["iid"]["all_at"]), arm, plan()["rules"]["reference"]
+        )
+        for dataset in full["datasets"]
+    }
+    results: dict[tuple[Any, ...], bool | None] = {}
+    for key, place in places.items():
+        one, frozen = found.get(place), head[key[0]]
+        if not _enough(one, full["runs"]) or one is None or frozen is None:
+            results[key] = None
+        else:
+            same_sign = one.comparison.mean * frozen.mean > 0 or not one.is_material
+            results[key] = same_sign and one.verdict != NOT_SHOWN
+    return _judged("with full training of the same sign, and not worse than random", results)
+
+
+def _streams(evidence: Evidence, arm: str) -> list[Criterion]:
+    streams = plan()["streams"]
+    places = {
+        (dataset, name): stream_place(dataset, name)
+        for dataset in streams["datasets"]
+        for name in streams["scenarios"]
+    }
+
+    def not_worse(metric: str) -> dict[tuple[Any, ...], bool | None]:
+        found = against_random(evidence, arm, list(places.values()), metric)
+        bound = plan()["tests"]["not_worse"]
+        return {
+            key: above(found[place].comparison, bound) if _enough(found.get(place), streams["runs"]) else None
+            for key, place in places.items()
+        }
+
+    def at_most(
+        metric: str, bound: float, names: Sequence[str], of: Callable[[FloatArray], Any]
+    ) -> dict[tuple[Any, ...], bool | None]:
+        measured = {
+            key: values_of(evidence, arm, place, metric) for key, place in places.items() if key[1] in names
+        }
+        return {
+            key: bool(of(values) <= bound) if len(values) >= streams["runs"] else None
+            for key, values in measured.items()
+        }
+
+    return [
+        _judged("in every stream not worse than random", not_worse("accuracy")),
+        _judged(
+            "in every stream the worst class not worse than with random", not_worse("worst_class_accuracy")
+        ),
+        _judged(
+            f"at most {percent(streams['most_junk'], 0)} % junk in what is kept, where a fifth of the stream "
+            "is junk",
+            at_most("junk_kept", streams["most_junk"], streams["junk_in"], np.mean),
+        ),
+        _judged(
+            f"retention within {100 * streams['rate_within']:g} points of the target over any 1,000 arrivals "
+            "after the first 1,000",
+            at_most("trailing_off", streams["rate_within"], streams["scenarios"], np.max),
+        ),
+    ]
+
+
+def _judged(says: str, results: dict[tuple[Any, ...], bool | None]) -> Criterion:
+    """Fails with one cell that fails; unknown while a cell is missing and none fails."""
+    failed = [key for key, result in results.items() if result is False]
+    missing = [key for key, result in results.items() if result is None]
+    held = sum(result is True for result in results.values())
+    parts = [f"{held} of {len(results)} cells hold"]
+    if failed:
+        parts.append("not in " + ", ".join(_named(key) for key in failed))
+    if missing:
+        parts.append(f"{len(missing)} not run")
+    outcome = "does not hold" if failed else MISSING if missing else "holds"
+    return Criterion(says, outcome, "; ".join(parts))
+
+
+def _named(key: tuple[Any, ...]) -> str:
+    first, *rest = key
+    return " ".join(
+        [dataset_name(first), *(f"{percent(r, 0)} %" if isinstance(r, float) else str(r) for r in rest)]
+    )
+
+
+def _enough(found: Found | None, wanted: int) -> bool:
+    return found is not None and found.comparison.n >= max(wanted, MIN_INTERVAL)
+
+
+def _material() -> float:
+    return float(plan()["tests"]["material"])

@@ -1,0 +1,129 @@
+"""What the registered comparison says of records with known effects."""
+
+import numpy as np
+import pytest
+from synthetic_records import record
+
+from experiments.cells import Unit
+from experiments.ledger import Ledger
+from experiments.reading import Evidence
+from experiments.registered import plan
+from experiments.registered_report import PAGE, render
+from experiments.registered_verdicts import (
+    BETTER,
+    MISSING,
+    NOT_SHOWN,
+    NOT_WORSE,
+    against_random,
+    criteria,
+    full_place,
+    iid_place,
+    recommended,
+    stream_place,
+)
+from experiments.streams import trailing_off
+
+CANDIDATE = plan()["rules"]["candidate"]
+
+
+@pytest.fixture(autouse=True)
+def no_syncs(monkeypatch):
+    monkeypatch.setattr("experiments.ledger.os.fsync", lambda _: None)
+
+
+def evidence(folder, places, arms, runs=20, **metrics):
+    """Runs in which every arm has its distance from random, with a little noise by seed."""
+    ledger = Ledger(folder)
+    for place in places:
+        for seed in range(runs):
+            unit = Unit(place.study, place.regime, place.dataset, seed)
+            for number, (arm, distance) in enumerate(arms.items()):
+                noise = 0.001 * ((seed * 7 + number * 3) % 5 - 2)
+                ledger.append(record(unit, arm, 0.8 + distance + noise, **dict(place.settings), **metrics))
+    return Evidence(ledger.records())
+
+
+@pytest.mark.parametrize(
+    ("distance", "all_data", "verdict"),
+    [
+        (0.01, 0.02, BETTER),
+        (0.01, 0.004, NOT_WORSE),  # nothing to gain there
+        (0.0, 0.02, NOT_WORSE),
+        (-0.01, 0.02, NOT_SHOWN),
+        (-0.003, 0.02, NOT_SHOWN),
+    ],
+)
+def test_the_verdict_of_a_cell(tmp_path, distance, all_data, verdict):
+    place = iid_place("tomato", 0.3)
+    found = against_random(
+        evidence(tmp_path, [place], {"random": 0.0, CANDIDATE: distance, "all": all_data}), CANDIDATE, [place]
+    )
+    assert found[place].verdict == verdict
+
+
+def test_nothing_is_recommended_while_runs_are_missing(tmp_path):
+    iid = plan()["iid"]
+    places = [iid_place(dataset, kept) for dataset in iid["datasets"] for kept in iid["retentions"]]
+    held = evidence(tmp_path, places, {"random": 0.0, CANDIDATE: 0.01, "all": 0.012}, runs=6)
+    assert {one.outcome for one in criteria(held, CANDIDATE)} == {MISSING}
+    assert recommended(held) is None
+    assert "Not decided: 8 of 8 criteria wait for runs." in render(held)[PAGE]
+
+
+def everything(folder, distance, junk=0.03, trailing=0.01):
+    iid, full, streams = (plan()[part] for part in ("iid", "full", "streams"))
+    places = [iid_place(dataset, kept) for dataset in iid["datasets"] for kept in iid["retentions"]]
+    places += [full_place(dataset) for dataset in full["datasets"]]
+    places += [
+        stream_place(dataset, name) for dataset in streams["datasets"] for name in streams["scenarios"]
+    ]
+    arms = {"random": 0.0, CANDIDATE: distance, "all": 0.012}
+    ledger = Ledger(folder)
+    for place in places:
+        for seed in range(20):
+            unit = Unit(place.study, place.regime, place.dataset, seed)
+            for number, (arm, gain) in enumerate(arms.items()):
+                noise = 0.0005 * ((seed * 7 + number * 3) % 5 - 2)
+                line = record(unit, arm, 0.8 + gain + noise, **dict(place.settings))
+                line.metrics.update(
+                    worst_class_accuracy=0.7 + noise,
+                    junk_kept=junk,
+                    trailing_off=trailing + 0.001 * (seed == 3),
+                )
+                ledger.append(line)
+    return Evidence(ledger.records())
+
+
+def test_a_rule_that_passes_everything_is_recommended(tmp_path):
+    held = everything(tmp_path, 0.012)
+    assert [one.outcome for one in criteria(held, CANDIDATE)] == ["holds"] * 8
+    assert recommended(held) == CANDIDATE
+    assert f"Use `{CANDIDATE}`: everything that was registered holds." in render(held)[PAGE]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"distance": 0.0}, "better than random where 61 % and 30 % are kept"),
+        ({"distance": 0.005}, "not worse than all data where 61 % is kept"),
+        ({"junk": 0.06}, "at most 5 % junk in what is kept"),
+        ({"trailing": 0.0195}, "retention within 2 points of the target"),
+    ],
+)
+def test_one_thing_that_does_not_hold_recommends_the_fallback(tmp_path, changed, says):
+    held = everything(tmp_path, **{"distance": 0.012, **changed})
+    failed = [one.says for one in criteria(held, CANDIDATE) if one.outcome == "does not hold"]
+    assert any(name.startswith(says) for name in failed)
+    assert recommended(held) == plan()["rules"]["fallback"]
+    assert f"- {says}" in render(held)[PAGE]
+
+
+def test_the_largest_distance_of_a_rate_is_that_of_any_thousand_arrivals():
+    retain = (
+        [True, False] * 500
+        + ([True] * 3 + [False] * 7) * 100
+        + [False] * 50
+        + ([True] * 3 + [False] * 7) * 200
+    )
+    slow = max(abs(np.mean(retain[start : start + 1000]) - 0.3) for start in range(1000, len(retain) - 999))
+    assert trailing_off(np.array(retain)) == pytest.approx(slow)
