@@ -19,6 +19,8 @@ from experiments.workspace import Outcome, Workspace
 
 NAME = "registered"
 REGIMES = ("head",)
+FOREIGN = streams.FOREIGN
+"""As in the study of streams: the data set whose pictures are junk in another's stream."""
 _CALIBRATION = "d1c"
 _ENDS = ("baseline", "all")
 
