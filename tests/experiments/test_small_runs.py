@@ -63,11 +63,13 @@ def test_a_committed_line_is_measured_again(name, tmp_path):
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """All four studies on few pictures, and one on so many digits that windows discard."""
+    """All studies of images on few pictures, and one on so many digits that windows discard."""
     require_chain("mnist", "cifar10", "tomato")  # tomato: the foreign pictures
     folder = tmp_path_factory.mktemp("chain")
     arms = [word for arm in ("baseline", "all", "drip", "random") for word in ("--arm", arm)]
-    studies = [word for study in ("table1", "dpw", "noise", "streams") for word in ("--study", study)]
+    studies = [
+        word for study in ("table1", "dpw", "noise", "streams", "registered") for word in ("--study", study)
+    ]
     finish(folder, *studies, *arms, "--dataset", "cifar10", "--rows", 200, "--seeds", 1)
     finish(folder, "--study", "dpw", *arms, "--dataset", "mnist", "--rows", 3000, "--seeds", 1)
     return folder / "results"
@@ -79,6 +81,7 @@ def test_every_study_runs_from_raw_data_to_accuracy(chain):
         "dpw-head-cifar10",
         "dpw-head-mnist",
         "noise-head-cifar10",
+        "registered-head-cifar10",
         "streams-head-cifar10",
         "table1-head-cifar10",
     ]
