@@ -26,9 +26,9 @@ MARGIN = 0.01
 """Macro F1 that may be lost where a part of the rows is to be as good as all."""
 
 _RULES = """
-Decided by the records: "above" and "below" mean beyond chance after Holm's correction over the table, by the
-corrected interval. Fewer rows are as good as all where that interval of the loss lies within {margin} point
-of F1.
+Decided by the records: "above" and "below" mean beyond chance by the corrected interval, after Holm's
+correction over the table "Minus random, trained to the end". Fewer rows are as good as all where that
+interval of the loss lies within {margin} point of F1.
 """
 
 
@@ -45,6 +45,7 @@ def advice(runs: Runs) -> list[str]:
         _to_avoid(runs),
         _how_few(runs),
         _to_cover(runs),
+        _to_judge(runs),
         _steps(runs),
         _to_save(runs),
         _classes(runs),
@@ -136,6 +137,42 @@ def _to_cover(runs: Runs) -> str:
     )
 
 
+def _to_judge(runs: Runs) -> str:
+    """Which distance F1 follows: that whose correlation is below zero beyond chance in more places."""
+    told: dict[str, tuple[int, str]] = {}
+    names = {"mean_distance": "the mean distance to the nearest kept row", "epsilon": "ε"}
+    for name in names:
+        places = [(training, p) for training in TO_THE_END for p in runs.controlled]
+        found = [each for place in places if (each := runs.follows_epsilon(*place, name)) is not None]
+        if not found:
+            return ""
+        below = sum(each.half is not None and each.mean + each.half < 0 for each in found)
+        means = sorted(each.mean for each in found)
+        told[name] = (
+            below,
+            f"{_plain(means[0])} to {_plain(means[-1])}, below zero in {below} of {len(found)}",
+        )
+    (first, second) = sorted(names, key=lambda name: -told[name][0])
+    text = "**To judge a reduced set before training**: "
+    if told[first][0] == told[second][0]:
+        text += f"{names[first]} and {names[second]} say as much as each other"
+    else:
+        text += f"look at {names[first]} rather than at {names[second]}"
+    return (
+        f"{text}. Rank correlation with the F1 of models trained to the end: {told[first][1]} for "
+        f"{names[first]}; {told[second][1]} for {names[second]}."
+    )
+
+
+def _plain(correlation: float) -> str:
+    """A correlation with its sign.
+
+    >>> _plain(0.5)
+    '+0.50'
+    """
+    return signed(correlation / 100)
+
+
 def _steps(runs: Runs) -> str:
     found = runs.difference((ALL, FEWER_STEPS), (RANDOM, PROTOCOL), LEAST)
     loss = runs.difference((RANDOM, PROTOCOL), (ALL, PROTOCOL), LEAST)
@@ -161,7 +198,7 @@ def _to_save(runs: Runs) -> str:
         if whole > 0 and isfinite(part):
             f1 = [runs.summary(arm, training, LEAST, METRIC)[0] for arm in (ALL, RANDOM)]
             parts.append(
-                f"{training.title}: {percent(1 - part / whole, 0)} % of the time, "
+                f"{training.title}: {round(100 * (1 - part / whole))} % of the time, "
                 f"F1 {percent(f1[0])} to {percent(f1[1])} %"
             )
     if not parts:

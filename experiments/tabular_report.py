@@ -12,7 +12,7 @@ from experiments.sections import FIGURES, folded, prose, wrapped
 from experiments.statistics import Comparison
 from experiments.tables import BLANK, interval, joined, level, markdown, percent, signed
 from experiments.tabular import CONTROLLED, DATASETS, LEAST, NAME, REGIMES
-from experiments.tabular_advice import advice
+from experiments.tabular_advice import advice, ends
 from experiments.tabular_figures import figures
 from experiments.tabular_reading import (
     ALL,
@@ -225,17 +225,19 @@ def _controls(runs: Runs) -> list[str]:
             for arm in arms
         ]
         lines += [f"### {share(fraction)} kept", "", *markdown(["trained on", *columns], rows), ""]
-        grid = runs.against(RANDOM, {name: (training, fraction) for name, training in columns.items()})
-        body = [
+    for heading, grid in (
+        ("trained to the end", ends(runs)),
+        ("equal steps", runs.against(RANDOM, {share(LEAST): (EQUAL_STEPS, LEAST)})),
+    ):
+        lines += [
+            f"### Minus random, {heading}",
+            "",
             *grid.markdown(),
             "",
-            "p-values: corrected t-test after Holm / Wilcoxon",
-            "",
-            *grid.p_values(),
-            "",
+            *prose(grid.sentence("methods", "random")),
         ]
-        lines += folded(f"Minus random, {share(fraction)} kept", body)
-        lines += prose(grid.sentence("methods", "random"))
+        body = ["Corrected t-test after Holm / Wilcoxon:", "", *grid.p_values(), ""]
+        lines += folded(f"p-values, {heading}", body)
     return lines + _steps(runs)
 
 

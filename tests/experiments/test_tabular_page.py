@@ -225,6 +225,11 @@ def test_f1_that_follows_epsilon_is_seen():
     assert len(rows) == 1 + 5 + 6
     for row in rows[1:]:
         assert row[2:] == ["\u22121.00 ±0.00", "+1.00 ±0.00"]
+    told = about(page_of(made(5, effect=effect, more=distances)), "To judge a reduced set")
+    assert "look at ε rather than at the mean distance" in told
+    assert (
+        "\u22121.00 to \u22121.00, below zero in 6 of 6 for ε; +1.00 to +1.00, below zero in 0 of 6" in told
+    )
 
 
 def test_energy_is_called_estimated_unless_all_of_it_was_measured():
