@@ -68,6 +68,7 @@ def benchmark_page() -> str:
         _device_section,
         _int8_section,
         _install_section,
+        _selector_section,
         _policy_section,
         _store_section,
     )
@@ -250,6 +251,29 @@ def _policy_section() -> list[str]:
     for record in records:
         time_s = median(record["seconds"])
         lines.append(f"| {record['variant']} | {1e3 * time_s:.1f} | {time_s / base:.2f} |")
+    return [*lines, "", *_machine(records)]
+
+
+def _selector_section() -> list[str]:
+    records = _records("selectors")
+    inference_us = records[0]["inference_us"]
+    lines = [
+        "## Decisions",
+        "",
+        *wrap(
+            "What one decision costs, one sample at a time, on 1,280 features and 10 classes, beside "
+            f"EfficientNet-B0's inference at 224 pixels in the same process ({inference_us / 1e3:.1f} ms), "
+            "and how large a rule's state is after 600 samples, as it is saved.",
+            _WIDTH,
+        ),
+        "",
+        "| rule | µs | share of the inference, % | state, kB |",
+        "| --- | --- | --- | --- |",
+    ]
+    for record in sorted(records, key=lambda each: each["decide_us"]):
+        share = 100 * record["decide_us"] / record["inference_us"]
+        state_kb = record["state_bytes"] / 1e3
+        lines.append(f"| `{record['rule']}` | {record['decide_us']:.0f} | {share:.2f} | {state_kb:.1f} |")
     return [*lines, "", *_machine(records)]
 
 

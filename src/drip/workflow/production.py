@@ -150,7 +150,10 @@ def run_url(
     ):
 
         def follow(tally: Tally) -> None:
-            status.describe(n_disagreements=getattr(model, "n_disagreements", 0))
+            status.describe(
+                n_disagreements=getattr(model, "n_disagreements", 0),
+                adaptations=getattr(parts.rule, "adaptations", []),
+            )
             if publisher is not None:
                 publisher.flush()  # the broker may be back while nothing arrives
                 status.describe(decisions=_published(publisher))
