@@ -347,7 +347,12 @@ def test_in_a_changed_world_the_rule_draws_until_the_old_one_returns():
     new = replace(new, logits=new.logits * np.random.default_rng(3).uniform(0.1, 9.0, 3000)[:, None])
     rule = create("adaptive-margin", retention=0.3).calibrate(calibration)
     rule.decide_many(old)
-    kept = rule.decide_many(new).retain
+    decisions = rule.decide_many(new)
+    kept = decisions.retain
+    drawn = np.char.startswith(decisions.reasons, "new-world")
+    assert drawn[1000:].mean() > 0.9
+    assert decisions.keep_probability[drawn].mean() == pytest.approx(0.3, abs=0.03)
+    assert kept[drawn].mean() == pytest.approx(0.3, abs=0.03)
     unsure = create("margin", retention=0.3).calibrate(new).decide_many(new).retain
     assert kept[1000:].mean() == pytest.approx(0.3, abs=0.02)
     assert unsure[1000:][kept[1000:]].mean() == pytest.approx(0.3, abs=0.05)

@@ -30,6 +30,7 @@ from drip.types import Decisions, FloatArray, JsonObject, Observations
 _WINDOW = 500
 _LOG_LENGTH = 32
 _LOGGED_STEP = 0.25
+_DRAWN = ("new-world-draw", "new-world-not-drawn")
 _LOGGED = ("limit", "second-population", "new-world")
 
 
@@ -231,7 +232,9 @@ class ComposedSelector(BaseSelector):
             chosen, reason = self._choose(value, label, features[row], share)
             chance = self._params["exploration"] * self._rate.target_share
             drawn = bool(self._rng.random() < chance)
-            if not chosen:
+            if reason in _DRAWN:
+                probability[row] = share + (1 - share) * chance
+            elif not chosen:
                 probability[row] = chance
             if chosen or drawn:
                 retain[row] = True
@@ -253,7 +256,8 @@ class ComposedSelector(BaseSelector):
         refusal = self._refusal(label, features) if self._params["gates"] else None
         if refusal == "near-duplicate" or (refusal is not None and share < 1):
             return False, refusal
-        if self._is_new_world:
+        is_drawn = self._is_new_world
+        if is_drawn:
             value = self._recent.value_at(float(self._rng.random()))
         limit = self._recent.limit(share)
         if not self._params["frozen"]:
@@ -261,10 +265,10 @@ class ComposedSelector(BaseSelector):
             if isfinite(limit):
                 self._note("limit", limit, at_least=_LOGGED_STEP)
         if value >= limit:
-            return True, self.name
+            return True, _DRAWN[0] if is_drawn else self.name
         if self._classes.below_floor(label, self._rate.target_share):
             return True, "class-floor"
-        return False, "below-limit"
+        return False, _DRAWN[1] if is_drawn else "below-limit"
 
     def _refusal(self, label: int, features: FloatArray) -> str | None:
         """Which gate an arrival does not pass, if any; every gate but the last learns from all arrivals."""
