@@ -104,7 +104,7 @@ def _how_few(runs: Runs) -> str:
         if enough:
             told += f", as good from {share(enough[0])} on"
         else:
-            told += f", not yet as good at {share(max(losses))}"
+            told += f", not shown to be as good even at {share(max(losses))}"
         parts.append(f"{training.title} {told}")
     return f"**How few rows are enough**: random rows minus all rows: {'; '.join(parts)}." if parts else ""
 
