@@ -22,6 +22,7 @@ from drip.selectors.parts import (
     Target,
     held_out_distances,
 )
+from drip.selectors.parts.projections import project
 from drip.testing import check_selector, fake_observations
 from drip.types import Observations
 
@@ -387,6 +388,45 @@ def test_a_class_that_is_never_kept_gets_its_floor():
     assert kept == pytest.approx(400 * 0.1, abs=2)
 
 
+def test_a_class_gets_no_more_than_its_ceiling():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4000, 3)) + np.array([1.5, 0.0, 0.0])  # most of the stream is of one class
+    rows = Observations(logits.argmax(1), logits, {"drip": np.zeros(4000)}, "drip")
+    kept = {}
+    for ceiling in (1.0, 0.4):
+        rule = create("adaptive-margin", retention=0.3, gates=False, ceiling=ceiling, exploration=0.0)
+        decisions = rule.calibrate(rows[:1000]).decide_many(rows[1000:])
+        kept[ceiling] = np.mean(rows.classes[1000:][decisions.retain] == 0)
+        assert decisions.retain[500:].mean() == pytest.approx(0.3, abs=0.02)
+    assert kept[1.0] > 0.5
+    assert kept[0.4] == pytest.approx(0.4, abs=0.03)
+
+
+def test_what_is_kept_at_random_says_so():
+    rows = stream(6000, seed=1)
+    rule = create("adaptive-margin", retention=0.3, exploration=0.5, gates=False).calibrate(rows[:1000])
+    decisions = rule.decide_many(rows[1000:])
+    explored = np.array(decisions.reasons) == "exploration"
+    assert decisions.retain[explored].all()
+    assert decisions.keep_probability[explored] == pytest.approx(0.15)
+    below = np.array(decisions.reasons) == "below-limit"
+    assert not decisions.retain[below].any()
+    assert explored.sum() / (explored.sum() + below.sum()) == pytest.approx(0.15, abs=0.02)
+
+
+def test_the_first_numbers_of_many_are_those_of_few_and_keep_distances():
+    features = np.abs(np.random.default_rng(0).normal(size=(40, 500)))
+    few, many = project(features), project(features, 256)
+    assert (few.shape, many.shape) == ((40, 64), (40, 256))
+    assert few == pytest.approx(many[:, :64])
+    unit = np.sqrt(features) / np.linalg.norm(np.sqrt(features), axis=1, keepdims=True)
+    for row in range(1, 40):
+        true = ((unit[0] - unit[row]) ** 2).sum()
+        found = ((many[0] - many[row]) ** 2).sum() * 500 / 256
+        assert found == pytest.approx(true, rel=0.35)
+    assert project(features[:, :30], 256).shape == (40, 30)
+
+
 def test_a_controller_pays_back_an_error_and_forgets_a_flood():
     control = RateController(Target(0.2))
     for _ in range(1000):
@@ -402,6 +442,7 @@ def test_a_controller_pays_back_an_error_and_forgets_a_flood():
     [
         ({"floor": 2}, "floor must be in"),
         ({"floor": True}, "floor must be in"),
+        ({"ceiling": 0}, "ceiling must be in"),
         ({"exploration": 1}, "exploration must be in"),
         ({"gates": "no"}, "gates must be True or False, got 'no'"),
         ({"frozen": 1}, "frozen must be True or False, got 1"),

@@ -47,7 +47,8 @@ class ComposedSelector(BaseSelector):
        holds the target rate through drift. Where the second population has become the larger one, the
        world has changed: what the model makes of it says little, and a draw takes the utility's place
        until the world changes back or the rule is calibrated again.
-    4. A class of which less than a quarter of the target share was kept lately gets this sample.
+    4. A class of which less than a quarter of the target share was kept lately gets this sample; one that
+       has more than its ceiling does not.
     5. Of all arrivals, whatever the above says, a small share is kept at random; its probability is stored,
        so that what the rule never keeps can be estimated.
 
@@ -61,7 +62,8 @@ class ComposedSelector(BaseSelector):
         bytes_per_day: Target per time instead, in encoded bytes.
         exploration: Share of what is kept that is drawn at random, in [0, 1).
         gates: Whether outliers, a second population and near-duplicates are discarded; needs features.
-        floor: See :class:`drip.selectors.parts.ClassShares`.
+        floor: Share of the target that every class gets, in [0, 1]; 0 for none.
+        ceiling: Largest share of one class in what is kept, in (0, 1]; 1 for none.
         frozen: Keep the calibrated limits and expect no second population; only the rate is controlled.
         seed: Seed of the draws.
     """
@@ -75,6 +77,7 @@ class ComposedSelector(BaseSelector):
         exploration: float = 0.02,
         gates: bool = True,
         floor: float = 0.25,
+        ceiling: float = 1.0,
         frozen: bool = False,
         seed: int = 0,
     ) -> None:
@@ -92,13 +95,14 @@ class ComposedSelector(BaseSelector):
             "exploration": exploration,
             "gates": gates,
             "floor": floor,
+            "ceiling": ceiling,
             "frozen": frozen,
             "seed": seed,
         }
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._rate = RateController(self._target)
         self._rule: ThresholdSelector | None = None
-        self._start(0)  # refuses a floor outside its range
+        self._start(0)  # refuses a floor or ceiling outside its range
 
     @classmethod
     def for_retention(cls, retention: float, **params: Any) -> Self:
@@ -107,7 +111,7 @@ class ComposedSelector(BaseSelector):
 
     @property
     def params(self) -> JsonObject:
-        """The target, exploration, gates, floor, frozen and seed."""
+        """The target, exploration, gates, floor, ceiling, frozen and seed."""
         return dict(self._params)
 
     @property
@@ -191,7 +195,7 @@ class ComposedSelector(BaseSelector):
 
     def _start(self, n_classes: int) -> None:
         self._n_classes = n_classes
-        self._classes = ClassShares(n_classes, self._params["floor"])
+        self._classes = ClassShares(n_classes, self._params["floor"], self._params["ceiling"])
         self._gaussians, self._outliers, self._duplicates = ClassGaussians(), OutlierGate(), DuplicateGate()
         self._arrivals = 0
         self._log = _restored_log([])
@@ -264,6 +268,8 @@ class ComposedSelector(BaseSelector):
             self._recent.add(value)
             if isfinite(limit):
                 self._note("limit", limit, at_least=_LOGGED_STEP)
+        if self._classes.above_ceiling(label):
+            return False, "class-ceiling"
         if value >= limit:
             return True, _DRAWN[0] if is_drawn else self.name
         if self._classes.below_floor(label, self._rate.target_share):
