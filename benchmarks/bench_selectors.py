@@ -60,7 +60,7 @@ def main() -> None:
             rules[name].decide_many(stream)  # fills what a rule remembers
     rows = [stream[row] for row in range(50)]
     variants = {
-        name: lambda rule=rule: [rule.decide(row) for row in rows]  # type: ignore[misc]
+        name: lambda rule=rule: [rule.decide(row) for row in rows]  # type: ignore[misc]  # a default binds the rule
         for name, rule in rules.items()
     }
     variants["inference"] = lambda: [scorer.score(inputs[row : row + 1]) for row in range(4)]

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from experiments.reading import DATASETS, Evidence, Place, Series
 from experiments.statistics import Comparison, compare
 from experiments.tables import against, dataset_name, kept, percent, signed
+from experiments.tables import grid as grid_of
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "drip",
@@ -191,7 +192,14 @@ def heat(evidence: Evidence) -> Figure | None:
             for place in evidence.places("streams", "head", dataset)
             if evidence.selecting(place)
         }
-        grids[dataset] = against(evidence, places)
+        every = against(evidence, places)
+        cells = {key: cell for key, cell in every.cells.items() if cell.half is not None}
+        grids[dataset] = grid_of(
+            every.corner,
+            every.rows,
+            [name for name in places if any(column == name for _, column in cells)],
+            cells,
+        )
     grids = {dataset: grid for dataset, grid in grids.items() if grid.cells}
     if not grids:
         return None

@@ -33,13 +33,8 @@ in [reproduction.md](reproduction.md); what each rule computes, `pydoc drip.sele
 """
 _WHEN = (
     (
-        "a stream that nobody watches: it drifts, repeats itself, or brings things the model does not know",
-        "`adaptive-margin`",
-        "close calls at a rate that is held; outliers, second populations and near-duplicates stay out",
-    ),
-    (
         "a sample that is to represent the stream, such as for a test set",
-        "`random`, or `adaptive-random` behind the same gates",
+        "`random`, or `adaptive-random` behind gates",
         "whatever a rule prefers, it distorts",
     ),
     (
@@ -50,7 +45,7 @@ _WHEN = (
     ("the published method", "`drip`", "as in the paper; see the reproduction for what it gives"),
     (
         "few classes matter and are rare",
-        "`class-balanced-random`, or a floor of `adaptive-margin`",
+        "`class-balanced-random`, or floor and ceiling of the adaptive rules",
         "every predicted class gets its share",
     ),
 )
@@ -72,7 +67,7 @@ def render(evidence: Evidence) -> dict[str, str]:
         *_answer(evidence),
         "## When to use what",
         "",
-        *markdown(["you have", "use", "because"], _WHEN),
+        *markdown(["you have", "use", "because"], [_unwatched(evidence), *_WHEN]),
         "",
         *_enough(evidence),
         *_registered(evidence),
@@ -103,6 +98,17 @@ def _answer(evidence: Evidence) -> list[str]:
     for name in failed_names:
         lines += wrapped(name, "- ")
     return [*lines, ""]
+
+
+def _unwatched(evidence: Evidence) -> tuple[str, str, str]:
+    """The row that the registered comparison decides; while it does not, the rule that claims least."""
+    chosen = recommended(evidence)
+    because = "the rate is held; outliers, second populations and near-duplicates stay out"
+    return (
+        "a stream that nobody watches: it drifts, repeats itself, or brings things the model does not know",
+        f"`{chosen or plan()['rules']['fallback']}`",
+        because if chosen else f"{because}; which of the adaptive rules is not decided yet",
+    )
 
 
 def _enough(evidence: Evidence) -> list[str]:

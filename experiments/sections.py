@@ -142,7 +142,10 @@ arrivals that the rule retains, `spread` the largest tenth minus the smallest.
 """
 _COMPARED = ("random", "all", "baseline")
 _P_VALUES = "p-values: corrected t-test after Holm / Wilcoxon"
-_HEAT = "Rows are rules, columns scenarios; dark is far from random, the sign is printed."
+_HEAT = """
+Rows are rules, columns scenarios; dark is far from random, the sign is printed. Cells with fewer than five
+runs are left out.
+"""
 
 
 def prose(text: str) -> list[str]:

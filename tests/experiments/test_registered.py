@@ -67,7 +67,10 @@ def test_nothing_is_recommended_while_runs_are_missing(tmp_path):
     held = evidence(tmp_path, places, {"random": 0.0, CANDIDATE: 0.01, "all": 0.012}, runs=6)
     assert {one.outcome for one in criteria(held, CANDIDATE)} == {MISSING}
     assert recommended(held) is None
-    assert "Not decided: 8 of 8 criteria wait for runs." in render(held)[PAGE]
+    page = render(held)[PAGE]
+    assert "Not decided: 8 of 8 criteria wait for runs." in page
+    assert f"| `{plan()['rules']['fallback']}` |" in page
+    assert "is not decided yet" in page
 
 
 def everything(folder, distance, junk=0.03, trailing=0.01):
