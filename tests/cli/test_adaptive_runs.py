@@ -8,6 +8,8 @@ from boards import CONTRACT, N_PRODUCTION
 
 from drip.export import export_onnx
 from drip.models import SmallCNN
+from drip.policy import Policy
+from drip.selectors import from_policy
 from drip.store import RetentionStore
 
 
@@ -38,7 +40,10 @@ def test_the_status_tells_what_the_rule_changed_in_itself(with_features, board, 
     assert (first["arrival"], first["what"]) == (1, "limit")
     assert 0 < first["value"] < 1
     with RetentionStore.open_readonly(store) as held:
-        assert held.load_progress().selector_state["adaptations"] == told["adaptations"]
+        progress = held.load_progress()
         reasons = {row.decision.reason for row in held.audit()}
+    assert (
+        from_policy(Policy.load(policy)).restore(progress.selector_state).adaptations == told["adaptations"]
+    )
     assert "adaptive-margin" in reasons
     assert "below-limit" in reasons

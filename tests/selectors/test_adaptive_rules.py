@@ -12,6 +12,7 @@ from drip.errors import InputError, PolicyError
 from drip.policy import Policy, Recipe
 from drip.selectors import create, from_policy
 from drip.selectors.parts import (
+    AdaptationLog,
     ClassGaussians,
     ClassShares,
     DuplicateGate,
@@ -23,6 +24,8 @@ from drip.selectors.parts import (
     held_out_distances,
 )
 from drip.selectors.parts.projections import project
+from drip.store.codec import steady_json
+from drip.store.progress_row import changed_spans
 from drip.testing import check_selector, fake_observations
 from drip.types import Observations
 
@@ -143,8 +146,8 @@ def test_the_state_is_bounded_and_goes_on_where_it_was():
     rule.decide_many(stream(3000))
     state = rule.state()
     assert len(b64decode(state["duplicates"]["kept"])) == 256 * 24
-    assert len(state["recent"]) == 500
-    assert len(state["adaptations"]) <= 32
+    assert len(b64decode(state["recent"]["values"])) == 500 * 8
+    assert len(state["adaptations"]["slots"]) == 32
     twin = from_policy(Policy(Recipe(rule.name, rule.params, state), 3))
     later = stream(700, seed=3)
     assert list(twin.decide_many(later)) == list(rule.decide_many(later))
@@ -154,7 +157,7 @@ def test_the_state_is_bounded_and_goes_on_where_it_was():
 def test_gates_of_different_features_are_refused():
     rule = create("adaptive-margin").calibrate(stream(100, seed=0))
     state = rule.state()
-    state["duplicates"] |= {"kept": "", "n_features": 5}
+    state["duplicates"] |= {"kept": "", "next": 0, "n_features": 5}
     with pytest.raises(PolicyError, match="all gates must be for the same features"):
         from_policy(Policy(Recipe(rule.name, rule.params, state), 3))
 
@@ -196,19 +199,91 @@ def test_a_limit_for_duplicates_shrinks_with_all_distances_but_not_for_repeats()
 
 @pytest.mark.parametrize("kept", ["!", "AAAA AAA", "AAAA", "é", 3])
 def test_damaged_rows_of_what_was_kept_are_refused(kept):
-    state = {"limit": 1.0, "usual": 1.0, "step": 1.0, "recent": "", "kept": kept, "n_features": 4}
+    state = DuplicateGate().calibrate(np.eye(4)).state() | {"kept": kept}
     with pytest.raises((ValueError, TypeError), match=r"base64|reshape|ASCII|must be text"):
         DuplicateGate().restore(state)
 
 
-def test_what_a_run_saves_with_every_batch_stays_small():
+def test_a_state_stays_small_and_a_batch_changes_little_of_it():
     rng = np.random.default_rng(0)
-    features = np.maximum(rng.normal(size=(1500, 1280)), 0)
-    logits = rng.normal(size=(1500, 10))
-    rows = Observations(logits.argmax(1), logits, {"drip": np.zeros(1500)}, "drip", features)
+    features = np.maximum(rng.normal(size=(2532, 1280)), 0)
+    logits = rng.normal(size=(2532, 10))
+    rows = Observations(logits.argmax(1), logits, {"drip": np.zeros(2532)}, "drip", features)
     rule = create("adaptive-margin", retention=0.5).calibrate(rows[:500])
-    rule.decide_many(rows[500:])
-    assert len(json.dumps(rule.state())) < 250_000
+    rule.decide_many(rows[500:2500])
+    before = steady_json("state", rule.state())
+    rule.decide_many(rows[2500:])
+    after = steady_json("state", rule.state())
+    assert len(before) == len(after) < 200_000
+    assert sum(end - start for start, end in changed_spans(before, after)) < 20_000
+
+
+@pytest.mark.parametrize("damage", [{"next": 3}, {"next": -1}, {"next": 1.0}])
+def test_a_place_that_is_none_is_refused(damage):
+    gate = DuplicateGate(memory=3).calibrate(np.eye(4))
+    gate.kept(np.eye(4)[0])
+    with pytest.raises((ValueError, TypeError), match="next"):
+        DuplicateGate(memory=3).restore(gate.state() | damage)
+
+
+@pytest.mark.parametrize("n_changes", [3, 32, 50])
+def test_the_last_changes_are_remembered_in_order_and_after_a_restart(n_changes):
+    log = AdaptationLog(("limit", "world"))
+    told = [{"arrival": i, "what": ("limit", "world")[i % 3 == 0], "value": i / 7} for i in range(n_changes)]
+    for entry in told:
+        log.note(**entry)
+    twin = AdaptationLog(("limit", "world"))
+    twin.restore(json.loads(json.dumps(log.state())))
+    assert len(steady_json("log", twin.state())) == len(steady_json("log", AdaptationLog(("a",)).state()))
+    for each in (log, twin):
+        assert each.entries == told[-32:]
+        assert each.last("world") == [entry["value"] for entry in told if entry["what"] == "world"][-1]
+    twin.note(99, "limit", 0.5)
+    assert twin.entries == [*told[-31:], {"arrival": 99, "what": "limit", "value": 0.5}]
+
+
+NONE, ONE = [None] * 3, [1, 0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("slots", "oldest", "message"),
+    [
+        ([[1, 2, 0.5], *[NONE] * 31], 0, "kinds must be numbers below 2"),
+        ([ONE, *[NONE] * 31], 1, "oldest must be one of 1 slots"),
+        ([ONE] * 32, 32, "oldest must be one of 32 slots"),
+        ([ONE] * 33, 0, "a list of 32"),
+        ([NONE, ONE, *[NONE] * 30], 0, "must come last"),
+        ([[1, 0], *[NONE] * 31], 0, "not enough values"),
+        ([[None, 0, 0.5], *[NONE] * 31], 0, "arrival must be an integer"),
+    ],
+)
+def test_a_damaged_log_is_refused(slots, oldest, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        AdaptationLog(("limit", "world")).restore({"slots": slots, "oldest": oldest})
+
+
+@pytest.mark.parametrize("n_values", [3, 5, 7])
+def test_a_restored_quantile_forgets_in_the_same_order(n_values):
+    draw = np.random.default_rng(n_values).normal(size=20).tolist()
+    quantile = RunningQuantile(5, [0.5])
+    for value in draw[:n_values]:
+        quantile.add(value)
+    twin = RunningQuantile.restored(5, json.loads(json.dumps(quantile.state())))
+    assert twin.values == quantile.values == [0.5, *draw[:n_values]][-5:]
+    for value in draw[n_values:]:
+        quantile.add(value)
+        twin.add(value)
+        assert twin.values == quantile.values
+        assert twin.state() == quantile.state()
+        assert twin.limit(0.4) == quantile.limit(0.4)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"oldest": 5}, {"oldest": -1}, {"values": "AAAA"}, {"values": "A" * 64 + "="}]
+)
+def test_a_damaged_quantile_is_refused(damage):
+    with pytest.raises(ValueError, match=r"oldest|multiple|base64|padding|reshape|buffer"):
+        RunningQuantile.restored(5, RunningQuantile(5, [1.0] * 5).state() | damage)
 
 
 def test_distances_are_those_of_mahalanobis_within_the_class():

@@ -44,8 +44,6 @@ def is_meant(name, path, old, new):
     """Whether the rule may have written the new value in the place of the old one."""
     if new is None and name.startswith("adaptive-") and "retention" in path:
         return True  # the default, where no other target is set
-    if new == [] and path == ("adaptations",):
-        return True  # nothing has changed yet
     if new == old:
         return True
     if new is None:

@@ -75,15 +75,50 @@ def test_progress_that_grows_in_a_full_store_evicts_and_progress_that_stays_does
 
 def test_progress_that_can_never_fit_is_refused_with_its_size(store):
     limit = store._writer.space.layout.max_sample_bytes
-    state = {"text": "x" * (limit - len('{"text": ""}') - 8)}
+    state = {"text": "x" * (limit - len('{"text":""}') - 64)}
     store.save_progress(Progress("ab", state, ""))
     with pytest.raises(StoreError) as caught:
-        store.save_progress(Progress("abc", state, ""))
+        store.save_progress(Progress("a" * 63, state, ""))
     assert str(caught.value) == (
         f"cursor and selector state must fit {limit} bytes in a store of budget_bytes={BUDGET}, "
-        f"got {limit + 4}; raise budget_bytes"
+        f"got {limit + 64}; raise budget_bytes"
     )
     assert store.load_progress().cursor == "ab"
+
+
+def test_progress_that_changed_in_few_places_writes_these(store):
+    numbers = [0.1] * 4000
+    store.save_progress(Progress("9", {"text": "x" * 50_000, "numbers": numbers}, "p"))
+    numbers[7], numbers[3990] = 1 / 3, -1.5e-300
+    changed = Progress("a longer cursor", {"text": "x" * 50_000, "numbers": numbers}, "p")
+    announced, written = announced_and_written(store, lambda: store.save_progress(changed))
+    assert written <= 6 < announced <= written + 48
+    assert store.load_progress() == changed
+    assert store.check().ok
+
+
+@pytest.mark.parametrize("changed", [Progress("b" * 80, {"n": 1}, "p"), Progress("b", {"n": 1, "m": 2}, "p")])
+def test_progress_of_another_length_is_written_anew(store, changed):
+    store.save_progress(Progress("b", {"n": 1}, "p"))
+    store.save_progress(changed)
+    assert store.load_progress() == changed
+
+
+def test_progress_under_another_policy_is_noted_with_it(path):
+    with RetentionStore(path, budget_bytes=BUDGET) as store:
+        store.save_progress(Progress("b", {"n": 1}, "p"))
+    with RetentionStore(path, policy_digest="q") as store:
+        store.save_progress(Progress("b", {"n": 1}, "q"))
+        assert store.load_progress() == Progress("b", {"n": 1}, "q")
+
+
+def test_progress_in_a_transaction_that_fails_is_as_it_was(store):
+    store.save_progress(Progress("b", {"n": 1}, "p"))
+    with contextlib.suppress(ZeroDivisionError), store.transaction():
+        store.save_progress(Progress("c", {"n": 2}, "p"))
+        assert store.load_progress() == Progress("c", {"n": 2}, "p")
+        1 / 0  # noqa: B018
+    assert store.load_progress() == Progress("b", {"n": 1}, "p")
 
 
 def test_a_refused_transaction_says_how_much_it_wanted(store):

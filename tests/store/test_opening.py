@@ -187,7 +187,17 @@ def test_a_file_of_version_1_is_migrated_with_all_its_rows(path):
         put(store, "new")
         assert store.check().ok
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+
+
+def test_a_file_of_version_2_keeps_its_progress(path):
+    path.write_bytes((Path(__file__).parent / "data" / "version2.drip").read_bytes())
+    progress = Progress('ümlaut "7"  ', {"n": 6, "x": [0.1, -2.5e-300, None, True, "ä"]}, "ab" * 32)
+    with RetentionStore(path) as store:
+        assert store.load_progress() == progress
+        store.save_progress(progress)
+        assert store.load_progress() == progress
+        assert store.check().ok
 
 
 def test_check_finds_damage(path):

@@ -167,12 +167,12 @@ def test_files_that_are_no_store_are_named_with_what_they_are(tmp_path):
     )
 
 
-@pytest.mark.parametrize("version", [0, 3])
+@pytest.mark.parametrize("version", [0, 4])
 def test_a_file_of_an_unknown_version_is_refused(store, version):
     store._connection.execute(f"PRAGMA user_version = {version}")
     store.close()
     assert told(StoreError, lambda: RetentionStore(store.path)) == (
-        f"{store.path} must have schema version 1 to 2, got {version}; "
+        f"{store.path} must have schema version 1 to 3, got {version}; "
         "it was written by a newer drip: upgrade drip to read it"
     )
 

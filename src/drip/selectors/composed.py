@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import deque
 from math import isfinite
 from typing import Any, Self
 
@@ -12,6 +11,7 @@ import numpy as np
 from drip.errors import InputError
 from drip.selectors.base import BaseSelector, ThresholdSelector
 from drip.selectors.parts import (
+    AdaptationLog,
     ClassGaussians,
     ClassShares,
     DuplicateGate,
@@ -23,12 +23,11 @@ from drip.selectors.parts import (
     held_out_distances,
 )
 from drip.selectors.parts.projections import N_FINE, N_NUMBERS, project
-from drip.selectors.states import count, number, numbers, restore_generator
+from drip.selectors.states import count, restore_generator
 from drip.thresholds import check_count
 from drip.types import Decisions, FloatArray, JsonObject, Observations
 
 _WINDOW = 500
-_LOG_LENGTH = 32
 _LOGGED_STEP = 0.25
 _DRAWN = ("new-world-draw", "new-world-not-drawn")
 _LOGGED = ("limit", "second-population", "new-world")
@@ -131,7 +130,7 @@ class ComposedSelector(BaseSelector):
         the utility's limit, when it has moved by a quarter; of ``second-population`` and ``new-world``, the
         share of what calibration did not have, when rejecting it, or drawing, begins (0 when it ends).
         """
-        return [dict(entry) for entry in self._log]
+        return self._log.entries
 
     def state(self) -> JsonObject:
         """The state of every part."""
@@ -139,12 +138,12 @@ class ComposedSelector(BaseSelector):
             raise self._uncalibrated()
         state = {
             "utility": self._rule.state(),
-            "recent": self._recent.values,
+            "recent": self._recent.state(),
             "rate": self._rate.state(),
             "classes": self._classes.state(),
             "generator": self._rng.bit_generator.state,
             "arrivals": self._arrivals,
-            "adaptations": self.adaptations,
+            "adaptations": self._log.state(),
         }
         if self._params["gates"]:
             state |= {
@@ -176,13 +175,13 @@ class ComposedSelector(BaseSelector):
 
     def _restore(self, state: JsonObject) -> None:
         rule = self._utility_rule().restore(state["utility"])
-        self._start(len(state["classes"]["arrived"]))
-        self._recent = RunningQuantile(_WINDOW, numbers("recent", state["recent"], _WINDOW).tolist())
+        self._start(count("n_classes", state["classes"]["n_classes"]))
+        self._recent = RunningQuantile.restored(_WINDOW, state["recent"], n_values=_WINDOW)
         self._rate.restore(state["rate"])
         self._classes.restore(state["classes"])
         restore_generator(self._rng, state["generator"])
         self._arrivals = count("arrivals", state["arrivals"])
-        self._log = _restored_log(state["adaptations"])
+        self._log.restore(state["adaptations"])
         if self._params["gates"]:
             self._gaussians.restore(state["gaussians"])
             self._outliers.restore(state["outliers"])
@@ -198,7 +197,7 @@ class ComposedSelector(BaseSelector):
         self._classes = ClassShares(n_classes, self._params["floor"], self._params["ceiling"])
         self._gaussians, self._outliers, self._duplicates = ClassGaussians(), OutlierGate(), DuplicateGate()
         self._arrivals = 0
-        self._log = _restored_log([])
+        self._log = AdaptationLog(_LOGGED)
 
     def _check_arrivals(self, observations: Observations) -> None:
         self._check_classes(observations, self._n_classes)
@@ -298,28 +297,16 @@ class ComposedSelector(BaseSelector):
 
     def _note(self, what: str, value: float, at_least: float | None = None) -> None:
         """Log a value: one that began or ended being 0, or moved by so much since it was logged last."""
-        last = next((entry["value"] for entry in reversed(self._log) if entry["what"] == what), 0.0)
+        last = self._log.last(what)
         moved = (last > 0) != (value > 0) if at_least is None else abs(value - last) >= at_least
         if moved:
-            self._log.append({"arrival": self._arrivals, "what": what, "value": value})
+            self._log.note(self._arrivals, what, value)
 
     def _note_kept(self, label: int, features: FloatArray, n_bytes: int) -> None:
         self._rate.kept(n_bytes)
         self._classes.kept(label)
         if self._params["gates"]:
             self._duplicates.kept(features)
-
-
-def _restored_log(entries: Any) -> deque[JsonObject]:
-    if not isinstance(entries, list):
-        raise TypeError(f"adaptations must be a list, got {type(entries).__name__}")
-    log: deque[JsonObject] = deque(maxlen=_LOG_LENGTH)
-    for entry in entries:
-        if entry["what"] not in _LOGGED:
-            raise ValueError(f"what must be one of {', '.join(_LOGGED)}, got {entry['what']!r}")
-        arrival, value = count("arrival", entry["arrival"]), number("value", entry["value"])
-        log.append({"arrival": arrival, "what": entry["what"], "value": value})
-    return log
 
 
 def _features(observations: Observations) -> FloatArray:

@@ -63,7 +63,7 @@ class InformationGainSelector(BaseSelector):
             "mean": self._mean.tolist(),
             "scale": self._scale,
             "inverse": packed(self._inverse, "<f8"),
-            "recent": packed(np.array(self._recent.values), "<f8"),
+            "recent": self._recent.state(),
             "rate": self._rate.state(),
         }
 
@@ -91,8 +91,7 @@ class InformationGainSelector(BaseSelector):
         inverse = unpacked("inverse", state["inverse"], n, n, dtype="<f8")
         if self._scale <= 0 or not np.array_equal(inverse, inverse.T):
             raise ValueError("scale must be above 0 and inverse symmetric")
-        recent = unpacked("recent", state["recent"], _WINDOW, dtype="<f8").tolist()
-        self._recent = RunningQuantile(_WINDOW, recent)
+        self._recent = RunningQuantile.restored(_WINDOW, state["recent"], n_values=_WINDOW)
         self._rate.restore(state["rate"])
         self._inverse = inverse
 

@@ -11,6 +11,7 @@ from typing import Any
 from drip.store import codec
 from drip.store.class_counters import ClassCounters
 from drip.store.connection import disk_bytes, explained
+from drip.store.progress_row import ProgressRow
 from drip.store.quarantine import Quarantine
 from drip.store.records import AuditRow, LabelState, Outcome, QuarantinedSample, StoredSample, StoreStats
 from drip.store.settings import ORIGIN
@@ -97,12 +98,9 @@ class Reader:
 
     def progress(self) -> Progress | None:
         """The saved progress, that of the connection's open transaction included."""
-        sql = "SELECT cursor, selector_state, digest FROM progress JOIN policies ON policies.id = policy"
-        rows = self._rows(sql, ())
-        if not rows:
-            return None
-        cursor, state, digest = rows[0]
-        return Progress(cursor, json.loads(state), digest)
+        with explained(self._path, "read"):
+            row = ProgressRow.stored(self._connection.cursor())
+        return None if row is None else row.progress
 
     def audit(self) -> Iterator[AuditRow]:
         """The recorded decisions, oldest first."""

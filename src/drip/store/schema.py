@@ -15,7 +15,7 @@ from drip.errors import StoreError
 from drip.store.connection import connect
 
 APPLICATION_ID = 0x44524950  # "DRIP"
-VERSION = 2
+VERSION = 3
 
 # One number runs through the store: audit.id = kept.id = blobs.id = the number of the decision. Age, the
 # audit mark of an eviction and the blob's place therefore need no further index.
@@ -92,7 +92,7 @@ STATEMENTS: Sequence[str] = (
     """CREATE TABLE progress (
         id INTEGER PRIMARY KEY CHECK (id = 1),
         policy INTEGER NOT NULL REFERENCES policies (id),
-        cursor TEXT,
+        cursor TEXT NOT NULL,
         selector_state TEXT NOT NULL
     )""",
     """CREATE TABLE tally (
@@ -113,10 +113,13 @@ STATEMENTS: Sequence[str] = (
     f"PRAGMA user_version = {VERSION}",
 )
 
-# version -> what turns a file of that version into the next one. Statements only add (columns, tables), so
-# that a migration writes a few pages and fits the log's share of any budget.
+# version -> what turns a file of that version into the next one. Statements add (columns, tables) or write no
+# more than saving the progress does, so that a migration fits the log's share of any budget.
 MIGRATIONS: Mapping[int, Sequence[str]] = MappingProxyType(
-    {1: ("ALTER TABLE kept ADD COLUMN annotator TEXT", "DROP INDEX kept_sample")}
+    {
+        1: ("ALTER TABLE kept ADD COLUMN annotator TEXT", "DROP INDEX kept_sample"),
+        2: ("UPDATE progress SET cursor = coalesce(json_quote(cursor), 'null')",),
+    }
 )
 
 

@@ -19,6 +19,7 @@ from drip.store.class_counters import ClassCounters
 from drip.store.connection import explain, explained
 from drip.store.eviction import AuditRing, Evictor
 from drip.store.incoming import Incoming, prepare
+from drip.store.progress_row import ProgressRow, frames_of
 from drip.store.quarantine import Quarantine, Shelved
 from drip.store.recording import GROWTH_PAGES, ROW_BYTES_BY_KEY, Recorder
 from drip.store.settings import ORIGIN, Settings
@@ -27,7 +28,7 @@ from drip.types import Decision, Observation, Progress, Sample
 
 Room = tuple[int, float | None]
 
-_PROGRESS_BYTES = "SELECT length(selector_state) + 4 * length(coalesce(cursor, '')) FROM progress"
+_PROGRESS_BYTES = "SELECT length(selector_state) + length(cursor) FROM progress"
 _LASTING_BYTES = """SELECT coalesce(sum(length(name) + length(value)), 0)
     + (SELECT sum(length(digest) + 16) FROM policies) FROM settings"""
 _LABEL = "UPDATE kept SET human_label = ?, annotator = ? WHERE id = ?"
@@ -288,25 +289,33 @@ class Writer:
     def save_progress(self, progress: Progress) -> None:
         """Remember where the run stands; see :meth:`drip.store.RetentionStore.save_progress`."""
         codec.require_short("policy_digest", progress.policy_digest)
-        state = codec.encode_json("selector_state", progress.selector_state)
+        row = ProgressRow.of(progress)
         layout = self.space.layout
-        codec.text_bytes("cursor", progress.cursor or "")
-        n_bytes = len(state) + len(progress.cursor or "") * 4
-        if n_bytes > layout.max_sample_bytes:
+        if row.n_bytes > layout.max_sample_bytes:
             message = (
                 f"cursor and selector state must fit {layout.max_sample_bytes} bytes in a store of "
-                f"budget_bytes={layout.budget_bytes}, got {n_bytes}; raise budget_bytes"
+                f"budget_bytes={layout.budget_bytes}, got {row.n_bytes}; raise budget_bytes"
             )
             raise StoreError(message)
+        old = ProgressRow.stored(self._cursor)
+        is_named = progress.policy_digest == self.policy_digest
+        spans = row.spans_from(old) if old is not None and is_named else None
         # The row takes the place of the last one, so in a full store it costs no eviction.
         n_old_pages = layout.pages_of(self._progress_bytes)
-        n_new_pages = layout.pages_of(n_bytes)
+        n_new_pages = layout.pages_of(row.n_bytes)
         n_pages = max(0, n_new_pages - n_old_pages)
-        n_frames = PUT_FRAMES + n_new_pages + layout.map_pages_of(max(n_new_pages, n_old_pages))
+        n_frames = (
+            PUT_FRAMES + n_new_pages + layout.map_pages_of(max(n_new_pages, n_old_pages))
+            if spans is None
+            else frames_of(spans, layout)
+        )
         digest = self.policy_digest
 
         def record() -> None:
             self.space.start_operation(n_frames)
+            if spans is not None:
+                row.overwrite(self._connection, spans)
+                return
             if not self.space.has_pages(n_pages):
                 self._evictor.make_room(n_pages, None)
             if progress.policy_digest != self.policy_digest:
@@ -315,12 +324,9 @@ class Writer:
                 self._policy = None
                 if was_unknown:
                     self._name_policy_of_transaction()
-            policy = self._current_policy()
-            # Not INSERT OR REPLACE, which takes the new row's pages before it gives up the old one's.
-            self._cursor.execute("DELETE FROM progress")
-            self._cursor.execute("INSERT INTO progress VALUES (1, ?, ?, ?)", (policy, progress.cursor, state))
+            row.replace(self._cursor, self._current_policy())
             self.space.free_pages -= n_pages + GROWTH_PAGES
-            self._set_limit(n_bytes)
+            self._set_limit(row.n_bytes)
 
         try:
             self.run(((n_pages, None),), n_frames, record)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from drip.errors import InputError
 from drip.selectors.parts.quantiles import RunningQuantile
-from drip.selectors.states import number, packed, unpacked
+from drip.selectors.states import count, number, packed, unpacked
 from drip.thresholds import check_fraction
 from drip.types import FloatArray, JsonObject
 
@@ -102,15 +102,14 @@ class DuplicateGate:
         return np.clip(np.rint(row / self._step), -_STEPS, _STEPS).astype(np.float32)
 
     def state(self) -> JsonObject:
-        """The limit and what is remembered, the oldest first."""
-        full = len(self._kept) == self._memory
-        oldest_first = np.roll(self._kept, -self._next, axis=0) if full else self._kept
+        """The limit and what is remembered, with the place of the next."""
         return {
             "limit": self._limit,
             "usual": self._usual,
-            "recent": packed(np.array(self._recent.values)),
+            "recent": self._recent.state(),
             "step": self._step,
-            "kept": packed(oldest_first, _BYTE),
+            "kept": packed(self._kept, _BYTE),
+            "next": self._next,
             "n_features": self.n_features,
         }
 
@@ -121,9 +120,11 @@ class DuplicateGate:
         if self._step <= 0:
             raise ValueError(f"step must be above 0, got {self._step}")
         self._limit, self._usual = number("limit", state["limit"]), number("usual", state["usual"])
-        self._recent = RunningQuantile(_WINDOW, unpacked("recent", state["recent"], None).tolist())
-        self._kept = kept[-self._memory :].astype(np.float32)
-        self._next = len(self._kept) % self._memory
+        self._recent = RunningQuantile.restored(_WINDOW, state["recent"])
+        self._kept, self._next = kept.astype(np.float32), count("next", state["next"])
+        places = self._memory if len(kept) == self._memory else 1
+        if len(kept) > self._memory or (self._next - len(kept)) % self._memory >= places:
+            raise ValueError(f"at most {self._memory} rows and the place of the next are needed")
 
 
 def _nearest(rows: NDArray[np.float32], row: NDArray[np.float32]) -> float:

@@ -6,7 +6,7 @@ from math import exp, log
 
 import numpy as np
 
-from drip.selectors.states import count, number, numbers
+from drip.selectors.states import count, number, packed, unpacked
 from drip.types import FloatArray, JsonObject
 
 _WINDOW = 500
@@ -89,15 +89,15 @@ class PopulationGate:
         return {
             "n": self._n,
             "wait": self._wait,
-            "mean": self._mean.tolist(),
+            "mean": packed(self._mean, "<f8"),
             "share": self._share,
-            "sum": self._sum.tolist(),
+            "sum": packed(self._sum, "<f8"),
         }
 
     def restore(self, state: JsonObject) -> None:
         """Continue from a saved :meth:`state`."""
         d = len(self._mean)
-        self._mean, self._sum = (numbers(name, state[name], d) for name in ("mean", "sum"))
+        self._mean, self._sum = (unpacked(name, state[name], d, dtype="<f8") for name in ("mean", "sum"))
         self._share = number("share", state["share"])
         self._n, self._wait = count("n", state["n"]), count("wait", state["wait"])
         if not 0 <= self._share <= 1:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections import deque
 from collections.abc import Iterable
 from math import isfinite
+from typing import Self
+
+import numpy as np
 
 from drip.errors import InputError
+from drip.selectors.states import count, packed, unpacked
+from drip.types import JsonObject
 
 
 class RunningQuantile:
@@ -28,8 +32,9 @@ class RunningQuantile:
         if window < 1:
             raise InputError(f"window must be at least 1, got {window!r}")
         self._window = window
-        self._arrived: deque[float] = deque(values, maxlen=window)
-        self._ordered = sorted(self._arrived)
+        self._slots = list(values)[-window:]
+        self._oldest = 0  # a new value takes its slot: a state changes in as many places as there were values
+        self._ordered = sorted(self._slots)
         if not all(map(isfinite, self._ordered)):
             raise InputError("the values of a running quantile must be finite, got NaN or infinity")
 
@@ -39,14 +44,41 @@ class RunningQuantile:
 
     @property
     def values(self) -> list[float]:
-        """The values, the oldest first: what restores the part."""
-        return list(self._arrived)
+        """The values, the oldest first."""
+        return self._slots[self._oldest :] + self._slots[: self._oldest]
+
+    def state(self) -> JsonObject:
+        """The values in their slots, and which is the oldest."""
+        return {"values": packed(np.array(self._slots), "<f8"), "oldest": self._oldest}
+
+    @classmethod
+    def restored(cls, window: int, state: JsonObject, *, n_values: int | None = None) -> Self:
+        """Continue from a saved :meth:`state`.
+
+        Args:
+            window: Number of values that are held.
+            state: What was saved.
+            n_values: Number of values that it must have; None takes up to ``window``.
+
+        Raises:
+            KeyError, TypeError, ValueError: no such state.
+        """
+        values = unpacked("values", state["values"], n_values, dtype="<f8")
+        oldest = count("oldest", state["oldest"])
+        if len(values) > window or oldest >= (window if len(values) == window else 1):
+            raise ValueError(f"at most {window} values and the oldest of them are needed, got {oldest}")
+        quantile = cls(window, values.tolist())
+        quantile._oldest = oldest
+        return quantile
 
     def add(self, value: float) -> None:
         """Take in a finite value; the oldest leaves when the window is full."""
-        if len(self._arrived) == self._window:
-            del self._ordered[bisect_left(self._ordered, self._arrived[0])]
-        self._arrived.append(value)
+        if len(self._slots) == self._window:
+            del self._ordered[bisect_left(self._ordered, self._slots[self._oldest])]
+            self._slots[self._oldest] = value
+            self._oldest = (self._oldest + 1) % self._window
+        else:
+            self._slots.append(value)
         insort(self._ordered, value)
 
     def rank(self, value: float) -> float:

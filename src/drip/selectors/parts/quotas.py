@@ -7,7 +7,7 @@ from math import exp
 import numpy as np
 
 from drip.errors import InputError
-from drip.selectors.states import numbers
+from drip.selectors.states import count, packed, unpacked
 from drip.types import JsonObject
 
 _MEMORY = 1000
@@ -58,11 +58,16 @@ class ClassShares:
 
     def state(self) -> JsonObject:
         """The two counts of every class."""
-        return {"arrived": self._arrived.tolist(), "kept": self._kept.tolist()}
+        return {
+            "n_classes": len(self._arrived),
+            "arrived": packed(self._arrived, "<f8"),
+            "kept": packed(self._kept, "<f8"),
+        }
 
     def restore(self, state: JsonObject) -> None:
         """Continue from a saved :meth:`state`."""
-        arrived, kept = (numbers(name, state[name], len(self._arrived)) for name in ("arrived", "kept"))
+        n_classes = count("n_classes", state["n_classes"])
+        arrived, kept = (unpacked(name, state[name], n_classes, dtype="<f8") for name in ("arrived", "kept"))
         if (arrived < 0).any() or (kept < 0).any():
             raise ValueError("arrived and kept must be counts, got a negative one")
         self._arrived, self._kept = arrived, kept
