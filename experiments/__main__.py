@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from drip.errors import InputError
+from drip.errors import DripError, InputError
 from experiments.ledger import RESULTS, Ledger
 from experiments.running import DATASETS, STUDIES, measure, missing, units
 
-app = typer.Typer(help="Reproduce the DRIP paper and compare selection rules.", no_args_is_help=True)
+app = typer.Typer(
+    help="Reproduce the DRIP paper and compare selection rules.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
 console = Console()
 CACHE = Path(__file__).parent.parent / ".cache" / "experiments"
 
@@ -76,5 +81,13 @@ def report(
         console.print(path)
 
 
+def main() -> None:
+    """Run a command; what cannot be done ends in one line, not in a traceback."""
+    try:
+        app()
+    except DripError as error:
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -46,6 +46,16 @@ class ExportError(DripError):
     """Something cannot be written in the asked format."""
 
 
+def brief(value: object) -> str:
+    """What a message shows of a value that came in the place of another: 60 characters at most.
+
+    >>> brief("x" * 100)
+    "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..."
+    """
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def missing_extra(room: str, package: str, extra: str) -> DripError:
     """The error of a room whose package is not installed, with the command that installs it.
 

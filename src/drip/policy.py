@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from drip.errors import InputError, PolicyError
+from drip.errors import InputError, PolicyError, brief
 from drip.files import canonical_json, sha256_hex, write_atomically
 from drip.thresholds import (
     MIN_CLASS_COUNT,
@@ -276,11 +276,11 @@ class Policy:
             PolicyError: not a policy, an unknown format version, or a missing or malformed part.
         """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise PolicyError(f"a JSON object with format {FORMAT!r} is needed, got {_brief(content)}")
+            raise PolicyError(f"a JSON object with format {FORMAT!r} is needed, got {brief(content)}")
         version = content.get("format_version")
         if type(version) is not int or version != FORMAT_VERSION:
             raise PolicyError(
-                f"policy format version {FORMAT_VERSION} is needed, got {_brief(version)}; "
+                f"policy format version {FORMAT_VERSION} is needed, got {brief(version)}; "
                 "install the version of drip that wrote the file or calibrate again"
             )
         try:
@@ -377,7 +377,7 @@ def windows_to_json(windows: Sequence[Window]) -> list[JsonObject]:
 def windows_from_json(parts: Sequence[JsonObject]) -> tuple[Window, ...]:
     """The windows of :func:`windows_to_json`."""
     if not isinstance(parts, list):
-        raise TypeError(f"windows are {_brief(parts)}, not a list")
+        raise TypeError(f"windows are {brief(parts)}, not a list")
     return tuple(_window(index, part) for index, part in enumerate(parts))
 
 
@@ -412,14 +412,14 @@ def _check(policy: Policy) -> None:
         raise ValueError(f"{len(policy.histograms)} histograms for {policy.n_classes} classes")
     names = policy.provenance.class_names
     if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"class_names are {_brief(names)}")
+        raise ValueError(f"class_names are {brief(names)}")
     if names and len(names) != policy.n_classes:
         raise ValueError(f"{len(names)} class_names for {policy.n_classes} classes")
     if policy.provenance.n_samples < 0:
         raise ValueError(f"n_samples is {policy.provenance.n_samples}")
     for histogram in policy.histograms:
         if not all(type(count) is int and count >= 0 for count in histogram.counts):
-            raise ValueError(f"counts are {_brief(histogram.counts)}")
+            raise ValueError(f"counts are {brief(histogram.counts)}")
         if not histogram.low <= histogram.high:
             raise ValueError(f"a histogram is from {histogram.low} to {histogram.high}")
     if "windows" in policy.recipe.state and len(policy.windows) != policy.n_classes:
@@ -433,14 +433,14 @@ def _provenance(content: Mapping[str, Any]) -> Provenance:
 def _expect(what: str, part: Any, **types: Any) -> None:
     """Refuse entries of another type; ``[int]`` stands for a list of integers."""
     if not isinstance(part, dict):
-        raise TypeError(f"{what} is {_brief(part)}")
+        raise TypeError(f"{what} is {brief(part)}")
     for key, kind in types.items():
         value = part[key]
         of_list = isinstance(kind, list)
         fits = _is_list(value, kind[0]) if of_list else _is_of(value, kind)
         if not fits:
             wanted = f"a list of {kind[0].__name__}" if of_list else kind.__name__
-            raise TypeError(f"{key} of {what} is {_brief(value)}, not {wanted}")
+            raise TypeError(f"{key} of {what} is {brief(value)}, not {wanted}")
 
 
 def _is_list(value: Any, kind: type) -> bool:
@@ -452,8 +452,3 @@ def _is_of(value: Any, kind: type) -> bool:
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -4,10 +4,12 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
-from child_runs import finish, start
+from child_runs import ROOT, environment, finish, start
 from support import require_data
 
 from experiments.cells import Unit
@@ -93,8 +95,9 @@ def test_two_runs_at_once_share_the_work(tmp_path):
 
 
 def test_results_of_reduced_size_cannot_take_the_place_of_the_full_ones(tmp_path):
-    from experiments.__main__ import run
-    from experiments.ledger import RESULTS
-
-    with pytest.raises(Exception, match="--rows 300 needs --results"):
-        run(results=RESULTS, rows=300, cache=tmp_path)
+    words = [sys.executable, "-m", "experiments", "run", "--rows", "300", "--cache", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: --rows 300 needs --results: its lines would take the place of the full ones\n"
+    )

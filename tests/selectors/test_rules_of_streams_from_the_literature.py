@@ -9,7 +9,7 @@ import pytest
 from drip.errors import InputError, PolicyError
 from drip.policy import Policy, Recipe
 from drip.selectors import create, from_policy
-from drip.selectors.parts import RateController, Target
+from drip.selectors.parts import RateController, RunningQuantile, Target
 from drip.selectors.parts.projections import project
 from drip.selectors.vessal import factor
 from drip.testing import fake_observations
@@ -227,7 +227,8 @@ def test_variable_uncertainty_without_a_budget_of_discards_keeps_everything():
         ("information-gain", {"recent": ""}, "cannot be rebuilt"),
         ("vessal", {"n_classes": 0}, "there must be a class"),
         ("vessal", {"n_features": 3}, "cannot be rebuilt"),
-        ("vessal", {"recent": "A" * 5332 + "A" * 2}, "cannot be rebuilt"),
+        ("vessal", {"recent": RunningQuantile(500, [0.0] * 500).state()}, "recent volumes above 0"),
+        ("vessal", {"recent": RunningQuantile(500, [1.0] * 499).state()}, "cannot be rebuilt"),
         ("variable-uncertainty", {"theta": 0.0}, "theta must be above 0"),
         ("variable-uncertainty", {"spent": -1.0}, "spent at least 0"),
     ],

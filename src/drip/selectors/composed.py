@@ -159,10 +159,7 @@ class ComposedSelector(BaseSelector):
         self._check_classes(observations, n_classes)
         self._rule = self._utility_rule().calibrate(observations)
         self._start(n_classes)
-        values = np.sort(self._rule.utility(observations))
-        spread = values[np.linspace(0, len(values) - 1, _WINDOW).round().astype(np.int64)]
-        order = np.random.Generator(np.random.PCG64(0)).permutation(_WINDOW)
-        self._recent = RunningQuantile(_WINDOW, spread[order].tolist())
+        self._recent = RunningQuantile.spread(_WINDOW, self._rule.utility(observations))
         if self._params["gates"]:
             features, classes = _features(observations), observations.classes
             order = np.lexsort((classes, *features.T))  # sums must not depend on the order of the samples

@@ -79,10 +79,8 @@ class InformationGainSelector(BaseSelector):
         information = np.eye(rows.shape[1]) + (rows[kept] * uncertainty[kept, None]).T @ rows[kept]
         inverse = np.linalg.inv(information)
         self._inverse = np.ascontiguousarray((inverse + inverse.T) / 2)
-        values = np.sort([self._gain(row, h)[0] for row, h in zip(rows, uncertainty.tolist(), strict=True)])
-        spread = values[np.linspace(0, len(values) - 1, _WINDOW).round().astype(np.int64)]
-        mixed = np.random.Generator(np.random.PCG64(0)).permutation(_WINDOW)  # the oldest leave first
-        self._recent = RunningQuantile(_WINDOW, spread[mixed].tolist())
+        gains = [self._gain(row, h)[0] for row, h in zip(rows, uncertainty.tolist(), strict=True)]
+        self._recent = RunningQuantile.spread(_WINDOW, np.array(gains))
         self._rate = RateController(self._target)
 
     def _restore(self, state: JsonObject) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drip.errors import brief
 from drip.types import FloatArray
 
 
@@ -24,7 +25,7 @@ def number(name: str, value: Any) -> float:
     2.0
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {_brief(value)}")
+        raise TypeError(f"{name} must be a number, got {brief(value)}")
     if not isfinite(float(value)):
         raise ValueError(f"{name} must be finite, got {value!r}")
     return float(value)
@@ -41,7 +42,7 @@ def count(name: str, value: Any) -> int:
     2
     """
     if type(value) is not int:
-        raise TypeError(f"{name} must be an integer, got {_brief(value)}")
+        raise TypeError(f"{name} must be an integer, got {brief(value)}")
     if value < 0:
         raise ValueError(f"{name} must be at least 0, got {value}")
     return value
@@ -78,7 +79,7 @@ def unpacked(name: str, text: Any, *shape: int | None, dtype: str = "<f4") -> Fl
     (2, 3)
     """
     if not isinstance(text, str) or not all(n is None or type(n) is int for n in shape):
-        raise TypeError(f"{name} must be text of numbers in rows, got {_brief(text)} of shape {shape}")
+        raise TypeError(f"{name} must be text of numbers in rows, got {brief(text)} of shape {shape}")
     if any(n is not None and n < 1 for n in shape):
         raise ValueError(f"{name} must have at least one number in a row, got shape {shape}")
     values = np.frombuffer(b64decode(text, validate=True), dtype)
@@ -96,7 +97,7 @@ def restore_generator(generator: np.random.Generator, state: Any) -> None:
     """
     words = state["state"]["state"], state["state"]["inc"], state["has_uint32"], state["uinteger"]
     if not all(type(word) is int for word in words):
-        raise TypeError(f"a generator's state must be integers, got {_brief(words)}")
+        raise TypeError(f"a generator's state must be integers, got {brief(words)}")
     generator.bit_generator.state = state
 
 
@@ -105,13 +106,8 @@ def _check(name: str, values: Any, shape: tuple[int | None, ...]) -> None:
         number(name, values)
         return
     if not isinstance(values, list):
-        raise TypeError(f"{name} must be a list, got {_brief(values)}")
+        raise TypeError(f"{name} must be a list, got {brief(values)}")
     if shape[0] is not None and len(values) != shape[0]:
         raise ValueError(f"{name} must have {shape[0]} entries, got {len(values)}")
     for value in values:
         _check(name, value, shape[1:])
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

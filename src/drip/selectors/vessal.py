@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import ClassVar
 
 import numpy as np
 
 from drip.selectors.base import ChanceSelector
 from drip.selectors.draws import drawn
-from drip.selectors.parts import RateController, Target
+from drip.selectors.parts import RateController, RunningQuantile, Target
 from drip.selectors.projected import fixed_order, projected
 from drip.selectors.states import count, packed, unpacked
 from drip.types import Decisions, FloatArray, JsonObject, Observations
@@ -65,7 +64,7 @@ class VessalSelector(ChanceSelector):
             "n_classes": len(self._signs),
             "n_features": len(self._inverse),
             "inverse": packed(self._inverse, "<f8"),
-            "recent": packed(np.array(self._recent), "<f8"),
+            "recent": self._recent.state(),
             "rate": self._rate.state(),
         }
 
@@ -77,22 +76,20 @@ class VessalSelector(ChanceSelector):
         gradients = self._gradients(observations, features)
         gradients = gradients[fixed_order(gradients)]
         self._inverse = np.eye(features.shape[1]) / _RIDGE
-        volumes = np.sort([self._volume(row)[0] for row in gradients])
-        spread = volumes[np.linspace(0, len(volumes) - 1, _WINDOW).round().astype(np.int64)]
-        mixed = np.random.Generator(np.random.PCG64(0)).permutation(_WINDOW)  # the oldest leave first
-        self._recent = deque(spread[mixed].tolist(), _WINDOW)
+        volumes = np.array([self._volume(row)[0] for row in gradients])
+        self._recent = RunningQuantile.spread(_WINDOW, volumes)
         self._rate = RateController(self._target)
 
     def _restore(self, state: JsonObject) -> None:
         n_features, n_classes = state["n_features"], count("n_classes", state["n_classes"])
         inverse = unpacked("inverse", state["inverse"], n_features, n_features, dtype="<f8")
-        recent = unpacked("recent", state["recent"], _WINDOW, dtype="<f8")
-        if not n_classes or not np.array_equal(inverse, inverse.T) or (recent < _LEAST).any():
+        recent = RunningQuantile.restored(_WINDOW, state["recent"], n_values=_WINDOW)
+        if not n_classes or not np.array_equal(inverse, inverse.T) or recent.ordered[0] < _LEAST:
             raise ValueError("inverse must be symmetric, recent volumes above 0, and there must be a class")
         super()._restore(state)
         self._rate.restore(state["rate"])
         self._signs = _signs(n_classes, n_features)
-        self._recent = deque(recent.tolist(), _WINDOW)
+        self._recent = recent
         self._inverse = inverse
 
     def _gradients(self, observations: Observations, features: FloatArray) -> FloatArray:
@@ -124,8 +121,8 @@ class VessalSelector(ChanceSelector):
         probability = np.empty(len(observations))
         for row, gradient in enumerate(self._gradients(observations, features)):
             volume, direction = self._volume(gradient)
-            self._recent.append(volume)
-            probability[row] = min(1.0, volume * factor(np.sort(self._recent), self._rate.share()))
+            self._recent.add(volume)
+            probability[row] = min(1.0, volume * factor(self._recent.ordered, self._rate.share()))
             if draw[row] < probability[row]:
                 self._rate.kept()
                 # Sherman and Morrison; an outer product of a row with itself leaves A exactly symmetric.

@@ -11,7 +11,7 @@ import numpy as np
 
 from drip.errors import InputError
 from drip.selectors.states import count, packed, unpacked
-from drip.types import JsonObject
+from drip.types import FloatArray, JsonObject
 
 
 class RunningQuantile:
@@ -38,6 +38,20 @@ class RunningQuantile:
         if not all(map(isfinite, self._ordered)):
             raise InputError("the values of a running quantile must be finite, got NaN or infinity")
 
+    @classmethod
+    def spread(cls, window: int, values: FloatArray) -> Self:
+        """As many values as the window holds, evenly over a sample in order of size.
+
+        They arrive in a fixed mixed order, so that those that leave first are no tail of the sample.
+
+        Args:
+            window: Number of values that are held.
+            values: The sample, shape (n,), n at least 1.
+        """
+        taken = np.sort(values)[np.linspace(0, len(values) - 1, window).round().astype(np.int64)]
+        mixed = np.random.Generator(np.random.PCG64(0)).permutation(window)
+        return cls(window, taken[mixed].tolist())
+
     def __len__(self) -> int:
         """Number of values that are held."""
         return len(self._ordered)
@@ -46,6 +60,11 @@ class RunningQuantile:
     def values(self) -> list[float]:
         """The values, the oldest first."""
         return self._slots[self._oldest :] + self._slots[: self._oldest]
+
+    @property
+    def ordered(self) -> FloatArray:
+        """The values in order of size."""
+        return np.array(self._ordered)
 
     def state(self) -> JsonObject:
         """The values in their slots, and which is the oldest."""
