@@ -47,6 +47,21 @@ def test_numbers_whose_squares_overflow_are_refused(method):
 
 
 @readers
+def test_numbers_whose_squares_vanish_are_refused(method):
+    with pytest.raises(InputError, match=r"X must hold numbers of 1e-150 or more.*scale the features"):
+        method().fit_resample(TABLE[0] * 1e-160, TABLE[1])
+
+
+@readers
+def test_dates_are_refused_and_no_array_fills_the_message(method):
+    dated = pd.DataFrame({"a": TABLE[0][:, 0], "day": pd.Timestamp("2020-01-01")})
+    for table in (dated, dated.assign(day=pd.Timestamp("2020-01-01", tz="UTC")), TABLE[0][:, 0]):
+        with pytest.raises(InputError, match="X must be a table of finite numbers") as refused:
+            method().fit(table, TABLE[1])
+        assert "\n" not in str(refused.value)
+
+
+@readers
 def test_text_is_refused(method):
     with pytest.raises(InputError, match="X must be a table of finite numbers"):
         method().fit_resample([["a"], ["b"], ["c"], ["d"]], [0, 0, 1, 1])
@@ -127,12 +142,15 @@ def test_wrong_parameters_are_refused(method, params, message):
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
+        ("PRD", {"sigma": 1e-200}, r"sigma must be a number in \[1e-150, 1e\+150\], got 1e-200"),
+        ("PRD", {"sigma": 1e200}, r"sigma must be a number in \[1e-150, 1e\+150\], got 1e\+200"),
+        ("DES", {"temperature": 5e-324}, r"temperature must be a number in \[1e-150, 1e\+150\], got 5e-324"),
         ("PRD", {"kernel": "cubic"}, "kernel must be gaussian or linear, got 'cubic'"),
-        ("PRD", {"sigma": 0}, r"sigma must be a number in \(0, inf\), got 0"),
+        ("PRD", {"sigma": 0}, r"sigma must be a number in \[1e-150, 1e\+150\], got 0"),
         ("PRD", {"tolerance": 2}, r"tolerance must be a number in \(0, 1\], got 2"),
         ("CLC", {"voting": "auto"}, "voting must be soft or hard, got 'auto'"),
         ("CLC", {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
-        ("DES", {"temperature": 0}, r"temperature must be a number in \(0, inf\), got 0"),
+        ("DES", {"temperature": 0}, r"temperature must be a number in \[1e-150, 1e\+150\], got 0"),
         ("DES", {"base_fraction": 0.5, "fraction": 0.1}, "base_fraction must be at most the share"),
         ("PHL", {"radius": -1}, r"radius must be a number in \(0, inf\), got -1"),
         ("PHL", {"dimension": 1.5}, "dimension must be a whole number of at least 0, got 1.5"),
@@ -146,6 +164,21 @@ def test_wrong_parameters_are_refused(method, params, message):
 def test_wrong_parameters_of_a_method_are_refused(name, params, message):
     with pytest.raises(InputError, match=message):
         create(name, **params).fit(*TABLE)
+
+
+@pytest.mark.parametrize("scale", [1e-140, 1e100, 1e149])
+@pytest.mark.parametrize("kernel", ["gaussian", "linear"])
+def test_prototypes_of_a_table_of_any_scale_are_those_of_the_scaled_one(kernel, scale):
+    near = 2.0 ** np.floor(np.log2(scale))  # exact in binary, so that no rounding differs
+    expected = ProtoDash(0.5, kernel=kernel, random_state=0).fit(*TABLE)
+    found = ProtoDash(0.5, kernel=kernel, random_state=0).fit(TABLE[0] * near, TABLE[1])
+    assert found.ranking_.tolist() == expected.ranking_.tolist()
+
+
+def test_prototypes_of_a_class_that_all_but_vanishes_beside_another():
+    values, labels = TABLE[0].copy(), TABLE[1]
+    values[labels == 0] *= 1e-160
+    assert np.isfinite(ProtoDash(0.5, random_state=0).fit(values, labels).sample_weight_).all()
 
 
 @each_method
@@ -201,16 +234,17 @@ def test_distances_that_make_exponentials_overflow_still_have_an_entropy():
 def test_forgetting_events_without_labels_or_with_wrong_events_are_refused():
     with pytest.raises(InputError, match="events, or y with more than 1 class"):
         ForgettingEvents().fit(TABLE[0])
-    for wrong in (np.zeros(39), np.full(40, np.nan)):
+    for wrong in (np.zeros(39), np.full(40, np.nan), ["often"] * 40):
         with pytest.raises(InputError, match="events must be 40 finite numbers"):
             ForgettingEvents().fit(*TABLE, events=wrong)
 
 
 def test_tracker_refuses_rows_that_do_not_fit():
-    with pytest.raises(InputError, match="n_rows must be at least 1, got 0"):
-        ForgettingTracker(0)
+    for n_rows in (0, 2.5, "3"):
+        with pytest.raises(InputError, match="n_rows must be a whole number of at least 1, got"):
+            ForgettingTracker(n_rows)
     tracker = ForgettingTracker(3)
-    for rows in ([3], [-1], [1, 1]):
+    for rows in ([3], [-1], [1, 1], [0.5], ["a"]):
         with pytest.raises(InputError, match=r"rows must be distinct numbers in \[0, 3\)"):
             tracker.update(rows, [True] * len(rows))
     with pytest.raises(InputError, match="rows and correct must be as long"):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 from tables import blobs, distance, grids
 
@@ -177,6 +178,42 @@ def test_lost_class_is_not_certified():
     found = perceptron_certificate([[0.0], [1.0]], ["a", "b"], [0], [1.0], -0.5)
     assert found.certified.tolist() == [True, False]
     assert (found.lower, found.upper) == (0.0, 1.0)
+
+
+def test_planes_and_tables_that_are_no_numbers_are_refused():
+    values, labels = blobs(30, n_classes=2)
+    plane = np.ones((1, 4))
+    for wrong in ([["a"] * 4], [[1.0], [1.0, 2.0]], np.full((1, 4), np.nan)):
+        with pytest.raises(InputError, match="coefficients and intercepts must be finite numbers"):
+            perceptron_certificate(values, labels, [0, 1], wrong, [0.0])
+    with pytest.raises(InputError, match="X must be a table of finite numbers"):
+        perceptron_certificate([["a"]] * 30, labels, [0, 1], plane, [0.0])
+
+
+def test_certificate_of_a_sparse_table_is_that_of_the_dense_one():
+    values, labels = blobs(30, n_classes=2)
+    plane = np.ones((1, 4)), [0.5]
+    found = perceptron_certificate(csr_array(values), labels, [0, 1], *plane)
+    assert found.slack == perceptron_certificate(values, labels, [0, 1], *plane).slack
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("d", [3, 30])
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_numbers_whose_squares_overflow_or_vanish_are_refused(scale, d, metric):
+    values, labels = blobs(30, d=d)
+    with pytest.raises(InputError, match="scale the features"):
+        epsilon_representativeness(values * scale, labels, indices=[0, 1, 2], metric=metric)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("d", [3, 30])
+@pytest.mark.parametrize("power", [490, -490])
+def test_distances_grow_with_the_table(power, d, metric):
+    values, labels = blobs(30, d=d)
+    plain = epsilon_representativeness(values, labels, indices=[0, 1, 2], metric=metric).distances
+    found = epsilon_representativeness(values * 2.0**power, labels, indices=[0, 1, 2], metric=metric)
+    np.testing.assert_allclose(found.distances / 2.0**power, plain, rtol=1e-12)
 
 
 def test_planes_of_another_shape_are_refused():

@@ -83,5 +83,7 @@ def test_method_that_is_defined_elsewhere_is_found_too():
 def test_unknown_method_or_parameter_is_refused():
     with pytest.raises(InputError, match=r"method must be one of cluster-centroids, .*, got 'kennard'"):
         create("kennard")
+    with pytest.raises(InputError, match=r"method must be one of .*, got 5"):
+        create(5)
     with pytest.raises(InputError, match="'maxmin' does not take these parameters"):
         create("maxmin", share=0.1)

@@ -1,5 +1,7 @@
 """Containers, labels and dtypes come back as they came; sizes, cuts and epsilon are met by every method."""
 
+from fractions import Fraction
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -7,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imblearn.pipeline import make_pipeline
-from scipy.sparse import csr_array, issparse
+from scipy.sparse import (
+    bsr_array,
+    coo_matrix,
+    csc_array,
+    csr_array,
+    dia_matrix,
+    dok_array,
+    issparse,
+    lil_matrix,
+)
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.ensemble import GradientBoostingClassifier
@@ -175,6 +186,10 @@ def test_sparse_tables_give_what_dense_ones_give_as_sparse_tables(method):
     sparse, _ = method(0.2, random_state=0).fit_resample(csr_array(values), labels)
     assert issparse(sparse)
     np.testing.assert_allclose(sparse.toarray(), dense)
+    for kind in (bsr_array, coo_matrix, csc_array, dia_matrix, dok_array, lil_matrix):
+        other, _ = method(0.2, random_state=0).fit_resample(kind(values), labels)
+        assert type(other) is kind
+        np.testing.assert_allclose(other.toarray(), dense)
 
 
 @pytest.mark.parametrize("dtype", ["<U3", "object", "int32", "uint8", "bool"])
@@ -228,6 +243,19 @@ def test_random_rows_of_a_table_with_text_and_gaps_keep_them():
     frame = pd.DataFrame({"word": ["x", None, "z", "w"] * 5, "number": [1.0, np.nan] * 10})
     points, _ = StratifiedRandom(0.5, random_state=0).fit_resample(frame, [0, 1] * 10)
     pd.testing.assert_frame_equal(points, frame.loc[points.index])
+
+
+def test_random_rows_of_a_table_with_dates_and_nullable_columns_keep_them():
+    frame = pd.DataFrame({"day": pd.Timestamp("2020-01-01"), "number": np.arange(20.0)})
+    frame["count"] = pd.array([None, *range(19)], dtype="Int64")
+    points, _ = StratifiedRandom(0.5, random_state=0).fit_resample(frame, [0, 1] * 10)
+    pd.testing.assert_frame_equal(points, frame.loc[points.index])
+    with pytest.raises(InputError, match="minimum of 1 is required"):
+        StratifiedRandom(0.5).fit(frame[["number"]][:0], [])
+
+
+def test_fraction_may_be_a_fraction():
+    assert len(StratifiedRandom(Fraction(1, 10)).fit_resample(*blobs(100))[0]) == 10
 
 
 @each_method

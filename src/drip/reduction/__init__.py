@@ -90,7 +90,8 @@ def create(name: str, **params: Any) -> BaseReducer:
     """
     methods = available()
     short = {method.abbreviation.lower(): method for method in methods.values()}
-    found = methods.get(name.lower()) or short.get(name.lower())
+    key = str(name).lower()
+    found = methods.get(key) or short.get(key)
     if found is None:
         raise InputError(f"method must be one of {', '.join(sorted(methods))}, got {name!r}")
     try:

@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from drip.errors import InputError
-from drip.reduction.checks import check_number, check_real, check_threads, check_whole
+from drip.reduction.checks import check_magnitude, check_number, check_real, check_threads, check_whole
 from drip.reduction.containers import Classes, classes_of, take_rows
 from drip.reduction.neighbours import Metric, check_metric, radius
 from drip.reduction.progress import Counter, Progress
@@ -30,7 +30,6 @@ from drip.types import FloatArray, IntArray
 
 Part = TypeVar("Part")
 
-_LARGEST = 1e150
 _STRATIFY = ("proportional", "balanced", "global")
 
 
@@ -103,7 +102,8 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
             y: Labels, shape (n,), of any dtype; None for one class.
 
         Raises:
-            InputError: wrong parameters, NaN or infinity, a target with a single class.
+            InputError: wrong parameters, NaN or infinity, numbers whose squares overflow or vanish, a target
+                with a single class.
         """
         self._check_parameters()
         values = self._values(X)
@@ -184,19 +184,21 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
         reads = self.reads_values or self.epsilon is not None
         try:
             if not reads:
+                if hasattr(X, "columns") and len(X):  # its columns may be of kinds that no array holds
+                    validate_data(self, X=X, reset=True, skip_check_array=True)
+                    return np.empty((len(X), 0))
                 checked = validate_data(
                     self, X=X, reset=True, dtype=None, ensure_all_finite=False, accept_sparse=True
                 )
                 return np.empty((checked.shape[0], 0))
             checked = validate_data(self, X=X, reset=True, dtype=np.float64, order="C", accept_sparse="csr")
-        except ValueError as error:
-            raise InputError(f"X must be a table of finite numbers: {error}") from error
+        except (TypeError, ValueError) as error:
+            if isinstance(error, TypeError) and not hasattr(X, "columns"):
+                raise  # scikit-learn's checks demand it of an array of objects
+            reason = str(error).partition("\n")[0]  # some messages show the whole array below
+            raise InputError(f"X must be a table of finite numbers: {reason}") from error
         values = checked.toarray() if issparse(checked) else checked
-        if values.size and max(values.max(), -values.min()) > _LARGEST:
-            raise InputError(
-                f"X must lie within {_LARGEST:.0e} of zero, or squared distances overflow, got "
-                f"{np.abs(values).max():.3g}; scale the features, say to [0, 1]"
-            )
+        check_magnitude("X", values)
         return np.ascontiguousarray(values)
 
     def _sizes(self, classes: Classes, fraction: float | None = None) -> IntArray | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from drip.errors import InputError
-from drip.reduction.containers import classes_of
+from drip.reduction.containers import classes_of, finite_table
 from drip.reduction.neighbours import Metric
 from drip.reduction.representativeness import Representativeness, epsilon_representativeness
 from drip.types import BoolArray, FloatArray, IntArray
@@ -89,7 +89,7 @@ def perceptron_certificate(
     >>> found.weighted_accuracy, found.slack, found.certified.tolist()
     (1.0, 0.25, [True, True, False, True])
     """
-    values = np.asarray(X, dtype=np.float64)
+    values = finite_table("X", X)
     classes = classes_of(y, len(values))
     weights, offsets = _planes(coefficients, intercepts, len(classes.labels), values.shape[1])
     found = epsilon_representativeness(values, y, indices=indices, metric=metric, n_jobs=n_jobs)
@@ -108,8 +108,13 @@ def _planes(
     coefficients: Any, intercepts: Any, n_classes: int, n_features: int
 ) -> tuple[FloatArray, FloatArray]:
     """One row of (w, b) per class."""
-    weights = np.atleast_2d(np.asarray(coefficients, dtype=np.float64))
-    offsets = np.atleast_1d(np.asarray(intercepts, dtype=np.float64))
+    try:
+        weights = np.atleast_2d(np.asarray(coefficients, dtype=np.float64))
+        offsets = np.atleast_1d(np.asarray(intercepts, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"coefficients and intercepts must be finite numbers: {error}") from error
+    if not (np.isfinite(weights).all() and np.isfinite(offsets).all()):
+        raise InputError("coefficients and intercepts must be finite numbers, got NaN or infinity")
     n_planes = 1 if n_classes == 2 and len(weights) == 1 else n_classes
     if n_classes < 2 or weights.shape != (n_planes, n_features) or offsets.shape != (n_planes,):
         raise InputError(

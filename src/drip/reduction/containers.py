@@ -15,7 +15,7 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import column_or_1d
 
 from drip.errors import InputError
-from drip.types import IntArray
+from drip.types import FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,36 @@ def _flat(target: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(column_or_1d(target))
 
 
+def finite_table(name: str, container: Any) -> FloatArray:
+    """The numbers of a table as float64, C-ordered, shape (n, d).
+
+    Raises:
+        InputError: text, NaN, infinity, no rows or no columns.
+
+    >>> finite_table("X", [[1, 2]]).tolist()
+    [[1.0, 2.0]]
+    """
+    dense = container.toarray() if issparse(container) else container
+    try:
+        values = np.ascontiguousarray(dense, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} must be a table of finite numbers: {error}") from error
+    if values.ndim != 2 or not values.size or not np.isfinite(values).all():
+        raise InputError(
+            f"{name} must be a table of finite numbers with rows and columns, got shape {values.shape}"
+            f"{'' if np.isfinite(values).all() else ' with NaN or infinity'}"
+        )
+    return values
+
+
 def take_rows(container: Any, rows: IntArray) -> Any:
     """The rows of a list, array, sparse matrix, pandas or polars object, in its own kind.
 
     >>> take_rows([5, 6, 7], np.array([0, 2]))
     [5, 7]
     """
+    if issparse(container):
+        return type(container)(container.tocsr()[rows])  # not every format can be indexed
     return None if container is None else _safe_indexing(container, rows)
 
 

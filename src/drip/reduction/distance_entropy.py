@@ -10,7 +10,7 @@ from scipy.spatial.distance import cdist
 
 from drip.errors import InputError
 from drip.reduction.base import ScoredReducer, Table
-from drip.reduction.checks import check_real
+from drip.reduction.checks import check_divisor, check_real
 from drip.reduction.neighbours import BLOCK_BYTES, Metric
 from drip.reduction.sizes import class_sizes, kept_total
 from drip.types import FloatArray, IntArray
@@ -62,7 +62,7 @@ class DistanceEntropy(ScoredReducer):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        check_real("temperature", self.temperature)
+        check_divisor("temperature", self.temperature)
         if self.base_fraction is not None:
             check_real("base_fraction", self.base_fraction, upper=1.0)
 

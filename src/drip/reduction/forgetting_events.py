@@ -78,7 +78,7 @@ class ForgettingEvents(ScoredReducer):
         Raises:
             InputError: events of another length, or none and no labels either; else as every reducer.
         """
-        self._events = None if events is None else np.asarray(events, dtype=np.float64)
+        self._events = None if events is None else np.asarray(events)
         return super().fit(X, y)
 
     def fit_resample(self, X: Any, y: Any = None, *, events: Any = None) -> tuple[Any, Any]:  # noqa: N803
@@ -91,12 +91,14 @@ class ForgettingEvents(ScoredReducer):
             if len(table.classes.labels) < 2:
                 raise InputError("events, or y with more than 1 class to count them, are needed, got neither")
             return self._count(table)
-        if self._events.shape != (len(table.values),) or not np.isfinite(self._events).all():
+        events = self._events
+        numbers = events.dtype.kind in "biuf" and bool(np.isfinite(events).all())
+        if events.shape != (len(table.values),) or not numbers:
             raise InputError(
                 f"events must be {len(table.values)} finite numbers, one for every row, got shape "
-                f"{self._events.shape}"
+                f"{events.shape} of {events.dtype}"
             )
-        return self._events
+        return events.astype(np.float64)
 
     def _count(self, table: Table) -> FloatArray:
         values, targets = table.values, table.classes.codes

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from drip.errors import InputError
+from drip.reduction.checks import check_whole
 from drip.types import IntArray
 
 
@@ -29,8 +30,7 @@ class ForgettingTracker:
     """
 
     def __init__(self, n_rows: int) -> None:
-        if n_rows < 1:
-            raise InputError(f"n_rows must be at least 1, got {n_rows!r}")
+        check_whole("n_rows", n_rows)
         self._right = np.zeros(n_rows, dtype=bool)
         self._learned = np.zeros(n_rows, dtype=bool)
         self._shown = np.zeros(n_rows, dtype=np.int64)
@@ -46,17 +46,17 @@ class ForgettingTracker:
         Raises:
             InputError: different lengths, a row twice, or a row that does not exist.
         """
-        shown = np.asarray(rows, dtype=np.int64)
+        shown = np.asarray(rows)
         right = np.asarray(correct, dtype=bool)
         if shown.ndim != 1 or shown.shape != right.shape:
             raise InputError(f"rows and correct must be as long, got shapes {shown.shape} and {right.shape}")
         if not len(shown):
             return
+        needed = f"rows must be distinct numbers in [0, {len(self._right)})"
+        if shown.dtype.kind not in "iu":
+            raise InputError(f"{needed}, got {shown.dtype}")
         if shown.min() < 0 or shown.max() >= len(self._right) or len(np.unique(shown)) < len(shown):
-            raise InputError(
-                f"rows must be distinct numbers in [0, {len(self._right)}), got {shown.min()} to "
-                f"{shown.max()} in {len(shown)} entries"
-            )
+            raise InputError(f"{needed}, got {shown.min()} to {shown.max()} in {len(shown)} entries")
         self._events[shown] += self._right[shown] & ~right
         self._right[shown] = right
         self._learned[shown] |= right

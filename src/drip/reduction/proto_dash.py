@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist, pdist
 
 from drip.errors import InputError
 from drip.reduction.base import RankedReducer, Table
-from drip.reduction.checks import check_real
+from drip.reduction.checks import LARGEST, check_divisor, check_real
 from drip.reduction.neighbours import BLOCK_BYTES
 from drip.reduction.nonnegative import GrowingProgramme, order_by_gradient
 from drip.reduction.progress import Counter
@@ -71,7 +71,7 @@ class ProtoDash(RankedReducer):
         if self.kernel not in ("gaussian", "linear"):
             raise InputError(f"kernel must be gaussian or linear, got {self.kernel!r}")
         if self.sigma is not None:
-            check_real("sigma", self.sigma)
+            check_divisor("sigma", self.sigma)
         check_real("tolerance", self.tolerance, upper=1.0)
 
     def _orders(self, table: Table, sizes: IntArray | None) -> list[IntArray]:
@@ -98,7 +98,7 @@ class ProtoDash(RankedReducer):
             return 0.0
         if self.sigma is not None:
             return float(self.sigma)
-        return median_distance(points, np.random.default_rng(seed))
+        return max(median_distance(points, np.random.default_rng(seed)), 1.0 / LARGEST)
 
 
 class Prototypes(NamedTuple):
@@ -130,7 +130,7 @@ def greedy_prototypes(
     scale = float(target.max())
     programme = GrowingProgramme(target, tolerance * max(scale, 0.0))
     free = np.ones(len(points), dtype=bool)
-    gain = np.where(own > 0.0, np.maximum(target, 0.0) ** 2 / np.where(own > 0.0, own, 1.0), 0.0)
+    gain = _gains(target, own)
     while len(programme.members) < count:
         ranked = np.where(free, programme.gradient if programme.members else gain, -np.inf)
         pick = int(ranked.argmax())
@@ -146,6 +146,13 @@ def greedy_prototypes(
         counter.advance(len(rest))
     order = np.concatenate([np.array(programme.members, dtype=np.int64), rest])
     return Prototypes(order, np.concatenate([programme.weights, np.zeros(len(rest))]))
+
+
+def _gains(target: FloatArray, own: FloatArray) -> FloatArray:
+    """Twice what every row gains alone, up to a power of two that keeps the squares from overflowing."""
+    unit = 2.0 ** -np.frexp(own.max())[1]
+    target, own = np.maximum(target * unit, 0.0), own * unit
+    return np.where(own > 0.0, target**2 / np.where(own > 0.0, own, 1.0), 0.0)
 
 
 def median_distance(points: FloatArray, rng: np.random.Generator) -> float:
@@ -175,7 +182,8 @@ def _kernel_rows(rows: FloatArray, points: FloatArray, sigma: float) -> FloatArr
     if sigma == 0.0:
         return np.asarray(rows @ points.T)
     squares: FloatArray = cdist(rows, points, "sqeuclidean")
-    squares *= -0.5 / sigma**2
+    with np.errstate(over="ignore"):  # to infinity, of which the kernel is zero
+        squares *= -0.5 / sigma**2
     np.exp(squares, out=squares)
     return squares
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.sparse import issparse
 
 from drip.errors import InputError
-from drip.reduction.checks import check_real, check_threads
-from drip.reduction.containers import Classes, classes_of
+from drip.reduction.checks import check_magnitude, check_real, check_threads
+from drip.reduction.containers import Classes, classes_of, finite_table
 from drip.reduction.neighbours import Metric, check_metric, nearest
 from drip.types import FloatArray, IntArray
 
@@ -99,7 +98,8 @@ def epsilon_representativeness(
         n_jobs: Threads; None is one, -1 all.
 
     Raises:
-        InputError: both or neither of points and indices, labels that y lacks, NaN, other dimensions.
+        InputError: both or neither of points and indices, labels that y lacks, NaN, other dimensions, or
+            numbers whose squares overflow or vanish.
 
     Complexity: k-d trees up to 20 dimensions, above O(n m d) in blocks of bounded memory; exact.
 
@@ -118,9 +118,10 @@ def epsilon_representativeness(
     check_threads(n_jobs)
     for share in quantiles:
         check_real("every quantile", share, upper=1.0, zero=True)
-    values = _table("X", X)
+    values = finite_table("X", X)
     classes = classes_of(y, len(values))
     points, codes = _kept(values, classes, X_reduced, y_reduced, indices)
+    check_magnitude("X", values, points)
     distances, chosen = np.full(len(values), np.inf), np.full(len(values), -1, dtype=np.int64)
     for code, rows in enumerate(classes.rows):
         kept = np.flatnonzero(codes == code)
@@ -168,7 +169,7 @@ def _kept(
                 f"indices must be rows of X in [0, {len(values)}), got {rows.min()} to {rows.max()}"
             )
         return values[rows], classes.codes[rows]
-    points = _table("X_reduced", X_reduced)
+    points = finite_table("X_reduced", X_reduced)
     if points.shape[1] != values.shape[1]:
         raise InputError(f"X_reduced must have {values.shape[1]} columns as X has, got {points.shape[1]}")
     kept = classes_of(y_reduced, len(points))
@@ -177,17 +178,3 @@ def _kept(
     if unknown:
         raise InputError(f"y_reduced must hold labels of y, {classes.names}, got {unknown}")
     return points, np.array([places[label] for label in kept.names], dtype=np.int64)[kept.codes]
-
-
-def _table(name: str, container: Any) -> FloatArray:
-    dense = container.toarray() if issparse(container) else container
-    try:
-        values = np.ascontiguousarray(dense, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} must be a table of finite numbers: {error}") from error
-    if values.ndim != 2 or not values.size or not np.isfinite(values).all():
-        raise InputError(
-            f"{name} must be a table of finite numbers with rows and columns, got shape {values.shape}"
-            f"{'' if np.isfinite(values).all() else ' with NaN or infinity'}"
-        )
-    return values
