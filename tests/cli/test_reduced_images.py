@@ -1,6 +1,7 @@
 """`drip reduce` on folders of images: class folders, YOLO, COCO; pairs by stem, nothing lost in silence."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_coco_boxes_become_a_yolo_tree_with_the_shares_of_the_image(drip, tmp_pa
     content = {
         "images": [],
         "annotations": [],
-        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "ant"}],
+        "categories": [{"id": 7, "name": "guide\ndog"}, {"id": 3, "name": "ant"}],
     }
     for number in range(8):
         draw(tmp_path / "set" / f"{number}.png", number)
@@ -122,6 +123,7 @@ def test_coco_boxes_become_a_yolo_tree_with_the_shares_of_the_image(drip, tmp_pa
         {"image_id": 0, "category_id": 3, "bbox": [20, 10, 100, 100], "iscrowd": 0},
         {"image_id": 1, "category_id": 3, "bbox": [0, 0, 9, 9], "iscrowd": 1},
         {"image_id": 2, "category_id": 3, "bbox": [30, 0, 9, 9]},
+        {"image_id": 777, "category_id": 3, "bbox": [1, 1, 9, 9]},
     ]
     content["images"].append({"id": 99, "file_name": "gone.png", "width": 9, "height": 9})
     notes = tmp_path / "instances.json"
@@ -131,14 +133,19 @@ def test_coco_boxes_become_a_yolo_tree_with_the_shares_of_the_image(drip, tmp_pa
     options = ["--annotations", notes, "--fraction", "1", "--min-images", "1", "--copy-to", copy, "--json"]
     found = json.loads(drip("reduce", tmp_path / "set", *NETWORK, *options, "--out", out).out)
     sizes = {part["name"]: part["n"] for part in found["classes"]}
-    assert sizes == {"ant + dog, several": 1, "dog, one": 3, "ant, one": 4, "no boxes": 1}
-    assert (copy / "classes.txt").read_text() == "ant\ndog\n"
+    assert sizes == {"ant + guide dog, several": 1, "guide dog, one": 3, "ant, one": 4, "no boxes": 1}
+    assert (copy / "classes.txt").read_text() == "ant\nguide dog\n"
     first = (copy / "labels" / "0.txt").read_text().splitlines()
     assert first[0] == "1 0.500000 0.500000 0.500000 0.500000"
     assert first[1] == "0 0.916667 0.750000 0.166667 0.500000"  # cut at the border
     assert not (copy / "labels" / "extra.txt").exists()
     words = " ".join(found["problems"])
-    for problem in ("gone.png: listed", "2.png: a box without area", "extra.png: not listed"):
+    for problem in (
+        "1 of the annotations: of an image that is not listed",
+        "gone.png: listed",
+        "2.png: a box without area",
+        "extra.png: not listed",
+    ):
         assert problem in words
 
 
@@ -196,6 +203,14 @@ def other_stems(folder):
         path.rename(path.with_name(f"x{path.name}"))
 
 
+def line_break(folder):
+    (folder / "images" / "day" / "01.jpg").rename(folder / "images" / "day" / "01\n.jpg")
+
+
+def other_bytes(folder):
+    (folder / "images" / "day" / "01.jpg").rename(folder / "images" / "day" / os.fsdecode(b"\xff01.jpg"))
+
+
 def no_image(folder):
     for path in (folder / "images").rglob("*.jpg"):
         path.unlink()
@@ -211,6 +226,8 @@ BAD = {
     "a class that is no number": (break_class, "a class number"),
     "two images of one stem": (same_stem, "one image for each label"),
     "labels that are named otherwise": (other_stems, "labels of the stems"),
+    "a name of two lines": (line_break, "names of one line in UTF-8"),
+    "a name of other bytes": (other_bytes, "names of one line in UTF-8"),
     "no image": (no_image, "got none below"),
     "no image that can be read": (no_readable, "two images that can be read"),
 }
@@ -227,14 +244,52 @@ def test_a_bad_set_is_refused_in_one_line_and_nothing_is_written(case, yolo, dri
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
+IMAGE = {"id": 1, "file_name": "a.png", "width": 1, "height": 1}
+
+
 @pytest.mark.parametrize(
-    "content", ["[]", "{", '{"images": [], "categories": []}', '{"images": [{"id": 1}]}']
+    "content",
+    [
+        "[]",
+        "{",
+        "[" * 100_000,
+        '{"images": [], "categories": []}',
+        '{"images": [{"id": 1}]}',
+        '{"categories": [{"id": 1, "name": "a"}, {"id": "x", "name": "b"}], "images": [], "annotations": []}',
+        '{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "images": [], "annotations": []}',
+        json.dumps({"categories": [], "images": [IMAGE | {"id": [1]}], "annotations": []}),
+        json.dumps({"categories": [], "images": [IMAGE, IMAGE], "annotations": []}),
+    ],
+    ids=range(9),
 )
 def test_a_file_that_is_no_coco_is_refused(content, class_folders, drip, tmp_path):
     (tmp_path / "notes.json").write_text(content)
     options = ["--annotations", tmp_path / "notes.json", "--out", tmp_path / "kept.txt"]
     result = drip("reduce", class_folders, *NETWORK, *options)
     assert (result.code, "COCO instances are needed" in result.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "best"], "method must be one of"),
+        (["--fraction", "1.5"], "fraction must be"),
+        (["--n-samples", "21"], "n_samples must be a whole number in [1, 20], got 21"),
+        (["--watts", "0"], "watts must be"),
+    ],
+)
+def test_wrong_options_stop_before_the_features(options, words, yolo, drip, tmp_path):
+    result = drip("reduce", yolo, *NETWORK, "--out", tmp_path / "kept.txt", *options)
+    assert result.code == 1
+    assert words in " ".join(result.err.split())
+    assert "reading images" not in result.err
+
+
+def test_labels_of_editors_that_mark_utf_8_are_read(yolo, drip, tmp_path):
+    label = yolo / "labels" / "day" / "01.txt"
+    label.write_text(label.read_text(), encoding="utf-8-sig")
+    result = drip("reduce", yolo, *NETWORK, "--out", tmp_path / "kept.txt", "--fraction", "1")
+    assert result.code == 0, result.err
 
 
 def test_options_and_places_that_do_not_fit_are_refused(class_folders, drip, tmp_path):

@@ -166,7 +166,7 @@ BAD = {
     "a row that ends early": ("a,b,Class\n1,2,x\n3\n", [], "an empty cell in row 1"),
     "a row that ends late": ("a,Class\n1,x\n2,y,z\n", [], "readable table"),
     "no label in a row": ("a,Class\n1,x\n2,\n", [], "label is needed in every row"),
-    "one class": ("a,Class\n1,x\n2,x\n", [], "more than 1 class"),
+    "one class": ("a,Class\n1,x\n2,x\n", [], "got 'x' alone; use --ignore Class"),
     "an empty file": ("", [], "line of names"),
     "names alone": ("a,Class\n", [], "table with rows"),
     "two columns of one name": ("a,a,Class\n1,2,x\n", [], "'a' more than once"),
@@ -178,6 +178,11 @@ BAD = {
     "more rows than there are": ("a,Class\n1,x\n2,y\n", ["--n-samples", "3"], "n_samples must be"),
     "an unknown method": ("a,Class\n1,x\n2,y\n", ["--method", "best"], "method must be one of"),
     "an index that is a column": ("a,Class\n1,x\n2,y\n", ["--index-column", "a"], "name of a new column"),
+    "two new columns of one name": (
+        "a,Class\n1,x\n2,y\n",
+        ["--index-column", "i", "--weight-column", "i"],
+        "two names are needed",
+    ),
     "watts of none": ("a,Class\n1,x\n2,y\n", ["--watts", "-1"], "watts must be"),
 }
 
@@ -191,6 +196,31 @@ def test_a_bad_table_is_refused_in_one_line_and_nothing_is_written(case, drip, t
     assert result.code == 1
     assert words in " ".join(result.err.split())
     assert [found.name for found in tmp_path.iterdir()] == ["t.csv"]
+
+
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        ("a,b,Class\n1,5,x\n2,6,y,z\n", []),
+        ("a,b,Class\n1,5,x\n2,6,y\n", ["--method", "best"]),
+        ("a,b,Class\n1,5,x\n2,6,y\n", ["--fraction", "1.5"]),
+    ],
+    ids=["a row that ends late", "method", "fraction"],
+)
+def test_what_is_wrong_before_any_number_is_read_stops_there(content, options, drip, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(content)
+    result = drip("reduce", path, "--label", "Class", "--out", tmp_path / "k.csv", *options)
+    assert (result.code, "reading" in result.err) == (1, False)
+
+
+def test_names_with_quotes_and_line_breaks_come_out_as_they_came(drip, tmp_path):
+    path, out = tmp_path / "t.csv", tmp_path / "k.csv"
+    head = '"a ""1""","b\nc",k\n'
+    path.write_text(head + "".join(f"{n},{n * n % 7},{'xy'[n % 2]}\n" for n in range(20)))
+    result = drip("reduce", path, "--label", "k", "--ignore", 'a "1"', "--out", out)
+    assert result.code == 0, result.err
+    assert out.read_text().startswith(head)
 
 
 def test_parquet_that_is_none_or_has_dates_is_refused(drip, tmp_path):

@@ -105,7 +105,7 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
             InputError: wrong parameters, NaN or infinity, numbers whose squares overflow or vanish, a target
                 with a single class.
         """
-        self._check_parameters()
+        self.check_parameters()
         values = self._values(X)
         classes = classes_of(y, len(values))
         if y is not None and len(classes.labels) < 2:
@@ -146,7 +146,12 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
         tags.sampler_tags.sample_indices = True
         return tags
 
-    def _check_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """Refuse parameters that no table could fit; :meth:`fit` does it first.
+
+        Raises:
+            InputError: one is wrong, or two contradict each other.
+        """
         given = {
             name: getattr(self, name)
             for name in ("fraction", "n_samples", "epsilon")

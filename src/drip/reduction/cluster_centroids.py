@@ -60,8 +60,9 @@ class ClusterCentroids(BaseReducer):
     max_iter: int = 50
     batch_size: int | None = None
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def check_parameters(self) -> None:
+        """As for every reducer, and those of this method."""
+        super().check_parameters()
         if self.voting not in ("soft", "hard"):
             raise InputError(f"voting must be soft or hard, got {self.voting!r}")
         if self.stratify == "global" and self.voting == "soft":

@@ -60,8 +60,9 @@ class DistanceEntropy(ScoredReducer):
     base_fraction: float | None = None
     temperature: float = 1.0
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def check_parameters(self) -> None:
+        """As for every reducer, and those of this method."""
+        super().check_parameters()
         check_divisor("temperature", self.temperature)
         if self.base_fraction is not None:
             check_real("base_fraction", self.base_fraction, upper=1.0)

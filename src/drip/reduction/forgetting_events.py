@@ -59,8 +59,9 @@ class ForgettingEvents(ScoredReducer):
     estimator: Any = None
     epochs: int = 20
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def check_parameters(self) -> None:
+        """As for every reducer, and those of this method."""
+        super().check_parameters()
         check_whole("epochs", self.epochs)
         if self.estimator is not None and not hasattr(self.estimator, "partial_fit"):
             raise InputError(

@@ -67,8 +67,9 @@ class PersistentHomologyLandmarks(ScoredReducer):
     typical_neighbours: int = 10
     max_neighbours: int = 30
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def check_parameters(self) -> None:
+        """As for every reducer, and those of this method."""
+        super().check_parameters()
         if self.radius is not None:
             check_real("radius", self.radius)
         check_whole("dimension", self.dimension, least=0)

@@ -66,8 +66,9 @@ class ProtoDash(RankedReducer):
     sigma: float | None = None
     tolerance: float = 1e-6
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def check_parameters(self) -> None:
+        """As for every reducer, and those of this method."""
+        super().check_parameters()
         if self.kernel not in ("gaussian", "linear"):
             raise InputError(f"kernel must be gaussian or linear, got {self.kernel!r}")
         if self.sigma is not None:

@@ -112,6 +112,9 @@ def _find_images(folder: Path) -> list[str]:
     if not found:
         suffixes = ", ".join(suffix for suffix, kind in MEDIA_TYPES.items() if kind.startswith("image/"))
         raise InputError(f"images with the suffixes {suffixes} are needed, got none below {folder}")
+    for name in found:
+        if len(name.splitlines()) > 1 or any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise InputError(f"names of one line in UTF-8 are needed for the list, got {name!a}; rename it")
     return sorted(found)
 
 
@@ -162,7 +165,7 @@ def _yolo(
         text = None
         if name in pairs:
             try:
-                text = pairs[name].read_text(encoding="utf-8")
+                text = pairs[name].read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
                 raise DripError(f"a readable label is needed at {pairs[name]}, got: {error}") from error
         classes = tuple(sorted(_box_class(line, pairs[name], number) for number, line in _lines(text or "")))
@@ -222,6 +225,10 @@ def _coco(folder: Path, names: list[str], path: Path) -> ImageSet:
             entries[entry["id"]] = (same[0], float(entry["width"]), float(entry["height"]))
         else:
             problems.append(f"{listed}: listed in {path.name}, no such image; left out")
+    listed_ids = {entry["id"] for entry in content["images"]}
+    strays = sum(note["image_id"] not in listed_ids for note in content["annotations"])
+    if strays:
+        problems.append(f"{strays} of the annotations: of an image that is not listed; left out")
     boxes: dict[str, list[Box]] = {name: [] for name, _, _ in entries.values()}
     for note in content["annotations"]:
         if note["image_id"] in entries and not note.get("iscrowd"):
@@ -238,7 +245,9 @@ def _coco(folder: Path, names: list[str], path: Path) -> ImageSet:
                       _yolo_text(boxes[name]) if name in boxes else None)
         for name in names
     )  # fmt: skip
-    named = {numbers[entry["id"]]: str(entry["name"]) for entry in content["categories"]}
+    named = {  # a name is a line of classes.txt
+        numbers[entry["id"]]: " ".join(str(entry["name"]).split()) for entry in content["categories"]
+    }
     return ImageSet(folder, "coco", images, named, tuple(problems))
 
 
@@ -247,27 +256,35 @@ def _coco_content(path: Path) -> Any:
     try:
         content = json.loads(path.read_bytes())
         known = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
-        wrong = [entry for entry in content["images"] if not _is_image(entry)]
+        wrong = [entry for entry in content["categories"] if not isinstance(entry["id"], int)]
+        wrong += [entry for entry in content["images"] if not _is_image(entry)]
         wrong += [note for note in content["annotations"] if not _is_annotation(note, known)]
     except OSError as error:
         raise DripError(f"a readable file is needed at {path}, got: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"COCO instances are needed in {path}, got {type(error).__name__}: {error}"
         ) from error
     if wrong:
         raise InputError(f"COCO instances are needed in {path}, got {str(wrong[0])[:80]}")
+    for part in ("categories", "images"):
+        for number, times in Counter(entry["id"] for entry in content[part]).most_common(1):
+            if times > 1:
+                raise InputError(
+                    f"COCO instances are needed in {path}, got {times} {part} of the id {number!r}"
+                )
     return content
 
 
 def _is_image(entry: Any) -> bool:
-    return bool("id" in entry and entry["file_name"] and entry["width"] > 0 and entry["height"] > 0)
+    sizes = entry["width"] > 0 and entry["height"] > 0
+    return bool(isinstance(entry["id"], int | str) and entry["file_name"] and sizes)
 
 
 def _is_annotation(note: Any, known: dict[Any, str]) -> bool:
     sides = [float(side) for side in note["bbox"]]
     return (
-        "image_id" in note
+        isinstance(note["image_id"], int | str)
         and note["category_id"] in known
         and len(sides) == _LEAST_NUMBERS
         and all(map(math.isfinite, sides))

@@ -83,6 +83,7 @@ class ReduceOptions:
         )  # fmt: skip
         if isinstance(made, ClusterCentroids):
             made.voting = "hard"  # a centroid has no text columns and no image
+        made.check_parameters()
         return made
 
 

@@ -16,6 +16,7 @@ from drip.energy import Energy, measure_energy
 from drip.errors import DripError, InputError
 from drip.files import write_atomically
 from drip.media import InputContract
+from drip.reduction.checks import check_number
 from drip.reduction.sizes import DEFAULT_FRACTION
 from drip.types import IntArray
 from drip.workflow.box_categories import image_categories
@@ -117,8 +118,11 @@ def reduce_images(
     require_free(target, overwrite=overwrite)
     if how.copy_to is not None:
         require_empty(how.copy_to)
+    options.reducer(None)  # refuses wrong parameters before the features, which take long
     tell = on_progress or (lambda *_: None)
     found = read_image_set(folder, how.annotations)
+    if options.n_samples is not None:
+        check_number("n_samples", options.n_samples, len(found.images))
     if not found.has_boxes and (how.cover or how.min_images is not None):
         raise InputError(f"boxes are needed to cover or to categorise, got {folder} without; leave this out")
     backbone = open_backbone(how.model, how.weights, how.contract)

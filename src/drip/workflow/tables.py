@@ -82,11 +82,15 @@ def reduce_table(
             f"a file *{table.path.suffix} is needed for the kept rows, as the table is, got {target}"
         )
     require_free(target, overwrite=overwrite)
+    options.reducer(None)  # refuses wrong parameters before any number is read
     named = [*([] if label is None else [label]), *how.ignore]
     table.require_columns(named)
+    table.require_whole_rows()
     for new in (how.index_column, how.weight_column):
         if new is not None and new in table.columns:
             raise InputError(f"the name of a new column is needed, got {new!r}, which the table has")
+    if how.index_column is not None and how.index_column == how.weight_column:
+        raise InputError(f"two names are needed for the two new columns, got {how.index_column!r} for both")
     features = [name for name in table.columns if name not in named]
     if not features:
         raise InputError(
@@ -96,6 +100,11 @@ def reduce_table(
         on_progress("reading", 0, 1)
     values = table.numbers(features)
     labels = None if label is None else table.labels(label)
+    if labels is not None and (labels == labels[0]).all():
+        raise InputError(
+            f"a column with two labels or more is needed, got {str(labels[0])!r} alone; use --ignore {label} "
+            "in place of --label"
+        )
     subject = Subject(
         title=f"{table.path.name}: fewer rows", data=str(path), classes=label or "class",
         features=f"{len(features)} columns",
@@ -132,8 +141,7 @@ class TableFile:
         self._separator = separator or SEPARATORS.get(suffix, ",")
         if len(self._separator.encode()) != 1:
             raise InputError(f"separator must be one character of ASCII, got {self._separator!r}")
-        if self._is_text:
-            self._require_names()
+        self._names = self._read_names() if self._is_text else []
         self.columns: list[str] = self._run(lambda: self._scan().collect_schema().names())
         self.n_rows = int(self._run(lambda: self._scan().select(pl.len()).collect(engine="streaming").item()))
         if not self.n_rows or not self.columns:
@@ -149,6 +157,15 @@ class TableFile:
             if name not in self.columns:
                 hint = "; is --separator right?" if self._is_text and len(self.columns) == 1 else ""
                 raise InputError(f"a column {name!r} is needed, got {', '.join(self.columns)}{hint}")
+
+    def require_whole_rows(self) -> None:
+        """Refuse text with a row of more cells than there are names, or bytes that are no text.
+
+        Raises:
+            DripError: there is one. It would be found only when all columns are read, to be written.
+        """
+        if self._is_text:
+            self._run(lambda: self._scan().null_count().collect(engine="streaming"))
 
     def numbers(self, names: Sequence[str]) -> FloatArray:
         """The columns as float64, shape (n, len(names)).
@@ -221,10 +238,13 @@ class TableFile:
 
     def _scan(self) -> pl.LazyFrame:
         if self._is_text:
-            return pl.scan_csv(self.path, infer_schema=False, separator=self._separator)
+            return pl.scan_csv(
+                self.path, infer_schema=False, separator=self._separator, new_columns=self._names
+            )
         return pl.scan_parquet(self.path)
 
-    def _require_names(self) -> None:
+    def _read_names(self) -> list[str]:
+        """The names of a text table without their quotes, which Polars leaves doubled."""
         with self.path.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
             try:
                 names = next(csv.reader(lines, delimiter=self._separator), [])
@@ -238,12 +258,14 @@ class TableFile:
                 f"columns of different names are needed, got {', '.join(map(repr, twice[:_MOST_NAMED]))} "
                 "more than once; rename them"
             )
+        return names
 
     def _run(self, work: Any) -> Any:
         try:
             return work()
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise DripError(f"a readable table is needed at {self.path}, got: {error}") from error
+            reason = str(error).partition("\n")[0]  # below come hints for those who write Polars
+            raise DripError(f"a readable table is needed at {self.path}, got: {reason}") from error
 
     def _what_is_bad(self, bad: dict[str, int]) -> str:
         name, row = next(iter(bad.items()))
