@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from experiments.limits_report import limits_section
 from experiments.reading import Evidence, Place
 from experiments.registered import plan
 from experiments.registered_verdicts import (
@@ -74,6 +75,7 @@ def render(evidence: Evidence) -> dict[str, str]:
         *_cells(evidence),
         *_rules(evidence),
         *_streams(evidence),
+        *limits_section(evidence),
     ]
     return {PAGE: "\n".join(lines).rstrip() + "\n"}
 

@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 
 from drip.files import write_atomically
-from experiments import registered, registered_report, tabular, tabular_report
+from experiments import limits, registered, registered_report, tabular, tabular_report
 from experiments.choices import choices
 from experiments.claims import Verdict, margin, verdicts
 from experiments.figures import figures
@@ -35,7 +35,7 @@ from experiments.sections import (
 from experiments.tables import against, dataset_name, detail, joined, markdown, runs, signed
 
 PAGE = "reproduction.md"
-OTHER_PAGES = (registered.NAME, tabular.NAME)
+OTHER_PAGES = (registered.NAME, limits.NAME, tabular.NAME)
 """Studies that other pages show."""
 
 _HEAD = """

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from drip.errors import InputError
-from experiments import dpw, noise, registered, streams, table1, tabular
+from experiments import dpw, limits, noise, registered, streams, table1, tabular
 from experiments.arms import PAPER_RULES, rules
 from experiments.cells import Cell, Unit, config_hash
 from experiments.head import head_regime
@@ -25,7 +25,7 @@ from experiments.tabular_arms import arms as reducing_arms
 from experiments.tabular_workspace import Table, TabularWorkspace
 
 STUDIES: dict[str, ModuleType] = {
-    module.NAME: module for module in (table1, dpw, noise, streams, registered, tabular)
+    module.NAME: module for module in (table1, dpw, noise, streams, registered, limits, tabular)
 }
 STREAMED: tuple[str, ...] = ("mnist", "cifar10", "tomato", "speech_commands")
 DATASETS: tuple[str, ...] = (*STREAMED, *tabular.DATASETS)
@@ -37,6 +37,7 @@ DEFAULT_SEEDS = {
     ("noise", "head"): 10,
     ("streams", "head"): 10,
     ("registered", "head"): 20,
+    ("limits", "head"): 20,
     ("tabular", "table"): 10,
 }
 """How many runs each study asks for, by regime."""
@@ -114,7 +115,7 @@ def measure(
     Raises:
         InputError: an arm that does not exist.
     """
-    _require_known("arm", arms, ("baseline", "all", *PAPER_RULES, *rules(), *reducing_arms()))
+    _require_known("arm", arms, ("baseline", "all", *PAPER_RULES, *rules(), *limits.ARMS, *reducing_arms()))
     torch.set_num_threads(1)
 
     def on_progress(view: str, done: int, total: int) -> None:

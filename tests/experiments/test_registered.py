@@ -130,3 +130,35 @@ def test_the_largest_distance_of_a_rate_is_that_of_any_thousand_arrivals():
     )
     slow = max(abs(np.mean(retain[start : start + 1000]) - 0.3) for start in range(1000, len(retain) - 999))
     assert trailing_off(np.array(retain)) == pytest.approx(slow)
+
+
+def test_the_page_tells_the_ceilings(tmp_path):
+    ledger = Ledger(tmp_path)
+    at = {"scenario": "heldout", "retention": 0.3}
+    for seed in range(6):
+        noise = 0.001 * (seed % 3)
+        for study, arm, accuracy in (
+            ("registered", "random", 0.8),
+            ("registered", "all", 0.83 + noise),
+            ("limits", "misclassified-first", 0.82),
+        ):
+            ledger.append(record(Unit(study, "head", "tomato", seed), arm, accuracy, retention=0.61))
+        for arm, accuracy, junk in (("random", 0.7, 0.2), ("known-by-energy", 0.69 + noise, 0.07)):
+            line = record(Unit("limits", "head", "tomato", seed), arm, accuracy, **at)
+            line.metrics.update(junk_kept=junk, auroc=0.75)
+            ledger.append(line)
+    page = render(Evidence(ledger.records()))[PAGE]
+    assert "## What no rule could do" in page
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines()]
+    (ceiling,) = [row for row in rows if row[1:3] == ["PD (tomato)", "61 %"] and len(row) == 7]
+    assert ceiling[3].startswith("+2.00")
+    assert ceiling[4].startswith("\N{MINUS SIGN}1.10")
+    (known,) = [row for row in rows if row[2:3] == ["the lowest free energy"]]
+    assert known[3:5] == ["75.0", "7.0"]
+    assert known[5].startswith("\N{MINUS SIGN}0.90")
+    assert known[6] == "6"
+
+
+def test_without_ceilings_the_page_has_no_such_section(tmp_path):
+    held = evidence(tmp_path, [iid_place("tomato", 0.3)], {"random": 0.0, CANDIDATE: 0.01}, runs=6)
+    assert "What no rule could do" not in render(held)[PAGE]

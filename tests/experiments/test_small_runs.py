@@ -66,9 +66,12 @@ def chain(tmp_path_factory):
     """All studies of images on few pictures, and one on so many digits that windows discard."""
     require_chain("mnist", "cifar10", "tomato")  # tomato: the foreign pictures
     folder = tmp_path_factory.mktemp("chain")
-    arms = [word for arm in ("baseline", "all", "drip", "random") for word in ("--arm", arm)]
+    named = ("baseline", "all", "drip", "random", "misclassified-first", "known-by-labels")
+    arms = [word for arm in named for word in ("--arm", arm)]
     studies = [
-        word for study in ("table1", "dpw", "noise", "streams", "registered") for word in ("--study", study)
+        word
+        for study in ("table1", "dpw", "noise", "streams", "registered", "limits")
+        for word in ("--study", study)
     ]
     finish(folder, *studies, *arms, "--dataset", "cifar10", "--rows", 200, "--seeds", 1)
     finish(folder, "--study", "dpw", *arms, "--dataset", "mnist", "--rows", 3000, "--seeds", 1)
@@ -80,6 +83,7 @@ def test_every_study_runs_from_raw_data_to_accuracy(chain):
     assert sorted(path.stem for path in chain.glob("*.jsonl")) == [
         "dpw-head-cifar10",
         "dpw-head-mnist",
+        "limits-head-cifar10",
         "noise-head-cifar10",
         "registered-head-cifar10",
         "streams-head-cifar10",
