@@ -8,7 +8,7 @@ from experiments.cells import Unit
 from experiments.ledger import Ledger
 from experiments.reading import Evidence
 from experiments.registered import plan
-from experiments.registered_report import PAGE, render
+from experiments.registered_report import PAGE, errors_kept, render
 from experiments.registered_verdicts import (
     BETTER,
     MISSING,
@@ -162,3 +162,19 @@ def test_the_page_tells_the_ceilings(tmp_path):
 def test_without_ceilings_the_page_has_no_such_section(tmp_path):
     held = evidence(tmp_path, [iid_place("tomato", 0.3)], {"random": 0.0, CANDIDATE: 0.01}, runs=6)
     assert "What no rule could do" not in render(held)[PAGE]
+
+
+def test_the_page_tells_which_rules_find_errors(tmp_path):
+    ledger = Ledger(tmp_path)
+    for dataset in plan()["iid"]["datasets"]:
+        for seed in range(5):
+            for arm, share in (("random", 0.3), ("drip", 0.35), ("margin", 0.8), (CANDIDATE, 0.75)):
+                unit = Unit("registered", "head", dataset, seed)
+                line = record(unit, arm, 0.8 + 0.001 * seed, retention=0.3)
+                line.metrics.update(errors_kept=share + 0.01 * (seed - 2))
+                ledger.append(line)
+    held = Evidence(ledger.records())
+    assert errors_kept(held, "margin") == pytest.approx(0.8)
+    page = " ".join(render(held)[PAGE].split())
+    assert "it keeps 35 % of the errors, where chance keeps 30 %; the margin keeps 80 %." in page
+    assert np.isnan(errors_kept(held, "entropy"))
