@@ -240,7 +240,7 @@ def _why(evidence: Evidence) -> list[str]:
 
 
 def errors_kept(evidence: Evidence, arm: str) -> float:
-    """Share of the deployed model's errors that an arm keeps, mean over the data sets; NaN if one lacks it."""
+    """Share of the deployed model's errors that an arm keeps, mean over data sets; NaN if one lacks it."""
     places = [iid_place(dataset, _MIDDLE) for dataset in plan()["iid"]["datasets"]]
     held = [values_of(evidence, arm, place, "errors_kept") for place in places]
     return float(np.mean([values.mean() for values in held])) if all(map(len, held)) else float("nan")
