@@ -6,6 +6,7 @@ import subprocess
 import time
 
 import numpy as np
+import pytest
 from board_runs import N_PRODUCTION, audit, start
 from support import lacks
 
@@ -89,7 +90,8 @@ def test_a_status_file_that_cannot_be_written_does_not_stop_the_run(drip, run_op
     assert json.loads(result.out)["run"]["n_seen"] == N_PRODUCTION
 
 
-def test_a_full_disk_ends_in_a_failed_status(run_options, tmp_path):
+@pytest.mark.parametrize("status_is_there_too", [False, True])
+def test_a_full_disk_ends_in_a_failed_status(run_options, tmp_path, status_is_there_too):
     mount = tmp_path / "small"
     mount.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", mount]
@@ -97,11 +99,12 @@ def test_a_full_disk_ends_in_a_failed_status(run_options, tmp_path):
         lacks("mounting a small tmpfs needs root")
     try:
         run_options[-1] = mount / "kept.db"
-        process = start([*run_options, "--shadow", "--status-file", tmp_path / "status.json"], tmp_path)
+        path = (mount if status_is_there_too else tmp_path) / "status.json"
+        process = start([*run_options, "--shadow", "--status-file", path], tmp_path)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "disk is full" in errors
-        status = json.loads((tmp_path / "status.json").read_text())
+        status = json.loads(path.read_text())
         assert status["state"] == "failed"
         assert "disk is full" in status["reason"]
     finally:

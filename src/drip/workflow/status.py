@@ -166,12 +166,24 @@ class RunStatus:
     def _write(self, state: str, reason: str) -> None:
         if self._path is None:
             return
-        text = json.dumps(self.content(state, reason), indent=1)
+        data = json.dumps(self.content(state, reason), indent=1).encode() + b"\n"
         try:
-            write_atomically(self._path, text.encode() + b"\n")
+            write_atomically(self._path, data)
             self.problem = ""
         except DripError as error:
             self.problem = str(error)
+            if state != "running":
+                self._overwrite(self._path, data)
+
+    def _overwrite(self, path: Path, data: bytes) -> None:
+        """Say how the run ended in the blocks of the old file: a full disk has no room for a second one."""
+        try:
+            with path.open("r+b") as file:
+                file.write(data)
+                file.truncate()
+        except OSError:
+            return  # the first problem tells more
+        self.problem = ""
 
 
 def _without_classes(stats: StoreStats) -> JsonObject:
