@@ -308,6 +308,19 @@ def test_shards_name_the_classes(drip, kept, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["folder", "webdataset"])
+def test_an_export_with_names_missing_leaves_no_folder_of_its_own(layout, drip, kept, tmp_path):
+    options = ["--format", layout, "--labels", "predicted", "--class-names", "zero"]
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    mine.mkdir()
+    for folder in (out, mine):
+        result = drip("store", "export", kept, "--to", folder, *options)
+        assert result.code == 1
+        assert "class_names must name every class" in result.err
+    assert not out.exists()
+    assert list(mine.iterdir()) == []
+
+
+@pytest.mark.parametrize("layout", ["folder", "webdataset"])
 def test_export_into_a_file_is_refused(layout, drip, kept):
     result = drip("store", "export", kept, "--to", kept, "--format", layout)
     assert result.code == 1

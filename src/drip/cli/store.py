@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -104,12 +105,19 @@ def _write_shards(kept: RetentionStore, to: Path, labels: Labels, names: tuple[s
 
     if not len(kept):
         return 0
+    was_there = to.exists()
     try:
         to.mkdir(exist_ok=True)
     except OSError as error:
         raise ExportError(f"a folder that can be written is needed, got: {error}") from error
     pattern = f"{to}/shard-%06d.tar".replace("%", "%%", f"{to}".count("%"))
-    export_webdataset(kept, pattern, labels=labels, class_names=names)
+    try:
+        export_webdataset(kept, pattern, labels=labels, class_names=names)
+    except BaseException:
+        if not was_there:
+            with suppress(OSError):  # whole shards stay
+                to.rmdir()
+        raise
     return len(kept)
 
 
