@@ -96,14 +96,17 @@ def _answer(evidence: Evidence) -> list[str]:
         return [*lines, *prose(text + (f", {failed} do not hold." if failed else "."))]
     if chosen == rules["candidate"]:
         return [*lines, *prose(f"Use `{chosen}`: everything that was registered holds.")]
-    failed_names = [one.says for one in found if one.outcome == "does not hold"]
     lines += prose(
         f"`{rules['candidate']}` does not pass everything that was registered, so the recommended default is "
         f"`{chosen}`: a random draw behind the same gates. What does not hold:"
     )
-    for name in failed_names:
-        lines += wrapped(name, "- ")
-    return [*lines, ""]
+    for outcome, heading in (("does not hold", ""), ("holds", f"What holds of `{rules['candidate']}`:")):
+        named = [one for one in found if one.outcome == outcome]
+        lines += prose(heading) if heading and named else []
+        for one in named:
+            lines += wrapped(f"{one.says} ({one.why})", "- ")
+        lines.append("")
+    return lines
 
 
 def _unwatched(evidence: Evidence) -> tuple[str, str, str]:
@@ -142,11 +145,14 @@ def _enough(evidence: Evidence) -> list[str]:
 
 def _registered(evidence: Evidence) -> list[str]:
     lines = ["## What was registered", "", *prose(_READ)]
+    rules = plan()["rules"]
+    name, fallback = rules["candidate"], rules["fallback"]
     rows = [
-        [one.says, f"**{one.outcome}**", one.why] for one in criteria(evidence, plan()["rules"]["candidate"])
+        [one.says, f"**{one.outcome}**", one.why, other.outcome]
+        for one, other in zip(criteria(evidence, name), criteria(evidence, fallback), strict=True)
     ]
-    name = plan()["rules"]["candidate"]
-    return [*lines, *markdown([f"`{name}` is", "outcome", "cells"], rows), ""]
+    headers = [f"`{name}` is", "outcome", "cells", f"`{fallback}`, for comparison"]
+    return [*lines, *markdown(headers, rows), ""]
 
 
 def _cells(evidence: Evidence) -> list[str]:

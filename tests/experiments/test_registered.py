@@ -118,7 +118,9 @@ def test_one_thing_that_does_not_hold_recommends_the_fallback(tmp_path, changed,
     failed = [one.says for one in criteria(held, CANDIDATE) if one.outcome == "does not hold"]
     assert any(name.startswith(says) for name in failed)
     assert recommended(held) == plan()["rules"]["fallback"]
-    assert f"- {says}" in render(held)[PAGE]
+    page = render(held)[PAGE]
+    assert f"- {says}" in page
+    assert f"What holds of `{CANDIDATE}`:" in page
 
 
 def test_the_largest_distance_of_a_rate_is_that_of_any_thousand_arrivals():
