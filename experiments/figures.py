@@ -300,6 +300,7 @@ def _histogram(axis: Axes, title: str, histogram: Mapping[str, Any]) -> None:
     lower, upper = histogram["lower"], histogram["upper"]
     if lower is None or upper is None:
         return
+    axis.set_ylim(0, 1.2 * counts.max())  # the words stand above the bars
     axis.axvspan(lower, upper, facecolor="none", edgecolor="#0072b2", hatch="////", alpha=0.5, linewidth=0)
     for limit, side, shift in ((lower, "right", -3), (upper, "left", 3)):
         axis.axvline(limit, color="#0072b2", linewidth=1.2, linestyle="--")
