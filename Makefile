@@ -30,6 +30,7 @@ bench: .venv/bench.done  ## timings; refuses on a busy machine
 	$(BIN)/python benchmarks/bench_scoring.py
 	$(BIN)/python benchmarks/bench_device.py
 	$(BIN)/python benchmarks/bench_selectors.py
+	$(BIN)/python benchmarks/bench_reduction.py
 	$(BIN)/python benchmarks/install_size.py
 	$(BIN)/python docs/generate.py
 

@@ -101,7 +101,7 @@ def variants(method: str) -> dict[str, Callable[..., Any]]:
 
 
 def child(method: str, way: str, n: int, fraction: float) -> None:
-    """One run; prints seconds, memory and, for ours, epsilon as JSON."""
+    """One run; prints seconds, memory and, on the split itself, epsilon as JSON."""
     from drip.reduction import epsilon_representativeness  # noqa: PLC0415
 
     values, classes = beans() if n == 0 else beans_drawn(n)
@@ -114,12 +114,20 @@ def child(method: str, way: str, n: int, fraction: float) -> None:
     seconds = time.perf_counter() - start
     peak = _status_mib("VmHWM")
     record = {"seconds": seconds, "growth_mib": peak - before, "peak_mib": peak}
-    if way == "drip" and n == 0:
-        record |= {
-            "rows": len(result[0]),
-            "epsilon": epsilon_representativeness(values, classes, *result).epsilon,
-        }
+    if way != "drip, one fit" and n == 0:
+        points, labels = kept(result, values, classes)
+        found = epsilon_representativeness(values, classes, points, labels)
+        record |= {"rows": len(points), "epsilon": found.epsilon}
     print(json.dumps(record))
+
+
+def kept(result: Any, values: Any, classes: Any) -> tuple[Any, Any]:
+    """Points and labels, from these, from the points of each class, or from row numbers."""
+    if isinstance(result, tuple):
+        return result
+    if isinstance(result, list):
+        return np.concatenate(result), np.repeat(np.unique(classes), [len(points) for points in result])
+    return values[result], classes[result]
 
 
 def _status_mib(field: str) -> float:

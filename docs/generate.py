@@ -14,6 +14,7 @@ from textwrap import wrap
 from typing import Any
 
 import typer
+from reduction_benchmarks import reduction_section
 from reduction_tables import reduction_page
 from typer.core import TyperGroup
 
@@ -71,6 +72,7 @@ def benchmark_page() -> str:
         _selector_section,
         _policy_section,
         _store_section,
+        _reduction_section,
     )
     for section in sections:
         lines += [*section(), ""]
@@ -322,6 +324,11 @@ def _store_section() -> list[str]:
             f"20,000 rows. Its own ratio is {ratios['bare']:.2f}; that much is SQLite's own.",
         ]
     return [*lines, "", *_machine(records)]
+
+
+def _reduction_section() -> list[str]:
+    records = _records("reduction")
+    return [*reduction_section(records), "", *_machine(records)]
 
 
 def _rule(n_columns: int) -> str:

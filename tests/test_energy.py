@@ -116,6 +116,20 @@ def test_without_sensor_and_watts_nothing_is_made_up():
 
 
 @pytest.mark.usefixtures("no_counters")
+def test_joules_of_gpus_alone_are_not_called_the_measured_whole(monkeypatch):
+    class Gpu:
+        name = "NVML"
+
+        def joules(self, seconds):
+            return float(seconds > 0.0)
+
+    monkeypatch.setattr(room, "_sensors", lambda: ([Gpu()], "no counter"))
+    with measure_energy() as energy:
+        pass
+    assert (energy.joules, energy.measured) == (1.0, False)
+    assert "the processor is not measured" in energy.source
+
+
 def test_a_required_sensor_that_is_missing_stops_before_the_work():
     with (
         pytest.raises(DripError, match="sensor of the processor's energy is needed"),

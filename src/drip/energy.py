@@ -28,7 +28,7 @@ class Energy:
     Attributes:
         joules: Energy in J, the sum of the parts; NaN where there is no part.
         source: Where the joules come from, in words: sensors, an estimate, or why there are none.
-        measured: True where every joule was read from a sensor.
+        measured: True where sensors read every joule, those of the processor too.
         seconds: Time by the clock.
         cpu_seconds: Time on processors of this process, its threads and its ended children.
         parts: Joules by source: ``RAPL``, ``NVML`` (or ``AMD SMI``), ``estimate``.
@@ -96,7 +96,7 @@ def _fill(energy: Energy, parts: dict[str, float], missing: str, watts: float | 
         words.append(f"the processor is not measured: {missing}; state watts for an estimate")
     energy.parts = parts
     energy.joules = sum(parts.values()) if parts else nan
-    energy.measured = bool(parts) and "estimate" not in parts
+    energy.measured = bool(parts) and not missing
     energy.source = " + ".join(words)
 
 

@@ -125,16 +125,21 @@ def distance(value: float) -> str:
 
 def energy_text(report: ReductionReport) -> str:
     """Joules with whether they were measured, such as ``12.3 J, measured``."""
+    kind = _energy_kind(report)
+    return f"{significant(report.joules)} J, {kind}" if kind else MISSING
+
+
+def _energy_kind(report: ReductionReport) -> str:
+    """``measured``, ``estimate``, ``part`` where the processor is not in it, or empty where it is unknown."""
     if isnan(report.joules):
-        return MISSING
-    kind = (
-        "measured" if report.energy_measured else "estimate" if "estimate" in report.energy_source else "part"
-    )
-    return f"{significant(report.joules)} J, {kind}"
+        return ""
+    if report.energy_measured:
+        return "measured"
+    return "estimate" if "estimate:" in report.energy_source else "part"
 
 
 def _header(report: ReductionReport) -> str:
-    whole = report.overall
+    whole, kind = report.overall, _energy_kind(report)
     tiles = (
         (
             "Kept",
@@ -147,7 +152,11 @@ def _header(report: ReductionReport) -> str:
             "epsilon, largest difference (L\u221e)",
         ),
         ("Time", f"{significant(report.seconds)} s", f"{significant(report.cpu_seconds)} s of processors"),
-        ("Energy", energy_text(report), "of the choice alone"),
+        (
+            "Energy",
+            f"{significant(report.joules)} J" if kind else MISSING,
+            f"{kind}, of the choice alone" if kind else "no sensor, no stated watts",
+        ),
     )
     cells = "".join(
         f'<div class="tile"><span>{text(name)}</span><b>{text(value)}</b><small>{text(note)}</small></div>'
