@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from drip.types import FloatArray, IntArray
 
 _BLOCK_ROWS = 8192  # differences of a block stay in the processor's cache
 _SLACK = 1e-9
+_POWER_STEPS = 8
 
 
 @dataclass(eq=False, repr=False)
@@ -151,10 +152,19 @@ def farthest_first(
 
 
 def _direction(points: FloatArray, metric: Metric) -> FloatArray:
-    """A projection along which rows spread and no distance grows: a principal axis, or a coordinate."""
+    """A projection along which rows spread and no distance grows: near a principal axis, or a coordinate.
+
+    What is found does not depend on it, only the time, so that a few steps of the power method will do.
+    """
+    axis: FloatArray = np.zeros(points.shape[1])
+    axis[points.std(axis=0).argmax()] = 1.0
     if metric == "euclidean":
         centred = points - points.mean(axis=0)
-        return cast("FloatArray", np.linalg.eigh(centred.T @ centred)[1][:, -1])
-    axis: Any = np.zeros(points.shape[1])
-    axis[points.std(axis=0).argmax()] = 1.0
-    return cast("FloatArray", axis)
+        for _ in range(_POWER_STEPS):
+            turned = (centred @ axis) @ centred
+            largest = np.abs(turned).max()
+            if largest == 0.0:  # equal rows
+                break
+            turned /= largest  # or the squares of its norm might overflow
+            axis = turned / np.linalg.norm(turned)
+    return axis
