@@ -106,6 +106,10 @@ def _answer(evidence: Evidence) -> list[str]:
         for one in named:
             lines += wrapped(f"{one.says} ({one.why})", "- ")
         lines.append("")
+    if limits_section(evidence):
+        lines += prose(
+            "How much of that any rule could reach: [What no rule could do](#what-no-rule-could-do)."
+        )
     return lines
 
 
@@ -152,7 +156,30 @@ def _registered(evidence: Evidence) -> list[str]:
         for one, other in zip(criteria(evidence, name), criteria(evidence, fallback), strict=True)
     ]
     headers = [f"`{name}` is", "outcome", "cells", f"`{fallback}`, for comparison"]
-    return [*lines, *markdown(headers, rows), ""]
+    return [*lines, *markdown(headers, rows), "", *_power(evidence, name)]
+
+
+def _power(evidence: Evidence, arm: str) -> list[str]:
+    """In how many streams not even a rule that equals random could be shown to be not worse."""
+    streams, bound = plan()["streams"], -float(plan()["tests"]["not_worse"])
+    places = [stream_place(dataset, name) for dataset in streams["datasets"] for name in streams["scenarios"]]
+    text = ""
+    for words, metric in (("accuracy", "accuracy"), ("the worst class", "worst_class_accuracy")):
+        found = against_random(evidence, arm, places, metric).values()
+        halves = [one.comparison.half for one in found if one.comparison.half is not None]
+        wide = [half for half in halves if half > bound]
+        if wide:
+            text += (
+                f" For {words} that is so in {len(wide)} of {len(halves)} streams, with up to "
+                f"{percent(max(wide), 1)} points."
+            )
+    if not text:
+        return []
+    lead = (
+        f"Where half an interval is wider than {percent(bound)} points, so many runs cannot show that a rule "
+        "which equals random is not worse."
+    )
+    return prose(lead + text)
 
 
 def _cells(evidence: Evidence) -> list[str]:

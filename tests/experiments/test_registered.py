@@ -180,3 +180,18 @@ def test_the_page_tells_which_rules_find_errors(tmp_path):
     page = " ".join(render(held)[PAGE].split())
     assert "it keeps 35 % of the errors, where chance keeps 30 %; the margin keeps 80 %." in page
     assert np.isnan(errors_kept(held, "entropy"))
+
+
+def test_the_page_tells_where_runs_cannot_decide(tmp_path):
+    place = stream_place("tomato", "bursts")
+    ledger = Ledger(tmp_path)
+    for seed in range(6):
+        for arm, wave in (("random", 0.0), (CANDIDATE, 0.02 * (-1) ** seed)):
+            unit = Unit(place.study, place.regime, place.dataset, seed)
+            line = record(unit, arm, 0.8, **dict(place.settings))
+            line.metrics.update(worst_class_accuracy=0.6 + wave)
+            ledger.append(line)
+    page = " ".join(render(Evidence(ledger.records()))[PAGE].split())
+    half = 100 * 2.5706 * np.std([0.02, -0.02] * 3, ddof=1) / 6**0.5
+    assert f"For the worst class that is so in 1 of 1 streams, with up to {half:.1f} points." in page
+    assert "For accuracy that is so" not in page
