@@ -122,7 +122,7 @@ def farthest_first(
     gap = np.full(n, np.inf)  # distance to the nearest pick; squared where Euclidean; -1 for picks
     owner = np.zeros(n, dtype=np.int64)
     order, radii = np.empty(count, dtype=np.int64), np.empty(count)
-    ladder = memoryview(places)  # bisect reads numbers from it in less time than NumPy starts a search
+    ladder = places.data  # bisect reads numbers from it in less time than NumPy starts a search
     pick, reach = int(np.flatnonzero(original == start)[0]), np.inf
     for k in range(count):
         order[k] = original[pick]
