@@ -81,9 +81,9 @@ def _why(cases: Cases) -> list[str]:
         f"MMS has a ratio of {ratios['MMS']:.1f}, and {once:.1f} where one fit serves all: the procedure "
         "calls gudhi's compiled loop, which gives points alone; ours takes each pick by a few calls of NumPy "
         "and gives row numbers, the radius after each pick, the rows that each stands for, ties by the lower "
-        f"row, and either norm. CLC has {ratios['CLC']:.1f}: the procedure starts k-means at random rows, "
-        "drops clusters without a row and stops early; ours starts by k-means++, which takes most of its "
-        "time, and gives as many centroids as were asked for.",
+        f"row, and either norm. CLC has {ratios['CLC']:.1f}: the procedure starts k-means at random rows "
+        "and drops clusters without a row; ours starts by k-means++, which takes most of its time, and gives "
+        "as many centroids as were asked for.",
         _WIDTH,
     )
 
