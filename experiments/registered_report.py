@@ -72,7 +72,7 @@ def render(evidence: Evidence) -> dict[str, str]:
         *_answer(evidence),
         "## When to use what",
         "",
-        *markdown(["you have", "use", "because"], [_unwatched(evidence), *_WHEN]),
+        *markdown(["you have", "use", "because"], [_unwatched(evidence), *_labelling(evidence), *_WHEN]),
         "",
         *_enough(evidence),
         *_registered(evidence),
@@ -122,6 +122,28 @@ def _unwatched(evidence: Evidence) -> tuple[str, str, str]:
         f"`{chosen or plan()['rules']['fallback']}`",
         because if chosen else f"{because}; which of the adaptive rules is not decided yet",
     )
+
+
+def _labelling(evidence: Evidence) -> list[tuple[str, str, str]]:
+    """Where the candidate is worth its while although it is not recommended for everything."""
+    candidate, iid = plan()["rules"]["candidate"], plan()["iid"]
+    if recommended(evidence) in (None, candidate):
+        return []
+    places = [iid_place(dataset, kept) for dataset in iid["datasets"] for kept in iid["retentions"]]
+    verdicts = [one.verdict for one in against_random(evidence, candidate, places).values()]
+    if NOT_SHOWN in verdicts or BETTER not in verdicts:
+        return []
+    because = (
+        f"better than random in {verdicts.count(BETTER)} of {len(verdicts)} cells below and not worse in the "
+        "others; what does not hold of it is listed above"
+    )
+    return [
+        (
+            "labels that cost more than samples, and a stream of the model's own classes",
+            f"`{candidate}`",
+            because,
+        )
+    ]
 
 
 def _enough(evidence: Evidence) -> list[str]:

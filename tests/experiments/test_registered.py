@@ -108,6 +108,7 @@ def test_a_rule_that_passes_everything_is_recommended(tmp_path):
     ("changed", "says"),
     [
         ({"distance": 0.0}, "better than random where 61 % and 30 % are kept"),
+        ({"distance": -0.01}, "not worse than random in any cell"),
         ({"distance": 0.005}, "not worse than all data where 61 % is kept"),
         ({"junk": 0.06}, "at most 5 % junk in what is kept"),
         ({"trailing": 0.0195}, "retention within 2 points of the target"),
@@ -119,6 +120,8 @@ def test_one_thing_that_does_not_hold_recommends_the_fallback(tmp_path, changed,
     assert any(name.startswith(says) for name in failed)
     assert recommended(held) == plan()["rules"]["fallback"]
     page = render(held)[PAGE]
+    has_gains = changed.get("distance", 0.012) > 0
+    assert (f"| `{CANDIDATE}` | better than random in" in page) == has_gains
     assert f"- {says}" in page
     assert f"What holds of `{CANDIDATE}`:" in page
 
