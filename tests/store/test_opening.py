@@ -200,6 +200,30 @@ def test_a_file_of_version_2_keeps_its_progress(path):
         assert store.check().ok
 
 
+@pytest.mark.parametrize("cursor", ["ü" * 62, "a" * 61 + "ü"])
+def test_progress_after_a_cursor_of_version_2_that_is_not_ascii_is_whole(path, cursor):
+    path.write_bytes((Path(__file__).parent / "data" / "version2.drip").read_bytes())
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE progress SET cursor = ?, selector_state = '{}'", (cursor,))
+    with RetentionStore(path) as store:
+        store.save_progress(Progress("new", {}, "ab" * 32))
+        assert store.load_progress() == Progress("new", {}, "ab" * 32)
+
+
+@pytest.mark.parametrize("damage", ["cursor = '\"c'", "selector_state = '{'", "cursor = CAST(x'ff' AS TEXT)"])
+def test_damaged_progress_is_found_and_told(path, damage):
+    with RetentionStore(path, budget_bytes=BUDGET) as store:
+        store.save_progress(Progress("c", {"n": 1}, ""))
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"UPDATE progress SET {damage}")
+    with RetentionStore.open_readonly(path) as store:
+        assert any("progress" in problem for problem in store.check().problems)
+        with pytest.raises(StoreError, match="run check"):
+            store.load_progress()
+    with pytest.raises(StoreError, match=str(path)):
+        RetentionStore(path)
+
+
 def test_check_finds_damage(path):
     with RetentionStore(path, budget_bytes=BUDGET) as store:
         for i in range(5):

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+from drip.errors import StoreError
 from drip.store import codec
 from drip.store.class_counters import ClassCounters
 from drip.store.connection import disk_bytes
+from drip.store.progress_row import ProgressRow
 from drip.store.records import CheckReport
 
 _MAX_PROBLEMS = 100  # a damaged file has one on every page
@@ -32,6 +34,7 @@ def check(connection: sqlite3.Connection, path: Path, budget_bytes: int) -> Chec
                 problems.append(f"row {row} of {table} must refer to a row of {parent}, got none")
             n_samples = _check_blobs(connection, problems)
             problems.extend(_counter_problems(connection))
+            problems.extend(_progress_problems(connection))
         finally:
             connection.execute("ROLLBACK")
     except sqlite3.DatabaseError as error:
@@ -86,3 +89,12 @@ def _counter_problems(connection: sqlite3.Connection) -> Iterator[str]:
     (n_orphans,) = connection.execute(sql).fetchone()
     if n_orphans:
         yield f"every blob must belong to a kept sample, got {n_orphans} that do not"
+
+
+def _progress_problems(connection: sqlite3.Connection) -> Iterator[str]:
+    try:
+        row = ProgressRow.stored(connection.cursor())
+        if row is not None:
+            _ = row.progress
+    except (StoreError, sqlite3.OperationalError) as error:  # the latter: no UTF-8
+        yield f"progress: {error}"

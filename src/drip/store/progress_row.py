@@ -13,6 +13,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Self
 
+from drip.errors import StoreError
 from drip.store import codec
 from drip.store.budget import PUT_FRAMES, Layout
 from drip.types import Progress
@@ -56,8 +57,17 @@ class ProgressRow:
 
     @property
     def progress(self) -> Progress:
-        """What the texts say."""
-        return Progress(json.loads(self.cursor), json.loads(self.selector_state), self.policy_digest)
+        """What the texts say.
+
+        Raises:
+            StoreError: something has damaged them.
+        """
+        try:
+            cursor, state = json.loads(self.cursor), json.loads(self.selector_state)
+        except (TypeError, ValueError, RecursionError) as error:
+            message = f"the saved progress must be JSON, got damage: {error}; run check(), restore a copy"
+            raise StoreError(message) from error
+        return Progress(cursor, state, self.policy_digest)
 
     @property
     def n_bytes(self) -> int:
@@ -65,13 +75,13 @@ class ProgressRow:
         return len(self.cursor) + len(self.selector_state)
 
     def spans_from(self, old: ProgressRow) -> dict[str, list[Span]] | None:
-        """Places of each text that differ from ``old``'s; None where a length or the policy does."""
+        """Places of each text that differ from ``old``'s; None where a length in bytes or the policy does."""
         if old.policy_digest != self.policy_digest:
             return None
         spans = {}
         for name in _TEXTS:
             before, now = getattr(old, name), getattr(self, name)
-            if len(before) != len(now):
+            if len(before) != len(now) or not before.isascii():  # as a file of version 2 may have it
                 return None
             spans[name] = changed_spans(before, now)
         return spans

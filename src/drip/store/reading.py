@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from drip.errors import StoreError
 from drip.store import codec
 from drip.store.class_counters import ClassCounters
 from drip.store.connection import disk_bytes, explained
@@ -100,7 +101,11 @@ class Reader:
         """The saved progress, that of the connection's open transaction included."""
         with explained(self._path, "read"):
             row = ProgressRow.stored(self._connection.cursor())
-        return None if row is None else row.progress
+        try:
+            return None if row is None else row.progress
+        except StoreError as error:
+            message = f"cannot read {self._path}: {error}"
+            raise StoreError(message) from error
 
     def audit(self) -> Iterator[AuditRow]:
         """The recorded decisions, oldest first."""

@@ -198,12 +198,12 @@ class RetentionStore:
         policy_digest: str | None,
     ) -> None:
         connection = self._open_connection()
-        space = Space(connection, self._path, layout, timeout_s, min_free_bytes)
-        space.apply_limits()
         self._reader = Reader(connection, self._path)
         if policy_digest is None:
             progress = self._reader.progress()
             policy_digest = "" if progress is None else progress.policy_digest
+        space = Space(connection, self._path, layout, timeout_s, min_free_bytes)
+        space.apply_limits()
         self._writer = writer = Writer(connection, self._path, space, settings, policy_digest)
         if writer.is_over_budget or disk_bytes(self._path) > layout.budget_bytes:
             writer.shrink()

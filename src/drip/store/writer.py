@@ -297,7 +297,8 @@ class Writer:
                 f"budget_bytes={layout.budget_bytes}, got {row.n_bytes}; raise budget_bytes"
             )
             raise StoreError(message)
-        old = ProgressRow.stored(self._cursor)
+        with explained(self._path, "read"):
+            old = ProgressRow.stored(self._cursor)
         is_named = progress.policy_digest == self.policy_digest
         spans = row.spans_from(old) if old is not None and is_named else None
         # The row takes the place of the last one, so in a full store it costs no eviction.
