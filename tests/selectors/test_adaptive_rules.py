@@ -24,6 +24,7 @@ from drip.selectors.parts import (
     held_out_distances,
 )
 from drip.selectors.parts.projections import project
+from drip.selectors.states import packed
 from drip.store.codec import steady_json
 from drip.store.progress_row import changed_spans
 from drip.testing import check_selector, fake_observations
@@ -219,9 +220,11 @@ def test_a_state_stays_small_and_a_batch_changes_little_of_it():
 
 
 @pytest.mark.parametrize("damage", [{"next": 3}, {"next": -1}, {"next": 1.0}])
-def test_a_place_that_is_none_is_refused(damage):
+@pytest.mark.parametrize("n_kept", [0, 1, 3])
+def test_a_place_that_is_none_is_refused(damage, n_kept):
     gate = DuplicateGate(memory=3).calibrate(np.eye(4))
-    gate.kept(np.eye(4)[0])
+    for row in np.eye(4)[:n_kept]:
+        gate.kept(row)
     with pytest.raises((ValueError, TypeError), match="next"):
         DuplicateGate(memory=3).restore(gate.state() | damage)
 
@@ -300,8 +303,18 @@ def test_distances_are_those_of_mahalanobis_within_the_class():
         expected = away[row] @ np.linalg.inv(covariance + ridge * np.eye(3)) @ away[row]
         assert x @ x == pytest.approx(expected, rel=0.1, abs=0.1)  # the prior moves the means a little
     again = ClassGaussians()
-    again.restore(json.loads(json.dumps(gaussians.state())))
+    again.restore(json.loads(json.dumps(gaussians.state())), 2)
     assert (again.whitened(features[0], 1) == gaussians.whitened(features[0], 1)).all()
+
+
+@pytest.mark.parametrize("n_means", [0, 1, 3])
+@pytest.mark.parametrize("name", ["adaptive-margin", "novelty"])
+def test_another_number_of_means_than_of_classes_is_refused(name, n_means):
+    state = create(name).calibrate(fake_observations(60, 2)).state()
+    means = np.zeros((n_means, state["gaussians"]["n_features"]))
+    damaged = state | {"gaussians": state["gaussians"] | {"means": packed(means)}}
+    with pytest.raises(ValueError, match="one mean per class"):
+        create(name).restore(damaged)
 
 
 def test_above_128_classes_one_mean_serves_all():

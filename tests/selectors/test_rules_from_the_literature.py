@@ -268,11 +268,22 @@ def test_features_of_another_model_are_refused(name):
     assert rule.state() == before
 
 
+def test_logits_of_another_model_are_refused_by_vessal():
+    rule = create("vessal").calibrate(fake_observations(100, 3))
+    before, stream = rule.state(), fake_observations(5, 3)
+    for logits in (stream.logits[:, :2], np.repeat(stream.logits, 2, axis=1)):
+        with pytest.raises(
+            InputError, match=r"logits must be 3 numbers .* calibrate 'vessal' with the model"
+        ):
+            rule.decide_many(replace(stream, logits=logits, classes=np.zeros(5, np.int64)))
+    assert rule.state() == before
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("novelty", {"n_classes": 2}, "one mean or one per class, got 3 for 2"),
-        ("novelty", {"n_classes": 0}, "one mean or one per class, got 3 for 0"),
+        ("novelty", {"n_classes": 2}, "one mean per class.* got 3 for 2 classes"),
+        ("novelty", {"n_classes": 0}, "at least one class, got 0"),
         ("moderate", {"medians": [1.0]}, "medians must have 3 entries"),
         ("moderate", {"scales": [1.0, 0.0, 1.0]}, "a scale above 0 for every class"),
         ("moderate", {"centres": "", "medians": [], "scales": []}, "for every class"),

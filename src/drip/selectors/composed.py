@@ -180,7 +180,7 @@ class ComposedSelector(BaseSelector):
         self._arrivals = count("arrivals", state["arrivals"])
         self._log.restore(state["adaptations"])
         if self._params["gates"]:
-            self._gaussians.restore(state["gaussians"])
+            self._gaussians.restore(state["gaussians"], self._n_classes)
             self._outliers.restore(state["outliers"])
             self._population = PopulationGate(self._gaussians.n_features)
             self._population.restore(state["population"])

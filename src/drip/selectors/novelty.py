@@ -10,7 +10,7 @@ from drip.errors import InputError
 from drip.selectors.base import ThresholdSelector, count_to_keep
 from drip.selectors.parts import ClassGaussians, held_out_distances
 from drip.selectors.projected import fixed_order, projected
-from drip.selectors.states import count, unpacked
+from drip.selectors.states import count
 from drip.types import FloatArray, JsonObject, Observations
 
 
@@ -75,9 +75,6 @@ class NoveltySelector(ThresholdSelector):
 
     def _restore(self, state: JsonObject) -> None:
         super()._restore(state)
-        saved, n_classes = state["gaussians"], count("n_classes", state["n_classes"])
-        n_means = len(unpacked("means", saved["means"], None, saved["n_features"]))
-        if not n_classes or n_means not in (1, n_classes):
-            raise ValueError(f"there must be one mean or one per class, got {n_means} for {n_classes}")
-        self._gaussians.restore(saved)
+        n_classes = count("n_classes", state["n_classes"])
+        self._gaussians.restore(state["gaussians"], n_classes)
         self._n_classes = n_classes

@@ -83,10 +83,10 @@ def unpacked(name: str, text: Any, *shape: int | None, dtype: str = "<f4") -> Fl
     if any(n is not None and n < 1 for n in shape):
         raise ValueError(f"{name} must have at least one number in a row, got shape {shape}")
     values = np.frombuffer(b64decode(text, validate=True), dtype)
-    values = values.reshape(*(-1 if n is None else n for n in shape)).astype(np.float64)
-    if not np.isfinite(values).all():
+    values = values.reshape(*(-1 if n is None else n for n in shape))
+    if not np.isfinite(values).all():  # before a cast, which warns of some NaN
         raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return values
+    return values.astype(np.float64)
 
 
 def restore_generator(generator: np.random.Generator, state: Any) -> None:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from drip.errors import InputError
 from drip.selectors.base import ChanceSelector
 from drip.selectors.draws import drawn
 from drip.selectors.parts import RateController, RunningQuantile, Target
@@ -115,7 +116,13 @@ class VessalSelector(ChanceSelector):
     def _decide(self, observations: Observations) -> Decisions:
         if self._inverse is None:
             raise self._uncalibrated()
-        self._check_classes(observations, len(self._signs))
+        n_classes = len(self._signs)
+        self._check_classes(observations, n_classes)
+        if observations.logits.shape[1] != n_classes:
+            raise InputError(
+                f"logits must be {n_classes} numbers per sample, got {observations.logits.shape[1]}; "
+                f"calibrate {self.name!r} with the model that scores the stream"
+            )
         features = projected(observations, self.name, len(self._inverse))
         draw = self._draw(observations)
         probability = np.empty(len(observations))

@@ -122,9 +122,12 @@ class DuplicateGate:
         self._limit, self._usual = number("limit", state["limit"]), number("usual", state["usual"])
         self._recent = RunningQuantile.restored(_WINDOW, state["recent"])
         self._kept, self._next = kept.astype(np.float32), count("next", state["next"])
-        places = self._memory if len(kept) == self._memory else 1
-        if len(kept) > self._memory or (self._next - len(kept)) % self._memory >= places:
-            raise ValueError(f"at most {self._memory} rows and the place of the next are needed")
+        places = range(self._memory) if len(kept) == self._memory else (len(kept),)
+        if len(kept) > self._memory or self._next not in places:
+            raise ValueError(
+                f"at most {self._memory} rows and the place of the next are needed, got {len(kept)} rows and "
+                f"next={self._next}"
+            )
 
 
 def _nearest(rows: NDArray[np.float32], row: NDArray[np.float32]) -> float:

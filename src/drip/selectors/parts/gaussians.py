@@ -41,7 +41,7 @@ class ClassGaussians:
         """
         if len(features) < 2 or not np.ptp(features, axis=0).any():  # a variance needs two
             raise InputError("gates need calibration samples with different features, got none")
-        groups = n_classes if n_classes <= _MOST_CLASSES else 1
+        groups = _n_groups(n_classes)
         self._means, self._whitener = _fit(features, classes if groups > 1 else 0 * classes, groups)
         return self
 
@@ -64,11 +64,23 @@ class ClassGaussians:
             "whitener": packed(self._whitener),
         }
 
-    def restore(self, state: JsonObject) -> None:
-        """Continue from a saved :meth:`state`."""
+    def restore(self, state: JsonObject, n_classes: int) -> None:
+        """Continue from a saved :meth:`state` for as many classes.
+
+        Raises:
+            KeyError, TypeError, ValueError: no such state.
+        """
+        if n_classes < 1:
+            raise ValueError(f"there must be at least one class, got {n_classes}")
         n_features = state["n_features"]
-        self._means = unpacked("means", state["means"], None, n_features)
+        means = unpacked("means", state["means"], None, n_features)
+        if len(means) != _n_groups(n_classes):
+            raise ValueError(
+                f"there must be one mean per class, or one above {_MOST_CLASSES} classes, got {len(means)} "
+                f"for {n_classes} classes"
+            )
         self._whitener = unpacked("whitener", state["whitener"], n_features, n_features)
+        self._means = means
 
 
 def held_out_distances(features: FloatArray, classes: IntArray, n_classes: int) -> FloatArray:
@@ -88,6 +100,10 @@ def held_out_distances(features: FloatArray, classes: IntArray, n_classes: int) 
             away = fitted.whitened(features[row], int(classes[row]))
             distances[row] = away @ away
     return distances
+
+
+def _n_groups(n_classes: int) -> int:
+    return n_classes if n_classes <= _MOST_CLASSES else 1
 
 
 def _fit(features: FloatArray, groups: IntArray, n_groups: int) -> tuple[FloatArray, FloatArray]:
