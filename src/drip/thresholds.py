@@ -359,8 +359,13 @@ def check_fraction(name: str, value: float) -> None:
     Raises:
         InputError: with the name and what came.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0 < value < 1:
+    if not is_real(value) or not 0 < value < 1:
         raise InputError(f"{name} must be in (0, 1), got {value!r}")
+
+
+def is_real(value: object) -> bool:
+    """Whether a value is a number, NaN and infinity among them; ``True`` and ``"3"`` are none."""
+    return isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
 
 
 def check_method(method: str) -> None:

@@ -324,6 +324,12 @@ def test_above_128_classes_one_mean_serves_all():
     assert gaussians.whitened(features.mean(axis=0), 5) == pytest.approx(np.zeros(4), abs=1e-6)
 
 
+def test_calibration_features_that_are_all_alike_are_refused_with_a_way_out():
+    given = fake_observations(50, 3)
+    with pytest.raises(InputError, match=r"different features, got 50 alike; .* or turn gates off"):
+        create("adaptive-margin").calibrate(replace(given, features=np.ones((50, 8))))
+
+
 def test_few_calibration_samples_do_not_make_fresh_ones_strange():
     draw = np.random.default_rng(0)
     features, classes = draw.normal(size=(300, 64)), draw.integers(0, 3, 300)
@@ -532,6 +538,9 @@ def test_a_controller_pays_back_an_error_and_forgets_a_flood():
         ({"floor": True}, "floor must be in"),
         ({"ceiling": 0}, "ceiling must be in"),
         ({"exploration": 1}, "exploration must be in"),
+        ({"exploration": "a"}, r"exploration must be in \[0, 1\), got 'a'"),
+        ({"floor": "x"}, r"floor must be in \[0, 1\], got 'x'"),
+        ({"ceiling": None}, r"ceiling must be in \(0, 1\], got None"),
         ({"gates": "no"}, "gates must be True or False, got 'no'"),
         ({"frozen": 1}, "frozen must be True or False, got 1"),
         ({"seed": -1}, "seed must be"),

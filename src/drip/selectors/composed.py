@@ -24,7 +24,7 @@ from drip.selectors.parts import (
 )
 from drip.selectors.parts.projections import N_FINE, N_NUMBERS, project
 from drip.selectors.states import count, restore_generator
-from drip.thresholds import check_count
+from drip.thresholds import check_count, is_real
 from drip.types import Decisions, FloatArray, JsonObject, Observations
 
 _WINDOW = 500
@@ -83,7 +83,7 @@ class ComposedSelector(BaseSelector):
         if retention is None and samples_per_hour is None and bytes_per_day is None:
             retention = 0.6
         self._target = Target(retention, samples_per_hour, bytes_per_day)
-        if isinstance(exploration, bool) or not 0 <= exploration < 1:
+        if not is_real(exploration) or not 0 <= exploration < 1:
             raise InputError(f"exploration must be in [0, 1), got {exploration!r}")
         for name, value in (("gates", gates), ("frozen", frozen)):
             if not isinstance(value, bool):

@@ -40,7 +40,10 @@ class ClassGaussians:
             InputError: fewer than two rows, or features that are all equal.
         """
         if len(features) < 2 or not np.ptp(features, axis=0).any():  # a variance needs two
-            raise InputError("gates need calibration samples with different features, got none")
+            raise InputError(
+                f"gates need calibration samples with different features, got {len(features)} alike; "
+                "calibrate with more samples of the stream, or turn gates off"
+            )
         groups = _n_groups(n_classes)
         self._means, self._whitener = _fit(features, classes if groups > 1 else 0 * classes, groups)
         return self

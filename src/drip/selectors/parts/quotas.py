@@ -8,6 +8,7 @@ import numpy as np
 
 from drip.errors import InputError
 from drip.selectors.states import count, packed, unpacked
+from drip.thresholds import is_real
 from drip.types import JsonObject
 
 _MEMORY = 1000
@@ -27,9 +28,9 @@ class ClassShares:
     """
 
     def __init__(self, n_classes: int, floor: float = 0.25, ceiling: float = 1.0) -> None:
-        if isinstance(floor, bool) or not 0 <= floor <= 1:
+        if not is_real(floor) or not 0 <= floor <= 1:
             raise InputError(f"floor must be in [0, 1], got {floor!r}")
-        if isinstance(ceiling, bool) or not 0 < ceiling <= 1:
+        if not is_real(ceiling) or not 0 < ceiling <= 1:
             raise InputError(f"ceiling must be in (0, 1], got {ceiling!r}")
         self._floor, self._ceiling = floor, ceiling
         self._arrived = np.zeros(n_classes)

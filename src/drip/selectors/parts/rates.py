@@ -7,7 +7,7 @@ from math import expm1, inf
 
 from drip.errors import InputError
 from drip.selectors.states import number, numbers
-from drip.thresholds import check_fraction
+from drip.thresholds import check_fraction, is_real
 from drip.types import JsonObject
 
 _TIME_CONSTANT = 20
@@ -47,7 +47,7 @@ class Target:
         ((name, value),) = self.params.items()
         if name == "retention":
             check_fraction(name, value)
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
+        elif not is_real(value) or not 0 < value < inf:
             raise InputError(f"{name} must be a number above 0, got {value!r}")
 
     @property
