@@ -200,6 +200,23 @@ def test_a_file_of_version_2_keeps_its_progress(path):
         assert store.check().ok
 
 
+def test_a_migration_after_a_kill_keeps_the_log_within_its_share(path, tmp_path):
+    killed, log = tmp_path / "killed", path.with_name(f"{path.name}-wal")
+    path.write_bytes((Path(__file__).parent / "data" / "version2.drip").read_bytes())
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
+        connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        for letter in "abc":
+            connection.execute("UPDATE progress SET selector_state = ?", (f'{{"x":"{letter * 60_000}"}}',))
+        killed.write_bytes(path.read_bytes())
+        killed.with_name("killed-wal").write_bytes(log.read_bytes())
+    with RetentionStore(killed) as store:
+        layout = store._writer.space.layout
+        n_log_bytes = killed.with_name("killed-wal").stat().st_size
+        assert n_log_bytes <= 32 + layout.log_frames * (layout.page_size + 24)
+        assert store.load_progress().selector_state == {"x": "c" * 60_000}
+
+
 @pytest.mark.parametrize("cursor", ["ü" * 62, "a" * 61 + "ü"])
 def test_progress_after_a_cursor_of_version_2_that_is_not_ascii_is_whole(path, cursor):
     path.write_bytes((Path(__file__).parent / "data" / "version2.drip").read_bytes())

@@ -21,7 +21,8 @@ class MixedMarginSelector(ThresholdSelector):
     The utility is the mean of two ranks in [0, 1] of 1 - (p_1 - p_2): among all calibration samples and
     among those of the same predicted class (percentiles, linear between them). The first alone spends the
     whole budget on the two or three classes that the model confuses; the second alone keeps the clearest
-    samples of the classes that it knows best. A class that calibration never saw has rank 1.
+    samples of the classes that it knows best. A class that calibration never saw has rank 1. State: 101
+    numbers for every class, 2 kB of text each.
     """
 
     name: ClassVar[str] = "mixed-margin"

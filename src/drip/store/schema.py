@@ -176,6 +176,8 @@ def create(connection: sqlite3.Connection, fill: Callable[[sqlite3.Cursor], None
 
 def migrate(connection: sqlite3.Connection, version: int) -> None:
     """Bring a file of ``version`` to :data:`VERSION`, one version and one transaction at a time."""
+    if version < VERSION:  # a killed writer's log may be full already
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     for current in range(version, VERSION):
         _run(connection, (*MIGRATIONS[current], f"PRAGMA user_version = {current + 1}"))
 
