@@ -47,3 +47,47 @@ def test_the_status_tells_what_the_rule_changed_in_itself(with_features, board, 
     )
     assert "adaptive-margin" in reasons
     assert "below-limit" in reasons
+
+
+def test_options_of_a_rule_come_into_the_policy(with_features, board, drip, tmp_path):
+    out = tmp_path / "policy.json"
+    command = [
+        "calibrate",
+        with_features,
+        "--data",
+        board.calibration,
+        "--out",
+        out,
+        "--rule",
+        "adaptive-margin",
+    ]
+    options = ["--rule-option", "samples_per_hour=60", "--rule-option", "frozen=true"]
+    assert drip(*command, *options).code == 0
+    params = from_policy(Policy.load(out)).params
+    assert (params["samples_per_hour"], params["frozen"], params.get("retention")) == (60, True, None)
+    assert drip(*command, "--rule-option", "floor=0").code == 0
+    params = from_policy(Policy.load(out)).params
+    assert (params["retention"], params["floor"]) == (0.6, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rule-option", "frozen"], "name=value"),
+        (["--rule-option", "=1"], "name=value"),
+        (["--rule-option", "seed=1", "--rule-option", "seed=2"], "each once"),
+        (["--rule-option", "colour=1"], "does not take these arguments"),
+        (["--rule-option", "frozen=yes"], "frozen must be True or False"),
+        (["--rule-option", "samples_per_hour=0"], "samples_per_hour must be a number above 0"),
+        (["--rule-option", "samples_per_hour=6", "--dpw", "0.4"], "one target is needed"),
+    ],
+)
+def test_options_that_a_rule_does_not_take_are_refused_in_a_line(
+    with_features, board, drip, tmp_path, options, message
+):
+    command = ["calibrate", with_features, "--data", board.calibration, "--out", tmp_path / "policy.json"]
+    result = drip(*command, "--rule", "adaptive-margin", *options)
+    assert result.code in (1, 2)
+    assert message in " ".join(result.err.split())
+    assert "Traceback" not in result.err
+    assert not (tmp_path / "policy.json").exists()

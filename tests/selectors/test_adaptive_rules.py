@@ -205,6 +205,51 @@ def test_damaged_rows_of_what_was_kept_are_refused(kept):
         DuplicateGate().restore(state)
 
 
+@pytest.mark.parametrize("k", [0.0, 1.0, 2.0, 3.0])
+def test_a_world_that_was_never_as_in_calibration_does_not_silence_the_device(k):
+    centres = np.random.default_rng(99).normal(size=(10, 64))
+    shift = k * np.random.default_rng(5).normal(size=64)
+
+    def world(n, seed, shift):
+        draw = np.random.default_rng(seed)
+        truth = draw.integers(0, 10, n)
+        features = np.maximum(centres[truth] + draw.normal(size=(n, 64)) + shift, 0).astype(np.float32)
+        logits = draw.normal(size=(n, 10))
+        logits[np.arange(n), truth] += 3 * draw.random(n)
+        return Observations(logits.argmax(1), logits, {"drip": np.zeros(n)}, features=features)
+
+    rule = create("adaptive-margin", retention=0.3).calibrate(world(500, 0, 0.0))
+    kept = rule.decide_many(world(8000, 4, shift)).retain
+    assert kept[3000:].mean() == pytest.approx(0.3, abs=0.02)
+
+
+@pytest.mark.parametrize("target", [{"retention": 0.001}, {"samples_per_hour": 4.0}])
+def test_small_rates_are_held_too(target):
+    n = 40_000
+    rows = stream(n, seed=7, times=np.arange(n, dtype=float))
+    rule = create("adaptive-margin", **target).calibrate(stream(500, seed=0))
+    wanted = n * target.get("retention", 4.0 / 3600)
+    assert rule.decide_many(rows).retain.sum() == pytest.approx(wanted, rel=0.25)
+
+
+def test_as_long_as_little_was_kept_only_a_silent_gate_gives_way():
+    draw = np.random.default_rng(3)
+    calibration = draw.normal(size=(600, 16))
+    gate = DuplicateGate(memory=100).calibrate(calibration)
+    gate.kept(calibration[0])
+    passed = [gate.passes(calibration[0] + 0.01 * draw.normal(size=16)) for _ in range(700)]
+    assert not any(passed[:500])
+    assert any(passed[501:])
+    gate = DuplicateGate(memory=100).calibrate(calibration)
+    gate.kept(calibration[0])
+    rows = [
+        draw.normal(size=16) if i % 5 == 0 else calibration[0] + 0.01 * draw.normal(size=16)
+        for i in range(1500)
+    ]
+    passed = [gate.passes(row) for row in rows]
+    assert passed == [i % 5 == 0 for i in range(1500)]
+
+
 def test_a_state_stays_small_and_a_batch_changes_little_of_it():
     rng = np.random.default_rng(0)
     features = np.maximum(rng.normal(size=(2532, 1280)), 0)
@@ -433,6 +478,22 @@ def test_the_rule_keeps_little_of_a_second_population_and_notes_when_it_came():
             assert 100 <= noted[0]["arrival"] < 1000
     assert strange[kept[False]].mean() > 0.5
     assert strange[1000:][kept[True][1000:]].mean() < 0.03
+
+
+@pytest.mark.parametrize("is_saturated", [False, True])
+def test_in_a_changed_world_the_stored_probability_is_the_frequency(is_saturated):
+    calibration, _ = strange_stream(1000, 0.0, seed=0)
+    new, _ = strange_stream(12_000, 1.0, seed=2)
+    if is_saturated:
+        new = replace(new, logits=new.logits * 1e4)
+    rule = create("adaptive-margin", retention=0.3).calibrate(calibration)
+    rule.decide_many(strange_stream(1500, 0.0, seed=1)[0])
+    decisions = rule.decide_many(new)
+    drawn = np.char.startswith(decisions.reasons, "new-world")
+    kept, probability = decisions.retain[drawn], decisions.keep_probability[drawn]
+    assert drawn.sum() > 5000
+    error = (probability * (1 - probability)).sum() ** 0.5
+    assert abs(kept.sum() - probability.sum()) < 4 * error
 
 
 def test_in_a_changed_world_the_rule_draws_until_the_old_one_returns():

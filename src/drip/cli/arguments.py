@@ -6,11 +6,11 @@ import json
 import re
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -53,6 +53,27 @@ def parse_bytes(text: str) -> int:
     if not 1 <= number <= MAX_BYTES:
         raise typer.BadParameter(f"a size from 1 byte to {MAX_BYTES // 10**12}TB is needed, got {text!r}")
     return round(number)
+
+
+def parse_rule_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Arguments of a rule, each ``name=value``: a value of JSON, or else text.
+
+    Raises:
+        typer.BadParameter: no name, or one that comes twice.
+
+    >>> parse_rule_options(["frozen=true", "samples_per_hour=60", "score=contrast"])
+    {'frozen': True, 'samples_per_hour': 60, 'score': 'contrast'}
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (equals and name.isidentifier()) or name in found:
+            raise typer.BadParameter(f"options of a rule as name=value, each once, are needed, got {text!r}")
+        try:
+            found[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[name] = value
+    return found
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:

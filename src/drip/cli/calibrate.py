@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, Unpack
 
 import typer
 
@@ -18,6 +18,7 @@ from drip.cli.arguments import (
     load_model_file,
     parse_names,
     parse_numbers,
+    parse_rule_options,
     parse_shape,
     require_writable,
 )
@@ -33,8 +34,9 @@ class How(TypedDict):
     """How a policy is made, whatever the model."""
 
     rule: str
-    discard_fraction: float
+    discard_fraction: float | None
     method: Method | None
+    rule_options: Mapping[str, Any]
     on_progress: Callable[[int, int], None]
 
 
@@ -64,8 +66,20 @@ def calibrate(
         ),
     ] = "drip",
     dpw: Annotated[
-        float, typer.Option(help="Discard Percentage Window: share of the stream to discard, in (0, 1).")
-    ] = 0.4,
+        float | None,
+        typer.Option(
+            help="Discard Percentage Window: share of the stream to discard, in (0, 1); 0.4 unless an option "
+            "of the rule aims at samples or bytes per time."
+        ),
+    ] = None,
+    rule_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Further argument of the rule; repeatable. The adaptive rules take samples_per_hour, "
+            "bytes_per_day, frozen, exploration, floor, ceiling, gates and seed.",
+        ),
+    ] = None,
     window: Annotated[
         Method | None,
         typer.Option(
@@ -93,6 +107,8 @@ def calibrate(
     Example: drip calibrate model.onnx --data frames/ --dpw 0.4
 
     Example: drip calibrate mymodel:build --weights w.pt --data frames/ --shape 3,96,96 --dpw 0.4
+
+    Example: drip calibrate model.onnx --data frames/ --rule adaptive-margin --rule-option samples_per_hour=60
     """
     names = parse_names(class_names)
     asked = Asked(shape, mean, std, resize, sample_rate, layer, heatmap, cam, names)
@@ -101,6 +117,7 @@ def calibrate(
         calibrate_model = asked.of_file if is_model_file(model) else asked.of_torch
         policy = calibrate_model(
             model, weights, threads, data, rule=rule, discard_fraction=dpw, method=window,
+            rule_options=parse_rule_options(rule_option or []),
             on_progress=lambda done, total: update(done, total, ""),
         )  # fmt: skip
     policy.save(out)

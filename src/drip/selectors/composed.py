@@ -229,13 +229,10 @@ class ComposedSelector(BaseSelector):
             self._classes.arrived(label)
             priority[row] = self._recent.rank(value)
             self._arrivals += 1
-            chosen, reason = self._choose(value, label, features[row], share)
+            chosen, reason, certainty = self._choose(value, label, features[row], share)
             chance = self._params["exploration"] * self._rate.target_share
             drawn = bool(self._rng.random() < chance)
-            if reason in _DRAWN:
-                probability[row] = share + (1 - share) * chance
-            elif not chosen:
-                probability[row] = chance
+            probability[row] = certainty + (1 - certainty) * chance
             if chosen or drawn:
                 retain[row] = True
                 self._note_kept(label, features[row], n_bytes)
@@ -251,26 +248,30 @@ class ComposedSelector(BaseSelector):
             )
         return features
 
-    def _choose(self, value: float, label: int, features: FloatArray, share: float) -> tuple[bool, str]:
-        """Whether the rule itself keeps an arrival, and why or why not."""
+    def _choose(
+        self, value: float, label: int, features: FloatArray, share: float
+    ) -> tuple[bool, str, float]:
+        """Whether the rule itself keeps an arrival, why or why not, and how probable that it did was."""
         refusal = self._refusal(label, features) if self._params["gates"] else None
         if refusal == "near-duplicate" or (refusal is not None and share < 1):
-            return False, refusal
+            return False, refusal, 0.0
         is_drawn = self._is_new_world
         if is_drawn:
             value = self._recent.value_at(float(self._rng.random()))
         limit = self._recent.limit(share)
+        reaching = self._recent.share_from(limit)
         if not self._params["frozen"]:
             self._recent.add(value)
             if isfinite(limit):
                 self._note("limit", limit, at_least=_LOGGED_STEP)
         if self._classes.above_ceiling(label):
-            return False, "class-ceiling"
+            return False, "class-ceiling", 0.0
+        has_floor = self._classes.below_floor(label, self._rate.target_share)
         if value >= limit:
-            return True, _DRAWN[0] if is_drawn else self.name
-        if self._classes.below_floor(label, self._rate.target_share):
-            return True, "class-floor"
-        return False, _DRAWN[1] if is_drawn else "below-limit"
+            return True, _DRAWN[0] if is_drawn else self.name, reaching if is_drawn and not has_floor else 1.0
+        if has_floor:
+            return True, "class-floor", 1.0
+        return False, _DRAWN[1] if is_drawn else "below-limit", reaching if is_drawn else 0.0
 
     def _refusal(self, label: int, features: FloatArray) -> str | None:
         """Which gate an arrival does not pass, if any; every gate but the last learns from all arrivals."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drip.errors import InputError
 from drip.media import InputContract
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from drip.scoring import TorchScorer
 
 _BATCH_SIZE = 64
+_USUAL = 0.4
+_PER_TIME = ("samples_per_hour", "bytes_per_day")
 
 
 def calibrate_folder(
@@ -31,8 +33,9 @@ def calibrate_folder(
     contract: InputContract,
     *,
     rule: str = "drip",
-    discard_fraction: float = 0.4,
+    discard_fraction: float | None = None,
     method: Method | None = None,
+    rule_options: Mapping[str, Any] | None = None,
     score: ScoreOptions | None = None,
     class_names: tuple[str, ...] = (),
     on_progress: Callable[[int, int], None] | None = None,
@@ -44,8 +47,10 @@ def calibrate_folder(
         folder: Images, audio files or arrays; labels are not used.
         contract: How files become inputs, as in training.
         rule: Name of the selection rule.
-        discard_fraction: Share of the stream to discard, in (0, 1); the paper's DPW.
+        discard_fraction: Share of the stream to discard, in (0, 1); the paper's DPW. None takes 0.4, or
+            what ``rule_options`` aim at.
         method: Where a rule with windows puts them; None takes the rule's default.
+        rule_options: Further arguments of the rule, such as ``frozen`` or ``samples_per_hour``.
         score: How to score; contrastive scores are added where the rule reads them.
         class_names: Names in the order of the logits, kept in the policy.
         on_progress: Called with the number of samples scored and their total.
@@ -55,7 +60,7 @@ def calibrate_folder(
         ModelError: a model or sample that cannot be scored.
         StreamError: no folder, or nothing in it.
     """
-    selector = _rule(rule, discard_fraction, method)
+    selector = _rule(rule, discard_fraction, method, rule_options or {})
     source = FolderSource(folder)
     options = score or ScoreOptions()
     scorer = replace(options, contrast=options.contrast or "contrast" in selector.needs).scorer(model)
@@ -70,8 +75,9 @@ def calibrate_file(
     folder: str | Path,
     *,
     rule: str = "drip",
-    discard_fraction: float = 0.4,
+    discard_fraction: float | None = None,
     method: Method | None = None,
+    rule_options: Mapping[str, Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Policy:
     """A policy for a model file, on the device that runs it; contract and class names are the file's.
@@ -80,8 +86,10 @@ def calibrate_file(
         scorer: The model file, such as :class:`drip.device.OnnxScorer`.
         folder: Images, audio files or arrays; labels are not used.
         rule: Name of the selection rule.
-        discard_fraction: Share of the stream to discard, in (0, 1); the paper's DPW.
+        discard_fraction: Share of the stream to discard, in (0, 1); the paper's DPW. None takes 0.4, or
+            what ``rule_options`` aim at.
         method: Where a rule with windows puts them; None takes the rule's default.
+        rule_options: Further arguments of the rule, such as ``frozen`` or ``samples_per_hour``.
         on_progress: Called with the number of samples scored and their total.
 
     Raises:
@@ -90,7 +98,7 @@ def calibrate_file(
         ModelError: a sample that cannot be scored.
         StreamError: no folder, or nothing in it.
     """
-    selector = _rule(rule, discard_fraction, method)
+    selector = _rule(rule, discard_fraction, method, rule_options or {})
     missing = selector.needs - scorer.provides
     if missing:
         raise InputError(
@@ -152,15 +160,23 @@ def calibrated(
     return _policy(selector, observations, provenance)
 
 
-def _rule(name: str, discard_fraction: float, method: Method | None) -> BaseSelector:
-    check_fraction("discard_fraction", discard_fraction)
-    retention = complement(discard_fraction)
-    selector = create(name, retention=retention)
+def _rule(
+    name: str, discard_fraction: float | None, method: Method | None, options: Mapping[str, Any]
+) -> BaseSelector:
+    per_time = [option for option in _PER_TIME if option in options]
+    if per_time and discard_fraction is not None:
+        raise InputError(
+            f"one target is needed, got {per_time[0]} and {discard_fraction} to discard; leave one out"
+        )
+    share = _USUAL if discard_fraction is None else discard_fraction
+    check_fraction("discard_fraction", share)
+    retention = None if per_time else complement(share)
+    selector = create(name, retention=retention, **options)
     if method is None:
         return selector
     if not isinstance(selector, WindowSelector):
         raise InputError(f"a rule with windows is needed with a window method, got {name!r}; leave it out")
-    return create(name, retention=retention, method=method)
+    return create(name, retention=retention, **{**options, "method": method})
 
 
 def _observe(

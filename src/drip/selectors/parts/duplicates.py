@@ -28,7 +28,8 @@ class DuplicateGate:
     to a kept sample than almost all independent samples are to each other is a near-duplicate. Where all
     distances shrink, as in fog, the limit shrinks alike: by the nine-tenths quantile of the last 500
     arrivals' distances to what was kept, over that of calibration samples to ``memory`` others. Up to four
-    of five arrivals may be near-duplicates before they move it.
+    of five arrivals may be near-duplicates before they move it; as long as fewer than ``memory`` samples
+    were kept, nine of ten.
 
     Args:
         quantile: Share of the calibration samples that would count as near-duplicates, in (0, 1).
@@ -83,17 +84,30 @@ class DuplicateGate:
         if not len(self._kept):
             return True
         distance, limit = _nearest(self._kept, self._in_steps(features)), self._limit
-        if not frozen and len(self._kept) == self._memory:
-            if len(self._recent) == _WINDOW and self._usual:
+        if not frozen:
+            if self._has_shrunk:
                 limit *= min(self._recent.limit(1 - _HIGH) / self._usual, 1.0)
             self._recent.add(distance)
         return distance > limit
+
+    @property
+    def _has_shrunk(self) -> bool:
+        """Whether the last distances say how much smaller all are than in calibration.
+
+        To fewer samples than calibration had distances are larger; then only a silent gate says that.
+        """
+        if len(self._recent) < _WINDOW or not self._usual:
+            return False
+        return len(self._kept) == self._memory or self._recent.limit(1 - _HIGH) <= self._limit
 
     def kept(self, features: FloatArray) -> None:
         """Remember one row, shape (d,), in the place of the oldest."""
         row = self._in_steps(features)
         if len(self._kept) < self._memory:
+            shrunk = self._has_shrunk
             self._kept = np.concatenate([self._kept, row[None]])
+            if len(self._kept) == self._memory and not shrunk:
+                self._recent = RunningQuantile(_WINDOW)  # those to fewer samples were larger
         else:
             self._kept[self._next] = row
         self._next = (self._next + 1) % self._memory

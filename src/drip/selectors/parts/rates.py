@@ -105,14 +105,18 @@ class RateController:
         """
         if self._target.retention is None:
             self._follow(time_s, n_bytes)
-        self._credit = min(self._credit + self._share, _CREDIT_ARRIVALS * self._share)
+        self._credit = min(self._credit + self._share, self._most_credit)
         return min(max(self._share + (self._credit - self._share) / _TIME_CONSTANT, 0.0), 1.0)
 
     def kept(self, n_bytes: int = 0) -> None:
         """The arrival of the last :meth:`share` was kept."""
         in_bytes = self._target.bytes_per_day is not None
         cost = n_bytes / (self._size or 1.0) if in_bytes else 1.0
-        self._credit = max(self._credit - cost, -_CREDIT_ARRIVALS * self._share)
+        self._credit = max(self._credit - cost, -self._most_credit)
+
+    @property
+    def _most_credit(self) -> float:
+        return max(_CREDIT_ARRIVALS * self._share, 1.0)  # below a share of 1/200, what one sample costs
 
     def state(self) -> JsonObject:
         """Share, credit, and for a target per time the clock."""
