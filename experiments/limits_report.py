@@ -18,7 +18,7 @@ the model's errors wins that back.
 _HELDOUT = f"""
 Classes that the model has never seen: the stream `{limits.SCENARIO}`, a fifth of which they are. Of a
 random half of its different items the {percent(RETENTION, 0)} % that look *most* like the known classes are
-kept, by several measures; they are the most certain ones, which teach the model least. The junk that is
+kept, by several measures. The junk that is
 still among them says how well the two can be told apart at all, and the accuracy what avoiding junk costs.
 The last measure was trained on the labels of the other half, which no device has. An AUROC of 50 % tells
 nothing.

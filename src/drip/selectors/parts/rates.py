@@ -61,8 +61,9 @@ class RateController:
 
     With the credit :math:`c_t = \sum_{i \le t} (r_i - k_i)`, what should have been kept minus what was, the
     share for the next arrival is :math:`r + c_t / 20`, cut to [0, 1]. A constant error of the rule's limit
-    is so paid back within some hundreds of arrivals. The credit is bounded by what 200 arrivals are worth:
-    a pause or a flood is not made good by keeping everything, or nothing, for hours.
+    is so paid back within some hundreds of arrivals. The credit is bounded by what 200 arrivals are worth,
+    or by one sample where that is more: a pause or a flood is not made good by keeping everything, or
+    nothing, for hours.
 
     A target per time needs observations with a time. The share is the target over what arrives, both per
     second, from the mean interval (and bytes) of about the last 200 arrivals; it starts with the middle one
