@@ -1,6 +1,6 @@
 """Where a run stands, as one row whose texts keep their places, so that saving it writes what has changed.
 
-A rule that adapts has a state of some 150 kB, of which a batch changes a few hundred bytes. Numbers and the
+A rule that adapts has a large state, of which a batch changes a small part. Numbers and the
 cursor are padded with spaces: the texts of two saves are then equally long and differ where the states do.
 SQLite writes the pages of these places only, through its interface for parts of a value; a text of another
 length takes the row's place.
