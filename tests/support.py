@@ -1,13 +1,14 @@
-"""What several test folders need: tools that a machine may lack."""
+"""What several test folders need: tools that a machine may lack, a value with one part replaced."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -41,3 +42,12 @@ def require_data(name: str) -> Path:
     if not (os.environ.get("DRIP_DATA") and place.exists()):
         lacks(f"the data {name} are needed for this test: set DRIP_DATA to the folder that has them")
     return place
+
+
+def replaced(value: Any, path: Sequence[Any], new: Any) -> Any:
+    """A copy of nested dicts and lists with another value at a path of keys and indices."""
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(copy[path[0]], path[1:], new)
+    return copy

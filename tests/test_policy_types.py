@@ -1,6 +1,7 @@
 """Every value of a policy file replaced by every other JSON type: refused, or of the same meaning."""
 
 import pytest
+from support import replaced
 
 from drip.errors import PolicyError
 from drip.policy import Policy, Provenance
@@ -47,15 +48,6 @@ def leaves(value, path=()):
     for key, child in children:
         yield (*path, key)
         yield from leaves(child, (*path, key))
-
-
-def replaced(value, path, new):
-    """The value with another one at a path."""
-    if not path:
-        return new
-    copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[path[0]] = replaced(copy[path[0]], path[1:], new)
-    return copy
 
 
 def kind(value):

@@ -1,8 +1,6 @@
-"""The parts of rules that follow a stream, and their rules, against definitions that are written out."""
+"""The rules that follow a stream, through drift, bursts, copies and strangers."""
 
-import json
 from base64 import b64decode
-from bisect import bisect_left
 from dataclasses import replace
 
 import numpy as np
@@ -12,18 +10,8 @@ from drip.errors import InputError, PolicyError
 from drip.policy import Policy, Recipe
 from drip.selectors import create, from_policy
 from drip.selectors.parts import (
-    AdaptationLog,
-    ClassGaussians,
     ClassShares,
-    DuplicateGate,
-    OutlierGate,
-    PopulationGate,
-    RateController,
-    RunningQuantile,
-    Target,
-    held_out_distances,
 )
-from drip.selectors.parts.projections import project
 from drip.selectors.states import packed
 from drip.store.codec import steady_json
 from drip.store.progress_row import changed_spans
@@ -36,23 +24,6 @@ def stream(n, seed=1, times=None):
     return Observations(
         given.classes, given.logits, given.named_scores, given.primary, given.features, times, given.n_bytes
     )
-
-
-def test_a_running_quantile_is_that_of_the_last_values():
-    values = np.random.default_rng(0).integers(0, 20, 300).astype(float).tolist()
-    running = RunningQuantile(50)
-    for row, value in enumerate(values):
-        last = sorted(values[max(0, row - 50) : row])
-        if last:
-            below = sum(other < value for other in last) + sum(other == value for other in last) / 2
-            assert running.rank(value) == pytest.approx(below / len(last))
-            for share in (0.01, 0.3, 1.0):
-                limit = running.limit(share)
-                count = int(share * len(last) + 0.5)
-                assert limit == (last[len(last) - count] if count else float("inf"))
-        running.add(value)
-    assert running.values == values[-50:]
-    assert bisect_left(running.values, 100.0) == len(running) == 50
 
 
 def test_mixed_margin_is_the_mean_of_two_ranks():
@@ -163,48 +134,6 @@ def test_gates_of_different_features_are_refused():
         from_policy(Policy(Recipe(rule.name, rule.params, state), 3))
 
 
-def test_an_exact_copy_of_a_kept_sample_is_a_near_duplicate_until_it_is_forgotten():
-    features = np.random.default_rng(0).normal(size=(50, 4))
-    gate = DuplicateGate(memory=3).calibrate(features)
-    assert gate.passes(features[0])
-    for row in features[:3]:
-        gate.kept(row)
-    assert [gate.passes(row) for row in features[:4]] == [False, False, False, True]
-    gate.kept(features[3])
-    assert gate.passes(features[0])
-    again = DuplicateGate(memory=3)
-    again.restore(gate.state())
-    again.kept(features[4])
-    assert [again.passes(row) for row in features[:5]] == [True, True, False, False, False]
-
-
-def test_a_limit_for_duplicates_shrinks_with_all_distances_but_not_for_repeats():
-    rng = np.random.default_rng(0)
-    gates = {
-        name: DuplicateGate(memory=50).calibrate(rng.normal(size=(400, 8))) for name in ("fog", "repeats")
-    }
-    fog = rng.normal(size=(3000, 8)) * np.where(np.arange(3000) < 1000, 1.0, 0.05)[:, None]
-    fresh = rng.normal(size=(3000, 8))
-    repeats = np.where((rng.random(3000) < 0.75)[:, None], np.repeat(fresh[::100], 100, axis=0), fresh)
-    passed = {}
-    for name, rows in (("fog", fog), ("repeats", repeats)):
-        passed[name] = []
-        for row in rows:
-            passed[name].append(gates[name].passes(row))
-            if passed[name][-1]:
-                gates[name].kept(row)
-    assert np.mean(passed["fog"][:1000]) > 0.9
-    assert np.mean(passed["fog"][2000:]) > 0.9
-    assert np.mean(passed["repeats"][1000:]) < 0.35
-
-
-@pytest.mark.parametrize("kept", ["!", "AAAA AAA", "AAAA", "é", 3])
-def test_damaged_rows_of_what_was_kept_are_refused(kept):
-    state = DuplicateGate().calibrate(np.eye(4)).state() | {"kept": kept}
-    with pytest.raises((ValueError, TypeError), match=r"base64|reshape|ASCII|must be text"):
-        DuplicateGate().restore(state)
-
-
 @pytest.mark.parametrize("k", [0.0, 1.0, 2.0, 3.0])
 def test_a_world_that_was_never_as_in_calibration_does_not_silence_the_device(k):
     centres = np.random.default_rng(99).normal(size=(10, 64))
@@ -232,24 +161,6 @@ def test_small_rates_are_held_too(target):
     assert rule.decide_many(rows).retain.sum() == pytest.approx(wanted, rel=0.25)
 
 
-def test_as_long_as_little_was_kept_only_a_silent_gate_gives_way():
-    draw = np.random.default_rng(3)
-    calibration = draw.normal(size=(600, 16))
-    gate = DuplicateGate(memory=100).calibrate(calibration)
-    gate.kept(calibration[0])
-    passed = [gate.passes(calibration[0] + 0.01 * draw.normal(size=16)) for _ in range(700)]
-    assert not any(passed[:500])
-    assert any(passed[501:])
-    gate = DuplicateGate(memory=100).calibrate(calibration)
-    gate.kept(calibration[0])
-    rows = [
-        draw.normal(size=16) if i % 5 == 0 else calibration[0] + 0.01 * draw.normal(size=16)
-        for i in range(1500)
-    ]
-    passed = [gate.passes(row) for row in rows]
-    assert passed == [i % 5 == 0 for i in range(1500)]
-
-
 def test_a_state_stays_small_and_a_batch_changes_little_of_it():
     rng = np.random.default_rng(0)
     features = np.maximum(rng.normal(size=(2532, 1280)), 0)
@@ -264,94 +175,6 @@ def test_a_state_stays_small_and_a_batch_changes_little_of_it():
     assert sum(end - start for start, end in changed_spans(before, after)) < 20_000
 
 
-@pytest.mark.parametrize("damage", [{"next": 3}, {"next": -1}, {"next": 1.0}])
-@pytest.mark.parametrize("n_kept", [0, 1, 3])
-def test_a_place_that_is_none_is_refused(damage, n_kept):
-    gate = DuplicateGate(memory=3).calibrate(np.eye(4))
-    for row in np.eye(4)[:n_kept]:
-        gate.kept(row)
-    with pytest.raises((ValueError, TypeError), match="next"):
-        DuplicateGate(memory=3).restore(gate.state() | damage)
-
-
-@pytest.mark.parametrize("n_changes", [3, 32, 50])
-def test_the_last_changes_are_remembered_in_order_and_after_a_restart(n_changes):
-    log = AdaptationLog(("limit", "world"))
-    told = [{"arrival": i, "what": ("limit", "world")[i % 3 == 0], "value": i / 7} for i in range(n_changes)]
-    for entry in told:
-        log.note(**entry)
-    twin = AdaptationLog(("limit", "world"))
-    twin.restore(json.loads(json.dumps(log.state())))
-    assert len(steady_json("log", twin.state())) == len(steady_json("log", AdaptationLog(("a",)).state()))
-    for each in (log, twin):
-        assert each.entries == told[-32:]
-        assert each.last("world") == [entry["value"] for entry in told if entry["what"] == "world"][-1]
-    twin.note(99, "limit", 0.5)
-    assert twin.entries == [*told[-31:], {"arrival": 99, "what": "limit", "value": 0.5}]
-
-
-NONE, ONE = [None] * 3, [1, 0, 0.5]
-
-
-@pytest.mark.parametrize(
-    ("slots", "oldest", "message"),
-    [
-        ([[1, 2, 0.5], *[NONE] * 31], 0, "kinds must be numbers below 2"),
-        ([ONE, *[NONE] * 31], 1, "oldest must be one of 1 slots"),
-        ([ONE] * 32, 32, "oldest must be one of 32 slots"),
-        ([ONE] * 33, 0, "a list of 32"),
-        ([NONE, ONE, *[NONE] * 30], 0, "must come last"),
-        ([[1, 0], *[NONE] * 31], 0, "not enough values"),
-        ([[None, 0, 0.5], *[NONE] * 31], 0, "arrival must be an integer"),
-    ],
-)
-def test_a_damaged_log_is_refused(slots, oldest, message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        AdaptationLog(("limit", "world")).restore({"slots": slots, "oldest": oldest})
-
-
-@pytest.mark.parametrize("n_values", [3, 5, 7])
-def test_a_restored_quantile_forgets_in_the_same_order(n_values):
-    draw = np.random.default_rng(n_values).normal(size=20).tolist()
-    quantile = RunningQuantile(5, [0.5])
-    for value in draw[:n_values]:
-        quantile.add(value)
-    twin = RunningQuantile.restored(5, json.loads(json.dumps(quantile.state())))
-    assert twin.values == quantile.values == [0.5, *draw[:n_values]][-5:]
-    for value in draw[n_values:]:
-        quantile.add(value)
-        twin.add(value)
-        assert twin.values == quantile.values
-        assert twin.state() == quantile.state()
-        assert twin.limit(0.4) == quantile.limit(0.4)
-
-
-@pytest.mark.parametrize(
-    "damage", [{"oldest": 5}, {"oldest": -1}, {"values": "AAAA"}, {"values": "A" * 64 + "="}]
-)
-def test_a_damaged_quantile_is_refused(damage):
-    with pytest.raises(ValueError, match=r"oldest|multiple|base64|padding|reshape|buffer"):
-        RunningQuantile.restored(5, RunningQuantile(5, [1.0] * 5).state() | damage)
-
-
-def test_distances_are_those_of_mahalanobis_within_the_class():
-    rng = np.random.default_rng(0)
-    classes = rng.integers(0, 2, 600)
-    features = rng.normal(size=(600, 3)) * [1, 10, 0.1] + np.where(classes == 1, 5, 0)[:, None]
-    gaussians = ClassGaussians().calibrate(features, classes, 2)
-    means = np.stack([features[classes == label].mean(axis=0) for label in (0, 1)])
-    away = features - means[classes]
-    covariance = away.T @ away / 600
-    ridge = 0.05 * np.trace(covariance) / 3
-    for row in range(0, 600, 50):
-        x = gaussians.whitened(features[row], classes[row])
-        expected = away[row] @ np.linalg.inv(covariance + ridge * np.eye(3)) @ away[row]
-        assert x @ x == pytest.approx(expected, rel=0.1, abs=0.1)  # the prior moves the means a little
-    again = ClassGaussians()
-    again.restore(json.loads(json.dumps(gaussians.state())), 2)
-    assert (again.whitened(features[0], 1) == gaussians.whitened(features[0], 1)).all()
-
-
 @pytest.mark.parametrize("n_means", [0, 1, 3])
 @pytest.mark.parametrize("name", ["adaptive-margin", "novelty"])
 def test_another_number_of_means_than_of_classes_is_refused(name, n_means):
@@ -360,97 +183,6 @@ def test_another_number_of_means_than_of_classes_is_refused(name, n_means):
     damaged = state | {"gaussians": state["gaussians"] | {"means": packed(means)}}
     with pytest.raises(ValueError, match="one mean per class"):
         create(name).restore(damaged)
-
-
-def test_above_128_classes_one_mean_serves_all():
-    features = np.random.default_rng(0).normal(size=(400, 4))
-    gaussians = ClassGaussians().calibrate(features, np.arange(400) % 129, 129)
-    assert (gaussians.whitened(features[0], 0) == gaussians.whitened(features[0], 128)).all()
-    assert gaussians.whitened(features.mean(axis=0), 5) == pytest.approx(np.zeros(4), abs=1e-6)
-
-
-def test_calibration_features_that_are_all_alike_are_refused_with_a_way_out():
-    given = fake_observations(50, 3)
-    with pytest.raises(InputError, match=r"different features, got 50 alike; .* or turn gates off"):
-        create("adaptive-margin").calibrate(replace(given, features=np.ones((50, 8))))
-
-
-def test_few_calibration_samples_do_not_make_fresh_ones_strange():
-    draw = np.random.default_rng(0)
-    features, classes = draw.normal(size=(300, 64)), draw.integers(0, 3, 300)
-    gaussians = ClassGaussians().calibrate(features, classes, 3)
-    gate = OutlierGate(0.97).calibrate(held_out_distances(features, classes, 3))
-    fresh = [gaussians.whitened(row, 1) for row in draw.normal(size=(2000, 64))]
-    assert np.mean([gate.passes(row @ row, frozen=True) for row in fresh]) == pytest.approx(0.97, abs=0.03)
-
-
-def test_an_outlier_gate_lets_all_pass_where_all_is_strange_unless_frozen():
-    distances = np.random.default_rng(0).chisquare(3, 1000)
-    gate, frozen = OutlierGate(0.97).calibrate(distances), OutlierGate(0.97).calibrate(distances)
-    assert np.mean([gate.passes(value) for value in distances]) == pytest.approx(0.97)
-    passed = [gate.passes(1e3) for _ in range(1000)]
-    assert passed == [False] * passed.index(True) + [True] * (1000 - passed.index(True))
-    assert 150 < passed.index(True) < 200
-    assert not any(frozen.passes(1e3, frozen=True) for _ in range(1000))
-    assert not gate.passes(1e3) or gate.state()["share"] > 0.3
-
-
-def with_strangers(n, share, separation, seed=0, d=16):
-    """Known rows, standard normal, and a share of others around a mean that is so far from them."""
-    rng = np.random.default_rng(seed)
-    strange = rng.random(n) < share
-    rows = rng.normal(size=(n, d))
-    rows[strange, 0] += separation
-    return rows, strange
-
-
-def test_a_second_population_is_found_and_rejected():
-    rows, strange = with_strangers(6000, 0.2, separation=6.0)
-    gate = PopulationGate(16)
-    passed = np.array([gate.passes(row) for row in rows])
-    assert strange[1000:][passed[1000:]].mean() < 0.01
-    assert (~passed[~strange]).mean() < 0.01
-    assert gate.is_apart
-    assert gate.share == pytest.approx(0.2, abs=0.05)
-
-
-def test_a_second_population_that_comes_late_goes_and_comes_back_is_found_each_time():
-    calm = with_strangers(3000, 0.0, 0.0, seed=1)
-    visit = with_strangers(3000, 0.2, 8.0, seed=2)
-    rows, strange = (np.concatenate(parts) for parts in zip(calm, visit, calm, visit, strict=True))
-    gate = PopulationGate(16)
-    passed = np.array([gate.passes(row) for row in rows])
-    for start in (3000, 9000):
-        settled = slice(start + 1000, start + 3000)
-        assert strange[settled][passed[settled]].mean() < 0.01
-    assert (~passed[~strange]).mean() < 0.01
-
-
-@pytest.mark.parametrize(
-    ("share", "separation", "why"),
-    [
-        (0.0, 0.0, "nothing strange"),
-        (0.2, 2.0, "not apart"),
-        (0.6, 8.0, "the larger part"),
-        (1.0, 8.0, "all"),
-    ],
-)
-def test_what_is_no_second_population_passes(share, separation, why):
-    rows, _ = with_strangers(6000, share, separation)
-    gate = PopulationGate(16)
-    passed = np.array([gate.passes(row) for row in rows])
-    assert passed.mean() > 0.95, why
-    assert passed[2000:].mean() > 0.99, why
-
-
-def test_a_population_gate_goes_on_where_it_was():
-    rows, _ = with_strangers(3000, 0.2, 6.0)
-    gate, twin = PopulationGate(16), PopulationGate(16)
-    for row in rows[:1500]:
-        gate.passes(row)
-    twin.restore(json.loads(json.dumps(gate.state())))
-    assert [gate.passes(row) for row in rows[1500:]] == [twin.passes(row) for row in rows[1500:]]
-    assert gate.state() == twin.state()
 
 
 def strange_stream(n, share, seed):
@@ -567,29 +299,6 @@ def test_what_is_kept_at_random_says_so():
     below = np.array(decisions.reasons) == "below-limit"
     assert not decisions.retain[below].any()
     assert explored.sum() / (explored.sum() + below.sum()) == pytest.approx(0.15, abs=0.02)
-
-
-def test_the_first_numbers_of_many_are_those_of_few_and_keep_distances():
-    features = np.abs(np.random.default_rng(0).normal(size=(40, 500)))
-    few, many = project(features), project(features, 256)
-    assert (few.shape, many.shape) == ((40, 64), (40, 256))
-    assert few == pytest.approx(many[:, :64])
-    unit = np.sqrt(features) / np.linalg.norm(np.sqrt(features), axis=1, keepdims=True)
-    for row in range(1, 40):
-        true = ((unit[0] - unit[row]) ** 2).sum()
-        found = ((many[0] - many[row]) ** 2).sum() * 500 / 256
-        assert found == pytest.approx(true, rel=0.35)
-    assert project(features[:, :30], 256).shape == (40, 30)
-
-
-def test_a_controller_pays_back_an_error_and_forgets_a_flood():
-    control = RateController(Target(0.2))
-    for _ in range(1000):
-        control.share()
-        control.kept()  # everything is kept, whatever it says
-    assert control.share() == 0.0
-    n_paid = next(n for n in range(1000) if control.share() >= 0.2)
-    assert 150 < n_paid <= 201  # what 200 arrivals are worth
 
 
 @pytest.mark.parametrize(

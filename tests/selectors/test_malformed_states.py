@@ -3,6 +3,7 @@
 from math import inf, nan
 
 import pytest
+from support import replaced
 
 from drip.errors import PolicyError
 from drip.policy import Policy, Recipe
@@ -29,15 +30,6 @@ def paths(value, path=()):
     for key, child in entries:
         yield (*path, key)
         yield from paths(child, (*path, key))
-
-
-def replaced(value, path, new):
-    """The value with another one at a path."""
-    if not path:
-        return new
-    copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[path[0]] = replaced(copy[path[0]], path[1:], new)
-    return copy
 
 
 def is_meant(name, path, old, new):
