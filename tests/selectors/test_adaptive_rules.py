@@ -161,6 +161,30 @@ def test_small_rates_are_held_too(target):
     assert rule.decide_many(rows).retain.sum() == pytest.approx(wanted, rel=0.25)
 
 
+@pytest.mark.parametrize("n_classes", [100, 128, 1000])
+def test_a_state_of_many_classes_stays_below_256_kilobytes(n_classes):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3000, n_classes))
+    features = np.maximum(rng.normal(size=(3000, 1280)), 0)
+    rows = Observations(logits.argmax(1), logits, {"drip": np.zeros(3000)}, "drip", features)
+    rule = create("adaptive-margin", retention=0.5).calibrate(rows)
+    rule.decide_many(rows)
+    assert len(steady_json("state", rule.state())) < 256_000
+
+
+@pytest.mark.parametrize(("n_classes", "tolerance"), [(10, 0.01), (200, 0.08), (1000, 0.25)])
+def test_ranks_within_many_classes_come_from_fewer_numbers(n_classes, tolerance):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(60 * n_classes, n_classes))
+    rows = Observations(logits.argmax(1), logits, {"drip": np.zeros(len(logits))}, "drip")
+    rule = create("mixed-margin", retention=0.5).calibrate(rows)
+    top = np.sort(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), axis=1)
+    doubt = 1 - (top[:, -1] - top[:, -2])
+    alike = np.flatnonzero(rows.classes == 3)
+    expected = [((doubt <= doubt[row]).mean() + (doubt[alike] <= doubt[row]).mean()) / 2 for row in alike]
+    assert rule.utility(rows)[alike] == pytest.approx(np.array(expected), abs=tolerance / 2 + 0.02)
+
+
 def test_a_state_stays_small_and_a_batch_changes_little_of_it():
     rng = np.random.default_rng(0)
     features = np.maximum(rng.normal(size=(2532, 1280)), 0)
