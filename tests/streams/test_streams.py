@@ -328,3 +328,19 @@ def test_page_of_streams_has_every_option():
         assert len(options) >= 2
         for option in options:
             assert f"{option}=" in page, option
+
+
+@pytest.mark.parametrize("url", ["", "file:", "file://", "watch:", "watch:?poll=1"])
+def test_no_folder_is_not_the_current_folder(url, tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"an image")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StreamError, match=r"needed, got .* the current folder is '\.'"):
+        open_source(url)
+
+
+@pytest.mark.parametrize("url", ["photos", "file:photos", "file://photos", "watch:photos", "watch://photos"])
+def test_a_folder_may_be_relative(url, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"an image")
+    monkeypatch.chdir(tmp_path)
+    open_source(url)

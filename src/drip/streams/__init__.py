@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from drip.errors import StreamError
 from drip.streams.dataset import DatasetSource
 from drip.streams.folder import FolderSource
-from drip.streams.options import split_url
+from drip.streams.options import folder_in, split_url
 from drip.streams.stdin import StdinSource
 from drip.streams.watch import WatchedFolderSource
 from drip.types import Source
@@ -36,7 +35,7 @@ def _open_mqtt(url: str, class_names: Sequence[str]) -> Source:
 
 
 SCHEMES: dict[str, Callable[[str, Sequence[str]], Source]] = {
-    "file": lambda url, names: FolderSource(Path(unquote(split_url(url).path)), names),
+    "file": lambda url, names: FolderSource(folder_in(url), names),
     "watch": WatchedFolderSource.from_url,
     "dataset": lambda url, _: DatasetSource.by_name(split_url(url).netloc or split_url(url).path),
     "stdin": StdinSource.from_url,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from pathlib import Path
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from drip.errors import StreamError
 
@@ -28,6 +29,22 @@ def split_url(url: str) -> SplitResult:
             "a URL such as mqtt://host/topic or mqtt://[::1]/topic is needed, got one whose host is "
             "malformed; correct what stands between // and the next slash"
         ) from None
+
+
+def folder_in(url: str) -> Path:
+    """The folder that a URL such as ``watch:/folder`` or ``file:///folder`` names.
+
+    Raises:
+        StreamError: it names none: an empty path would be the current folder, unintended.
+
+    >>> folder_in("watch:my%20photos?poll=2").as_posix()
+    'my photos'
+    """
+    parts = split_url(url)
+    folder = unquote(parts.netloc + parts.path)
+    if not folder:
+        raise StreamError(f"a folder is needed, got {url!r}; the current folder is '.'")
+    return Path(folder)
 
 
 def parse_options(query: str, allowed: Mapping[str, str], scheme: str) -> dict[str, str]:

@@ -12,13 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
-from urllib.parse import unquote
 
 from drip.errors import StreamError
 from drip.media import MEDIA_TYPES
 from drip.streams.consumed import ConsumedFiles
 from drip.streams.messages import HEAD_BYTES, printable, refused, short_id
-from drip.streams.options import DEFAULT_MAX_BYTES, integer, number, parse_options, split_url
+from drip.streams.options import DEFAULT_MAX_BYTES, folder_in, integer, number, parse_options, split_url
 from drip.types import Sample
 
 _WINDOW = 10_000
@@ -112,10 +111,9 @@ class WatchedFolderSource:
             StreamError: an unknown option or value, or a folder that cannot be watched.
         """
         defaults = {"settle": "1", "poll": "0.5", "done": "move:.done", "max_bytes": str(DEFAULT_MAX_BYTES)}
-        parts = split_url(url)
-        options = parse_options(parts.query, defaults, "watch")
+        options = parse_options(split_url(url).query, defaults, "watch")
         return cls(
-            Path(unquote(parts.netloc + parts.path)),
+            folder_in(url),
             class_names,
             settle_s=number(options, "settle", 0.01, 86_400),
             poll_s=number(options, "poll", 0.01, 1),
