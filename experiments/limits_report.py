@@ -1,4 +1,4 @@
-"""The section of docs/choosing-a-rule.md on what no rule could do, from the records of `limits`."""
+"""The section of docs/choosing-a-rule.md on what labels would give, from the records of `limits`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from experiments.sections import prose
 from experiments.streams import RETENTION
 from experiments.tables import BLANK, dataset_name, interval, markdown, percent
 
+TITLE = "What knowing the labels would give"
+
 _CEILING = f"""
-A ceiling: `{limits.CEILING}` reads the labels of the stream, keeps first what the deployed model gets
-wrong, and then the smallest margins. No device has them. Where it stays below all data, no better guess of
-the model's errors wins that back.
+Run after the registered comparison, to see how far what failed lies from what selection can do at all.
+
+`{limits.CEILING}` reads the labels of the stream, which no device has: it keeps first what the deployed model
+gets wrong, and then the smallest margins. It is a yardstick, not a bound: another rule may be above it.
+Where it stays below all data, guessing the model's errors better would not win that back.
 """
 _HELDOUT = f"""
 Classes that the model has never seen: the stream `{limits.SCENARIO}`, a fifth of which they are. Of a
 random half of its different items the {percent(RETENTION, 0)} % that look *most* like the known classes are
-kept, by several measures. The junk that is
-still among them says how well the two can be told apart at all, and the accuracy what avoiding junk costs.
-The last measure was trained on the labels of the other half, which no device has. An AUROC of 50 % tells
-nothing.
+kept, by several measures. The junk that is still among them says how well the measure tells the two apart,
+and the accuracy what avoiding junk costs. The last measure was trained on the labels of the other half, which
+no device has. An AUROC of 50 % is chance.
 """
 _MEANINGS = {
     "margin": "the largest margin between the first two classes",
@@ -36,7 +39,7 @@ _MEANINGS = {
 def limits_section(evidence: Evidence) -> list[str]:
     """Both tables, or nothing where nothing was run."""
     lines = [*_ceiling(evidence), *_known(evidence)]
-    return ["## What no rule could do", "", *lines] if lines else []
+    return [f"## {TITLE}", "", *lines] if lines else []
 
 
 def _ceiling(evidence: Evidence) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -14,6 +13,7 @@ from experiments.claims import Verdict, margin, verdicts
 from experiments.figures import figures
 from experiments.ledger import Ledger
 from experiments.planning import ranges
+from experiments.provenance import file_key, files, of_everything, provenance
 from experiments.reading import DATASETS, Evidence, Place, Series, paper
 from experiments.running import DEFAULT_SEEDS, STUDIES, units
 from experiments.sections import (
@@ -105,7 +105,7 @@ def _page(evidence: Evidence, drawn: Mapping[str, str]) -> list[str]:
         *_others(evidence),
         *_missing(evidence),
         *_untested(),
-        *_provenance(evidence),
+        *provenance(evidence),
     ]
 
 
@@ -151,16 +151,18 @@ all cells of the table), `°` one that is so by the plain interval only.
 
 def _asked(evidence: Evidence) -> list[str]:
     lines = ["## What was asked", "", *prose(_ASKED), *markdown(["word", "meaning"], _WORDS), ""]
-    files = _files(evidence)
-    if not files:
+    held_files = files(evidence)
+    if not held_files:
         return [*lines, "No run has been recorded yet.", ""]
     rows = []
-    for study, regime, dataset in files:
+    for study, regime, dataset in held_files:
         held = [
-            series for series in evidence.series.values() if _key(series.place) == (study, regime, dataset)
+            series
+            for series in evidence.series.values()
+            if file_key(series.place) == (study, regime, dataset)
         ]
         most = max(len(series.runs) for series in held)
-        sizes = [one.summary(name)[0] for name in ("n_train", "n_test") for one in _sized(evidence, held)]
+        sizes = [of_everything(held).summary(name)[0] for name in ("n_train", "n_test")]
         texts = [f"{size:,.0f}" if isfinite(size) else "" for size in sizes]
         lines_of = sum(len(series.runs) for series in held)
         planned = DEFAULT_SEEDS.get((study, regime))
@@ -176,6 +178,7 @@ def _answer(evidence: Evidence, judged: Sequence[tuple[Verdict, list[Verdict]]])
     tested = [verdict for verdict in main if verdict.outcome != "not tested"]
     if not tested:
         return [*lines, "Nothing can be said yet: no claim has the five runs that an interval needs.", ""]
+    frozen = {each.claim["id"]: each for each, _ in judged if each.regime == "head"}
     counts = {outcome: sum(verdict.outcome == outcome for verdict in main) for outcome in _COUNTED}
     counted = joined(
         [f"{count} {_COUNTED[outcome][count > 1]}" for outcome, count in counts.items() if count]
@@ -185,10 +188,11 @@ def _answer(evidence: Evidence, judged: Sequence[tuple[Verdict, list[Verdict]]])
     )
     for verdict in tested:
         numbers = f"; {verdict.brief}" if verdict.brief else ""
-        text = (
-            f"{verdict.claim['says']}: **{verdict.outcome}** ({verdict.regime}, {verdict.reason}{numbers})."
-        )
-        lines += wrapped(text, "- ")
+        text = f"{verdict.claim['says']}: **{verdict.outcome}** ({verdict.regime}, {verdict.reason}{numbers})"
+        also = frozen.get(verdict.claim["id"], verdict)
+        if also is not verdict:
+            text += f"; head: {also.outcome} ({also.reason})"
+        lines += wrapped(f"{text}.", "- ")
     for sentence in _best_rules(evidence):
         lines += wrapped(sentence, "- ")
     return [*lines, ""]
@@ -243,7 +247,8 @@ def _how_to_read() -> list[str]:
 _JUDGED = """
 An interval decides: a claim holds where all of it supports the claim, does not hold where none of it does,
 and is inconclusive otherwise. Where one of many settings may decide, intervals are widened for their number
-(Bonferroni).
+(Bonferroni). Every claim is judged by itself: the marks in the tables above are stricter, because they are
+corrected for all cells of a table. Noise is judged on both sets that it was run on; the paper has CIFAR-10.
 """
 
 
@@ -316,7 +321,7 @@ def _missing(evidence: Evidence) -> list[str]:
     for unit in units([study for study in STUDIES if study not in OTHER_PAGES]):
         key = (unit.study, unit.regime, unit.dataset)
         planned[key] = max(planned.get(key, 0), unit.seed + 1)
-    held = set(_files(evidence))
+    held = set(files(evidence))
     absent = [f"`{'-'.join(key)}` ({runs(count)})" for key, count in planned.items() if key not in held]
     if absent:
         lines += prose(f"Not run at all: {joined(absent)}.")
@@ -331,12 +336,6 @@ def _missing(evidence: Evidence) -> list[str]:
     return [*lines, ""] if lines[-1] else lines
 
 
-def _sized(evidence: Evidence, held: Sequence[Series]) -> list[Series]:
-    """The arm that keeps everything, to tell the sizes of the sets; else any."""
-    found = [series for series in held if series.arm == "all"] or list(held)
-    return [evidence.series[found[0].place, found[0].arm]]
-
-
 def _who(series: Sequence[Series]) -> str:
     named = [f"`{one.arm}`" + (f" at {told(one.place)}" if one.place.settings else "") for one in series]
     left = len(named) - 4
@@ -348,40 +347,3 @@ def _untested() -> list[str]:
     for each in paper()["untested"]:
         lines += wrapped(f"{each['what'][0].upper()}{each['what'][1:]}: {each['why']}.", "- ")
     return [*lines, ""]
-
-
-def _provenance(evidence: Evidence) -> list[str]:
-    lines = ["## Where the numbers come from", ""]
-    if not evidence.commits:
-        return [*lines, "No records.", ""]
-    rows = []
-    for name, commits in evidence.commits.items():
-        held = [
-            run for one in evidence.series.values() if one.place.file == name for run in one.runs.values()
-        ]
-        versions = sorted({", ".join(f"{k} {v}" for k, v in sorted(run.versions.items())) for run in held})
-        rows.append([f"`{name}.jsonl`", ", ".join(commits), "; ".join(versions)])
-    lines += ["A `+` after a commit means that the tree differed from it.", ""]
-    lines += [*markdown(["file", "commits", "versions"], rows), ""]
-    body = []
-    for study, regime, dataset in _files(evidence):
-        held_series = [one for one in evidence.series.values() if _key(one.place) == (study, regime, dataset)]
-        chosen = _sized(evidence, held_series)[0]
-        config = next(iter(chosen.runs.values())).config
-        body += [
-            f"{study}-{regime}-{dataset}, {chosen.arm}:",
-            *json.dumps(config, indent=1, sort_keys=True).splitlines(),
-            "",
-        ]
-    return [
-        *lines,
-        *folded("What each file's runs depend on, besides the code", ["```text", *body[:-1], "```", ""]),
-    ]
-
-
-def _key(place: Place) -> tuple[str, str, str]:
-    return place.study, place.regime, place.dataset
-
-
-def _files(evidence: Evidence) -> list[tuple[str, str, str]]:
-    return list(dict.fromkeys(_key(place) for place in evidence.places()))

@@ -139,6 +139,9 @@ gets no label, so what a store spends on it is lost: `junk kept` is its share of
 is how many different rows are behind the stored pictures; `native` counts different pictures, of which a
 rule that draws at each arrival stores more than its share. `kept by tenth of the stream` is the share of
 arrivals that the rule retains, `spread` the largest tenth minus the smallest.
+
+Four of these rules have 20 runs in [choosing-a-rule.md](choosing-a-rule.md); those here are the first of
+them.
 """
 _COMPARED = ("random", "all", "baseline")
 _P_VALUES = "p-values: corrected t-test after Holm / Wilcoxon"

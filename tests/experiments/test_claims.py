@@ -85,7 +85,7 @@ def test_savings_are_compared_with_the_published_ones(tmp_path):
 
 
 def test_a_sweep_and_a_decline_find_what_was_put_in(tmp_path):
-    Maker(tmp_path).dpw("cifar10").noise("cifar10")
+    Maker(tmp_path).dpw("cifar10").noise("cifar10").noise("tomato")
     evidence = Evidence(Ledger(tmp_path).records())
     outcomes = {
         name: judge(evidence, CLAIMS[name], "head").outcome
@@ -118,6 +118,20 @@ def test_a_single_good_setting_among_many_must_survive_the_correction(tmp_path):
         )
     evidence = Evidence(Ledger(tmp_path).records())
     assert judge(evidence, CLAIMS["dpw-all"], "head").outcome == "holds"
+
+
+def test_one_of_many_settings_refutes_a_claim_about_all_only_by_its_widened_interval(tmp_path):
+    def outcome_with(folder, n_settings):
+        maker = Maker(folder, spread=0.008)
+        for dataset in DPW:
+            maker.add("dpw", "head", dataset, ("baseline", "all"))
+            for step in range(n_settings):
+                shift = {"drip": 0.005 if step == 0 else 0.02}  # the first is 1.5 points below all data
+                maker.add("dpw", "head", dataset, ("drip",), shift=shift, discard=step / n_settings)
+        return judge(Evidence(Ledger(folder).records()), CLAIMS["dpw-consistent"], "head").outcome
+
+    assert outcome_with(tmp_path / "one", 1) == "does not hold"
+    assert outcome_with(tmp_path / "many", 40) == "inconclusive"
 
 
 @pytest.mark.parametrize(("claim", "shift"), [("dpw-consistent", 0.05), ("dpw-all", -0.05)])

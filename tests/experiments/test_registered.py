@@ -5,7 +5,8 @@ import pytest
 from synthetic_records import record
 
 from experiments.cells import Unit
-from experiments.ledger import Ledger
+from experiments.ledger import RESULTS, Ledger
+from experiments.limits_report import TITLE
 from experiments.reading import Evidence
 from experiments.registered import plan
 from experiments.registered_report import PAGE, errors_kept, render
@@ -153,7 +154,7 @@ def test_the_page_tells_the_ceilings(tmp_path):
             line.metrics.update(junk_kept=junk, auroc=0.75)
             ledger.append(line)
     page = render(Evidence(ledger.records()))[PAGE]
-    assert "## What no rule could do" in page
+    assert f"## {TITLE}" in page
     rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines()]
     (ceiling,) = [row for row in rows if row[1:3] == ["PD (tomato)", "61 %"] and len(row) == 7]
     assert ceiling[3].startswith("+2.00")
@@ -166,7 +167,7 @@ def test_the_page_tells_the_ceilings(tmp_path):
 
 def test_without_ceilings_the_page_has_no_such_section(tmp_path):
     held = evidence(tmp_path, [iid_place("tomato", 0.3)], {"random": 0.0, CANDIDATE: 0.01}, runs=6)
-    assert "What no rule could do" not in render(held)[PAGE]
+    assert TITLE not in render(held)[PAGE]
 
 
 def test_the_page_tells_which_rules_find_errors(tmp_path):
@@ -198,3 +199,23 @@ def test_the_page_tells_where_runs_cannot_decide(tmp_path):
     half = 100 * 2.5706 * np.std([0.02, -0.02] * 3, ddof=1) / 6**0.5
     assert f"For the worst class that is so in 1 of 1 streams, with up to {half:.1f} points." in page
     assert "For accuracy that is so" not in page
+
+
+def test_registered_streams_go_on_from_those_of_the_reproduction():
+    accuracies = {"streams": {}, "registered": {}}
+    for line in Ledger(RESULTS).records():
+        cell, settings = line.cell, dict(line.cell.settings)
+        if cell.unit.study in accuracies and "scenario" in settings:
+            key = cell.unit.dataset, settings["scenario"], cell.arm, cell.unit.seed
+            accuracies[cell.unit.study][key] = line.metrics["accuracy"]
+    shared = {*accuracies["streams"]} & {*accuracies["registered"]}
+    assert {arm for _, _, arm, _ in shared} >= {*plan()["streams"]["run"], "all"}
+    assert {seed for *_, seed in shared} == set(range(10))
+    assert [accuracies["streams"][key] for key in shared] == [accuracies["registered"][key] for key in shared]
+
+
+def test_verdicts_by_the_interval_for_other_samples_stand_beside_the_registered_ones(tmp_path):
+    held = everything(tmp_path, 0.005)
+    page = render(held)[PAGE].replace("\n", " ")
+    words = "is better than `random` in 12 of 12 head-only cells and not worse in 12 of 12"
+    assert f"By it `{CANDIDATE}` {words}, and not worse in 12 of 12 streams" in page
