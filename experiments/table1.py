@@ -21,7 +21,7 @@ REGIMES = ("head", "full")
 RETENTIONS = (0.77, 0.61, 0.3, 0.1)
 _ENDS = ("baseline", "all")
 _PAPER_ARMS = (*PAPER_RULES, "random", "margin")
-_CANDIDATE = "adaptive-margin"
+_REGISTERED = ("adaptive-margin", "adaptive-random")
 _RELABELLED = ("drip", "random", "margin")
 _RECALIBRATED = ("drip", "drip.normalised")
 _USUAL = {"budget": "epochs", "mode": "online", "labels": "true", "calibration": "d1c"}
@@ -40,7 +40,7 @@ def cells(unit: Unit) -> Iterator[Cell]:
     yield from (unit.cell(arm, budget="epochs") for arm in _ENDS)
     yield from (unit.cell(arm, budget="epochs", dpw=dpw) for arm in _PAPER_ARMS)
     if unit.regime == "full":
-        yield unit.cell(_CANDIDATE, budget="epochs", dpw=dpw)
+        yield from (unit.cell(arm, budget="epochs", dpw=dpw) for arm in _REGISTERED)
         return
     names = tuple(rules())
     yield from _selected(unit, names)
