@@ -52,11 +52,11 @@ only where all data are that far above random.
 _STREAMS = """
 Every rule is asked for 30 % of the arrivals. `own` is the share of the stream's different items that it
 then has; for the comparison that is brought to the count of `drip` by chance: thinned, or filled up. Where
-items come many times, as in `longtail`, most rules have nearly all of them, and what is compared is mostly
-that chance. `junk kept` is the share of what is kept that belongs to no class; a fifth of the streams
-`foreign` and `heldout` does. `different` is the share of the stored pictures of `duplicates` that are not
-slight changes of another one. `rate off` is the largest distance of the rule's own rate from the target over
-any 1,000 arrivals after the first 1,000, of all runs.
+items come many times, as in `longtail`, a draw at every arrival ends with nearly all of them, and what is
+compared is mostly that chance. `junk kept` is the share of what is kept that belongs to no class; a fifth of
+the streams `foreign` and `heldout` does. `different` is the share of the stored pictures of `duplicates`
+that are not slight changes of another one. `rate off` is the largest distance of the rule's own rate from
+the target over any 1,000 arrivals after the first 1,000, of all runs.
 """
 
 
