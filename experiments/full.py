@@ -180,6 +180,12 @@ class FullRegime:
             device,
         )
 
+    def trained_for(self, epochs: int) -> FullRegime:
+        """The same regime with so many passes over the training rows; the frozen part is shared."""
+        other = copy.copy(self)
+        other.recipe = replace(self.recipe, epochs=epochs)
+        return other
+
     @property
     def config(self) -> JsonObject:
         """Data, backbone and recipe."""

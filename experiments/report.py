@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 
 from drip.files import write_atomically
-from experiments import limits, registered, registered_report, tabular, tabular_report
+from experiments import limits, longer, registered, registered_report, tabular, tabular_report
 from experiments.choices import choices
 from experiments.claims import Verdict, margin, verdicts
 from experiments.figures import figures
@@ -306,8 +306,8 @@ def _shown(place: Place) -> bool:
         return not changed or (
             len(changed) == 1 and changed[0] in {(each.setting, each.value) for each in VARIATIONS}
         )
-    if place.study == "table1":
-        return place.regime == "full" and not names
+    if place.regime == "full":
+        return names == {"table1": set(), longer.NAME: {"epochs"}}.get(place.study)
     if place.regime != "head":
         return False
     if place.study == "streams":

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from drip.errors import InputError
-from experiments import dpw, limits, noise, registered, streams, table1, tabular
+from experiments import dpw, limits, longer, noise, registered, streams, table1, tabular
 from experiments.arms import PAPER_RULES, rules
 from experiments.cells import Cell, Unit, config_hash
 from experiments.head import head_regime
@@ -25,7 +25,7 @@ from experiments.tabular_arms import arms as reducing_arms
 from experiments.tabular_workspace import Table, TabularWorkspace
 
 STUDIES: dict[str, ModuleType] = {
-    module.NAME: module for module in (table1, dpw, noise, streams, registered, limits, tabular)
+    module.NAME: module for module in (table1, longer, dpw, noise, streams, registered, limits, tabular)
 }
 STREAMED: tuple[str, ...] = ("mnist", "cifar10", "tomato", "speech_commands")
 DATASETS: tuple[str, ...] = (*STREAMED, *tabular.DATASETS)
@@ -33,6 +33,7 @@ REGIMES: tuple[str, ...] = ("head", "full", "table")
 DEFAULT_SEEDS = {
     ("table1", "full"): 20,
     ("table1", "head"): 20,
+    ("longer", "full"): 5,
     ("dpw", "head"): 10,
     ("noise", "head"): 10,
     ("streams", "head"): 10,

@@ -19,7 +19,8 @@ from experiments.workspace import Outcome, Workspace
 NAME = "table1"
 REGIMES = ("head", "full")
 RETENTIONS = (0.77, 0.61, 0.3, 0.1)
-_ENDS = ("baseline", "all")
+ENDS = ("baseline", "all")
+"""Arms that select nothing."""
 _PAPER_ARMS = (*PAPER_RULES, "random", "margin")
 _REGISTERED = ("adaptive-margin", "adaptive-random")
 _RELABELLED = ("drip", "random", "margin")
@@ -37,7 +38,7 @@ def discard_fraction(dataset: str) -> float:
 def cells(unit: Unit) -> Iterator[Cell]:
     """The cells of a unit, those first that the others are compared with."""
     dpw = discard_fraction(unit.dataset)
-    yield from (unit.cell(arm, budget="epochs") for arm in _ENDS)
+    yield from (unit.cell(arm, budget="epochs") for arm in ENDS)
     yield from (unit.cell(arm, budget="epochs", dpw=dpw) for arm in _PAPER_ARMS)
     if unit.regime == "full":
         yield from (unit.cell(arm, budget="epochs", dpw=dpw) for arm in _REGISTERED)
@@ -45,7 +46,7 @@ def cells(unit: Unit) -> Iterator[Cell]:
     names = tuple(rules())
     yield from _selected(unit, names)
     varied = [name for name in names if name not in COMPARATORS]
-    yield from (unit.cell(arm, budget="steps") for arm in _ENDS)
+    yield from (unit.cell(arm, budget="steps") for arm in ENDS)
     yield from _selected(unit, varied, budget="steps")
     yield from _selected(unit, varied, mode="ranked")
     yield from _selected(unit, _RELABELLED, labels="predicted")
@@ -80,7 +81,7 @@ def workspace(unit: Unit, regime: Regime) -> Workspace:
 def run(cell: Cell, bench: Workspace) -> Outcome:
     """Measure one cell."""
     budget = cell.get("budget")
-    if cell.arm in _ENDS:
+    if cell.arm in ENDS:
         return Outcome(bench.finish(bench.split.d3 if cell.arm == "all" else None, budget=budget), {})
     rule, retention = _rules()[cell.arm], _retention(cell)
     calibration = cell.get("calibration", "d2")

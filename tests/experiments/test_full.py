@@ -1,7 +1,7 @@
 """The full regime on few rows: trainings repeat and are found again; scores are the network's Grad-CAM."""
 
 import functools
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,10 +10,13 @@ from support import require_data
 
 from drip.datasets import load
 from drip.errors import InputError, ModelError
-from drip.models import EfficientNetB0
-from experiments.full import FullRegime, _leveled, pretrained
-from experiments.recipes import RECIPES, Augmentation, augmented
+from drip.models import EfficientNetB0, SmallCNN
+from experiments import longer
+from experiments.cells import Unit
+from experiments.full import Backbone, FullRegime, _leveled, pretrained
+from experiments.recipes import RECIPES, Augmentation, Recipe, augmented
 from experiments.views import network_inputs
+from experiments.workspace import Workspace
 
 ROWS = np.arange(24)
 LOAD = functools.cache(load)
@@ -231,3 +234,22 @@ def test_augmentation_stays_within_its_limits_and_moves_every_clip():
     assert int((moved != 0).sum()) == 64
     noisy = augmented(waves, Augmentation(shift=0, gain=0.0, noise=0.1))
     assert 0.02 < float((noisy - waves).std()) < 0.1
+
+
+def test_longer_training_lengthens_the_deployed_model_and_every_arm_on_the_same_split(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    images = (rng.standard_normal((200, 1, 8, 8)) + labels[:, None, None, None]).astype(np.float32)
+    backbone = Backbone(lambda: SmallCNN(1, 2, 4), lambda rows: images[rows], lambda rows: images[rows], {})
+    recipe = Recipe("small_cnn", epochs=2, batch_size=8, learning_rate=1e-2)
+    usual = FullRegime(labels, 2, backbone, recipe, lambda: np.full(200, 64), tmp_path)
+    unit = Unit("longer", "full", "cifar10", 0)
+    bench = longer.workspace(unit, usual)
+    for cell in longer.cells(unit):
+        metrics = longer.run(cell, bench).metrics
+        assert metrics["steps"] == 8 * round(metrics["n_train"] / 8)
+    deployed = bench.at(8).deployed("d1")
+    assert deployed.steps == 8 * 10
+    assert deployed.steps == 4 * Workspace(unit, usual).deployed("d1").steps
+    np.testing.assert_array_equal(bench.at(8).split.d3, Workspace(unit, usual).split.d3)
+    assert longer.config(cell)["recipe"] == {**asdict(RECIPES["cifar10"]), "epochs": 8}

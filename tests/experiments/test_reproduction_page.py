@@ -219,6 +219,24 @@ def test_baselines_without_a_full_run_are_said_to_have_none(tmp_path):
     assert "of the head regime are lower" in table.replace("\n", " ")
 
 
+def test_longer_training_stands_below_the_training_of_table_one(tmp_path):
+    arms = ("baseline", "all", "paper.raw.window", "random")
+    maker = Maker(tmp_path, spread=0.0).table1("full", "cifar10")
+    for arm in arms:
+        dpw = {} if arm in ("baseline", "all") else {"dpw": 0.23}
+        maker.add("longer", "full", "cifar10", [arm], shift={arm: 0.03}, epochs=8, budget="epochs", **dpw)
+    page = render(tmp_path)[PAGE]
+    short, long = rows(section(page, "Longer training", "### "), "CIFAR-10")
+    assert [short[1], long[1]] == ["2", "8"]
+    assert short[2] == long[2] == "6"
+    first, second = ([float(row[n].split()[0]) for n in range(3, 7)] for row in (short, long))
+    assert second == pytest.approx([value + 3 for value in first])
+    assert short[7:] == long[7:]
+    assert "Other settings" not in page
+    Maker(tmp_path / "without").table1("full", "cifar10")
+    assert "Longer training" not in render(tmp_path / "without")[PAGE]
+
+
 def test_one_claim_is_one(tmp_path):
     maker = Maker(tmp_path, effects={"paper.raw.window": 0.07})
     maker.table1("full", "cifar10").table1("full", "speech_commands")
