@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # it imports far more than the other regime needs
 NAME = "longer"
 REGIMES = ("full",)
 DATASETS = ("cifar10",)
-EPOCHS = (8,)
+EPOCHS = (4,)
 """Passes over the training rows; the recipe of CIFAR-10 has 2."""
 ARMS = ("baseline", "all", "paper.raw.window", "random")
 

@@ -247,9 +247,9 @@ def test_longer_training_lengthens_the_deployed_model_and_every_arm_on_the_same_
     bench = longer.workspace(unit, usual)
     for cell in longer.cells(unit):
         metrics = longer.run(cell, bench).metrics
-        assert metrics["steps"] == 8 * round(metrics["n_train"] / 8)
-    deployed = bench.at(8).deployed("d1")
-    assert deployed.steps == 8 * 10
-    assert deployed.steps == 4 * Workspace(unit, usual).deployed("d1").steps
-    np.testing.assert_array_equal(bench.at(8).split.d3, Workspace(unit, usual).split.d3)
-    assert longer.config(cell)["recipe"] == {**asdict(RECIPES["cifar10"]), "epochs": 8}
+        assert metrics["steps"] == 4 * round(metrics["n_train"] / 8)
+    deployed = bench.at(4).deployed("d1")
+    assert deployed.steps == 4 * 10
+    assert deployed.steps == 2 * Workspace(unit, usual).deployed("d1").steps
+    np.testing.assert_array_equal(bench.at(4).split.d3, Workspace(unit, usual).split.d3)
+    assert longer.config(cell)["recipe"] == {**asdict(RECIPES["cifar10"]), "epochs": 4}
