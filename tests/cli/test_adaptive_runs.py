@@ -65,7 +65,8 @@ def test_options_of_a_rule_come_into_the_policy(with_features, board, drip, tmp_
     assert drip(*command, *options).code == 0
     params = from_policy(Policy.load(out)).params
     assert (params["samples_per_hour"], params["frozen"], params.get("retention")) == (60, True, None)
-    assert drip(*command, "--rule-option", "floor=0").code == 0
+    unset = ["--rule-option", "samples_per_hour=null", "--dpw", "0.4"]
+    assert drip(*command, *unset, "--rule-option", "floor=0").code == 0
     params = from_policy(Policy.load(out)).params
     assert (params["retention"], params["floor"]) == (0.6, 0)
 
@@ -77,6 +78,8 @@ def test_options_of_a_rule_come_into_the_policy(with_features, board, drip, tmp_
         (["--rule-option", "=1"], "name=value"),
         (["--rule-option", "seed=1", "--rule-option", "seed=2"], "each once"),
         (["--rule-option", "colour=1"], "does not take these arguments"),
+        (["--rule-option", "name=x"], "name and retention are no options"),
+        (["--rule-option", "retention=0.3"], "name and retention are no options"),
         (["--rule-option", "frozen=yes"], "frozen must be True or False"),
         (["--rule-option", "samples_per_hour=0"], "samples_per_hour must be a number above 0"),
         (["--rule-option", "samples_per_hour=6", "--dpw", "0.4"], "one target is needed"),

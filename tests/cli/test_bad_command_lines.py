@@ -230,6 +230,11 @@ def test_a_window_method_of_a_rule_without_windows_is_refused(board, refused):
     assert "a rule with windows" in refused("calibrate", board.bare.path, *options, code=1)
 
 
+def test_two_window_methods_are_refused(board, refused):
+    options = ["--data", board.calibration, "--window", "min_std", "--rule-option", "method=histogram_peak"]
+    assert "one window method is needed" in refused("calibrate", board.bare.path, *options, code=1)
+
+
 # -- sources -------------------------------------------------------------------------------------------
 
 

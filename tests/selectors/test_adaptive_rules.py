@@ -161,6 +161,17 @@ def test_small_rates_are_held_too(target):
     assert rule.decide_many(rows).retain.sum() == pytest.approx(wanted, rel=0.25)
 
 
+@pytest.mark.parametrize("share", [0.001, 0.02])
+def test_bytes_per_day_are_held_where_sizes_differ_much(share):
+    n, draw = 100_000, np.random.default_rng(8)
+    sizes = np.exp(1.5 * draw.normal(size=n)) * 1e4
+    rows = replace(stream(n, seed=7, times=np.arange(n, dtype=float)), n_bytes=sizes.astype(np.int64))
+    rule = create("adaptive-margin", bytes_per_day=share * sizes.mean() * 86400, gates=False)
+    rule.calibrate(stream(500, seed=0))
+    kept = sizes[rule.decide_many(rows).retain].sum()
+    assert kept == pytest.approx(share * sizes.sum(), rel=0.2)
+
+
 @pytest.mark.parametrize("n_classes", [100, 128, 1000])
 def test_a_state_of_many_classes_stays_below_256_kilobytes(n_classes):
     rng = np.random.default_rng(0)
@@ -250,6 +261,31 @@ def test_in_a_changed_world_the_stored_probability_is_the_frequency(is_saturated
     assert drawn.sum() > 5000
     error = (probability * (1 - probability)).sum() ** 0.5
     assert abs(kept.sum() - probability.sum()) < 4 * error
+
+
+def test_in_a_changed_world_draws_stay_independent_for_ever():
+    rule = create("adaptive-margin", retention=0.3, exploration=0.0)
+    rule.calibrate(strange_stream(1000, 0.0, seed=0)[0])
+    rule.decide_many(strange_stream(1500, 0.0, seed=1)[0])
+    decisions = rule.decide_many(strange_stream(30_000, 1.0, seed=2)[0])
+    settled = np.arange(30_000) >= 2000
+    drawn = np.char.startswith(decisions.reasons, "new-world") & settled
+    assert drawn.sum() > 0.95 * settled.sum()
+    inside = (decisions.keep_probability > 0) & (decisions.keep_probability < 1)
+    assert inside[drawn].mean() > 0.999
+    gaps = np.diff(np.flatnonzero(decisions.retain & settled))
+    assert gaps.std() == pytest.approx(0.7**0.5 / 0.3, rel=0.25)  # geometric, but for the rate that is held
+
+
+def test_a_strange_picture_that_is_stuck_is_kept_once():
+    rule = create("adaptive-margin", retention=0.3, exploration=0.0, frozen=True)
+    rule.calibrate(strange_stream(1000, 0.0, seed=0)[0])
+    rule.decide_many(strange_stream(500, 0.0, seed=1)[0])
+    one, _ = strange_stream(1, 1.0, seed=2)
+    stuck = replace(one, features=-one.features)[np.zeros(1500, int)]
+    decisions = rule.decide_many(stuck)
+    assert decisions.retain.sum() == 1
+    assert set(np.array(decisions.reasons)[~decisions.retain]) == {"outlier", "near-duplicate"}
 
 
 def test_in_a_changed_world_the_rule_draws_until_the_old_one_returns():

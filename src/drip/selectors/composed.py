@@ -44,8 +44,8 @@ class ComposedSelector(BaseSelector):
     2. A near-duplicate of one of the last 256 kept samples is discarded.
     3. A utility among the highest of the last 500 is kept; which share of them, a controller says that
        holds the target rate through drift. Where the second population has become the larger one, the
-       world has changed: what the model makes of it says little, and a draw takes the utility's place
-       until the world changes back or the rule is calibrated again.
+       world has changed: what the model makes of it says little, and a draw takes the utility's place,
+       with that share as its probability, until the world changes back or the rule is calibrated again.
     4. A class of which less than a quarter of the target share was kept lately gets this sample; one that
        has more than its ceiling does not.
     5. Of all arrivals, whatever the above says, a small share is kept at random; its probability is stored,
@@ -252,28 +252,32 @@ class ComposedSelector(BaseSelector):
         self, value: float, label: int, features: FloatArray, share: float
     ) -> tuple[bool, str, float]:
         """Whether the rule itself keeps an arrival, why or why not, and how probable that it did was."""
-        refusal = self._refusal(label, features) if self._params["gates"] else None
-        if refusal == "near-duplicate" or (refusal is not None and share < 1):
+        refusal = self._refusal(label, features, share) if self._params["gates"] else None
+        if refusal is not None:
             return False, refusal, 0.0
-        is_drawn = self._is_new_world
-        if is_drawn:
-            value = self._recent.value_at(float(self._rng.random()))
+        if self._is_new_world:
+            chosen, certainty = bool(self._rng.random() < share), share
+            kept_as, refused_as = _DRAWN
+        else:
+            chosen = value >= self._limit_for(share, value)
+            certainty, kept_as, refused_as = float(chosen), self.name, "below-limit"
+        if self._classes.above_ceiling(label):
+            return False, "class-ceiling", 0.0
+        has_floor = self._classes.below_floor(label, self._rate.target_share)
+        if chosen:
+            return True, kept_as, 1.0 if has_floor else certainty
+        return (True, "class-floor", 1.0) if has_floor else (False, refused_as, certainty)
+
+    def _limit_for(self, share: float, value: float) -> float:
+        """The limit that a share of the last utilities reach; takes in the next one."""
         limit = self._recent.limit(share)
-        reaching = self._recent.share_from(limit)
         if not self._params["frozen"]:
             self._recent.add(value)
             if isfinite(limit):
                 self._note("limit", limit, at_least=_LOGGED_STEP)
-        if self._classes.above_ceiling(label):
-            return False, "class-ceiling", 0.0
-        has_floor = self._classes.below_floor(label, self._rate.target_share)
-        if value >= limit:
-            return True, _DRAWN[0] if is_drawn else self.name, reaching if is_drawn and not has_floor else 1.0
-        if has_floor:
-            return True, "class-floor", 1.0
-        return False, _DRAWN[1] if is_drawn else "below-limit", reaching if is_drawn else 0.0
+        return limit
 
-    def _refusal(self, label: int, features: FloatArray) -> str | None:
+    def _refusal(self, label: int, features: FloatArray, share: float) -> str | None:
         """Which gate an arrival does not pass, if any; every gate but the last learns from all arrivals."""
         frozen = self._params["frozen"]
         away = self._gaussians.whitened(features[:N_NUMBERS], label)
@@ -283,10 +287,8 @@ class ComposedSelector(BaseSelector):
             is_known = self._population.passes(away)
             self._note("second-population", self._population.share if self._population.is_apart else 0.0)
             self._note("new-world", self._population.share if self._is_new_world else 0.0)
-        if not is_usual:
-            return "outlier"
-        if not is_known:
-            return "second-population"
+        if share < 1 and not (is_usual and is_known):
+            return "second-population" if is_usual else "outlier"
         return None if self._duplicates.passes(features, frozen=frozen) else "near-duplicate"
 
     @property

@@ -37,11 +37,12 @@ def folder_in(url: str) -> Path:
     Raises:
         StreamError: it names none: an empty path would be the current folder, unintended.
 
-    >>> folder_in("watch:my%20photos?poll=2").as_posix()
-    'my photos'
+    >>> folder_in("watch:my%20photos?poll=2").as_posix(), folder_in("file://localhost/srv").as_posix()
+    ('my photos', '/srv')
     """
     parts = split_url(url)
-    folder = unquote(parts.netloc + parts.path)
+    is_local = (parts.scheme, parts.netloc) == ("file", "localhost")  # RFC 8089: this machine, no folder
+    folder = unquote(("" if is_local else parts.netloc) + parts.path)
     if not folder:
         raise StreamError(f"a folder is needed, got {url!r}; the current folder is '.'")
     return Path(folder)

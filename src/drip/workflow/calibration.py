@@ -163,7 +163,16 @@ def calibrated(
 def _rule(
     name: str, discard_fraction: float | None, method: Method | None, options: Mapping[str, Any]
 ) -> BaseSelector:
-    per_time = [option for option in _PER_TIME if option in options]
+    if "name" in options or "retention" in options:
+        raise InputError(
+            "name and retention are no options of a rule here: give the rule, and as discard_fraction "
+            f"(--dpw) what it discards; got {dict(options)}"
+        )
+    if method is not None and "method" in options:
+        raise InputError(
+            f"one window method is needed, got {method!r} and the option {options['method']!r}; leave one out"
+        )
+    per_time = [option for option in _PER_TIME if options.get(option) is not None]
     if per_time and discard_fraction is not None:
         raise InputError(
             f"one target is needed, got {per_time[0]} and {discard_fraction} to discard; leave one out"

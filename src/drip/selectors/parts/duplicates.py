@@ -16,6 +16,7 @@ from drip.types import FloatArray, JsonObject
 _MEMORY = 256
 _WINDOW = 500
 _HIGH = 0.9
+_LEAST = 1 / 400
 _BLOCK = 512
 _STEPS = 127
 _BYTE = "|i1"
@@ -29,7 +30,8 @@ class DuplicateGate:
     distances shrink, as in fog, the limit shrinks alike: by the nine-tenths quantile of the last 500
     arrivals' distances to what was kept, over that of calibration samples to ``memory`` others. Up to four
     of five arrivals may be near-duplicates before they move it; as long as fewer than ``memory`` samples
-    were kept, nine of ten.
+    were kept, nine of ten. It shrinks to a twentieth, as distances go, and no further: a picture that only
+    repeats, with less noise than that, stays a near-duplicate for ever. One with more noise looks like fog.
 
     Args:
         quantile: Share of the calibration samples that would count as near-duplicates, in (0, 1).
@@ -86,7 +88,7 @@ class DuplicateGate:
         distance, limit = _nearest(self._kept, self._in_steps(features)), self._limit
         if not frozen:
             if self._has_shrunk:
-                limit *= min(self._recent.limit(1 - _HIGH) / self._usual, 1.0)
+                limit *= min(max(self._recent.limit(1 - _HIGH) / self._usual, _LEAST), 1.0)
             self._recent.add(distance)
         return distance > limit
 

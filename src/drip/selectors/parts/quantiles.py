@@ -107,14 +107,6 @@ class RunningQuantile:
         below = bisect_left(self._ordered, value)
         return 0.5 * (below + bisect_right(self._ordered, value)) / len(self._ordered)
 
-    def share_from(self, limit: float) -> float:
-        """Share of the held values that reach a limit; one must be held."""
-        return 1 - bisect_left(self._ordered, limit) / len(self._ordered)
-
-    def value_at(self, rank: float) -> float:
-        """The held value that has a share ``rank``, in [0, 1), of them before it; one must be held."""
-        return self._ordered[int(rank * len(self._ordered))]
-
     def limit(self, share: float) -> float:
         """The smallest held value that ``share`` of them reach; infinite for a share of zero.
 

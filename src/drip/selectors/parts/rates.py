@@ -62,8 +62,8 @@ class RateController:
     With the credit :math:`c_t = \sum_{i \le t} (r_i - k_i)`, what should have been kept minus what was, the
     share for the next arrival is :math:`r + c_t / 20`, cut to [0, 1]. A constant error of the rule's limit
     is so paid back within some hundreds of arrivals. The credit is bounded by what 200 arrivals are worth,
-    or by one sample where that is more: a pause or a flood is not made good by keeping everything, or
-    nothing, for hours.
+    or by the sample that was kept where that is more: a pause or a flood is not made good by keeping
+    everything, or nothing, for hours, but a file of many times the mean size is.
 
     A target per time needs observations with a time. The share is the target over what arrives, both per
     second, from the mean interval (and bytes) of about the last 200 arrivals; it starts with the middle one
@@ -113,11 +113,12 @@ class RateController:
         """The arrival of the last :meth:`share` was kept."""
         in_bytes = self._target.bytes_per_day is not None
         cost = n_bytes / (self._size or 1.0) if in_bytes else 1.0
-        self._credit = max(self._credit - cost, -self._most_credit)
+        least = min(self._credit, -max(self._most_credit, cost))  # what one sample took is always paid back
+        self._credit = max(self._credit - cost, least)
 
     @property
     def _most_credit(self) -> float:
-        return max(_CREDIT_ARRIVALS * self._share, 1.0)  # below a share of 1/200, what one sample costs
+        return max(_CREDIT_ARRIVALS * self._share, 1.0)  # below a share of 1/200, one sample of mean size
 
     def state(self) -> JsonObject:
         """Share, credit, and for a target per time the clock."""
