@@ -1,9 +1,9 @@
-"""Study `limits`: what no rule could do, however clever, with what a device knows.
+"""Study `limits`: what labels that no device has would give; yardsticks, not bounds.
 
-Two ceilings. `misclassified-first` keeps what the deployed model gets wrong, then the smallest margins: it
-reads the labels of the stream. In the stream `heldout` the samples that look most like the known classes are
-kept, by several measures and by a linear one that was trained on which samples are junk: how much junk is
-still among them says how well the two can be told apart at all.
+`misclassified-first` keeps what the deployed model gets wrong, then the smallest margins: it reads the labels
+of the stream. Another rule may be above it. In the stream `heldout` the samples that look most like the known
+classes are kept, by several measures and by a linear one that was trained on which samples are junk: how much
+junk is still among them says how well the measure tells the two apart.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ NAME = "limits"
 REGIMES = ("head",)
 FOREIGN = streams.FOREIGN
 """As in the study of streams: its views are shared."""
-CEILING = "misclassified-first"
+YARDSTICK = "misclassified-first"
 SCENARIO = "heldout"
 REFERENCE = "random"
 MEASURES = ("margin", "max-logit", "energy", "mahalanobis", "neighbours", "labels")
 """By what the samples that look most known are found; ``labels`` has seen which of the others are junk."""
-ARMS = (CEILING, REFERENCE, *(f"known-by-{measure}" for measure in MEASURES))
+ARMS = (YARDSTICK, REFERENCE, *(f"known-by-{measure}" for measure in MEASURES))
 _NEIGHBOURS = 10
 
 views = registered.views
 
 
 def cells(unit: Unit) -> Iterator[Cell]:
-    """The ceiling at every registered share, then the measures on the stream with held-out classes."""
+    """The yardstick at every registered share, then the measures on the stream with held-out classes."""
     for retention in registered.plan()["iid"]["retentions"]:
-        yield unit.cell(CEILING, retention=retention)
+        yield unit.cell(YARDSTICK, retention=retention)
     if unit.dataset in registered.plan()["streams"]["datasets"]:
         for arm in ARMS[1:]:
             yield unit.cell(arm, scenario=SCENARIO, retention=RETENTION)
@@ -69,15 +69,15 @@ def workspace(unit: Unit, regime: Regime) -> Workspace:
 def run(cell: Cell, bench: Workspace) -> Outcome:
     """Measure one cell."""
     if cell.get("scenario") is None:
-        return Outcome(_ceiling(bench, cell.get("retention")), {})
+        return Outcome(_yardstick(bench, cell.get("retention")), {})
     assert isinstance(bench, LimitsWorkspace)  # noqa: S101  # only such data sets have scenarios
     return Outcome(bench.most_known(cell.arm), {})
 
 
-def _ceiling(bench: Workspace, retention: float) -> dict[str, float]:
+def _yardstick(bench: Workspace, retention: float) -> dict[str, float]:
     stream, rows = bench.stream("d1c"), bench.split.d3
     wrong = stream.classes != bench.regime.labels[rows]
-    order = np.lexsort((bench.rng(CEILING).random(len(rows)), -MarginSelector().utility(stream), ~wrong))
+    order = np.lexsort((bench.rng(YARDSTICK).random(len(rows)), -MarginSelector().utility(stream), ~wrong))
     kept = np.sort(order[: round(retention * len(rows))])
     return {
         **bench.finish(rows[kept]),

@@ -12,11 +12,11 @@ from experiments.tables import BLANK, dataset_name, interval, markdown, percent
 
 TITLE = "What knowing the labels would give"
 
-_CEILING = f"""
+_YARDSTICK = f"""
 Run after the registered comparison, to see how far what failed lies from what selection can do at all.
 
-`{limits.CEILING}` reads the labels of the stream, which no device has: it keeps first what the deployed model
-gets wrong, and then the smallest margins. It is a yardstick, not a bound: another rule may be above it.
+`{limits.YARDSTICK}` reads the labels of the stream, which no device has: it keeps first what the deployed
+model gets wrong, and then the smallest margins. It is a yardstick, not a bound: another rule may be above it.
 Where it stays below all data, guessing the model's errors better would not win that back.
 """
 _HELDOUT = f"""
@@ -38,29 +38,29 @@ _MEANINGS = {
 
 def limits_section(evidence: Evidence) -> list[str]:
     """Both tables, or nothing where nothing was run."""
-    lines = [*_ceiling(evidence), *_known(evidence)]
+    lines = [*_yardstick(evidence), *_known(evidence)]
     return [f"## {TITLE}", "", *lines] if lines else []
 
 
-def _ceiling(evidence: Evidence) -> list[str]:
+def _yardstick(evidence: Evidence) -> list[str]:
     iid, rules = plan()["iid"], plan()["rules"]
     rows = []
     for retention in iid["retentions"]:
         for dataset in iid["datasets"]:
             place = iid_place(dataset, retention)
-            ceiling = evidence.get(
-                Place(limits.NAME, "head", dataset).at(retention=retention), limits.CEILING
+            yardstick = evidence.get(
+                Place(limits.NAME, "head", dataset).at(retention=retention), limits.YARDSTICK
             )
             others = [
                 evidence.get(place, arm) for arm in (rules["reference"], rules["all"], rules["candidate"])
             ]
-            if ceiling is not None:
-                cells = [BLANK if other is None else interval(paired(ceiling, other)) for other in others]
+            if yardstick is not None:
+                cells = [BLANK if other is None else interval(paired(yardstick, other)) for other in others]
                 rows.append([dataset_name(dataset), f"{percent(retention, 0)} %", *cells])
     if not rows:
         return []
     headers = ["data set", "kept", "minus random", "minus all data", f"minus `{rules['candidate']}`"]
-    return [*prose(_CEILING), *markdown(headers, rows), ""]
+    return [*prose(_YARDSTICK), *markdown(headers, rows), ""]
 
 
 def _known(evidence: Evidence) -> list[str]:

@@ -6,19 +6,20 @@ import json
 from collections.abc import Collection, Sequence
 
 from experiments.reading import Evidence, Place, Series
-from experiments.sections import folded
+from experiments.sections import folded, prose
 from experiments.tables import markdown
 
 
-def provenance(evidence: Evidence, studies: Collection[str] = ()) -> list[str]:
+def provenance(evidence: Evidence, shown: Collection[tuple[str, str]] = (), notes: str = "") -> list[str]:
     """A section with the commits and versions of every result file, and folded what its runs depend on.
 
     Args:
         evidence: The records.
-        studies: Only those of these studies; none means all.
+        shown: Only files of these studies and regimes; none means all.
+        notes: What else is to be said of the records.
     """
     lines = ["## Where the numbers come from", ""]
-    keys = [key for key in files(evidence) if not studies or key[0] in studies]
+    keys = [key for key in files(evidence) if not shown or key[:2] in shown]
     if not keys:
         return [*lines, "No records.", ""]
     rows = []
@@ -31,7 +32,7 @@ def provenance(evidence: Evidence, studies: Collection[str] = ()) -> list[str]:
         versions = sorted({", ".join(f"{k} {v}" for k, v in sorted(run.versions.items())) for run in held})
         rows.append([f"`{name}.jsonl`", ", ".join(commits), "; ".join(versions)])
     lines += ["A `+` after a commit means that the tree differed from it.", ""]
-    lines += [*markdown(["file", "commits", "versions"], rows), ""]
+    lines += [*markdown(["file", "commits", "versions"], rows), "", *(prose(notes) if notes else [])]
     body = []
     for study, regime, dataset in keys:
         held_series = [

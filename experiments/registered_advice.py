@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from experiments.limits_report import TITLE, limits_section
+from collections.abc import Sequence
+
+from experiments import limits
+from experiments.limits_report import TITLE
 from experiments.reading import Evidence, Place
 from experiments.registered import plan
+from experiments.registered_reading import (
+    Tested,
+    cells_behind,
+    full_places,
+    holds_rate,
+    iid_places,
+    junk_shares,
+    rate_off,
+)
 from experiments.registered_verdicts import (
     BETTER,
     MISSING,
     NOT_SHOWN,
+    Criterion,
     against_random,
     criteria,
-    full_place,
-    iid_place,
     recommended,
-    stream_place,
-    values_of,
 )
 from experiments.sections import prose, wrapped
 from experiments.statistics import Comparison, holm
@@ -40,6 +49,8 @@ _WHEN = (
     ),
 )
 
+_DEFAULT = "`drip calibrate` takes `drip`, the paper's window, unless `--rule` is given."
+
 
 def answer(evidence: Evidence) -> list[str]:
     """What is recommended, and what holds of the candidate."""
@@ -53,23 +64,76 @@ def answer(evidence: Evidence) -> list[str]:
         text = f"Not decided: {missing} of {len(found)} criteria wait for runs"
         return [*lines, *prose(text + (f", {failed} do not hold." if failed else "."))]
     if chosen == rules["candidate"]:
-        return [*lines, *prose(f"Use `{chosen}`: everything that was registered holds.")]
+        text = f"Use `{chosen}` (`--rule {chosen}`): everything that was registered holds. {_DEFAULT}"
+        return [*lines, *prose(text)]
     lines += prose(
-        f"`{rules['candidate']}` does not pass everything that was registered, so the recommended default is "
-        f"`{chosen}`: a random draw behind the same gates. What does not hold:"
+        f"`{rules['candidate']}` does not pass everything that was registered, so the recommended rule is "
+        f"`{chosen}` (`--rule {chosen}`): a random draw behind the same gates. {_DEFAULT}"
     )
-    for outcome, heading in (("does not hold", ""), ("holds", f"What holds of `{rules['candidate']}`:")):
-        named = [one for one in found if one.outcome == outcome]
-        lines += prose(heading) if heading and named else []
-        for one in named:
-            lines += wrapped(f"{one.says} ({one.why})", "- ")
-        lines.append("")
+    lines += _told_apart(cells_behind(evidence, rules["candidate"]))
+    held = [f"{one.says} ({one.why})" for one in found if one.outcome == "holds"]
+    lines += _bullets(f"What holds of `{rules['candidate']}`:", held)
     lines += _of_the_fallback(evidence)
-    if limits_section(evidence):
+    if evidence.places(limits.NAME):
         lines += prose(
             f"What a rule that reads the labels reaches: [{TITLE}](#{TITLE.lower().replace(' ', '-')})."
         )
     return lines
+
+
+def _told_apart(judged: Sequence[tuple[Criterion, list[Tested]]]) -> list[str]:
+    """What failed: first what the runs speak against, then what they only do not show."""
+    against, undecided = [], []
+    for one, cells in judged:
+        if one.outcome == "holds":
+            continue
+        refuted = [cell for cell in cells if cell.is_refuted]
+        if refuted:
+            names = joined([_named(cell.place) for cell in refuted])
+            against.append(
+                f"{one.says} ({one.why}); the whole interval lies below {_bounds(refuted)} in {names}"
+            )
+        elif cells:
+            undecided.append(f"{one.says} ({one.why}); {_undecided(cells)}")
+        else:
+            against.append(f"{one.says} ({one.why}); a measured share, not a test")
+    return [
+        *_bullets("What does not hold:", against),
+        *_bullets(
+            "What is only not shown: the criteria count it as failed, but no cell of it speaks against it:",
+            undecided,
+        ),
+    ]
+
+
+def _bullets(heading: str, items: Sequence[str]) -> list[str]:
+    lines = [line for item in items for line in wrapped(item, "- ")]
+    return [*prose(heading), *lines, ""] if lines else []
+
+
+def _undecided(cells: Sequence[Tested]) -> str:
+    """Where the means lie that show nothing, and how wide the intervals around them are."""
+    allowed = -float(plan()["tests"]["not_worse"])
+    above = sum(cell.comparison.mean > 0 for cell in cells)
+    wide = sum(cell.comparison.half is not None and cell.comparison.half > allowed for cell in cells)
+    return (
+        f"no interval lies wholly below {_bounds(cells)}, the mean is above 0 in {above} of {len(cells)}, "
+        f"and half an interval is wider than {percent(allowed)} points in {wide}"
+    )
+
+
+def _bounds(cells: Sequence[Tested]) -> str:
+    bounds = sorted({cell.bound for cell in cells})
+    told = " or ".join(signed(bound, 1) if bound else "0" for bound in bounds)
+    return f"{told} points" if len(bounds) == 1 else f"its bound ({told} points)"
+
+
+def _named(place: Place) -> str:
+    settings = dict(place.settings)
+    if "scenario" in settings:
+        return f"{dataset_name(place.dataset)} {settings['scenario']}"
+    kept = settings.get("retention")
+    return dataset_name(place.dataset) + (f" at {percent(float(kept), 0)} %" if kept is not None else "")
 
 
 def _of_the_fallback(evidence: Evidence) -> list[str]:
@@ -80,13 +144,19 @@ def _of_the_fallback(evidence: Evidence) -> list[str]:
     found = against_random(evidence, fallback, iid_places()).values()
     if not found:
         return []
-    fine = sum(one.verdict != NOT_SHOWN for one in found)
+    verdicts = [one.verdict for one in found]
+    fine = len(verdicts) - verdicts.count(NOT_SHOWN)
     mean = sum(one.comparison.mean for one in found) / len(found)
-    return prose(
-        f"`{fallback}` itself passes {held} of {len(judged)}: it is not worse than random in {fine} of "
-        f"{len(found)} cells, {signed(mean)} points in the mean. It is there for what comes with the draw, a "
-        "rate that holds and foreign inputs that stay out, and claims no gain in accuracy."
+    text = (
+        f"`{fallback}` itself passes {held} of {len(judged)}: head-only it is better than random in "
+        f"{verdicts.count(BETTER)} of {len(verdicts)} cells and shown to be not worse in {fine}, "
+        f"{signed(mean)} points in the mean."
     )
+    comes = ["a rate that holds"] if holds_rate(evidence, fallback) else []
+    foreign = junk_shares(evidence, fallback, "foreign")
+    if foreign and max(foreign) <= plan()["streams"]["most_junk"]:
+        comes.append("inputs of another kind that stay out")
+    return prose(f"{text} It is there for what comes with the draw: {joined(comes)}." if comes else text)
 
 
 def when(evidence: Evidence) -> list[str]:
@@ -99,19 +169,22 @@ def _unwatched(evidence: Evidence) -> tuple[str, str, str]:
     """The row that the registered comparison decides; while it does not, the rule that claims least."""
     chosen = recommended(evidence)
     rule = chosen or plan()["rules"]["fallback"]
-    because = "the rate is held"
+    because = []
+    if (off := rate_off(evidence, rule)) is not None:
+        is_held = holds_rate(evidence, rule)
+        because.append("the rate is held" if is_held else f"the rate is up to {percent(off)} points off")
     for name in plan()["streams"]["junk_in"]:
-        places = [stream_place(dataset, name) for dataset in plan()["streams"]["datasets"]]
-        held = [values_of(evidence, rule, place, "junk_kept") for place in places]
-        shares = [float(values.mean()) for values in held if len(values)]
+        shares = junk_shares(evidence, rule, name)
         if shares:
             words = "inputs of another kind" if name == "foreign" else "classes it does not know"
             spans = dict.fromkeys(percent(share, 0) for share in (min(shares), max(shares)))
-            because += f"; {words}, a fifth of the stream: {' to '.join(spans)} % of what is kept"
+            because.append(f"{words}, a fifth of the stream: {' to '.join(spans)} % of what is kept")
+    if chosen is None:
+        because.append("which of the adaptive rules is not decided yet")
     return (
         "a stream that nobody watches: it drifts, repeats itself, or brings inputs of another kind",
         f"`{rule}`",
-        because if chosen else f"{because}; which of the adaptive rules is not decided yet",
+        "; ".join(because),
     )
 
 
@@ -127,12 +200,12 @@ def _labelling(evidence: Evidence) -> list[tuple[str, str, str]]:
         f"better than random in {verdicts.count(BETTER)} of {len(verdicts)} cells below and not worse in the "
         "others; advice from these cells, not the registered recommendation, and what does not hold is above"
     )
+    as_good = _as_good(evidence)
     return [
         (
             "labels that cost more than samples, and a stream of the model's own classes",
-            f"`{candidate}`"
-            + (", or `margin` where the rate need not be held" if _as_good(evidence) else ""),
-            because + _as_good(evidence),
+            f"`{candidate}`" + (", or `margin` where the rate need not be held" if as_good else ""),
+            because + as_good,
         )
     ]
 
@@ -145,9 +218,8 @@ def _as_good(evidence: Evidence) -> str:
         for place in iid_places()
         if (cell := evidence.difference(place, candidate, "margin")) is not None
     ]
-    if not found or any(
-        p is not None and p < 1 - plan()["tests"]["level"] for p in holm([cell.p for cell in found])
-    ):
+    adjusted = holm([cell.p for cell in found])
+    if not found or any(p is None or p < 1 - plan()["tests"]["level"] for p in adjusted):
         return ""
     mean = sum(cell.mean for cell in found) / len(found)
     return f"; `margin` differs from it by {signed(-mean)} points in the mean, in no cell beyond chance"
@@ -158,8 +230,7 @@ def enough(evidence: Evidence) -> list[str]:
     material = plan()["tests"]["material"]
     gains = {place: _gain(evidence, place) for place in iid_places()}
     small = [
-        f"{dataset_name(place.dataset)} at {percent(float(dict(place.settings)['retention']), 0)} % "
-        f"({signed(gain.mean)})"
+        f"{_named(place)} ({signed(gain.mean)})"
         for place, gain in gains.items()
         if gain is not None and gain.half is not None and gain.mean + gain.half < material
     ]
@@ -170,9 +241,9 @@ def enough(evidence: Evidence) -> list[str]:
     if small:
         text += f" Here, with an interval that ends below half a point: {joined(small)}."
     full = [
-        f"{signed(gain.mean)} ({dataset_name(dataset)})"
-        for dataset in plan()["full"]["datasets"]
-        if (gain := _gain(evidence, full_place(dataset))) is not None and gain.half is not None
+        f"{signed(gain.mean)} ({dataset_name(place.dataset)})"
+        for place in full_places()
+        if (gain := _gain(evidence, place)) is not None and gain.half is not None
     ]
     if full:
         text += f" With full training, at the paper's share, all data gain {joined(full)}."
@@ -181,15 +252,3 @@ def enough(evidence: Evidence) -> list[str]:
 
 def _gain(evidence: Evidence, place: Place) -> Comparison | None:
     return evidence.difference(place, plan()["rules"]["all"], plan()["rules"]["reference"])
-
-
-def iid_places() -> list[Place]:
-    """The head-only cells that were registered."""
-    iid = plan()["iid"]
-    return [iid_place(dataset, kept) for kept in iid["retentions"] for dataset in iid["datasets"]]
-
-
-def stream_places() -> list[Place]:
-    """The streams that were registered."""
-    streams = plan()["streams"]
-    return [stream_place(dataset, name) for dataset in streams["datasets"] for name in streams["scenarios"]]

@@ -178,7 +178,7 @@ def _answer(evidence: Evidence, judged: Sequence[tuple[Verdict, list[Verdict]]])
     tested = [verdict for verdict in main if verdict.outcome != "not tested"]
     if not tested:
         return [*lines, "Nothing can be said yet: no claim has the five runs that an interval needs.", ""]
-    frozen = {each.claim["id"]: each for each, _ in judged if each.regime == "head"}
+    head = {each.claim["id"]: each for each, _ in judged if each.regime == "head"}
     counts = {outcome: sum(verdict.outcome == outcome for verdict in main) for outcome in _COUNTED}
     counted = joined(
         [f"{count} {_COUNTED[outcome][count > 1]}" for outcome, count in counts.items() if count]
@@ -189,7 +189,7 @@ def _answer(evidence: Evidence, judged: Sequence[tuple[Verdict, list[Verdict]]])
     for verdict in tested:
         numbers = f"; {verdict.brief}" if verdict.brief else ""
         text = f"{verdict.claim['says']}: **{verdict.outcome}** ({verdict.regime}, {verdict.reason}{numbers})"
-        also = frozen.get(verdict.claim["id"], verdict)
+        also = head.get(verdict.claim["id"], verdict)
         if also is not verdict:
             text += f"; head: {also.outcome} ({also.reason})"
         lines += wrapped(f"{text}.", "- ")

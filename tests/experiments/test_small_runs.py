@@ -26,6 +26,17 @@ FILES = {
 ONE_LINE = ("--study", "table1", "--arm", "paper.raw.window", "--rows", 2000, "--seeds", 1)
 
 
+# The adaptive rules of the registered comparison were measured on digits with the code of the commit that
+# their lines name, one of those that measured the comparison itself. From a clone at that commit:
+#   python -m experiments run --study registered --regime head --arm margin --arm adaptive-margin
+#       --arm adaptive-random --rows 2000 --seeds 1 --dataset mnist --results experiments/results/smoke
+REGISTERED = (
+    *("--study", "registered", "--arm", "margin", "--arm", "adaptive-margin", "--arm", "adaptive-random"),
+    *("--rows", 2000, "--seeds", 1, "--dataset", "mnist"),
+)
+TIMED = {"fit_s", "decide_us", "decide_peak_bytes"}
+
+
 def records(folder, pattern="*"):
     return {record.cell.id: record for record in Ledger(folder).records(pattern)}
 
@@ -59,6 +70,37 @@ def test_a_committed_line_is_measured_again(name, tmp_path):
     )
     assert now.metrics["accuracy"] == pytest.approx(before.metrics["accuracy"], abs=0.0151)
     assert now.metrics["ece"] == pytest.approx(before.metrics["ece"], abs=0.02)
+
+
+@pytest.mark.slow
+def test_the_adaptive_rules_decide_as_when_they_were_registered(tmp_path):
+    require_chain("mnist")
+    committed = records(COMMITTED, "registered-head-mnist")
+    finish(tmp_path, *REGISTERED)
+    found = records(tmp_path / "results")
+    assert set(found) == set(committed)
+    assert {one.cell.arm for one in found.values()} == {"margin", "adaptive-margin", "adaptive-random"}
+
+    def measured(one):
+        return {name: value for name, value in one.metrics.items() if name not in TIMED}
+
+    # Another CPU rounds a feature otherwise. The plain margin tells: where it gives the committed numbers, so
+    # must the others, to the last digit.
+    is_same_cpu = all(
+        measured(one) == measured(committed[name]) for name, one in found.items() if one.cell.arm == "margin"
+    )
+    for name, now in found.items():
+        before = committed[name]
+        assert now.config == before.config, "the configuration changed: measure the committed lines again"
+        if is_same_cpu:
+            assert measured(now) == measured(before), name
+        else:  # a few of 800 decisions differ
+            for metric in ("n_kept", "n_train", "n_test", "n_stream", "bytes_stream"):
+                assert now.metrics[metric] == before.metrics[metric], name
+            assert now.metrics["native_kept"] == pytest.approx(before.metrics["native_kept"], abs=8), name
+            assert now.metrics["bytes_kept"] == pytest.approx(before.metrics["bytes_kept"], rel=0.02), name
+            assert now.metrics["errors_kept"] == pytest.approx(before.metrics["errors_kept"], abs=0.07), name
+            assert now.metrics["accuracy"] == pytest.approx(before.metrics["accuracy"], abs=0.0151), name
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
 """The studies on made-up features: equal counts, who trains on what, and data set 2 left alone."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from made_up import made_up_regime
@@ -214,3 +217,12 @@ def test_arms_that_draw_do_not_draw_alike():
     random, reservoir = (rules()[name].build(0.3, seed=0) for name in ("random", "reservoir"))
     assert random.params["seed"] != reservoir.params["seed"]
     assert random.params["seed"] != rules()["random"].build(0.3, seed=1).params["seed"]
+
+
+def test_the_table_of_files_names_every_module_and_nothing_else():
+    folder = Path(running.__file__).parent
+    table = (folder / "README.md").read_text().partition("## Files")[2].partition("\n## ")[0]
+    first = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    named = [name for cell in first for name in re.findall(r"`([^`/]+)`", cell)]
+    held = {path.name for path in folder.iterdir() if path.suffix in (".py", ".toml")} - {"__init__.py"}
+    assert sorted(named) == sorted(held)
