@@ -108,7 +108,7 @@ room between baseline and all data (the sizes stand above). It is there for the 
 _LONGER = """
 Recipes are the least work near the paper's accuracies. Whether a baseline that stays below the paper's is one
 of too little training, and whether the arms would differ otherwise: the same splits, the deployed model and
-every arm trained for more passes over their data. The first row is the training of Table I, in the same runs.
+every arm trained for more passes over their data. The first row is the training of Table I.
 """
 _SCORES = """
 Grey: scores of the calibration samples that are predicted as the class. Hatched: the window. A sample whose
