@@ -33,7 +33,7 @@ REGIMES: tuple[str, ...] = ("head", "full", "table")
 DEFAULT_SEEDS = {
     ("table1", "full"): 20,
     ("table1", "head"): 20,
-    ("longer", "full"): 3,
+    ("longer", "full"): 5,
     ("dpw", "head"): 10,
     ("noise", "head"): 10,
     ("streams", "head"): 10,

@@ -83,6 +83,14 @@ def test_room_that_needs_torch_says_how_to_install_it(room, prelude):
 
 
 @WAYS
+def test_the_demonstration_without_torch_is_refused_in_a_line(prelude):
+    done = fresh(prelude + "from drip.cli import main\nsys.argv = ['drip', 'demo']\nmain()\n")
+    assert done.returncode == 1
+    assert "drip.demo needs torch" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@WAYS
 def test_help_works_without_torch(prelude):
     done = fresh(prelude + "from drip.cli import main\nsys.argv = ['drip', '--help']\nmain()\n")
     assert done.returncode == 0, done.stderr

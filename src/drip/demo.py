@@ -79,6 +79,9 @@ class DemoConfig:
 def run_demo(config: DemoConfig, on_stage: OnStage = lambda *_: None) -> RunReport:
     """Train, calibrate, stream, keep, retrain and compare, on MNIST.
 
+    Torch runs on one thread meanwhile: the numbers are the same on any number of cores, and several threads
+    crawl beside other work.
+
     Args:
         config: What to run.
         on_stage: Called with the stage, what is done of it, the total or None, and a note.
@@ -91,10 +94,15 @@ def run_demo(config: DemoConfig, on_stage: OnStage = lambda *_: None) -> RunRepo
         InputError: an option is outside its range, or the folder holds anything but an earlier
             demonstration or cannot be written.
     """
-    demo = _Demo(config, load_mnist(), on_stage)
-    demo.prepare_folder()
-    demo.stream()
-    return demo.report()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        demo = _Demo(config, load_mnist(), on_stage)
+        demo.prepare_folder()
+        demo.stream()
+        return demo.report()
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Demo:

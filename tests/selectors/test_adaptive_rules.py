@@ -9,9 +9,7 @@ import pytest
 from drip.errors import InputError, PolicyError
 from drip.policy import Policy, Recipe
 from drip.selectors import create, from_policy
-from drip.selectors.parts import (
-    ClassShares,
-)
+from drip.selectors.parts import ClassShares, RateController, Target
 from drip.selectors.states import packed
 from drip.store.codec import steady_json
 from drip.store.progress_row import changed_spans
@@ -172,6 +170,42 @@ def test_bytes_per_day_are_held_where_sizes_differ_much(share):
     assert kept == pytest.approx(share * sizes.sum(), rel=0.2)
 
 
+def bytes_kept(sizes, budget):
+    """Whether each of the arrivals, one a second, is kept for so many bytes a second."""
+    controller = RateController(Target(bytes_per_day=budget * 86400))
+    draw, kept = np.random.default_rng(2), np.zeros(len(sizes), bool)
+    for i, size in enumerate(sizes):
+        kept[i] = draw.random() < controller.share(float(i), int(size))
+        if kept[i]:
+            controller.kept(int(size))
+    return kept
+
+
+@pytest.mark.parametrize("first", [10, 100, 10**7])
+def test_a_first_file_of_another_size_does_not_silence_the_device(first):
+    sizes = np.full(20_000, 10_000)
+    sizes[0] = first
+    kept = bytes_kept(sizes, 200)
+    assert kept[2000:].mean() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.02])
+def test_a_step_of_sizes_does_not_silence_the_device(share):
+    sizes = np.repeat([10, 10_000], [20_000, 100_000])
+    kept = bytes_kept(sizes, 10_000 * share)
+    assert sizes[20_000:][kept[20_000:]].sum() == pytest.approx(1e9 * share, rel=0.2)
+
+
+def test_a_file_beyond_a_days_bytes_silences_for_a_day():
+    controller = RateController(Target(bytes_per_day=200 * 86400))
+    for second in range(1000):
+        controller.share(float(second), 10_000)
+    controller.share(1000.0, 10**10)
+    controller.kept(10**10)
+    shares = np.array([controller.share(1001.0 + second, 10_000) for second in range(100_000)])
+    assert np.flatnonzero(shares > 0)[0] == pytest.approx(86400, rel=0.05)
+
+
 @pytest.mark.parametrize("n_classes", [100, 128, 1000])
 def test_a_state_of_many_classes_stays_below_256_kilobytes(n_classes):
     rng = np.random.default_rng(0)
@@ -256,11 +290,10 @@ def test_in_a_changed_world_the_stored_probability_is_the_frequency(is_saturated
     rule = create("adaptive-margin", retention=0.3).calibrate(calibration)
     rule.decide_many(strange_stream(1500, 0.0, seed=1)[0])
     decisions = rule.decide_many(new)
-    drawn = np.char.startswith(decisions.reasons, "new-world")
-    kept, probability = decisions.retain[drawn], decisions.keep_probability[drawn]
-    assert drawn.sum() > 5000
+    probability = decisions.keep_probability
+    assert np.char.startswith(decisions.reasons, "new-world").sum() > 5000
     error = (probability * (1 - probability)).sum() ** 0.5
-    assert abs(kept.sum() - probability.sum()) < 4 * error
+    assert abs(decisions.retain.sum() - probability.sum()) < 4 * error
 
 
 def test_in_a_changed_world_draws_stay_independent_for_ever():
@@ -271,10 +304,12 @@ def test_in_a_changed_world_draws_stay_independent_for_ever():
     settled = np.arange(30_000) >= 2000
     drawn = np.char.startswith(decisions.reasons, "new-world") & settled
     assert drawn.sum() > 0.95 * settled.sum()
-    inside = (decisions.keep_probability > 0) & (decisions.keep_probability < 1)
-    assert inside[drawn].mean() > 0.999
-    gaps = np.diff(np.flatnonzero(decisions.retain & settled))
-    assert gaps.std() == pytest.approx(0.7**0.5 / 0.3, rel=0.25)  # geometric, but for the rate that is held
+    probability, priority = decisions.keep_probability[drawn], decisions.priority[drawn]
+    assert ((probability > 0) & (probability < 1)).mean() > 0.999
+    assert len(np.unique(priority)) == drawn.sum()
+    assert np.sort(priority) == pytest.approx(np.linspace(0, 1, drawn.sum()), abs=0.02)
+    kept = np.array(decisions.reasons)[drawn] == "new-world-draw"
+    np.testing.assert_array_equal(kept, priority > 1 - probability)
 
 
 def test_a_strange_picture_that_is_stuck_is_kept_once():

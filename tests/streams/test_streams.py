@@ -345,3 +345,12 @@ def test_a_folder_may_be_relative(url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (sample,) = next(batch for batch in open_source(url).batches(10) if batch)  # one that watches may wait
     assert (sample.id, sample.data, sample.media_type) == ("a.png", b"an image", "image/png")
+
+
+@pytest.mark.parametrize(
+    "start", ["file://localhost", "file://LOCALHOST", "watch://localhost", "file://", ""]
+)
+def test_a_folder_of_this_machine_is_named_in_any_usual_way(start, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"an image")
+    (sample,) = next(batch for batch in open_source(f"{start}{tmp_path}").batches(10) if batch)
+    assert sample.data == b"an image"

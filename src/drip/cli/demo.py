@@ -43,12 +43,9 @@ def demo(
 
     Uses the 10,000 digits that come with the package, or all 70,000 where DRIP_DATA has them.
     """
-    import torch
-
     from drip.demo import DemoConfig, run_demo
     from drip.report import write_html
 
-    torch.set_num_threads(1)  # equal numbers on any machine; several are far slower beside other work
     with progress_stages() as on_stage:
         report = run_demo(DemoConfig(out, seed, dpw, epochs), on_stage)
     write_html(report, out / "report.html")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from math import isfinite
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -33,6 +33,22 @@ _DRAWN = ("new-world-draw", "new-world-not-drawn")
 _LOGGED = ("limit", "second-population", "new-world")
 
 
+class _Choice(NamedTuple):
+    """What a rule does with an arrival, but for exploration.
+
+    Attributes:
+        retain: Whether it keeps it.
+        reason: Why or why not.
+        certainty: How probable it was that it keeps it.
+        priority: Rank for a store that is full, in [0, 1].
+    """
+
+    retain: bool
+    reason: str
+    certainty: float
+    priority: float
+
+
 class ComposedSelector(BaseSelector):
     """Gates, then a utility against a moving limit, with a floor for every class and a random share.
 
@@ -53,7 +69,8 @@ class ComposedSelector(BaseSelector):
 
     What adapts is bounded, can be frozen, and is noted: see :attr:`adaptations`.
 
-    Subclasses say which utility. The priority is the utility's rank among the last ones.
+    Subclasses say which utility. The priority is the utility's rank among the last ones; where a draw takes
+    its place, the draw's.
 
     Args:
         retention: Share of the stream to keep, in (0, 1); not with one of the next two.
@@ -227,16 +244,16 @@ class ComposedSelector(BaseSelector):
             n_bytes = 0 if observations.n_bytes is None else int(observations.n_bytes[row])
             share = self._rate.share(time_s, n_bytes)
             self._classes.arrived(label)
-            priority[row] = self._recent.rank(value)
             self._arrivals += 1
-            chosen, reason, certainty = self._choose(value, label, features[row], share)
+            choice = self._choose(value, label, features[row], share)
             chance = self._params["exploration"] * self._rate.target_share
             drawn = bool(self._rng.random() < chance)
-            probability[row] = certainty + (1 - certainty) * chance
-            if chosen or drawn:
+            priority[row] = choice.priority
+            probability[row] = choice.certainty + (1 - choice.certainty) * chance
+            if choice.retain or drawn:
                 retain[row] = True
                 self._note_kept(label, features[row], n_bytes)
-            reasons.append(reason if chosen or not drawn else "exploration")
+            reasons.append(choice.reason if choice.retain or not drawn else "exploration")
         return Decisions(retain, priority, probability, reasons)
 
     def _gate_features(self, observations: Observations) -> FloatArray:
@@ -248,25 +265,23 @@ class ComposedSelector(BaseSelector):
             )
         return features
 
-    def _choose(
-        self, value: float, label: int, features: FloatArray, share: float
-    ) -> tuple[bool, str, float]:
-        """Whether the rule itself keeps an arrival, why or why not, and how probable that it did was."""
+    def _choose(self, value: float, label: int, features: FloatArray, share: float) -> _Choice:
+        priority = self._recent.rank(value)
         refusal = self._refusal(label, features, share) if self._params["gates"] else None
         if refusal is not None:
-            return False, refusal, 0.0
+            return _Choice(False, refusal, 0.0, priority)
         if self._is_new_world:
-            chosen, certainty = bool(self._rng.random() < share), share
+            draw = float(self._rng.random())
+            chosen, certainty, priority = draw < share, share, 1 - draw
             kept_as, refused_as = _DRAWN
         else:
             chosen = value >= self._limit_for(share, value)
             certainty, kept_as, refused_as = float(chosen), self.name, "below-limit"
         if self._classes.above_ceiling(label):
-            return False, "class-ceiling", 0.0
-        has_floor = self._classes.below_floor(label, self._rate.target_share)
-        if chosen:
-            return True, kept_as, 1.0 if has_floor else certainty
-        return (True, "class-floor", 1.0) if has_floor else (False, refused_as, certainty)
+            return _Choice(False, "class-ceiling", 0.0, priority)
+        if self._classes.below_floor(label, self._rate.target_share):
+            return _Choice(True, kept_as if chosen else "class-floor", 1.0, priority)
+        return _Choice(chosen, kept_as if chosen else refused_as, certainty, priority)
 
     def _limit_for(self, share: float, value: float) -> float:
         """The limit that a share of the last utilities reach; takes in the next one."""

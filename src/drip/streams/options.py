@@ -41,8 +41,8 @@ def folder_in(url: str) -> Path:
     ('my photos', '/srv')
     """
     parts = split_url(url)
-    is_local = (parts.scheme, parts.netloc) == ("file", "localhost")  # RFC 8089: this machine, no folder
-    folder = unquote(("" if is_local else parts.netloc) + parts.path)
+    host = "" if parts.netloc.lower() == "localhost" else parts.netloc  # RFC 8089: this machine, no folder
+    folder = unquote(host + parts.path)
     if not folder:
         raise StreamError(f"a folder is needed, got {url!r}; the current folder is '.'")
     return Path(folder)

@@ -50,7 +50,8 @@ def calibrate_folder(
         discard_fraction: Share of the stream to discard, in (0, 1); the paper's DPW. None takes 0.4, or
             what ``rule_options`` aim at.
         method: Where a rule with windows puts them; None takes the rule's default.
-        rule_options: Further arguments of the rule, such as ``frozen`` or ``samples_per_hour``.
+        rule_options: Further arguments of the rule, such as ``frozen`` or ``samples_per_hour``; not
+            ``retention``, which ``discard_fraction`` gives.
         score: How to score; contrastive scores are added where the rule reads them.
         class_names: Names in the order of the logits, kept in the policy.
         on_progress: Called with the number of samples scored and their total.
@@ -89,7 +90,8 @@ def calibrate_file(
         discard_fraction: Share of the stream to discard, in (0, 1); the paper's DPW. None takes 0.4, or
             what ``rule_options`` aim at.
         method: Where a rule with windows puts them; None takes the rule's default.
-        rule_options: Further arguments of the rule, such as ``frozen`` or ``samples_per_hour``.
+        rule_options: Further arguments of the rule, such as ``frozen`` or ``samples_per_hour``; not
+            ``retention``, which ``discard_fraction`` gives.
         on_progress: Called with the number of samples scored and their total.
 
     Raises:

@@ -28,17 +28,19 @@ class DuplicateGate:
     The limit is a quantile of the calibration samples' distances to their nearest neighbours: what is nearer
     to a kept sample than almost all independent samples are to each other is a near-duplicate. Where all
     distances shrink, as in fog, the limit shrinks alike: by the nine-tenths quantile of the last 500
-    arrivals' distances to what was kept, over that of calibration samples to ``memory`` others. Up to four
+    arrivals' distances to what was kept, over that of calibration samples to ``memory`` others. At most four
     of five arrivals may be near-duplicates before they move it; as long as fewer than ``memory`` samples
-    were kept, nine of ten. It shrinks to a twentieth, as distances go, and no further: a picture that only
-    repeats, with less noise than that, stays a near-duplicate for ever. One with more noise looks like fog.
+    were kept, nine of ten. The limit shrinks to a twentieth of itself, as distances go, and no further: a
+    picture that only repeats, with less noise than that, stays a near-duplicate for ever, and so does what a
+    thicker fog leaves. One with more noise looks like fog.
 
     Args:
         quantile: Share of the calibration samples that would count as near-duplicates, in (0, 1).
         memory: Number of kept samples that are remembered, at least 1.
 
     Rows are held in steps of a 127th of the largest calibration value, one byte per number; distances of
-    such rows are whole numbers, without rounding.
+    such rows are whole numbers, without rounding. Where a mean that all rows share is many times what they
+    differ by, the limit is few steps, and the rounding counts as noise.
 
     Complexity: ``memory`` times d multiplications for d features, at most 512. State: as many bytes and 503
     numbers, as text, 90 kB for 256 rows of 256.

@@ -62,8 +62,11 @@ class RateController:
     With the credit :math:`c_t = \sum_{i \le t} (r_i - k_i)`, what should have been kept minus what was, the
     share for the next arrival is :math:`r + c_t / 20`, cut to [0, 1]. A constant error of the rule's limit
     is so paid back within some hundreds of arrivals. The credit is bounded by what 200 arrivals are worth,
-    or by the sample that was kept where that is more: a pause or a flood is not made good by keeping
-    everything, or nothing, for hours, but a file of many times the mean size is.
+    or by one sample where that is more: a pause or a flood is not made good by keeping everything, or
+    nothing, for hours.
+
+    For a target in bytes the credit is in bytes, and counts in the formula as so many samples of mean size.
+    A file that takes more than the bound is paid back in full, up to a day's bytes.
 
     A target per time needs observations with a time. The share is the target over what arrives, both per
     second, from the mean interval (and bytes) of about the last 200 arrivals; it starts with the middle one
@@ -106,19 +109,24 @@ class RateController:
         """
         if self._target.retention is None:
             self._follow(time_s, n_bytes)
-        self._credit = min(self._credit + self._share, self._most_credit)
-        return min(max(self._share + (self._credit - self._share) / _TIME_CONSTANT, 0.0), 1.0)
+        self._credit = min(self._credit + self._share * self._unit, self._most_credit)
+        return min(max(self._share + (self._credit / self._unit - self._share) / _TIME_CONSTANT, 0.0), 1.0)
 
     def kept(self, n_bytes: int = 0) -> None:
         """The arrival of the last :meth:`share` was kept."""
-        in_bytes = self._target.bytes_per_day is not None
-        cost = n_bytes / (self._size or 1.0) if in_bytes else 1.0
-        least = min(self._credit, -max(self._most_credit, cost))  # what one sample took is always paid back
+        per_day = self._target.bytes_per_day
+        cost = 1.0 if per_day is None else min(float(n_bytes), per_day)
+        least = min(self._credit, -max(self._most_credit, cost))
         self._credit = max(self._credit - cost, least)
 
     @property
+    def _unit(self) -> float:
+        """What a sample of mean size counts: its bytes for a target in bytes, else 1."""
+        return 1.0 if self._target.bytes_per_day is None else max(self._size or 0.0, 1.0)
+
+    @property
     def _most_credit(self) -> float:
-        return max(_CREDIT_ARRIVALS * self._share, 1.0)  # below a share of 1/200, one sample of mean size
+        return max(_CREDIT_ARRIVALS * self._share, 1.0) * self._unit
 
     def state(self) -> JsonObject:
         """Share, credit, and for a target per time the clock."""
@@ -155,9 +163,7 @@ class RateController:
         if self._interval:
             ((name, value),) = self._target.params.items()
             per_second = value / _SECONDS[name]
-            if name == "bytes_per_day":
-                per_second /= max(self._size, 1.0)
-            self._share = min(per_second * self._interval, 1.0)
+            self._share = min(per_second / self._unit * self._interval, 1.0)
 
     def _mean_interval(self, elapsed: float) -> float | None:
         if len(self._first) < _FIRST:
