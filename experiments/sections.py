@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments import longer
-from experiments.reading import DATASETS, Evidence, Place, paper
+from experiments.reading import DATASETS, Evidence, Place, Series, paper
 from experiments.recipes import RECIPES
 from experiments.scenarios import ARRIVALS, BURST, DRIFT, JUNK, REPEAT_WITHIN, REPEATS, TAIL
 from experiments.streams import RETENTION
@@ -193,9 +193,7 @@ def table1(evidence: Evidence) -> list[str]:
             if any(found):
                 texts = [level(*one.summary("accuracy")[:2]) if one else "" for one in found]
                 savings = level(*found[2].summary("savings")[:2]) if found[2] else ""
-                counts = sorted({len(one.runs) for one in found if one})
-                held = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
-                rows.append(["", f"ours, {regime}", held, *texts, savings])
+                rows.append(["", f"ours, {regime}", _numbers_of_runs(found), *texts, savings])
     lines += [*markdown(headers, rows), ""]
     lines += prose(
         "Accuracies and storage savings in percent; DRIP is `paper.raw.window`. All limits of this table, "
@@ -227,6 +225,12 @@ def table1(evidence: Evidence) -> list[str]:
             title = f"{name}, {regime}: all that was measured; shares in percent, differences in points"
             lines += folded(title, [*detail(evidence, place, grids["random"], name), ""])
     return lines
+
+
+def _numbers_of_runs(held: Sequence[Series | None]) -> str:
+    """How many runs the arms of a row have, as a range where they differ."""
+    counts = sorted({len(one.runs) for one in held if one})
+    return "" if not counts else str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
 
 
 def _baselines(evidence: Evidence) -> list[str]:
@@ -266,8 +270,7 @@ def _longer(evidence: Evidence) -> list[str]:
             held = [evidence.get(place, arm) for arm in longer.ARMS]
             levels = [level(*one.summary("accuracy")[:2]) if one else "" for one in held]
             differences = [interval(evidence.difference(place, WINDOW, other)) for other in ("random", "all")]
-            count = min((len(one.runs) for one in held if one), default=0)
-            rows.append([dataset_name(dataset), passes, str(count), *levels, *differences])
+            rows.append([dataset_name(dataset), passes, _numbers_of_runs(held), *levels, *differences])
     if not rows:
         return []
     headers = ["data set", "passes", "runs", "baseline", "all data", "DRIP", "random"]

@@ -28,11 +28,10 @@ class DuplicateGate:
     The limit is a quantile of the calibration samples' distances to their nearest neighbours: what is nearer
     to a kept sample than almost all independent samples are to each other is a near-duplicate. Where all
     distances shrink, as in fog, the limit shrinks alike: by the nine-tenths quantile of the last 500
-    arrivals' distances to what was kept, over that of calibration samples to ``memory`` others. At most four
-    of five arrivals may be near-duplicates before they move it; as long as fewer than ``memory`` samples
-    were kept, nine of ten. The limit shrinks to a twentieth of itself, as distances go, and no further: a
-    picture that only repeats, with less noise than that, stays a near-duplicate for ever, and so does what a
-    thicker fog leaves. One with more noise looks like fog.
+    arrivals' distances to what was kept, over that of calibration samples to ``memory`` others. As long as
+    less than nine tenths of the arrivals are near-duplicates, they hardly move it. It shrinks to a twentieth
+    of itself, as distances go, and no further: a picture that only repeats, with less noise than that, stays
+    a near-duplicate for ever, and so does what a thicker fog leaves. One with more noise looks like fog.
 
     Args:
         quantile: Share of the calibration samples that would count as near-duplicates, in (0, 1).
