@@ -26,10 +26,10 @@ from torch import nn
 
 import drip
 from drip.datasets import load
-from drip.export import Settings, export_onnx, quantize
-from drip.export.prepare import prune
-from drip.media import InputContract
+from drip.media import InputSpec
 from drip.models import AudioCNN, EfficientNetB0, SmallCNN
+from drip.onnx import Settings, export_onnx, quantize
+from drip.onnx.prepare import prune
 
 DECISION = ("logits", "predicted_class", "drip_score", "retain")
 _N_INPUTS = 16
@@ -50,7 +50,7 @@ class Case:
 
     make: Callable[[], nn.Module]
     dataset: str
-    contract: InputContract
+    spec: InputSpec
     repetitions: int
     calls: int
     limit: float
@@ -58,13 +58,13 @@ class Case:
 
 CASES = {
     "efficientnet_b0_224": Case(
-        lambda: EfficientNetB0(10), "tomato", InputContract((3, 224, 224), resize="stretch"), 300, 1, 1.02
+        lambda: EfficientNetB0(10), "tomato", InputSpec((3, 224, 224), resize="stretch"), 300, 1, 1.02
     ),
     "audio_cnn_16k": Case(
-        lambda: AudioCNN(9), "speech_commands", InputContract((1, 16_000), "crop", sample_rate_hz=16_000),
+        lambda: AudioCNN(9), "speech_commands", InputSpec((1, 16_000), "crop", sample_rate_hz=16_000),
         1000, 2, 1.05,
     ),
-    "mnist_small_cnn": Case(SmallCNN, "mnist", InputContract((1, 28, 28)), 2000, 20, 1.25),
+    "mnist_small_cnn": Case(SmallCNN, "mnist", InputSpec((1, 28, 28)), 2000, 20, 1.25),
 }  # fmt: skip
 INT8_LIMIT_US = 40.0
 
@@ -106,11 +106,11 @@ def measure(case: Case, scale: float) -> dict[str, list[float]]:
     data = load(case.dataset)
     chosen = np.random.default_rng(0).permutation(len(data))[:256].tolist()
     inputs = np.stack(
-        [case.contract.prepare(one.data, one.media_type) for one in data.samples(chosen[:_N_INPUTS])]
+        [case.spec.prepare(one.data, one.media_type) for one in data.samples(chosen[:_N_INPUTS])]
     )
     with tempfile.TemporaryDirectory() as folder:
         path, int8 = Path(folder) / "model.onnx", Path(folder) / "int8.onnx"
-        export_onnx(case.make().eval(), None, inputs[:2], path, contract=case.contract)
+        export_onnx(case.make().eval(), None, inputs[:2], path, spec=case.spec)
         # random weights: what is timed is the graph, not how well it decides
         settings = Settings(n_calibration=16, min_kappa=-1.0, float_layers=0)
         quantize(path, lambda: data.samples(chosen), int8, settings)

@@ -20,9 +20,9 @@ def main() -> None:
     seconds = interleave(
         {
             "bucket and sort": lambda: [np.sort(scores[classes == number]) for number in range(N_CLASSES)],
-            "Policy.fit": lambda: Policy.fit(scores, classes, n_classes=N_CLASSES, discard_fraction=0.4),
+            "Policy.fit": lambda: Policy.fit(scores, classes, n_classes=N_CLASSES, retention=0.6),
             "Policy.fit, histogram peak": lambda: Policy.fit(
-                scores, classes, n_classes=N_CLASSES, discard_fraction=0.4, method="histogram_peak"
+                scores, classes, n_classes=N_CLASSES, retention=0.6, method="histogram_peak"
             ),
         },
         REPETITIONS,

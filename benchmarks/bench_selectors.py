@@ -19,11 +19,10 @@ from timing import interleave, parse_arguments, write
 
 import drip
 from drip.datasets import load
-from drip.device import OnnxScorer
-from drip.export import export_onnx
-from drip.media import InputContract
+from drip.media import InputSpec
 from drip.models import EfficientNetB0
-from drip.selectors import available, create
+from drip.onnx import OnnxScorer, export_onnx
+from drip.rules import available, create
 from drip.store.codec import steady_json
 from drip.types import Observations
 
@@ -34,17 +33,15 @@ LIMIT_SHARE, LIMIT_STATE_BYTES = 0.05, 256_000
 def observe() -> tuple[Observations, OnnxScorer, np.ndarray]:
     """Observations of real pictures, the scorer, and some of its inputs."""
     torch.manual_seed(0)
-    data, contract = load("tomato"), InputContract((3, 224, 224), resize="stretch")
+    data, spec = load("tomato"), InputSpec((3, 224, 224), resize="stretch")
     chosen = np.random.default_rng(0).permutation(len(data))[:N_SAMPLES].tolist()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        inputs = np.stack([contract.prepare(one.data, one.media_type) for one in data.samples(chosen[:16])])
+        inputs = np.stack([spec.prepare(one.data, one.media_type) for one in data.samples(chosen[:16])])
         model = EfficientNetB0(10).eval()
-        export_onnx(model, None, inputs[:2], path, contract=contract, features=True, contrast=True)
+        export_onnx(model, None, inputs[:2], path, spec=spec, features=True, contrast=True)
         scorer = OnnxScorer(path)
-        parts = [
-            scorer.score(contract.prepare(one.data, one.media_type)[None]) for one in data.samples(chosen)
-        ]
+        parts = [scorer.score(spec.prepare(one.data, one.media_type)[None]) for one in data.samples(chosen)]
     found = Observations.concatenate(parts)
     logits = np.random.default_rng(0).normal(size=found.logits.shape)
     return replace(found, logits=logits, classes=logits.argmax(axis=1)), scorer, inputs

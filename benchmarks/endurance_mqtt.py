@@ -35,15 +35,14 @@ import onnxruntime
 from timing import RESULTS, commit, machine
 
 from drip.datasets import load_mnist
-from drip.device import OnnxScorer
 from drip.errors import DripError
-from drip.export import export_onnx
 from drip.models import SmallCNN
+from drip.onnx import OnnxScorer, export_onnx
 from drip.policy import Policy
-from drip.retrain import Examples, TrainConfig, train
+from drip.rules import create
 from drip.scoring import TorchScorer
-from drip.selectors import create, from_policy
 from drip.store import RetentionStore
+from drip.training import Examples, TrainConfig, train
 from drip.workflow import calibrated
 
 TESTS = Path(__file__).parents[1] / "tests"
@@ -102,7 +101,7 @@ class Digits:
         scorer = TorchScorer(model)
         typical = scorer.score(self._set.inputs(rows[: N_TRAINING // 2]))
         policy: Policy = calibrated(
-            create("drip", retention=0.6), scorer, model, typical, contract=self._set.contract, data="mnist"
+            create("drip", retention=0.6), scorer, model, typical, spec=self._set.spec, data="mnist"
         )
         self.model_path, self._policy = folder / "model.onnx", policy
         export_onnx(model, policy, self._set.inputs(rows[:4]), self.model_path)
@@ -125,7 +124,7 @@ class Digits:
         for start in range(0, min(n_messages, len(self._set)), 500):
             rows = np.arange(start, min(start + 500, n_messages, len(self._set)))
             observations = scorer.score(self._set.inputs(rows))
-            kept.append(from_policy(self._policy).decide_many(observations).retain)
+            kept.append(self._policy.to_rule().decide_many(observations).retain)
             distance = np.abs(limits[observations.classes] - observations.scores[:, None]).min(axis=1)
             top = np.sort(observations.logits, axis=1)
             close.append((distance < _MARGIN) | (top[:, -1] - top[:, -2] < _MARGIN))
@@ -402,7 +401,7 @@ class Speeds:
 
     def _decoded(self) -> float:
         messages = [self._digits.message(number) for number in range(self._n_messages)]
-        prepare = OnnxScorer(self._digits.model_path).contract.prepare
+        prepare = OnnxScorer(self._digits.model_path).spec.prepare
         start = time.perf_counter()
         for first in range(0, len(messages), BATCH_SIZE):
             batch = [prepare(message, "image/png") for message in messages[first : first + BATCH_SIZE]]

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from timing import write
 
-from drip.workflow.image_features import open_backbone
-from drip.workflow.image_sets import ImageSet, read_image_set
-from drip.workflow.reducing import ReduceOptions, Subject, reduce_rows
-from drip.workflow.reducing_images import coverage_of, labels_of, uncovered
+from drip.reduction.images import ImageSet, coverage_of, labels_of, read_image_set, uncovered
+from drip.reduction.running import ReduceOptions, Subject, reduce_rows
+from drip.workflow.features import open_backbone
 
 FRACTIONS = (0.1, 0.25, 0.5)
 SEEDS = range(10)

@@ -22,7 +22,7 @@ from timing import RESULTS, commit, machine, require_idle
 
 ROOT = Path(__file__).parents[1]
 LIMITS = {"installed_mb": 200.0, "wheel_mb": 3.0, "import_s": 0.4}
-MODULES = ("drip", "drip.device")
+MODULES = ("drip", "drip.onnx")
 _REPETITIONS = 15
 
 BARE = """
@@ -36,7 +36,7 @@ for seed in range(50):
 """
 SCORED = """
 import sys, numpy as np
-from drip.device import OnnxScorer
+from drip.onnx import OnnxScorer
 scorer = OnnxScorer(sys.argv[1])
 for seed in range(50):
     scorer.score(np.random.default_rng(seed).random((1, *scorer.contract.shape), dtype=np.float32))
@@ -140,9 +140,9 @@ _PREPARE = """
 import json, pathlib, sys
 import numpy as np, torch
 from drip.datasets import load_mnist
-from drip.export import export_onnx, set_policy
-from drip.device import OnnxScorer
-from drip.media import InputContract
+from drip.onnx import export_onnx, set_policy
+from drip.onnx import OnnxScorer
+from drip.media import InputSpec
 from drip.models import AudioCNN, EfficientNetB0, SmallCNN
 from drip.policy import Policy, Provenance
 root, models = pathlib.Path(sys.argv[1]), {}
@@ -154,7 +154,7 @@ for name, make, shape in (
 ):
     path = root / f"{name}.onnx"
     example = np.random.default_rng(0).random((2, *shape), dtype=np.float32)
-    export_onnx(make().eval(), None, example, path, contract=InputContract(shape))
+    export_onnx(make().eval(), None, example, path, contract=InputSpec(shape))
     models[name] = str(path)
 data = load_mnist()
 (root / "digits").mkdir()
@@ -162,7 +162,7 @@ for sample in data.samples(range(500)):
     (root / "digits" / f"{sample.id}.png").write_bytes(sample.data)
 scorer = OnnxScorer(models["mnist_small_cnn"])
 seen = scorer.score(data.inputs(range(500)))
-policy = Policy.fit(seen.scores, seen.classes, n_classes=10, discard_fraction=0.4,
+policy = Policy.fit(seen.scores, seen.classes, n_classes=10, retention=0.6,
     provenance=Provenance(model_digest=scorer.digest, score=scorer.score_definition))
 set_policy(models["mnist_small_cnn"], policy)
 print(json.dumps({"models": models, "digits": str(root / "digits")}))

@@ -26,14 +26,13 @@ from torch import Tensor, nn
 
 import drip
 from drip.datasets import AudioDataset, ImageDataset, load, split_rows
-from drip.device import OnnxScorer
-from drip.export import Settings, export_onnx, quantize, set_policy
-from drip.export.agreement import compare, retained_by
-from drip.media import InputContract
+from drip.media import InputSpec
 from drip.models import AudioCNN, MobileNetV2, SmallCNN, load_features
+from drip.onnx import OnnxScorer, Settings, export_onnx, quantize, set_policy
+from drip.onnx.quantization import compare, retained_by
 from drip.pipeline import observe
 from drip.policy import Policy, Provenance
-from drip.retrain import Examples, TrainConfig, train
+from drip.training import Examples, TrainConfig, train
 from drip.types import Observations
 
 DISCARD_FRACTIONS = (0.25, 0.39)
@@ -55,7 +54,7 @@ class Case:
 
     dataset: str
     shares: tuple[float, ...]
-    contract: InputContract | None
+    spec: InputSpec | None
     make: Callable[[np.ndarray, np.ndarray], nn.Module]
     wanted: float
 
@@ -105,7 +104,7 @@ def mobilenet(inputs: np.ndarray, labels: np.ndarray) -> nn.Module:
 
 
 # the photographs' own size: larger ones would be made up
-IMAGENET = InputContract((3, 128, 128), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IMAGENET = InputSpec((3, 128, 128), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CASES = {
     "mnist": Case("mnist", (0.2, 0.15, 0.15, 0.5), None, small_cnn, 0.90),
     "speech_commands": Case("speech_commands", (0.24, 0.18, 0.58), None, audio_cnn, 0.90),
@@ -117,15 +116,15 @@ def run(name: str, settings: Settings) -> Iterator[dict[str, Any]]:
     """One record per discard fraction."""
     case = CASES[name]
     data = load(case.dataset)
-    contract = case.contract or data.contract
+    spec = case.spec or data.spec
     rows = split_rows(len(data), case.shares, _SEED, data.groups)[:3]
     trained, calibrated, tested = rows
     assert len(tested) >= LEAST_TESTED
-    inputs = np.stack([contract.prepare(s.data, s.media_type) for s in data.samples(trained.tolist())])
+    inputs = np.stack([spec.prepare(s.data, s.media_type) for s in data.samples(trained.tolist())])
     model = case.make(inputs, data.labels[trained])
     with tempfile.TemporaryDirectory() as folder:
         plain, parent, int8 = (Path(folder) / f"{part}.onnx" for part in ("plain", "parent", "int8"))
-        export_onnx(model, None, inputs[:2], plain, contract=contract)
+        export_onnx(model, None, inputs[:2], plain, spec=spec)
         del inputs
         scorer = OnnxScorer(plain)
         fit, test = (observed(data, part, scorer) for part in (calibrated, tested))
@@ -167,7 +166,7 @@ def run(name: str, settings: Settings) -> Iterator[dict[str, Any]]:
 
 def observed(data: ImageDataset | AudioDataset, rows: np.ndarray, scorer: OnnxScorer) -> Observations:
     """Observations of some rows, prepared as the file says."""
-    return observe(data.samples(rows.tolist()), scorer, prepare=scorer.contract.prepare, batch_size=32)
+    return observe(data.samples(rows.tolist()), scorer, prepare=scorer.spec.prepare, batch_size=32)
 
 
 def show(stage: str) -> None:

@@ -10,11 +10,10 @@ import numpy as np
 from drip import Policy, run
 from drip.datasets import load_mnist
 from drip.models import SmallCNN
-from drip.retrain import Examples, TrainConfig, predict, retrain, train
 from drip.scoring import TorchScorer, model_digest
-from drip.selectors import from_policy
+from drip.sources import DatasetSource
 from drip.store import RetentionStore
-from drip.streams import DatasetSource
+from drip.training import Examples, TrainConfig, predict, retrain, train
 
 
 def main() -> None:
@@ -31,19 +30,19 @@ def main() -> None:
         typical.scores,
         typical.classes,
         n_classes=10,
-        discard_fraction=0.4,
+        retention=0.6,
         provenance={"model_digest": model_digest(model)},
     )
     policy.require(model_digest(model))
-    contract = digits.contract
+    spec = digits.spec
     with (
         tempfile.TemporaryDirectory() as folder,
         RetentionStore(Path(folder) / "kept.db", budget_bytes=1_000_000) as store,
     ):
         source = DatasetSource(digits, stream)
-        tally = run(source, scorer, from_policy(policy), store, prepare=contract.prepare)
+        tally = run(source, scorer, policy.to_rule(), store, prepare=spec.prepare)
         print(f"kept {len(store)} of {tally.n_seen} digits in {store.stats().disk_bytes} bytes")
-        better = retrain(SmallCNN, training_set, store, prepare=contract.prepare, config=config)
+        better = retrain(SmallCNN, training_set, store, prepare=spec.prepare, config=config)
     for name, candidate in (("before", model), ("after", better)):
         accuracy = np.mean(predict(candidate, digits.inputs(test)) == digits.labels[test])
         print(f"accuracy {name}: {accuracy:.1%}")

@@ -9,7 +9,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from drip.selectors import BaseSelector, available, create
+from drip.rules import BaseRule, available, create
 from drip.types import Decisions, Observations
 
 _TIMED_DECISIONS = 200
@@ -21,7 +21,7 @@ class Rule:
 
     Attributes:
         name: The arm.
-        selector: Name among :func:`drip.selectors.available`.
+        selector: Name among :func:`drip.rules.available`.
         params: Arguments besides retention and seed, as pairs.
     """
 
@@ -29,7 +29,7 @@ class Rule:
     selector: str
     params: tuple[tuple[str, Any], ...] = ()
 
-    def build(self, retention: float, seed: int) -> BaseSelector:
+    def build(self, retention: float, seed: int) -> BaseRule:
         """The rule for a retention, not yet calibrated; arms that draw, draw apart from one another."""
         draws = "seed" in inspect.signature(available()[self.selector]).parameters
         seeded = {"seed": zlib.crc32(self.name.encode()) + seed} if draws else {}
@@ -91,7 +91,7 @@ class Decided:
     cost: dict[str, float]
 
 
-def decide(selector: BaseSelector, stream: Observations) -> Decided:
+def decide(selector: BaseRule, stream: Observations) -> Decided:
     """The decisions on a stream, and what a single decision costs (measured apart, on its first part)."""
     state = selector.state()
     decisions = selector.decide_many(stream)

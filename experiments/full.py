@@ -22,11 +22,11 @@ from drip.datasets import load
 from drip.errors import InputError, ModelError
 from drip.files import atomic_writer, canonical_json, sha256_hex
 from drip.models import AudioCNN, EfficientNetB0, MobileNetV2, SmallCNN, cut_before_last_seven, load_features
-from drip.retrain import Examples, TrainConfig, train
 from drip.scoring import TorchScorer, model_digest
+from drip.training import Examples, TrainConfig, train
 from drip.types import FloatArray, IntArray, JsonObject, Observations
 from experiments.bank import Bank, build_bank
-from experiments.recipes import RECIPES, Recipe, Training
+from experiments.recipes import RECIPES, RuleSpec, Training
 from experiments.regimes import BATCH, observe_maps
 from experiments.sizes import encoded_sizes
 from experiments.views import network_inputs
@@ -91,7 +91,7 @@ class FullRegime:
         labels: IntArray,
         n_classes: int,
         backbone: Backbone,
-        recipe: Recipe,
+        recipe: RuleSpec,
         sizes: Callable[[], IntArray],
         cache: Path,
         groups: IntArray | None = None,
@@ -112,7 +112,7 @@ class FullRegime:
         device: str = "cpu",
         backbone: str | None = None,
         weights: str | Path | None = None,
-        recipe: Recipe | None = None,
+        recipe: RuleSpec | None = None,
         limit: int | None = None,
         on_progress: Progress | None = None,
     ) -> FullRegime:
@@ -144,7 +144,7 @@ class FullRegime:
         if limit is not None and limit < len(data):
             chosen = np.sort(np.random.default_rng(0).choice(len(data), limit, replace=False))
         config: JsonObject = {"dataset": dataset, "n_rows": len(chosen)}
-        shape = data.contract.shape
+        shape = data.spec.shape
         small: dict[str, Callable[[], nn.Module]] = {
             "small_cnn": lambda: SmallCNN(shape[0], n_classes, recipe.width),
             "audio_cnn": lambda: AudioCNN(n_classes, shape[1], recipe.width),

@@ -18,8 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from drip.selectors.energy import EnergySelector
-from drip.selectors.margin import MarginSelector
+from drip.rules.uncertainty import EnergyRule, MarginRule
 from drip.types import FloatArray, IntArray, JsonObject, Observations
 from experiments import registered, streams
 from experiments.cells import Cell, Unit
@@ -77,7 +76,7 @@ def run(cell: Cell, bench: Workspace) -> Outcome:
 def _yardstick(bench: Workspace, retention: float) -> dict[str, float]:
     stream, rows = bench.stream("d1c"), bench.split.d3
     wrong = stream.classes != bench.regime.labels[rows]
-    order = np.lexsort((bench.rng(YARDSTICK).random(len(rows)), -MarginSelector().utility(stream), ~wrong))
+    order = np.lexsort((bench.rng(YARDSTICK).random(len(rows)), -MarginRule().utility(stream), ~wrong))
     kept = np.sort(order[: round(retention * len(rows))])
     return {
         **bench.finish(rows[kept]),
@@ -125,7 +124,7 @@ class LimitsWorkspace(StreamWorkspace):
         if measure == "max-logit":
             return np.asarray(seen.logits.max(axis=1), np.float64)
         if measure in ("margin", "energy"):
-            return -(MarginSelector() if measure == "margin" else EnergySelector()).utility(seen)
+            return -(MarginRule() if measure == "margin" else EnergyRule()).utility(seen)
         scene = self.scenario(SCENARIO)
         if measure == "labels":
             lessons, is_known = _features(stream[taught]), scene.labels[taught] >= 0

@@ -27,8 +27,8 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """One training: AdamW, one-cycle learning rate, cross-entropy (:func:`drip.retrain.train`).
+class RuleSpec:
+    """One training: AdamW, one-cycle learning rate, cross-entropy (:func:`drip.training.train`).
 
     Attributes:
         backbone: The network: ``small_cnn``, ``audio_cnn``, ``mobilenet_v2`` or ``efficientnet_b0``.
@@ -61,12 +61,12 @@ class Recipe:
         return self.epochs * max(1, round(n_rows / self.batch_size))
 
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
+RECIPES: Mapping[str, RuleSpec] = MappingProxyType(
     {
-        "mnist": Recipe("small_cnn", epochs=2, batch_size=64, learning_rate=3e-2, width=16),
-        "cifar10": Recipe("mobilenet_v2", epochs=2, batch_size=64, learning_rate=1e-3),
-        "tomato": Recipe("mobilenet_v2", epochs=4, batch_size=32, learning_rate=1e-3),
-        "speech_commands": Recipe(
+        "mnist": RuleSpec("small_cnn", epochs=2, batch_size=64, learning_rate=3e-2, width=16),
+        "cifar10": RuleSpec("mobilenet_v2", epochs=2, batch_size=64, learning_rate=1e-3),
+        "tomato": RuleSpec("mobilenet_v2", epochs=4, batch_size=32, learning_rate=1e-3),
+        "speech_commands": RuleSpec(
             "audio_cnn",
             epochs=15,
             batch_size=16,

@@ -125,7 +125,7 @@ _WORDS = (
     ("baseline", "nothing of the stream is kept"),
     ("all", "everything is kept"),
     ("DRIP, `paper.*`", "the paper's rule; heatmap `raw` or `normalised`, limits by `window` or `peak`"),
-    ("other names", "rules of `drip.selectors` and variants of DRIP's"),
+    ("other names", "rules of `drip.rules` and variants of DRIP's"),
     ("full", "the whole network is trained, section IV-B"),
     ("head", "features are frozen, only the linear head is trained: cheap, so all can be compared"),
 )

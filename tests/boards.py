@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drip.media import InputContract
+from drip.media import InputSpec
 
 sys.path.insert(0, str(Path(__file__).parent / "device"))
 
-CONTRACT = InputContract((3, 8, 8), mean=(0.5,), std=(0.25,))
+CONTRACT = InputSpec((3, 8, 8), mean=(0.5,), std=(0.25,))
 N_PRODUCTION = 150
 
 
@@ -39,7 +39,7 @@ def board(tmp_path_factory):
     """``model`` knows what it gives; ``bare`` has no policy, ``policy`` was calibrated on 300 pictures."""
     from known_model import make_model
 
-    from drip.device import OnnxScorer
+    from drip.onnx import OnnxScorer
     from drip.workflow import calibrate_file
 
     root = tmp_path_factory.mktemp("board")
@@ -52,7 +52,7 @@ def board(tmp_path_factory):
     model = make_model(root / "model.onnx", CONTRACT, seed=3, policy=policy, limits=limits)
     return SimpleNamespace(
         root=root, model=model, bare=bare, policy=root / "policy.json", calibration=calibration,
-        production=production, contract=CONTRACT,
+        production=production, spec=CONTRACT,
     )  # fmt: skip
 
 

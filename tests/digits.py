@@ -41,7 +41,7 @@ def make_digits(root):
 
     from drip.datasets import load_mnist
     from drip.models import SmallCNN
-    from drip.retrain import Examples, TrainConfig, train
+    from drip.training import Examples, TrainConfig, train
     from drip.workflow import calibrate_folder
 
     whole = load_mnist()  # the packaged digits are the last ones of the full set
@@ -57,5 +57,5 @@ def make_digits(root):
     calibration = write_folder(root / "calibration", dataset, range(1000, 1300))
     production = write_folder(root / "production", dataset, range(2000, 2000 + N_PRODUCTION))
     policy = root / "policy.json"
-    calibrate_folder(model, calibration, dataset.contract).save(policy)
+    calibrate_folder(model, calibration, dataset.spec).save(policy)
     return Digits(weights, calibration, production, policy)

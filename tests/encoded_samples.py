@@ -9,15 +9,15 @@ import pytest
 import soundfile
 
 from drip.errors import InputError
-from drip.media import InputContract
+from drip.media import InputSpec
 
 RNG = np.random.default_rng(5)
 GREY = RNG.integers(0, 256, (12, 10), dtype=np.uint8)
 COLOUR = RNG.integers(0, 256, (12, 10, 3), dtype=np.uint8)
 SMOOTH = np.add.outer(np.arange(60) * 2, np.arange(90)).astype(np.uint8)
 TONE = (0.5 * np.sin(np.arange(400) / 7)).astype(np.float32)
-GREY_CONTRACT = InputContract(shape=(1, 12, 10))
-COLOUR_CONTRACT = InputContract(shape=(3, 12, 10))
+GREY_CONTRACT = InputSpec(shape=(1, 12, 10))
+COLOUR_CONTRACT = InputSpec(shape=(3, 12, 10))
 
 
 def encoded(picture, form, **options):
@@ -54,7 +54,7 @@ def npy_declaring(shape, data=b"", descr="<f4", fortran_order=False):
     return buffer.getvalue() + data
 
 
-def refused(contract, data, media_type):
+def refused(spec, data, media_type):
     with pytest.raises(InputError) as caught:
-        contract.prepare(data, media_type)
+        spec.prepare(data, media_type)
     return str(caught.value)

@@ -10,7 +10,7 @@ from drip.errors import (
 )
 from drip.media import encode_npy
 from drip.pipeline import observe
-from drip.selectors import create
+from drip.rules import create
 from drip.types import Observations, Sample
 
 N_FEATURES, N_CLASSES = 6, 3
@@ -71,7 +71,7 @@ def calibration():
 
 
 def drip_selector():
-    return create("drip", discard_fraction=0.4).calibrate(calibration())
+    return create("drip", retention=0.6).calibrate(calibration())
 
 
 def record(sink):

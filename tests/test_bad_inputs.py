@@ -181,7 +181,7 @@ def test_class_without_calibration_samples_never_discards(
 ):
     calibrate_options[calibrate_options.index(digits.calibration)] = digits.calibration / "1"
     assert drip(*calibrate_options).code == 0
-    windows = json.loads((tmp_path / "new-policy.json").read_text())["recipe"]["state"]["windows"]
+    windows = json.loads((tmp_path / "new-policy.json").read_text())["rule"]["state"]["windows"]
     empty = {number for number, window in enumerate(windows) if window["n"] == 0}
     assert all(windows[number]["never_because"].startswith("too few: 0") for number in empty)
     run_options[5] = tmp_path / "new-policy.json"
@@ -211,7 +211,7 @@ def test_constant_scores_never_discard_and_say_so(
     calibrate_options[1:4] = [spec]
     result = drip(*calibrate_options)
     assert result.code == 0, result.err
-    windows = json.loads((tmp_path / "new-policy.json").read_text())["recipe"]["state"]["windows"]
+    windows = json.loads((tmp_path / "new-policy.json").read_text())["rule"]["state"]["windows"]
     assert windows[9]["n"] == 300
     assert "ties" in windows[9]["never_because"] or "equal" in windows[9]["never_because"]
     run_options[1:6] = [spec, "--policy", tmp_path / "new-policy.json"]

@@ -182,8 +182,8 @@ def test_bad_fraction_is_refused_before_any_training(part, tmp_path, monkeypatch
 
     monkeypatch.setattr(drip.demo, "load_mnist", lambda: part)
     monkeypatch.setattr(drip.demo, "train", train)
-    with pytest.raises(InputError, match="discard_fraction"):
-        run_demo(DemoConfig(tmp_path / "out", discard_fraction=1.5))
+    with pytest.raises(InputError, match="retention"):
+        run_demo(DemoConfig(tmp_path / "out", retention=-0.5))
 
 
 # -- the gallery ---------------------------------------------------------------------------------------

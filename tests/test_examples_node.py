@@ -13,7 +13,7 @@ from digits import write_folder
 from support import lacks, require_module, require_tool
 
 from drip.datasets import load_mnist
-from drip.device import OnnxScorer
+from drip.onnx import OnnxScorer
 from drip.store import RetentionStore
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "node"
@@ -39,8 +39,8 @@ def node():
 def model(digits, tmp_path_factory):
     """The trained model with its policy as a model file."""
     require_module("onnxscript", "pip install onnxscript")
-    from drip.export import export_onnx
     from drip.models import load_model
+    from drip.onnx import export_onnx
     from drip.policy import Policy
 
     path = tmp_path_factory.mktemp("node") / "model.onnx"

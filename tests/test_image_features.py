@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from drip.errors import InputError, ModelError
-from drip.media import InputContract
-from drip.workflow.image_features import of_torch, open_backbone
+from drip.media import InputSpec
+from drip.workflow.features import of_torch, open_backbone
 
-CONTRACT = InputContract((1, 28, 28))
+CONTRACT = InputSpec((1, 28, 28))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_classifier_and_its_backbone_give_the_average_of_the_last_maps(network
 
 def test_a_network_for_other_inputs_is_refused(network):
     with pytest.raises(ModelError, match="a network for inputs of shape"):
-        of_torch(network, InputContract((3, 28, 28)), "small")
+        of_torch(network, InputSpec((3, 28, 28)), "small")
 
 
 def test_default_weights_are_needed_and_must_be_some(tmp_path):
@@ -52,7 +52,7 @@ def test_the_default_network_takes_both_forms_of_weights(tmp_path):
 
     from drip.models import MobileNetV2
 
-    small = InputContract((3, 32, 32))
+    small = InputSpec((3, 32, 32))
     batch = np.random.default_rng(0).random((1, 3, 32, 32), dtype=np.float32)
     for expansion in (False, True):
         torch.manual_seed(1)
@@ -72,11 +72,11 @@ def test_a_model_file_answers_for_its_weights_and_needs_features(board):
 
 
 def test_a_model_file_gives_the_features_of_its_network(network, tmp_path):
-    from drip.export import export_onnx
+    from drip.onnx import export_onnx
 
     batch = np.random.default_rng(0).random((3, 1, 28, 28), dtype=np.float32)
-    export_onnx(network, None, batch, tmp_path / "m.onnx", features=True, contract=CONTRACT)
+    export_onnx(network, None, batch, tmp_path / "m.onnx", features=True, spec=CONTRACT)
     found = open_backbone(str(tmp_path / "m.onnx"))
-    assert found.contract == CONTRACT
+    assert found.spec == CONTRACT
     expected = of_torch(network, CONTRACT, "small").features(batch)
     np.testing.assert_allclose(found.features(batch), expected, rtol=1e-4, atol=1e-5)

@@ -13,7 +13,7 @@ from encoded_samples import (
 )
 
 from drip.errors import InputError
-from drip.media import NPY, InputContract, decode_npy, encode_npy
+from drip.media import NPY, InputSpec, decode_npy, encode_npy
 
 
 @pytest.mark.parametrize(
@@ -36,25 +36,25 @@ def test_npy_comes_back_as_it_was(values):
 
 def test_array_is_taken_as_it_is_and_normalised_per_first_axis():
     values = RNG.normal(size=(2, 3, 4))
-    contract = InputContract((2, 3, 4), mean=(1.0, 2.0), std=(2.0, 4.0))
-    got = contract.prepare(encode_npy(values), NPY)
+    spec = InputSpec((2, 3, 4), mean=(1.0, 2.0), std=(2.0, 4.0))
+    got = spec.prepare(encode_npy(values), NPY)
     np.testing.assert_allclose(got[1], (values[1] - 2) / 4, rtol=1e-5, atol=1e-6)
 
 
 def test_array_of_another_shape_is_refused():
-    assert "(3, 4)" in refused(InputContract((4, 3)), encode_npy(np.zeros((3, 4))), NPY)
+    assert "(3, 4)" in refused(InputSpec((4, 3)), encode_npy(np.zeros((3, 4))), NPY)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300, -1e300])
 def test_values_that_are_no_finite_float32_are_refused(bad):
     values = np.zeros((3, 4))
     values[1, 2] = bad
-    assert "finite" in refused(InputContract((3, 4)), encode_npy(values), NPY)
+    assert "finite" in refused(InputSpec((3, 4)), encode_npy(values), NPY)
 
 
 def test_values_that_normalisation_makes_infinite_are_refused():
-    contract = InputContract((1, 2), std=(1e-6,))
-    assert "finite" in refused(contract, encode_npy(np.full((1, 2), 3e38)), NPY)
+    spec = InputSpec((1, 2), std=(1e-6,))
+    assert "finite" in refused(spec, encode_npy(np.full((1, 2), 3e38)), NPY)
 
 
 def test_pickled_array_is_refused_and_not_run(tmp_path):
@@ -64,13 +64,13 @@ def test_pickled_array_is_refused_and_not_run(tmp_path):
 
     buffer = io.BytesIO()
     np.save(buffer, np.array([Harmful()], dtype=object), allow_pickle=True)
-    assert "numbers" in refused(InputContract((1,)), buffer.getvalue(), NPY)
+    assert "numbers" in refused(InputSpec((1,)), buffer.getvalue(), NPY)
     assert not (tmp_path / "harm").exists()
 
 
 @pytest.mark.parametrize("descr", ["<U4", "<c8", "<M8[s]", [("a", "<f4")], "|V4", "|S3"])
 def test_arrays_of_anything_but_real_numbers_are_refused(descr):
-    assert "numbers" in refused(InputContract((1,)), npy_declaring((1,), bytes(16), descr), NPY)
+    assert "numbers" in refused(InputSpec((1,)), npy_declaring((1,), bytes(16), descr), NPY)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_arrays_of_anything_but_real_numbers_are_refused(descr):
 )
 def test_header_that_lies_about_its_shape_is_refused_without_memory(shape):
     tracemalloc.start()
-    message = refused(InputContract((1,)), npy_declaring(shape, bytes(4)), NPY)
+    message = refused(InputSpec((1,)), npy_declaring(shape, bytes(4)), NPY)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert "got" in message

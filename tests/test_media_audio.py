@@ -5,9 +5,9 @@ import pytest
 from encoded_samples import TONE, refused, sound
 
 from drip.errors import InputError
-from drip.media import InputContract
+from drip.media import InputSpec
 
-AUDIO = InputContract((1, 400), sample_rate_hz=16_000)
+AUDIO = InputSpec((1, 400), sample_rate_hz=16_000)
 
 
 @pytest.mark.parametrize(("form", "media_type"), [("WAV", "audio/wav"), ("FLAC", "audio/flac")])
@@ -19,7 +19,7 @@ def test_audio_is_scaled_to_plus_minus_one(form, media_type):
 
 def test_channels_of_audio_come_first():
     stereo = np.stack([TONE, -TONE / 2], axis=1)
-    got = InputContract((2, 400), sample_rate_hz=16_000).prepare(sound(stereo), "audio/wav")
+    got = InputSpec((2, 400), sample_rate_hz=16_000).prepare(sound(stereo), "audio/wav")
     np.testing.assert_allclose(got, stereo.T, atol=1 / 32768)
 
 
@@ -43,8 +43,8 @@ def test_audio_of_another_length_is_refused_unless_it_may_be_cropped():
 @pytest.mark.parametrize("length", [1, 300, 399, 401, 900])
 def test_crop_cuts_or_pads_audio_at_the_end(length):
     values = np.resize(TONE, length)
-    contract = InputContract((1, 400), resize="crop", sample_rate_hz=16_000)
-    got = contract.prepare(sound(values, subtype="FLOAT"), "audio/wav")
+    spec = InputSpec((1, 400), resize="crop", sample_rate_hz=16_000)
+    got = spec.prepare(sound(values, subtype="FLOAT"), "audio/wav")
     expected = np.zeros(400, np.float32)
     expected[: min(length, 400)] = values[:400]
     np.testing.assert_array_equal(got[0], expected)
@@ -53,12 +53,12 @@ def test_crop_cuts_or_pads_audio_at_the_end(length):
 @pytest.mark.parametrize(("form", "media_type"), [("WAV", "audio/wav"), ("FLAC", "audio/flac")])
 @pytest.mark.parametrize("resize", ["exact", "crop"])
 def test_truncated_audio_is_refused_and_never_padded(form, media_type, resize):
-    contract = InputContract((1, 400), resize=resize, sample_rate_hz=16_000)
+    spec = InputSpec((1, 400), resize=resize, sample_rate_hz=16_000)
     data = sound(TONE, form=form)
-    whole = contract.prepare(data, media_type)
+    whole = spec.prepare(data, media_type)
     for end in (*range(0, len(data) - 20, 37), *range(len(data) - 20, len(data) - 1)):
         try:
-            got = contract.prepare(data[:end], media_type)
+            got = spec.prepare(data[:end], media_type)
         except InputError:
             continue
         np.testing.assert_array_equal(got, whole)  # only a trailing checksum was missing
@@ -82,9 +82,9 @@ def test_nan_in_audio_is_refused():
 
 
 def test_audio_over_max_values_is_refused():
-    contract = InputContract((1, 400), sample_rate_hz=16_000, max_values=399)
-    assert "at most 399" in refused(contract, sound(TONE), "audio/wav")
+    spec = InputSpec((1, 400), sample_rate_hz=16_000, max_values=399)
+    assert "at most 399" in refused(spec, sound(TONE), "audio/wav")
 
 
 def test_audio_needs_a_shape_of_channels_and_samples():
-    assert "(channels, samples)" in refused(InputContract((1, 20, 20)), sound(TONE), "audio/wav")
+    assert "(channels, samples)" in refused(InputSpec((1, 20, 20)), sound(TONE), "audio/wav")

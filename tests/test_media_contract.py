@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from drip.errors import InputError
-from drip.media import MEDIA_TYPES, NPY, SUFFIXES, InputContract, encode_npy, encode_png
+from drip.media import MEDIA_TYPES, NPY, SUFFIXES, InputSpec, encode_npy, encode_png
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,12 @@ from drip.media import MEDIA_TYPES, NPY, SUFFIXES, InputContract, encode_npy, en
 )
 def test_field_outside_its_range_is_refused_by_name(fields, word):
     with pytest.raises(InputError, match=word):
-        InputContract(**fields)
+        InputSpec(**fields)
 
 
 def test_contract_survives_json():
-    contract = InputContract((3, 12, 10), "crop", (0.1, 0.2, 0.3), (0.5,), 0, 10**6)
-    assert InputContract.from_json(json.loads(json.dumps(contract.to_json()))) == contract
+    contract = InputSpec((3, 12, 10), "crop", (0.1, 0.2, 0.3), (0.5,), 0, 10**6)
+    assert InputSpec.from_json(json.loads(json.dumps(contract.to_json()))) == contract
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_contract_survives_json():
 )
 def test_malformed_contract_is_refused(content):
     with pytest.raises(InputError):
-        InputContract.from_json(content)
+        InputSpec.from_json(content)
 
 
 def test_every_media_type_has_a_suffix_to_write_and_to_read():
@@ -77,25 +77,25 @@ def test_every_media_type_has_a_suffix_to_write_and_to_read():
 # -- fuzz ----------------------------------------------------------------------------------------------
 
 SEEDS = {
-    "image/png": (InputContract((1, 12, 10), max_values=100_000), encode_png(GREY)),
+    "image/png": (InputSpec((1, 12, 10), max_values=100_000), encode_png(GREY)),
     "image/jpeg": (
-        InputContract((3, 12, 10), "crop", max_values=100_000),
+        InputSpec((3, 12, 10), "crop", max_values=100_000),
         encoded(Image.fromarray(COLOUR), "JPEG"),
     ),
     "image/webp": (
-        InputContract((3, 12, 10), "stretch", max_values=100_000),
+        InputSpec((3, 12, 10), "stretch", max_values=100_000),
         encoded(Image.fromarray(COLOUR), "WEBP"),
     ),
     "image/bmp": (
-        InputContract((3, 12, 10), "crop", max_values=100_000),
+        InputSpec((3, 12, 10), "crop", max_values=100_000),
         encoded(Image.fromarray(COLOUR), "BMP"),
     ),
-    "audio/wav": (InputContract((1, 400), "crop", sample_rate_hz=16_000, max_values=100_000), sound(TONE)),
+    "audio/wav": (InputSpec((1, 400), "crop", sample_rate_hz=16_000, max_values=100_000), sound(TONE)),
     "audio/flac": (
-        InputContract((1, 400), "crop", sample_rate_hz=16_000, max_values=100_000),
+        InputSpec((1, 400), "crop", sample_rate_hz=16_000, max_values=100_000),
         sound(TONE, form="FLAC"),
     ),
-    NPY: (InputContract((3, 4), mean=(0.5,), max_values=100_000), encode_npy(np.ones((3, 4), np.float32))),
+    NPY: (InputSpec((3, 4), mean=(0.5,), max_values=100_000), encode_npy(np.ones((3, 4), np.float32))),
 }
 
 

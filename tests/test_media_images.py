@@ -22,7 +22,7 @@ from encoded_samples import (
 from PIL import Image
 
 from drip.errors import InputError
-from drip.media import SUFFIXES, InputContract, encode_png
+from drip.media import SUFFIXES, InputSpec, encode_png
 
 
 def test_grey_png_is_scaled_to_one_and_gets_a_channel_axis():
@@ -39,16 +39,16 @@ def test_colour_png_has_channels_first():
 
 def test_mean_and_std_are_per_channel_after_scaling():
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    contract = InputContract((3, 12, 10), mean=mean, std=std)
-    got = contract.prepare(encode_png(COLOUR), "image/png")
+    spec = InputSpec((3, 12, 10), mean=mean, std=std)
+    got = spec.prepare(encode_png(COLOUR), "image/png")
     for channel in range(3):
         expected = (COLOUR[:, :, channel] / 255.0 - mean[channel]) / std[channel]
         np.testing.assert_allclose(got[channel], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_one_mean_serves_all_channels():
-    contract = InputContract((3, 12, 10), mean=(0.5,), std=(0.25,))
-    got = contract.prepare(encode_png(COLOUR), "image/png")
+    spec = InputSpec((3, 12, 10), mean=(0.5,), std=(0.25,))
+    got = spec.prepare(encode_png(COLOUR), "image/png")
     np.testing.assert_allclose(got, (COLOUR.transpose(2, 0, 1) / 255.0 - 0.5) / 0.25, rtol=1e-5, atol=1e-6)
 
 
@@ -119,7 +119,7 @@ def test_first_frame_of_an_animation_counts():
 
 
 def test_exact_refuses_another_size_and_says_what_to_set():
-    message = refused(InputContract((1, 28, 28)), encode_png(GREY), "image/png")
+    message = refused(InputSpec((1, 28, 28)), encode_png(GREY), "image/png")
     assert "28 x 28" in message
     assert "10 x 12" in message
     assert "stretch" in message
@@ -128,8 +128,8 @@ def test_exact_refuses_another_size_and_says_what_to_set():
 @pytest.mark.parametrize("size", [(30, 45), (90, 20), (7, 5)])
 def test_stretch_resizes_both_sides(size):
     height, width = size
-    contract = InputContract((1, height, width), resize="stretch")
-    got = contract.prepare(encode_png(SMOOTH), "image/png")
+    spec = InputSpec((1, height, width), resize="stretch")
+    got = spec.prepare(encode_png(SMOOTH), "image/png")
     expected = Image.fromarray(SMOOTH).resize((width, height), Image.Resampling.BILINEAR)
     np.testing.assert_allclose(got[0] * 255, np.asarray(expected), atol=1e-3)
 
@@ -138,7 +138,7 @@ def test_stretch_resizes_both_sides(size):
 @pytest.mark.parametrize("pixels", [SMOOTH, SMOOTH.T, COLOUR[:, :, 0]])
 def test_crop_is_the_middle_of_the_picture_with_the_shorter_side_resized(size, pixels):
     height, width = size
-    got = InputContract((1, height, width), resize="crop").prepare(encode_png(pixels), "image/png")
+    got = InputSpec((1, height, width), resize="crop").prepare(encode_png(pixels), "image/png")
     scale = max(width / pixels.shape[1], height / pixels.shape[0])
     whole = (max(width, round(pixels.shape[1] * scale)), max(height, round(pixels.shape[0] * scale)))
     left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
@@ -150,21 +150,21 @@ def test_crop_is_the_middle_of_the_picture_with_the_shorter_side_resized(size, p
 
 def test_crop_of_extreme_proportions_takes_no_memory():
     data = encode_png(np.zeros((1, 60_000), np.uint8))
-    got = InputContract((1, 224, 224), resize="crop").prepare(data, "image/png")
+    got = InputSpec((1, 224, 224), resize="crop").prepare(data, "image/png")
     assert got.shape == (1, 224, 224)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP"])
 def test_truncated_image_is_refused_or_whole(form):
     data = encoded(Image.fromarray(COLOUR.repeat(8, 0).repeat(8, 1)), form)
-    contract = InputContract((3, 96, 80))
+    spec = InputSpec((3, 96, 80))
     kind = f"image/{form.lower()}"
-    whole = contract.prepare(data, kind)
+    whole = spec.prepare(data, kind)
     n_refused = 0
     offsets = sorted({*range(0, len(data), max(1, len(data) // 60)), *range(len(data) - 30, len(data))})
     for end in offsets:
         try:
-            np.testing.assert_array_equal(contract.prepare(data[:end], kind), whole)
+            np.testing.assert_array_equal(spec.prepare(data[:end], kind), whole)
         except InputError:
             n_refused += 1
             assert end < len(data)
@@ -173,8 +173,8 @@ def test_truncated_image_is_refused_or_whole(form):
 
 @pytest.mark.parametrize("media_type", sorted(SUFFIXES))
 def test_no_bytes_at_all_are_refused(media_type):
-    contract = InputContract((1, 400), sample_rate_hz=16_000) if "audio" in media_type else GREY_CONTRACT
-    refused(contract, b"", media_type)
+    spec = InputSpec((1, 400), sample_rate_hz=16_000) if "audio" in media_type else GREY_CONTRACT
+    refused(spec, b"", media_type)
 
 
 def test_picture_that_declares_sixty_thousand_squared_is_refused_before_memory_is_taken():
@@ -187,8 +187,8 @@ def test_picture_that_declares_sixty_thousand_squared_is_refused_before_memory_i
 
 
 def test_picture_over_max_values_is_refused_by_its_header():
-    contract = InputContract((1, 12, 10), max_values=119)
-    assert "at most 119 pixels" in refused(contract, encode_png(GREY), "image/png")
+    spec = InputSpec((1, 12, 10), max_values=119)
+    assert "at most 119 pixels" in refused(spec, encode_png(GREY), "image/png")
 
 
 def test_zip_bomb_in_a_small_picture_gives_its_pixels_or_an_error_but_not_its_memory():
@@ -234,4 +234,4 @@ def test_unknown_media_type_is_refused_with_the_known_ones(media_type):
 
 def test_image_needs_a_shape_with_one_or_three_channels():
     for shape in ((2, 12, 10), (120,), (12, 10)):
-        assert "image" in refused(InputContract(shape), encode_png(GREY), "image/png")
+        assert "image" in refused(InputSpec(shape), encode_png(GREY), "image/png")

@@ -8,25 +8,25 @@ import pytest
 FREE_ROOMS = (
     "drip",
     "drip.errors",
-    "drip.energy",
+    "drip.reduction.energy",
     "drip.types",
     "drip.files",
     "drip.media",
-    "drip.thresholds",
+    "drip.windows",
     "drip.policy",
-    "drip.selectors",
-    "drip.selectors.counting",
+    "drip.rules",
+    "drip.rules.chance",
     "drip.pipeline",
     "drip.testing",
     "drip.datasets",
-    "drip.streams",
+    "drip.sources",
     "drip.store",
-    "drip.device",
+    "drip.onnx",
     "drip.report",
     "drip.workflow",
     "drip.cli",
 )
-TORCH_ROOMS = ("drip.scoring", "drip.models", "drip.retrain", "drip.forgetting", "drip.demo")
+TORCH_ROOMS = ("drip.scoring", "drip.models", "drip.training", "drip.reduction.torch_forgetting", "drip.demo")
 
 NOT_THERE = """
 import sys
@@ -54,7 +54,7 @@ def test_every_torch_free_room_opens(prelude):
         prelude
         + "import importlib\n"
         + f"for room in {FREE_ROOMS!r}:\n    importlib.import_module(room)\n"
-        + "from drip.selectors import available\nassert len(available()) >= 10\n"
+        + "from drip.rules import available\nassert len(available()) >= 10\n"
         + "assert sys.modules.get('torch') is None\n"
     )
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from drip.errors import (
     StoreError,
 )
 from drip.pipeline import Tally, observe, run
-from drip.selectors import create
+from drip.rules import create
 from drip.testing import ListSource, MemorySink
 from drip.types import DurableSink
 

@@ -24,7 +24,7 @@ from drip.errors import (
     SampleTooLargeError,
 )
 from drip.pipeline import observe, prepare_npy, run
-from drip.selectors import create
+from drip.rules import create
 from drip.store import RetentionStore
 from drip.testing import ListSource, MemorySink
 from drip.workflow import ShadowSink

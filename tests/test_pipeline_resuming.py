@@ -16,7 +16,7 @@ from linear_stream import (
 
 from drip.errors import PolicyError, TransactionFullError
 from drip.pipeline import run
-from drip.selectors import create
+from drip.rules import create
 from drip.testing import ListSource, MemorySink, check_sink, check_source
 from drip.types import Progress
 
@@ -221,7 +221,7 @@ def test_fakes_of_these_tests_keep_the_contracts():
 
 def test_new_limits_of_a_rule_are_not_replaced_by_the_saved_ones_of_the_old():
     sink = MemorySink()
-    old, new = RULES["drip"](), create("drip", discard_fraction=0.9).calibrate(calibration())
+    old, new = RULES["drip"](), create("drip", retention=0.1).calibrate(calibration())
     run(ListSource(stream(5)), LinearScorer(), old, sink)
     before = new.state()
     run(ListSource(stream(5)), LinearScorer(), new, sink)

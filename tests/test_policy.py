@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drip.errors import DripError, InputError, PolicyError
-from drip.policy import FORMAT_VERSION, Histogram, Policy, Provenance, Recipe, class_histograms
-from drip.selectors import available, from_policy
+from drip.policy import FORMAT_VERSION, Histogram, Policy, Provenance, RuleSpec, class_histograms
+from drip.rules import available
 from drip.testing import fake_observations
-from drip.thresholds import fit_windows, sort_by_class
+from drip.windows import fit_windows, sort_by_class
 
 DELETED = object()
 
@@ -26,7 +26,7 @@ def small_policy(**arguments):
     classes = np.repeat([0, 1, 2], [40, 30, 5])
     arguments = {
         "n_classes": 3,
-        "discard_fraction": 0.4,
+        "retention": 0.6,
         "provenance": {"model_digest": "ab" * 32},
         **arguments,
     }
@@ -55,9 +55,9 @@ def changed(content, path, value):
 
 def test_fit_keeps_windows_provenance_and_histograms():
     policy = small_policy(method="histogram_peak", min_class_count=10)
-    assert policy.recipe.name == "drip"
-    assert policy.recipe.params == {
-        "discard_fraction": 0.4,
+    assert policy.rule.name == "drip"
+    assert policy.rule.params == {
+        "retention": 0.6,
         "method": "histogram_peak",
         "score": "drip",
         "min_class_count": 10,
@@ -84,10 +84,10 @@ def test_fit_takes_provenance_in_every_form():
 
 def test_fit_refuses_what_is_outside_its_range():
     scores, classes = np.arange(30.0), np.zeros(30, dtype=np.int64)
-    with pytest.raises(InputError, match="discard_fraction must be in"):
-        Policy.fit(scores, classes, n_classes=2, discard_fraction=1.5)
+    with pytest.raises(InputError, match="retention must be in"):
+        Policy.fit(scores, classes, n_classes=2, retention=-0.5)
     with pytest.raises(InputError, match="n_classes must be at least 2"):
-        Policy.fit(scores, classes, n_classes=1, discard_fraction=0.5)
+        Policy.fit(scores, classes, n_classes=1, retention=0.5)
 
 
 def test_both_limits_belong_to_the_window():
@@ -108,7 +108,7 @@ def test_both_limits_belong_to_the_window():
 
 
 def test_a_rule_without_windows_says_so():
-    policy = Policy(Recipe("margin", {}, {"limit": 0.5}), 3)
+    policy = Policy(RuleSpec("margin", {}, {"limit": 0.5}), 3)
     with pytest.raises(
         PolicyError, match=r"^a policy with windows is needed, got one of the rule 'margin'; "
     ):
@@ -125,7 +125,7 @@ def test_windows_of_what_is_kept_are_not_taken_for_windows_of_what_is_discarded(
 def test_a_saved_policy_loads_equal(tmp_path, name):
     rule = available()[name]().calibrate(fake_observations(300, 3))
     policy = Policy.of(rule, n_classes=3, provenance=Provenance(class_names=("a", "b", "c")))
-    assert policy.recipe.state_version == rule.state_version
+    assert policy.rule.state_version == rule.state_version
     path = tmp_path / "policy.json"
     policy.save(path)
     loaded = Policy.load(str(path))
@@ -151,11 +151,11 @@ def test_the_digest_is_stable_and_changes_with_every_value():
     assert len(policy.digest) == 64
     digests = {policy.digest}
     limits = [
-        ("recipe", "state", "windows", index, key) for index in (0, 1) for key in ("lower", "upper", "scale")
+        ("rule", "state", "windows", index, key) for index in (0, 1) for key in ("lower", "upper", "scale")
     ]
     others = [("provenance", "model_digest"), ("n_classes",), ("histograms", 0, "low")]
     for path in limits:
-        value = content["recipe"]["state"]["windows"][path[3]][path[4]]
+        value = content["rule"]["state"]["windows"][path[3]][path[4]]
         digests.add(
             Policy.from_json(
                 changed(content, path, float(np.nextafter(value, -inf if path[4] != "upper" else inf)))
@@ -168,7 +168,7 @@ def test_the_digest_is_stable_and_changes_with_every_value():
 
 def test_the_digest_is_pinned():
     # A digest that changes would make every store doubt its policies: raise FORMAT_VERSION with it.
-    policy = Policy(Recipe("margin", {"retention": 0.5}, {"limit": 0.25}), 2, Provenance(layer="conv"))
+    policy = Policy(RuleSpec("margin", {"retention": 0.5}, {"limit": 0.25}), 2, Provenance(layer="conv"))
     assert policy.digest == "1d52ddb6ded09b56e174fa12c46cbc12039eeab0e1fd1d068e780c41ad4f8bcd"
 
 
@@ -180,7 +180,7 @@ def test_a_policy_serves_its_own_model_only():
     ):
         policy.require("cd" * 32)
     with pytest.raises(PolicyError, match="got one for no model"):
-        Policy(Recipe("drip", {}, {}), 2).require("cd" * 32)
+        Policy(RuleSpec("drip", {}, {}), 2).require("cd" * 32)
 
 
 def test_a_file_cut_at_any_byte_is_refused(tmp_path):
@@ -250,9 +250,9 @@ def test_every_part_of_the_wrong_type_is_refused_or_harmless(path):
         # Accepted: then it is of the same kind, or it is an argument that only the rule can judge.
         json.dumps(policy.to_json(), allow_nan=False)
         try:
-            from_policy(policy).decide_many(observations)
+            policy.to_rule().decide_many(observations)
         except PolicyError as error:
-            assert path[0] == "recipe"
+            assert path[0] == "rule"
             assert "calibrate again" in str(error)  # noqa: PT017
         except InputError as error:
             assert "reads 'x'" in str(error)  # noqa: PT017  # another score's name
@@ -266,14 +266,14 @@ def test_every_part_of_the_wrong_type_is_refused_or_harmless(path):
         (("n_classes",), 1, "n_classes is 1"),
         (("n_classes",), 4, "3 histograms for 4 classes"),
         (("histograms",), [], None),
-        (("recipe", "state", "windows", 0, "lower"), 1e9, "window of class 0 is 1000000000.0 to"),
-        (("recipe", "state", "windows", 1, "lower"), None, "lower of window of class 1 is None, not float"),
-        (("recipe", "state", "windows", 2, "lower"), 0.0, "lower of window of class 2 is 0.0, not NoneType"),
-        (("recipe", "state", "windows", 2, "never_because"), None, "lower of window of class 2 is None"),
-        (("recipe", "state", "windows", 0, "upper"), nan, "JSON compliant"),
-        (("recipe", "state", "windows", 0, "n"), 1.5, "n of window of class 0 is 1.5, not int"),
-        (("recipe", "state", "windows"), [], "0 windows for 3 classes"),
-        (("recipe", "state_version"), "1", "state_version of recipe is '1', not int"),
+        (("rule", "state", "windows", 0, "lower"), 1e9, "window of class 0 is 1000000000.0 to"),
+        (("rule", "state", "windows", 1, "lower"), None, "lower of window of class 1 is None, not float"),
+        (("rule", "state", "windows", 2, "lower"), 0.0, "lower of window of class 2 is 0.0, not NoneType"),
+        (("rule", "state", "windows", 2, "never_because"), None, "lower of window of class 2 is None"),
+        (("rule", "state", "windows", 0, "upper"), nan, "JSON compliant"),
+        (("rule", "state", "windows", 0, "n"), 1.5, "n of window of class 0 is 1.5, not int"),
+        (("rule", "state", "windows"), [], "0 windows for 3 classes"),
+        (("rule", "state_version"), "1", "state_version of recipe is '1', not int"),
         (("provenance", "more"), 1, "unexpected keyword"),
         (("provenance", "class_names"), ["a", 2], "class_names are"),
         (("histograms", 0, "counts"), [1, -1], "counts are"),
@@ -284,7 +284,7 @@ def test_every_part_of_the_wrong_type_is_refused_or_harmless(path):
         (("provenance", "class_names"), ["a", "b"], "2 class_names for 3 classes"),
         (("provenance", "n_samples"), -1, "n_samples is -1"),
         (("provenance", "score"), {"beta": 10**400}, "int too large"),
-        (("recipe", "state", "windows", 1, "n"), -1, "n of window of class 1 is -1"),
+        (("rule", "state", "windows", 1, "n"), -1, "n of window of class 1 is -1"),
     ],
 )
 def test_bad_parts_are_named(path, value, message):
@@ -314,7 +314,7 @@ JSON_VALUES = st.recursive(
 def policy_content(name):
     rule = available()[name]().calibrate(fake_observations(60, 3))
     provenance = Provenance(
-        class_names=("a", "b", "c"), score={"layer": "conv"}, input_contract={"shape": [1, 8, 8]}
+        class_names=("a", "b", "c"), score={"layer": "conv"}, input_spec={"shape": [1, 8, 8]}
     )
     histograms = (Histogram(0.0, 1.0, (2, 1)), Histogram(0.0, 0.0, ()), Histogram(-1.0, -1.0, (3,)))
     return Policy.of(rule, n_classes=3, provenance=provenance, histograms=histograms).to_json()
@@ -331,7 +331,7 @@ def test_what_happened_to_a_policy_file_is_refused_as_such_or_harmless(content, 
         content = changed(content, path, data.draw(st.just(DELETED) | JSON_VALUES))
     try:
         policy = Policy.from_json(content)
-        from_policy(policy)
+        policy.to_rule()
     except PolicyError:
         return
     assert Policy.from_json(json.loads(json.dumps(policy.to_json(), allow_nan=False))) == policy
@@ -349,13 +349,13 @@ def test_a_content_nested_too_deep_is_refused():
 
 
 def test_a_window_of_one_score_is_whole():
-    content = changed(CONTENT, ("recipe", "state", "windows", 0, "lower"), 0.25)
-    content = changed(content, ("recipe", "state", "windows", 0, "upper"), 0.25)
+    content = changed(CONTENT, ("rule", "state", "windows", 0, "lower"), 0.25)
+    content = changed(content, ("rule", "state", "windows", 0, "upper"), 0.25)
     assert Policy.from_json(content).retains(np.array([0.25]), np.array([0])).tolist() == [False]
 
 
 def test_integers_of_other_writers_are_numbers():
-    content = changed(CONTENT, ("recipe", "state", "windows", 0, "lower"), -9)
+    content = changed(CONTENT, ("rule", "state", "windows", 0, "lower"), -9)
     window = Policy.from_json(content).windows[0]
     assert window.lower == -9.0
     assert type(window.lower) is float
@@ -370,7 +370,7 @@ def test_a_failed_save_leaves_the_old_policy(tmp_path):
     path = tmp_path / "policy.json"
     policy = small_policy()
     policy.save(path)
-    broken = replace(policy, recipe=replace(policy.recipe, params={"x": nan}))
+    broken = replace(policy, rule=replace(policy.rule, params={"x": nan}))
     with pytest.raises(ValueError, match="JSON"):
         broken.save(path)
     assert Policy.load(path) == policy

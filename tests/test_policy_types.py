@@ -5,7 +5,7 @@ from support import replaced
 
 from drip.errors import PolicyError
 from drip.policy import Policy, Provenance
-from drip.selectors import available, from_policy
+from drip.rules import available
 from drip.testing import fake_observations
 
 PROVENANCE = Provenance(
@@ -21,7 +21,7 @@ PROVENANCE = Provenance(
     },
     data="a folder",
     n_samples=60,
-    input_contract={
+    input_spec={
         "shape": [3, 32, 32],
         "resize": "crop",
         "mean": [0.5, 0.5, 0.5],
@@ -62,7 +62,7 @@ def test_a_value_of_another_type_is_refused(name):
     content = content_of(name)
     accepted = []
     for path in leaves(content):
-        if path[0] == "recipe" and name != "drip":
+        if path[0] == "rule" and name != "drip":
             continue  # parameters and state of the other rules are theirs to judge
         old = content
         for key in path:
@@ -71,7 +71,7 @@ def test_a_value_of_another_type_is_refused(name):
             if kind(new) == kind(old):
                 continue
             try:
-                from_policy(Policy.from_json(replaced(content, path, new)))
+                Policy.from_json(replaced(content, path, new)).to_rule()
             except PolicyError:
                 continue
             accepted.append(("/".join(map(str, path)), old, new))
@@ -85,10 +85,10 @@ def test_a_value_of_another_type_is_refused(name):
         ("score", "contrast", 1),
         ("score", "layer_shape", [16, 8.5]),
         ("score", "layer_shape", ["16"]),
-        ("input_contract", "mean", ["0.5"]),
-        ("input_contract", "std", [True]),
-        ("input_contract", "shape", [3.5]),
-        ("input_contract", "sample_rate_hz", 0.5),
+        ("input_spec", "mean", ["0.5"]),
+        ("input_spec", "std", [True]),
+        ("input_spec", "shape", [3.5]),
+        ("input_spec", "sample_rate_hz", 0.5),
     ],
 )
 def test_a_part_of_the_provenance_of_another_type_is_named(part, key, value):
@@ -98,13 +98,13 @@ def test_a_part_of_the_provenance_of_another_type_is_named(part, key, value):
 
 
 def test_windows_that_are_no_list_are_refused():
-    content = replaced(content_of("inverse-drip"), ("recipe", "state", "kept_windows"), {})
+    content = replaced(content_of("inverse-drip"), ("rule", "state", "kept_windows"), {})
     with pytest.raises(PolicyError, match=r"windows are \{\}, not a list"):
-        from_policy(Policy.from_json(content))
+        Policy.from_json(content).to_rule()
 
 
 def test_definitions_of_others_are_kept():
-    provenance = {"score": {"beta": {"deep": [1, None]}}, "input_contract": {}}
+    provenance = {"score": {"beta": {"deep": [1, None]}}, "input_spec": {}}
     policy = Policy.from_json(
         {**content_of("drip"), "provenance": {**content_of("drip")["provenance"], **provenance}}
     )

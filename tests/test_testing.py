@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from drip.selectors import create
-from drip.selectors.base import BaseSelector, ThresholdSelector, deterministic
-from drip.selectors.margin import MarginSelector
-from drip.selectors.uniform import RandomSelector
+from drip.rules import create
+from drip.rules.base import BaseRule, ThresholdRule, deterministic
+from drip.rules.chance import RandomRule
+from drip.rules.uncertainty import MarginRule
 from drip.testing import (
     ListSource,
     MemorySink,
-    check_selector,
+    check_rule,
     check_sink,
     check_source,
     fake_observations,
@@ -23,11 +23,11 @@ from drip.types import Progress
 OBSERVATIONS = fake_observations(120, 4, seed=1)
 
 
-class _Margin(MarginSelector):
+class _Margin(MarginRule):
     pass
 
 
-class ForgetsState(RandomSelector):
+class ForgetsState(RandomRule):
     def state(self):
         return {"generator": np.random.PCG64(0).state}
 
@@ -53,7 +53,7 @@ class DependsOnBatch(_Margin):
         return super().utility(observations) + len(observations)
 
 
-class DependsOnOrder(ThresholdSelector):
+class DependsOnOrder(ThresholdRule):
     def utility(self, observations):
         return observations.logits[:, 0]
 
@@ -72,7 +72,7 @@ class WrongProbability(_Margin):
         return replace(decisions, keep_probability=1.0 - decisions.keep_probability)
 
 
-class DrawsBeforeChecking(RandomSelector):
+class DrawsBeforeChecking(RandomRule):
     @property
     def needs(self):
         return frozenset({"drip"})
@@ -82,7 +82,7 @@ class DrawsBeforeChecking(RandomSelector):
         return super().decide_many(observations)
 
 
-class SilentUse(BaseSelector):
+class SilentUse(BaseRule):
     @property
     def params(self):
         return {}
@@ -114,18 +114,18 @@ def test_a_broken_selector_is_caught(rule, message):
         return selector
 
     with pytest.raises(AssertionError, match=message):
-        check_selector(factory, OBSERVATIONS)
+        check_rule(factory, OBSERVATIONS)
 
 
 def test_too_few_observations_are_refused():
     with pytest.raises(ValueError, match="at least 40 observations are needed, got 39"):
-        check_selector(lambda: create("margin"), OBSERVATIONS[:39])
+        check_rule(lambda: create("margin"), OBSERVATIONS[:39])
 
 
 def test_a_shared_instance_is_caught():
     rule = create("margin")
     with pytest.raises(AssertionError, match="a new selector every time"):
-        check_selector(lambda: rule, OBSERVATIONS)
+        check_rule(lambda: rule, OBSERVATIONS)
 
 
 def test_fakes_are_equal_for_equal_seeds_and_differ_for_others():

@@ -10,16 +10,16 @@ from digits import N_PRODUCTION
 from torch import nn
 
 from drip.datasets import load_mnist
-from drip.errors import InputError, ModelError, PolicyError, StreamError
-from drip.media import InputContract
+from drip.errors import InputError, ModelError, PolicyError, SourceError
+from drip.media import InputSpec
 from drip.models import SmallCNN, load_model
 from drip.policy import Policy
 from drip.scoring import model_digest
+from drip.sources import FolderSource
 from drip.store import RetentionStore
-from drip.streams import FolderSource
 from drip.workflow import ScoreOptions, calibrate_folder, run_stream, scorer_of
 
-CONTRACT = InputContract((1, 28, 28))
+CONTRACT = InputSpec((1, 28, 28))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_policy_says_where_it_comes_from(digits, model):
     assert provenance.score["method"] == "gradcam"
     assert provenance.data == str(digits.calibration)
     assert provenance.n_samples == 300
-    assert InputContract.from_json(provenance.input_contract) == CONTRACT
+    assert InputSpec.from_json(provenance.input_spec) == CONTRACT
     assert sum(sum(histogram.counts) for histogram in policy.histograms) == 300
 
 
@@ -119,7 +119,7 @@ def test_run_under_a_new_policy_continues_the_stream(digits, model, store):
     source = FolderSource(digits.production)
     first = Policy.load(digits.policy)
     run_stream(model, first, source, store, batch_size=20, stop=lambda: True)
-    second = calibrate_folder(model, digits.calibration, CONTRACT, discard_fraction=0.7)
+    second = calibrate_folder(model, digits.calibration, CONTRACT, retention=0.3)
     tally = run_stream(model, second, FolderSource(digits.production), store)
     assert tally.n_seen == N_PRODUCTION - 20
     digests = [row.policy_digest for row in store.audit()]
@@ -145,22 +145,22 @@ def test_policy_that_does_not_say_how_to_score_is_refused(model, digits):
 
 def test_policy_without_an_input_contract_is_refused(model, digits, store):
     policy = Policy.load(digits.policy)
-    bare = replace(policy, provenance=replace(policy.provenance, input_contract={}))
+    bare = replace(policy, provenance=replace(policy.provenance, input_spec={}))
     with pytest.raises(InputError, match="input contract"):
         run_stream(model, bare, FolderSource(digits.production), store)
 
 
 def test_policy_of_an_unknown_rule_is_refused(model, digits, store):
     content = json.loads(digits.policy.read_text())
-    content["recipe"]["name"] = "rule-of-tomorrow"
+    content["rule"]["name"] = "rule-of-tomorrow"
     with pytest.raises(PolicyError, match="rule-of-tomorrow"):
         run_stream(model, Policy.from_json(content), FolderSource(digits.production), store)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_fraction_outside_its_range_is_refused_before_any_work(fraction, model):
-    with pytest.raises(InputError, match="discard_fraction"):
-        calibrate_folder(model, "/nowhere", CONTRACT, discard_fraction=fraction)
+    with pytest.raises(InputError, match="retention"):
+        calibrate_folder(model, "/nowhere", CONTRACT, retention=fraction)
 
 
 def test_unknown_rule_is_refused_with_the_known_ones(model, digits):
@@ -174,7 +174,7 @@ def test_class_names_of_another_number_are_refused(model, digits):
 
 
 def test_missing_folder_is_refused(model, tmp_path):
-    with pytest.raises(StreamError, match="a folder is needed"):
+    with pytest.raises(SourceError, match="a folder is needed"):
         calibrate_folder(model, tmp_path / "none", CONTRACT)
 
 
@@ -185,12 +185,12 @@ def test_unknown_layer_is_refused_by_name(model, digits):
 
 def test_contract_of_another_shape_than_the_files_is_refused_with_the_file(model, digits):
     with pytest.raises(InputError, match=r"sample '\d/\d+\.png': an image of 32 x 32"):
-        calibrate_folder(model, digits.calibration, InputContract((1, 32, 32)))
+        calibrate_folder(model, digits.calibration, InputSpec((1, 32, 32)))
 
 
 def test_contract_that_the_model_does_not_take_is_an_error_of_ours(model, digits):
     with pytest.raises((InputError, ModelError)):
-        calibrate_folder(model, digits.calibration, InputContract((3, 28, 28)))
+        calibrate_folder(model, digits.calibration, InputSpec((3, 28, 28)))
 
 
 @pytest.mark.parametrize(
@@ -202,13 +202,13 @@ def test_contract_that_the_model_does_not_take_is_an_error_of_ours(model, digits
     ],
 )
 def test_policy_that_does_not_fit_stops_the_run_before_a_sample_is_touched(
-    score, contract, error, match, model, digits, store
+    score, spec, error, match, model, digits, store
 ):
     policy = Policy.load(digits.policy)
     provenance = replace(
         policy.provenance,
         score={**policy.provenance.score, **score},
-        input_contract={**policy.provenance.input_contract, **contract},
+        input_spec={**policy.provenance.input_spec, **spec},
     )
     with pytest.raises(error, match=match):
         run_stream(model, replace(policy, provenance=provenance), FolderSource(digits.production), store)

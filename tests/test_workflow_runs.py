@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 
 from drip.errors import InputError, PolicyError
-from drip.media import NPY, InputContract, encode_npy
+from drip.media import NPY, InputSpec, encode_npy
 from drip.pipeline import run
 from drip.policy import Policy
-from drip.selectors import create
+from drip.rules import create
 from drip.store import Outcome, RetentionStore
 from drip.types import Observations, Sample
+from drip.windows import complement
 from drip.workflow import replay, run_stream
 
-CONTRACT = InputContract((4,))
+CONTRACT = InputSpec((4,))
 
 
 class Plain:
@@ -21,7 +22,7 @@ class Plain:
     provides = frozenset({"logits", "drip"})
     digest, digests, layer, class_names, policy = "m" * 64, ("m" * 64,), "maps", (), None
     score_definition = {"method": "gradcam", "heatmap": "raw"}  # noqa: RUF012  # never changed
-    contract = CONTRACT
+    spec = CONTRACT
 
     def require(self, policy, *, accept_parent_limits=False):  # noqa: ARG002  # the protocol's
         policy.require(self.digest)
@@ -62,7 +63,9 @@ def samples_of(n, seed=0):
 def policy_of(fraction=0.4, **provenance):
     found = Plain().score(np.random.default_rng(1).normal(size=(400, 4)))
     facts = {"model_digest": Plain.digest, "score": Plain.score_definition, **provenance}
-    return Policy.fit(found.scores, found.classes, n_classes=4, discard_fraction=fraction, provenance=facts)
+    return Policy.fit(
+        found.scores, found.classes, n_classes=4, retention=complement(fraction), provenance=facts
+    )
 
 
 @pytest.fixture
@@ -162,7 +165,7 @@ def test_replay_of_another_score_is_refused(store):
 def test_replay_of_rows_of_unknown_models_with_other_classes_is_refused(store):
     run(Waiting(samples_of(9), [9]), Plain(), create("keep-all"), store, prepare=CONTRACT.prepare)
     scores, classes = np.arange(60.0), np.arange(60) % 3
-    three = Policy.fit(scores, classes, n_classes=3, discard_fraction=0.4)
+    three = Policy.fit(scores, classes, n_classes=3, retention=0.6)
     with pytest.raises(PolicyError, match="a policy for 4 classes is needed, got one for 3"):
         replay(store.path, three)
 

@@ -9,14 +9,14 @@ from drip.errors import (
     InputError,
     ModelError,
     PolicyError,
+    SourceError,
     StoreError,
-    StreamError,
 )
-from drip.media import InputContract
+from drip.media import InputSpec
 from drip.pipeline import Tally, observe, run
 from drip.policy import Policy, Provenance
-from drip.thresholds import Window
 from drip.types import Decision, Decisions, Observation, Observations, Sample
+from drip.windows import Window
 
 __version__ = "0.1.0"
 
@@ -25,8 +25,8 @@ __all__ = [
     "Decisions",
     "DripError",
     "ExportError",
-    "InputContract",
     "InputError",
+    "InputSpec",
     "ModelError",
     "Observation",
     "Observations",
@@ -34,8 +34,8 @@ __all__ = [
     "PolicyError",
     "Provenance",
     "Sample",
+    "SourceError",
     "StoreError",
-    "StreamError",
     "Tally",
     "Window",
     "__version__",

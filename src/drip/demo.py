@@ -27,14 +27,14 @@ from drip.models import SmallCNN
 from drip.pipeline import observe, run
 from drip.policy import Policy
 from drip.report import Arm, GalleryItem, RunReport
-from drip.retrain import Examples, TrainConfig, predict, retrain, train
+from drip.rules import create
+from drip.rules.chance import match_count
 from drip.scoring import TorchScorer
-from drip.selectors import create, from_policy
-from drip.selectors.counting import match_count
+from drip.sources import DatasetSource
 from drip.store import RetentionStore
-from drip.streams import DatasetSource
-from drip.thresholds import check_fraction, complement
+from drip.training import Examples, TrainConfig, predict, retrain, train
 from drip.types import BoolArray, FloatArray, IntArray, Observations
+from drip.windows import check_fraction
 from drip.workflow import calibrated
 
 SHARES = (0.4, 0.2, 0.4)
@@ -66,13 +66,13 @@ class DemoConfig:
         out: Folder for the model, the policy, the store and the report; replaced when it is an
             earlier demonstration's.
         seed: Seed of the split, of every training and of the random arm.
-        discard_fraction: Share of the production stream to discard (the paper's DPW), in (0, 1).
+        retention: Keep rate of the production stream, in (0, 1).
         epochs: Passes over the data per training; None takes 10, or 4 for more than 10,000 digits.
     """
 
     out: Path
     seed: int = 0
-    discard_fraction: float = 0.4
+    retention: float = 0.6
     epochs: int | None = None
 
 
@@ -109,7 +109,7 @@ class _Demo:
     """One run; each property is computed once, in the order in which it is first asked for."""
 
     def __init__(self, config: DemoConfig, dataset: ImageDataset, on_stage: OnStage) -> None:
-        check_fraction("discard_fraction", config.discard_fraction)
+        check_fraction("retention", config.retention)
         self._config = config
         self._dataset = dataset
         self._on_stage = on_stage
@@ -161,18 +161,18 @@ class _Demo:
         return observe(
             self._dataset.samples(self._calibration.tolist()),
             self.scorer.inner,
-            prepare=self._dataset.contract.prepare,
+            prepare=self._dataset.spec.prepare,
         )
 
     @cached_property
     def policy(self) -> Policy:
         """The DRIP policy, written to ``policy.json``."""
         policy = calibrated(
-            create("drip", discard_fraction=self._config.discard_fraction),
+            create("drip", retention=self._config.retention),
             self.scorer.inner,
             self.model,
             self.calibration,
-            contract=self._dataset.contract,
+            spec=self._dataset.spec,
             data=f"{self._dataset.name}, held out from training",
             class_names=self._dataset.class_names,
         )
@@ -182,14 +182,14 @@ class _Demo:
     def stream(self) -> None:
         """The production phase: every production digit through the policy into the store."""
         source = DatasetSource(self._dataset, self._production)
-        selector = from_policy(self.policy)
+        rule = self.policy.to_rule()
         with self._store() as store:
             run(
                 source,
                 self.scorer,
-                selector,
+                rule,
                 store,
-                prepare=self._dataset.contract.prepare,
+                prepare=self._dataset.spec.prepare,
                 policy_digest=self.policy.digest,
                 on_progress=lambda tally: self._on_stage(
                     "streaming", tally.n_seen, len(source), f"{tally.retention:.1%} kept"
@@ -202,7 +202,7 @@ class _Demo:
         with self._store() as store:
             kept = np.array(sorted(self._position(stored.sample.id) for stored in store), dtype=np.int64)
         count, seed = len(kept), self._config.seed
-        margin = create("margin", retention=complement(self._config.discard_fraction))
+        margin = create("margin", retention=self._config.retention)
         wanted = margin.calibrate(self.calibration).decide_many(self.scorer.observations).retain
         rows = {
             "all-data": np.arange(len(self._production)),
@@ -222,18 +222,18 @@ class _Demo:
     def decision_ms(self) -> FloatArray:
         """Milliseconds from prepared input to decision, one sample at a time."""
         self._on_stage("timing decisions", 0, None, "")
-        selector = from_policy(self.policy)
+        rule = self.policy.to_rule()
         inputs = self._dataset.inputs(self._production[:_N_TIMED])
         times = []
         for row in range(len(inputs)):
             clock = perf_counter()
-            selector.decide(self.scorer.inner.score(inputs[row : row + 1])[0])
+            rule.decide(self.scorer.inner.score(inputs[row : row + 1])[0])
             times.append(1e3 * (perf_counter() - clock))
         return np.array(times)
 
     def report(self) -> RunReport:
         """All numbers and pictures."""
-        decisions = from_policy(self.policy).decide_many(self.scorer.observations)
+        decisions = self.policy.to_rule().decide_many(self.scorer.observations)
         classes = self.scorer.observations.classes
         n_classes = self.policy.n_classes
         return RunReport(
@@ -248,7 +248,7 @@ class _Demo:
             model=f"{_MODEL}, {sum(p.numel() for p in self.model.parameters()):,} parameters, "
             f"{self._training.epochs} epochs per training",
             command=f"drip demo --out {self._config.out} --seed {self._config.seed} "
-            f"--dpw {self._config.discard_fraction} --epochs {self._training.epochs}",
+            f"--keep {self._config.retention} --epochs {self._training.epochs}",
             seed=self._config.seed,
             policy=self.policy,
             arms=self.arms,
@@ -285,7 +285,7 @@ class _Demo:
                 SmallCNN,
                 self._examples(self._train),
                 store,
-                prepare=self._dataset.contract.prepare,
+                prepare=self._dataset.spec.prepare,
                 config=self._training,
                 on_epoch=self._on_epoch("retraining: drip"),
             )

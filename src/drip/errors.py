@@ -1,53 +1,252 @@
-"""The errors a caller may catch; one base class. No logic lives here but the wording they share."""
+"""The errors a caller may catch: one base class, few types, and a stable code for every kind.
+
+Catch by type where the reaction is the same for all of them, and by ``error.code`` where it is not. A
+message may be reworded in any release; a code never changes its meaning. :data:`CODES` lists them all, and
+the troubleshooting page is made from it.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Self
+
+CODES: Mapping[str, str] = MappingProxyType(
+    {
+        "audit-empty": "The store has no recorded decision to replay. Run a stream into it first.",
+        "audit-other-model": (
+            "The recorded decisions belong to another model or score than the policy. Calibrate the "
+            "policy with the model that ran."
+        ),
+        "bad-argument": (
+            "An argument is outside what the function accepts. The message gives the accepted values."
+        ),
+        "broker-lost": (
+            "The connection to the MQTT broker was lost and could not be restored. Check broker and "
+            "network; a source continues where it stopped."
+        ),
+        "broker-refused": (
+            "The MQTT broker refused the connection for good. Check user, password, certificate, topic "
+            "and the broker's access rules."
+        ),
+        "config-invalid": "The configuration file is not valid TOML, or a value has the wrong type.",
+        "config-unknown-key": (
+            "The configuration file names a command or option that does not exist. Check the spelling "
+            "against `drip COMMAND --help`."
+        ),
+        "dataset-missing": (
+            "The data set is in none of the searched folders. Set DRIP_DATA, or let the loader fetch it "
+            "with download=True."
+        ),
+        "download-damaged": (
+            "A downloaded file has another size or checksum than expected. It was removed; run the "
+            "command again."
+        ),
+        "download-failed": (
+            "A download did not finish. Check the network and run the command again; it continues."
+        ),
+        "error": "Something failed that has no code of its own. The message says what to do.",
+        "export-failed": (
+            "The graph cannot be written, or ONNX Runtime does not run it. The message has its reason."
+        ),
+        "export-inexact": (
+            "The exported graph does not give the same values as the original model, so nothing was "
+            "written. Please report the model."
+        ),
+        "export-unsupported": (
+            "The model uses an operator, layout or head that export cannot follow exactly. Choose another "
+            "layer, or export from PyTorch."
+        ),
+        "images-invalid": "The image folder or its labels do not fit together. The message names the file.",
+        "input-spec-invalid": "The input spec is incomplete, or contradicts the model.",
+        "labels-invalid": (
+            "Labels or class names do not fit the data. The message gives the expected number."
+        ),
+        "method-unknown": "No reduction method has this name, or it does not take these parameters.",
+        "model-file-damaged": (
+            "The model file is incomplete or was altered after it was written. Copy it again."
+        ),
+        "model-file-plain": (
+            "The ONNX file has no DRIP metadata. `drip model export` adds score and decision."
+        ),
+        "model-file-version": (
+            "The model file was written by a newer version of DRIP. Upgrade DRIP on the device."
+        ),
+        "model-layer": (
+            "No layer of the model can give a heatmap, or the named layer does not exist. Name another "
+            "one with --layer."
+        ),
+        "model-non-finite": (
+            "The model gives NaN or infinity even for ordinary inputs. Load a sound checkpoint."
+        ),
+        "model-not-loadable": "The model or its weights cannot be loaded. The message has the reason.",
+        "model-outputs": "The model's outputs do not have the expected names, types or shapes.",
+        "out-of-memory": "The process ran out of memory. Use a smaller batch or smaller inputs.",
+        "package-missing": (
+            "An optional package is not installed. The message has the command that installs it."
+        ),
+        "path-exists": "The output already exists. Choose another path or allow overwriting.",
+        "path-missing": "A file or folder does not exist. Check the path.",
+        "path-not-writable": (
+            "The output cannot be written: it is a folder, a device, an input of the same command, or in "
+            "a folder without write permission."
+        ),
+        "payload-invalid": (
+            "A message of a stream could not be parsed. It becomes a rejected sample in quarantine."
+        ),
+        "policy-invalid": (
+            "The policy file is not readable or incomplete. Copy it again, or calibrate again."
+        ),
+        "policy-missing": "No policy was given and the model file contains none. Run `drip calibrate`.",
+        "policy-no-windows": "The policy's rule has no per-class windows, but the caller needs them.",
+        "policy-other-classes": (
+            "Policy and model have different numbers of classes. Calibrate with this model."
+        ),
+        "policy-other-model": (
+            "The policy was calibrated for another model. Calibrate again with this model."
+        ),
+        "policy-other-score": (
+            "The policy was calibrated on another score, layer or input spec. Calibrate again."
+        ),
+        "policy-parent-windows": (
+            "The windows were fitted before quantisation. Calibrate on the int8 file, or accept them with "
+            "--accept-parent-windows."
+        ),
+        "policy-version": "The policy was written by another version of DRIP. Upgrade, or calibrate again.",
+        "quantize-data": (
+            "The calibration data are too few or do not vary. Give at least 200 varied samples."
+        ),
+        "quantize-disagrees": (
+            "The int8 file decides too differently from its float32 parent, so it was not written."
+        ),
+        "rule-arguments": "The rule does not take these arguments.",
+        "rule-needs": (
+            "The rule reads a score that this model or scorer does not provide. Export or configure it."
+        ),
+        "rule-not-calibrated": "The rule was used before calibration. Calibrate it, or load a policy.",
+        "rule-state": (
+            "The saved state of the rule is damaged or belongs to another version. Use the version that "
+            "wrote it, or start with a new store."
+        ),
+        "rule-unknown": (
+            "No rule has this name. Check the spelling, or install the package that provides it."
+        ),
+        "sample-non-finite": (
+            "The model gives NaN or infinity for this sample. Check the scale of its input."
+        ),
+        "sample-rejected": "The store cannot keep this sample: its id, label or text is not valid.",
+        "sample-shape": "The sample does not have the size or shape of the input spec.",
+        "sample-too-large": "The sample is larger than the store's budget, or than the decoder's limit.",
+        "sample-undecodable": (
+            "The bytes are corrupt, truncated or of an unknown type. `drip run` quarantines such samples."
+        ),
+        "score-unavailable": (
+            "The model cannot be scored with these options. The message says which to change."
+        ),
+        "source-empty": "The source contains no sample. Check the path and the file types.",
+        "source-unavailable": "The source cannot be opened or read. Check path, permissions and network.",
+        "source-url": "The URL of the source is malformed or has an unknown scheme or option.",
+        "store-budget": "The budget is too small for the store's own records. Give a larger one.",
+        "store-busy": "Another process is writing to the store. Stop it, or wait.",
+        "store-closed": "The store was already closed, or is open only for reading.",
+        "store-damaged": "The file is damaged. `drip store check` lists what is wrong.",
+        "store-invalid": "The file is not a DRIP store.",
+        "store-io": "The operating system could not read or write the store. The message has its reason.",
+        "store-missing": "The store does not exist. Check the path.",
+        "store-transaction-full": (
+            "More was written at once than the store can commit. The pipeline retries in halves."
+        ),
+        "store-version": "The store was written by a newer version of DRIP. Upgrade DRIP.",
+        "table-invalid": (
+            "The table has missing, non-numeric or inconsistent cells. The message names the place."
+        ),
+    }
+)
+"""Every code with what happened and what to do."""
 
 
 class DripError(Exception):
     """Base class of every error that drip raises on purpose.
 
-    The message says what was expected, what came and what to do about it.
+    The message says what is wrong with which thing, then what to do.
+
+    Args:
+        message: The sentence for people.
+        code: A key of :data:`CODES`; the type's own when not given.
     """
+
+    code: str = "error"
+
+    def __init__(self, message: str = "", *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+    def within(self, where: str) -> Self:
+        """The same error with the thing it happened to in front: a sample, a file.
+
+        >>> str(InputError("too short").within("clip.wav"))
+        'clip.wav: too short'
+        """
+        return type(self)(f"{where}: {self}", code=self.code)
 
 
 class InputError(DripError, ValueError):
     """An argument or a sample is outside what the function accepts."""
 
+    code = "bad-argument"
+
 
 class PolicyError(DripError):
-    """A policy cannot be read, is of an unknown format, or belongs to another model."""
+    """A policy cannot be read, has an unknown format, or belongs to another model."""
+
+    code = "policy-invalid"
 
 
 class ModelError(DripError):
-    """A model cannot be scored: no layer with positions, one logit, weights that are not finite."""
+    """A model cannot be loaded or scored."""
+
+    code = "model-not-loadable"
 
 
 class NonFiniteError(ModelError):
     """A model gives NaN or infinity for this sample; the model itself can be scored."""
 
+    code = "sample-non-finite"
+
 
 class StoreError(DripError):
-    """The store cannot take, keep or give what was asked of it."""
+    """The store cannot be opened, written or read."""
+
+    code = "store-io"
 
 
 class SampleTooLargeError(StoreError):
     """A sample does not fit the store's budget, however much is evicted; nothing of it was written."""
 
+    code = "sample-too-large"
+
 
 class TransactionFullError(StoreError):
     """A transaction is larger than the store can commit at once; nothing of it was written."""
 
+    code = "store-transaction-full"
 
-class StreamError(DripError):
+
+class SourceError(DripError):
     """A source cannot be opened or read."""
+
+    code = "source-unavailable"
 
 
 class ExportError(DripError):
-    """Something cannot be written in the asked format."""
+    """A file cannot be written in the requested format."""
+
+    code = "export-failed"
 
 
 def brief(value: object) -> str:
-    """What a message shows of a value that came in the place of another: 60 characters at most.
+    """A value for a message, 60 characters at most.
 
     >>> brief("x" * 100)
     "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..."
@@ -57,11 +256,12 @@ def brief(value: object) -> str:
 
 
 def missing_extra(room: str, package: str, extra: str) -> DripError:
-    """The error of a room whose package is not installed, with the command that installs it.
+    """The error of a module whose optional package is not installed, with the command that installs it.
 
     >>> print(missing_extra("drip.scoring", "torch", "torch"))
     drip.scoring needs torch, which cannot be imported; run: pip install "drip-edge[torch]"
     """
     return DripError(
-        f'{room} needs {package}, which cannot be imported; run: pip install "drip-edge[{extra}]"'
+        f'{room} needs {package}, which cannot be imported; run: pip install "drip-edge[{extra}]"',
+        code="package-missing",
     )

@@ -50,7 +50,7 @@ _DEFAULT_MAX_VALUES = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class InputContract:
+class InputSpec:
     """How encoded samples become the inputs that a model was trained on.
 
     Attributes:
@@ -113,7 +113,7 @@ class InputContract:
             InputError: corrupt or truncated bytes, an unknown type, a size that the contract refuses,
                 a decompression bomb, NaN or infinite values.
 
-        >>> contract = InputContract(shape=(1, 2, 2))
+        >>> contract = InputSpec(shape=(1, 2, 2))
         >>> contract.prepare(encode_png(np.array([[0, 255], [51, 0]], np.uint8)), "image/png").tolist()
         [[[0.0, 1.0], [0.20000000298023224, 0.0]]]
         """

@@ -33,9 +33,9 @@ from drip.types import (
     Observation,
     Observations,
     Progress,
+    Rule,
     Sample,
     Scorer,
-    Selector,
     Sink,
     Source,
 )
@@ -112,7 +112,7 @@ def prepare_npy(data: bytes, media_type: str) -> NDArray[np.float32]:  # noqa: A
 def run(
     source: Source | Iterable[Sample],
     scorer: Scorer,
-    selector: Selector,
+    rule: Rule,
     sink: Sink,
     *,
     prepare: Prepare = prepare_npy,
@@ -139,9 +139,9 @@ def run(
     Args:
         source: Where samples come from.
         scorer: Turns decoded inputs into observations.
-        selector: A calibrated rule.
+        rule: A calibrated rule.
         sink: Takes every sample, kept or not.
-        prepare: Bytes and media type to one model input, such as :meth:`InputContract.prepare`.
+        prepare: Bytes and media type to one model input, such as :meth:`InputSpec.prepare`.
         batch_size: Largest number of samples scored at once, at least 1.
         on_error: What a sample does that cannot be decoded or scored, or that the sink refuses (it can never
             fit, or has an id, label or text that cannot be kept): ``raise`` stops, ``skip`` drops and counts
@@ -160,9 +160,9 @@ def run(
         PolicyError: the sink's saved state is none of the rule's.
         StoreError: the sink cannot take a sample; what was committed before is safe.
     """
-    _check_arguments(scorer, selector, sink, batch_size, on_error)
-    policy_digest = policy_digest or selector_digest(selector)
-    _resume(source, selector, sink, policy_digest)
+    _check_arguments(scorer, rule, sink, batch_size, on_error)
+    policy_digest = policy_digest or rule_digest(rule)
+    _resume(source, rule, sink, policy_digest)
     tally = Tally()
     for batch in _batches(source, batch_size):
         if not batch:
@@ -176,7 +176,7 @@ def run(
         refused: set[int] = set()
         clock = perf_counter()
         if observed.observations is not None:
-            decisions = selector.decide_many(observed.observations)
+            decisions = rule.decide_many(observed.observations)
             rows = zip(observed.samples, observed.observations, decisions, strict=True)
             writes += [
                 partial(_put, sink, on_error, partial(refused.add, index), *row)
@@ -190,7 +190,7 @@ def run(
                     partial(sink.quarantine, sample, str(error)) for sample, error in observed.failures
                 ]
             cursor = source.cursor if isinstance(source, Source) else None
-            writes.append(partial(sink.save_progress, Progress(cursor, selector.state(), policy_digest)))
+            writes.append(partial(sink.save_progress, Progress(cursor, rule.state(), policy_digest)))
         _commit(sink, writes)
         _lap(tally.seconds, "store", clock)
         tally.n_seen += len(batch)
@@ -295,34 +295,32 @@ def _score(scorer: Scorer, inputs: list[NDArray[np.float32]], observed: _Observe
 def _stacked(inputs: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     shapes = {values.shape for values in inputs}
     if len(shapes) > 1:
-        raise InputError(f"inputs of one shape are needed, got {sorted(shapes)}; use an InputContract")
+        raise InputError(f"inputs of one shape are needed, got {sorted(shapes)}; use an InputSpec")
     return np.stack(inputs)
 
 
-def selector_digest(selector: Selector) -> str:
+def rule_digest(rule: Rule) -> str:
     """SHA-256 of a selector's name, arguments, state and state version, hexadecimal."""
-    recipe = [selector.name, selector.params, selector.state(), selector.state_version]
-    return sha256_hex(canonical_json(recipe))
+    content = [rule.name, rule.params, rule.state(), rule.state_version]
+    return sha256_hex(canonical_json(content))
 
 
-def _check_arguments(
-    scorer: Scorer, selector: Selector, sink: Sink, batch_size: int, on_error: OnError
-) -> None:
+def _check_arguments(scorer: Scorer, rule: Rule, sink: Sink, batch_size: int, on_error: OnError) -> None:
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size!r}")
     if on_error not in get_args(OnError):
         raise InputError(f"on_error must be one of {', '.join(get_args(OnError))}, got {on_error!r}")
     if on_error == "quarantine" and not isinstance(sink, DurableSink):
         raise InputError(f"on_error='quarantine' needs a sink with a quarantine, got {type(sink).__name__}")
-    missing = selector.needs - scorer.provides
+    missing = rule.needs - scorer.provides
     if missing:
         raise InputError(
-            f"selector {selector.name!r} reads {', '.join(sorted(missing))}, which the scorer does not give "
+            f"selector {rule.name!r} reads {', '.join(sorted(missing))}, which the scorer does not give "
             f"(it gives {', '.join(sorted(scorer.provides))}); configure the scorer for it"
         )
 
 
-def _resume(source: Source | Iterable[Sample], selector: Selector, sink: Sink, policy_digest: str) -> None:
+def _resume(source: Source | Iterable[Sample], rule: Rule, sink: Sink, policy_digest: str) -> None:
     if not isinstance(sink, DurableSink):
         return
     progress = sink.load_progress()
@@ -331,15 +329,15 @@ def _resume(source: Source | Iterable[Sample], selector: Selector, sink: Sink, p
         source.seek(cursor)
     if progress is not None and progress.policy_digest == policy_digest:
         try:
-            selector.restore(progress.selector_state)
+            rule.restore(progress.rule_state)
         except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise PolicyError(
-                f"the rule's state in the sink must be one of {selector.name!r}, got one that cannot be "
+                f"the rule's state in the sink must be one of {rule.name!r}, got one that cannot be "
                 f"taken up: {error}; use the version of drip that wrote it, or begin with another store"
             ) from error
     else:  # the sink learns the policy before the first sample, which it notes with it
         with sink.transaction():
-            sink.save_progress(Progress(cursor, selector.state(), policy_digest))
+            sink.save_progress(Progress(cursor, rule.state(), policy_digest))
 
 
 def _put(

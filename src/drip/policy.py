@@ -1,6 +1,7 @@
-"""The policy: what a device needs to decide, as a readable JSON file with its provenance.
+"""The policy: a calibrated rule with its provenance, as a readable JSON file.
 
-Knows windows and file formats, but no selection rule, model or store: rules are named by a recipe.
+A policy is all that a device needs besides the model. It names its rule with arguments and state, and says
+for which model, score and input it was calibrated, so that it is never applied to another one.
 """
 
 from __future__ import annotations
@@ -9,55 +10,51 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from math import inf, isfinite
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drip.errors import InputError, PolicyError, brief
-from drip.files import canonical_json, sha256_hex, write_atomically
-from drip.thresholds import (
+from drip.files import canonical_json, expect_types, sha256_hex, write_atomically
+from drip.rules import BaseRule, restore_rule
+from drip.rules.windows import DripRule
+from drip.types import BoolArray, JsonObject
+from drip.windows import (
     MIN_CLASS_COUNT,
     Method,
     Window,
     check_fraction,
     check_scores,
-    fit_windows,
+    complement,
+    is_inside,
     sort_by_class,
+    windows_from_json,
 )
-from drip.types import BoolArray, JsonObject
 
 FORMAT = "drip-policy"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _N_BINS = 40
+
+# Types of the entries that DRIP itself writes; a list means a list of that type. Other entries are kept
+# unread, so that a policy may carry notes of its owner.
 _SCORE_TYPES: Mapping[str, Any] = {
     **dict.fromkeys(("name", "method", "heatmap", "layer"), str),
     "contrast": bool,
     "layer_shape": [int],
 }
-_CONTRACT_TYPES: Mapping[str, Any] = {
+_SPEC_TYPES: Mapping[str, Any] = {
     "shape": [int],
     "resize": str,
     "mean": [float],
     "std": [float],
     **dict.fromkeys(("sample_rate_hz", "max_values"), int),
 }
-"""What drip's own entries are, a list for lists of one type; any others are kept as they stand."""
-
-
-class _HasState(Protocol):
-    name: ClassVar[str]
-    state_version: ClassVar[int]
-
-    @property
-    def params(self) -> JsonObject: ...
-    def state(self) -> JsonObject: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class RuleSpec:
     """A selection rule by name, with everything that rebuilds it.
 
     Attributes:
@@ -83,7 +80,7 @@ class Provenance:
         score: Definition of the scores: method, heatmap, contrast.
         data: Description of the calibration data.
         n_samples: Number of calibration samples.
-        input_contract: How encoded samples become model inputs; see :class:`drip.media.InputContract`.
+        input_spec: How encoded samples become model inputs; see :class:`drip.media.InputSpec`.
         class_names: Names of the classes, in the order of the logits; or empty.
     """
 
@@ -92,7 +89,7 @@ class Provenance:
     score: JsonObject = field(default_factory=dict)
     data: str = ""
     n_samples: int = 0
-    input_contract: JsonObject = field(default_factory=dict)
+    input_spec: JsonObject = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
 
 
@@ -116,18 +113,18 @@ class Policy:
     """A calibrated decision rule with its provenance.
 
     Attributes:
-        recipe: The rule and what calibration found.
+        rule: The rule by name, with its arguments and what calibration found.
         n_classes: Number of classes of the model.
         provenance: Model, layer, score definition, data.
         histograms: Calibration scores per class; or empty for rules without scores.
 
     >>> scores, classes = np.linspace(0.0, 1.0, 200), np.repeat([0, 1], 100)
-    >>> policy = Policy.fit(scores, classes, n_classes=2, discard_fraction=0.4)
+    >>> policy = Policy.fit(scores, classes, n_classes=2, retention=0.6)
     >>> policy.retains(np.array([0.1, 0.49]), np.array([0, 0])).tolist()
     [False, True]
     """
 
-    recipe: Recipe
+    rule: RuleSpec
     n_classes: int
     provenance: Provenance = field(default_factory=Provenance)
     histograms: tuple[Histogram, ...] = ()
@@ -139,20 +136,20 @@ class Policy:
         classes: NDArray[np.integer[Any]],
         *,
         n_classes: int,
-        discard_fraction: float,
+        retention: float = 0.6,
         method: Method = "min_std",
         min_class_count: int = MIN_CLASS_COUNT,
         provenance: Provenance | Mapping[str, Any] | None = None,
     ) -> Self:
-        """A DRIP policy: the typical range of scores of every class.
+        """Calibrate the rule ``drip``: find the typical range of scores of every class.
 
         Args:
             scores: DRIP scores of the calibration set, shape (n,), finite.
             classes: Predicted classes, shape (n,), integers in [0, n_classes).
             n_classes: Number of classes, at least 2.
-            discard_fraction: Share of each class to discard, in (0, 1); the paper's DPW.
+            retention: Keep rate of every class, in (0, 1): one minus the paper's DPW.
             method: ``min_std`` (section III-A) or ``histogram_peak`` (Algorithm 1).
-            min_class_count: Scores below which a class never discards.
+            min_class_count: A class with fewer scores never discards.
             provenance: Where scores and model come from.
 
         Raises:
@@ -162,55 +159,51 @@ class Policy:
         References:
             DRIP paper, section III-A, equations 6 and 7, Algorithm 1.
         """
-        check_fraction("discard_fraction", discard_fraction)
-        discard_fraction = float(str(discard_fraction))  # np.float32(0.4) means the 0.4 that prints
+        check_fraction("retention", retention)
+        retention = float(str(retention))  # np.float32(0.6) means the 0.6 that prints
         if not isinstance(n_classes, (int, np.integer)):
             raise InputError(f"n_classes must be an integer, got {n_classes!r}")
         n_classes = int(n_classes)
         parts = sort_by_class(scores, classes, n_classes)
-        windows = fit_windows(
-            parts, fraction=discard_fraction, method=method, min_class_count=min_class_count
-        )
-        recipe = Recipe(
-            name="drip",
-            params={
-                "discard_fraction": discard_fraction,
-                "method": method,
-                "score": "drip",
-                "min_class_count": min_class_count,
-            },
-            state={"windows": windows_to_json(windows)},
-        )
+        rule = DripRule(retention, method, min_class_count).calibrate_sorted(parts)
         if not isinstance(provenance, Provenance):
             provenance = _provenance({"n_samples": len(scores), **(provenance or {})})
-        return cls(recipe, n_classes, provenance, class_histograms(parts))
+        return cls.of(rule, n_classes=n_classes, provenance=provenance, histograms=class_histograms(parts))
 
     @classmethod
     def of(
         cls,
-        selector: _HasState,
+        rule: BaseRule,
         *,
         n_classes: int,
         provenance: Provenance | None = None,
         histograms: tuple[Histogram, ...] = (),
     ) -> Self:
-        """The policy that holds a calibrated selector as it stands."""
-        recipe = Recipe(selector.name, selector.params, selector.state(), selector.state_version)
-        return cls(recipe, n_classes, provenance or Provenance(), histograms)
+        """The policy of a calibrated rule in its present state."""
+        spec = RuleSpec(rule.name, rule.params, rule.state(), rule.state_version)
+        return cls(spec, n_classes, provenance or Provenance(), histograms)
+
+    def to_rule(self) -> BaseRule:
+        """The rule, ready to decide; each call builds a new one.
+
+        Raises:
+            PolicyError: an unknown rule or argument, or a state of another version.
+        """
+        return restore_rule(self.rule.name, self.rule.params, self.rule.state, self.rule.state_version)
 
     @cached_property
     def windows(self) -> tuple[Window, ...]:
         """One window per class.
 
         Raises:
-            PolicyError: the recipe is of a rule without windows.
+            PolicyError: the rule has no windows.
         """
-        if "windows" not in self.recipe.state:
+        if "windows" not in self.rule.state:
             raise PolicyError(
-                f"a policy with windows is needed, got one of the rule {self.recipe.name!r}; "
-                "calibrate the rule 'drip' instead"
+                f"the rule {self.rule.name!r} has no windows; calibrate the rule 'drip' instead",
+                code="policy-no-windows",
             )
-        return windows_from_json(self.recipe.state["windows"])
+        return windows_from_json(self.rule.state["windows"])
 
     def retains(self, scores: NDArray[np.floating[Any]], classes: NDArray[np.integer[Any]]) -> BoolArray:
         """True where a sample is kept: its score lies outside the closed window of its class (eq. 9).
@@ -221,15 +214,15 @@ class Policy:
 
         Raises:
             InputError: NaN, a class out of range, unequal shapes.
-            PolicyError: the recipe is of a rule without windows.
+            PolicyError: the rule has no windows.
 
         References:
             DRIP paper, section III-B, equation 9.
         """
         values, labels = check_scores(scores, classes, self.n_classes)
-        lower = np.array([window.lower for window in self.windows])[labels]
-        upper = np.array([window.upper for window in self.windows])[labels]
-        return (values < lower) | (values > upper)
+        lower = np.array([window.lower for window in self.windows])
+        upper = np.array([window.upper for window in self.windows])
+        return ~is_inside(values, labels, lower, upper)
 
     def require(self, model_digest: str) -> None:
         """Refuse a model that this policy was not calibrated for.
@@ -242,8 +235,9 @@ class Policy:
         """
         if self.provenance.model_digest != model_digest:
             raise PolicyError(
-                f"a policy for the model {model_digest[:12]}... is needed, got one for "
-                f"{self.provenance.model_digest[:12] or 'no model'}...; calibrate again with this model"
+                f"the policy was calibrated for the model {self.provenance.model_digest[:12] or '(none)'}, "
+                f"this is {model_digest[:12]}; calibrate again with this model",
+                code="policy-other-model",
             )
 
     @cached_property
@@ -257,7 +251,7 @@ class Policy:
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "n_classes": self.n_classes,
-            "recipe": asdict(self.recipe),
+            "rule": asdict(self.rule),
             "provenance": {
                 **asdict(self.provenance),
                 "class_names": list(self.provenance.class_names),
@@ -276,42 +270,49 @@ class Policy:
             PolicyError: not a policy, an unknown format version, or a missing or malformed part.
         """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise PolicyError(f"a JSON object with format {FORMAT!r} is needed, got {brief(content)}")
-        version = content.get("format_version")
-        if type(version) is not int or version != FORMAT_VERSION:
             raise PolicyError(
-                f"policy format version {FORMAT_VERSION} is needed, got {brief(version)}; "
-                "install the version of drip that wrote the file or calibrate again"
+                f"not a policy: expected a JSON object with format {FORMAT!r}, got {brief(content)}"
+            )
+        version = content.get("format_version")
+        if type(version) is not int or version not in (1, FORMAT_VERSION):
+            raise PolicyError(
+                f"policy format version {brief(version)} is unknown, this DRIP reads 1 and {FORMAT_VERSION}; "
+                "upgrade DRIP or calibrate again",
+                code="policy-version",
             )
         try:
             text = canonical_json(content)  # NaN and infinity are nowhere allowed,
             json.loads(text, parse_int=lambda digits: float(int(digits)))  # nor integers beyond float64
-            _expect("policy", content, n_classes=int, recipe=dict, provenance=dict, histograms=list)
-            _expect("recipe", content["recipe"], name=str, params=dict, state=dict, state_version=int)
-            _expect(
+            digest = sha256_hex(text)
+            if version == 1:
+                content = _from_version_1(content)
+            expect_types("policy", content, n_classes=int, rule=dict, provenance=dict, histograms=list)
+            expect_types("rule", content["rule"], name=str, params=dict, state=dict, state_version=int)
+            expect_types(
                 "provenance",
                 content["provenance"],
                 **dict.fromkeys(("model_digest", "layer", "data"), str),
-                **dict.fromkeys(("score", "input_contract"), dict),
+                **dict.fromkeys(("score", "input_spec"), dict),
                 n_samples=int,
                 class_names=list,
             )
-            for name, types in (("score", _SCORE_TYPES), ("input_contract", _CONTRACT_TYPES)):
+            for name, types in (("score", _SCORE_TYPES), ("input_spec", _SPEC_TYPES)):
                 part = content["provenance"][name]
-                _expect(name, part, **{key: kind for key, kind in types.items() if key in part})
+                expect_types(name, part, **{key: kind for key, kind in types.items() if key in part})
             for part in content["histograms"]:
-                _expect("histogram", part, low=float, high=float, counts=list)
+                expect_types("histogram", part, low=float, high=float, counts=list)
             provenance = _provenance(content["provenance"])
             histograms = tuple(
                 Histogram(float(part["low"]), float(part["high"]), tuple(part["counts"]))
                 for part in content["histograms"]
             )
-            policy = cls(Recipe(**content["recipe"]), content["n_classes"], provenance, histograms)
+            policy = cls(RuleSpec(**content["rule"]), content["n_classes"], provenance, histograms)
             _check(policy)
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise PolicyError(
-                f"a complete policy is needed, got one with a bad part: {error!r}; calibrate again"
-            ) from error
+            raise PolicyError(f"the policy has a bad part: {error!r}; calibrate again") from error
+        if version == 1:
+            # A store remembers policies by digest: a policy of the first format keeps the one it had.
+            vars(policy)["digest"] = digest
         return policy
 
     def save(self, path: str | Path) -> None:
@@ -332,14 +333,16 @@ class Policy:
         """
         try:
             content = json.loads(Path(path).read_bytes())
+        except FileNotFoundError as error:
+            raise PolicyError(f"{path} does not exist; check the path", code="path-missing") from error
         except (OSError, ValueError, RecursionError) as error:
             raise PolicyError(
-                f"a readable policy file is needed at {path}, got: {error}; calibrate again or copy it anew"
+                f"{path}: cannot be read ({error}); copy it again or calibrate again"
             ) from error
         try:
             return cls.from_json(content)
         except PolicyError as error:
-            raise PolicyError(f"{path}: {error}") from error
+            raise error.within(str(path)) from error
 
 
 def class_histograms(parts: Sequence[NDArray[np.float64]]) -> tuple[Histogram, ...]:
@@ -362,47 +365,16 @@ def class_histograms(parts: Sequence[NDArray[np.float64]]) -> tuple[Histogram, .
     return tuple(histograms)
 
 
-def windows_to_json(windows: Sequence[Window]) -> list[JsonObject]:
-    """Windows as a rule's state has them; the limits of a class that never discards are null."""
-    return [
-        {
-            **asdict(window),
-            "lower": window.lower if window.discards else None,
-            "upper": window.upper if window.discards else None,
-        }
-        for window in windows
-    ]
-
-
-def windows_from_json(parts: Sequence[JsonObject]) -> tuple[Window, ...]:
-    """The windows of :func:`windows_to_json`."""
-    if not isinstance(parts, list):
-        raise TypeError(f"windows are {brief(parts)}, not a list")
-    return tuple(_window(index, part) for index, part in enumerate(parts))
-
-
-def _window(index: int, part: JsonObject) -> Window:
-    keeps_all = part["never_because"] is not None
-    name = f"window of class {index}"
-    _expect(
-        name,
-        part,
-        **dict.fromkeys(("lower", "upper"), type(None) if keeps_all else float),
-        **dict.fromkeys(("calibration_discard", "expected_discard", "scale"), float),
-        n=int,
-        never_because=str if keeps_all else type(None),
-    )
-    numbers = {key: float(part[key]) for key in ("calibration_discard", "expected_discard", "scale")}
-    lower, upper = (inf, -inf) if keeps_all else (float(part["lower"]), float(part["upper"]))
-    columns: JsonObject = {**part, **numbers, "lower": lower, "upper": upper}
-    window = Window(**columns)
-    if window.n < 0:
-        raise ValueError(f"n of {name} is {window.n}")
-    if not keeps_all and not -inf < window.lower <= window.upper < inf:
-        raise ValueError(f"{name} is {window.lower} to {window.upper}")
-    if not all(map(isfinite, numbers.values())):
-        raise ValueError(f"{name} has {numbers}, which must be finite")
-    return window
+def _from_version_1(content: Mapping[str, Any]) -> JsonObject:
+    """The content of a policy of format version 1 under the present names."""
+    rule, provenance = dict(content["recipe"]), dict(content["provenance"])
+    params = dict(rule["params"])
+    if "discard_fraction" in params:
+        check_fraction("discard_fraction", params["discard_fraction"])
+        params = {"retention": complement(params.pop("discard_fraction")), **params}
+    rule["params"] = params
+    provenance["input_spec"] = provenance.pop("input_contract")
+    return {**content, "rule": rule, "provenance": provenance}
 
 
 def _check(policy: Policy) -> None:
@@ -422,33 +394,9 @@ def _check(policy: Policy) -> None:
             raise ValueError(f"counts are {brief(histogram.counts)}")
         if not histogram.low <= histogram.high:
             raise ValueError(f"a histogram is from {histogram.low} to {histogram.high}")
-    if "windows" in policy.recipe.state and len(policy.windows) != policy.n_classes:
+    if "windows" in policy.rule.state and len(policy.windows) != policy.n_classes:
         raise ValueError(f"{len(policy.windows)} windows for {policy.n_classes} classes")
 
 
 def _provenance(content: Mapping[str, Any]) -> Provenance:
     return Provenance(**{**content, "class_names": tuple(content.get("class_names", ()))})
-
-
-def _expect(what: str, part: Any, **types: Any) -> None:
-    """Refuse entries of another type; ``[int]`` stands for a list of integers."""
-    if not isinstance(part, dict):
-        raise TypeError(f"{what} is {brief(part)}")
-    for key, kind in types.items():
-        value = part[key]
-        of_list = isinstance(kind, list)
-        fits = _is_list(value, kind[0]) if of_list else _is_of(value, kind)
-        if not fits:
-            wanted = f"a list of {kind[0].__name__}" if of_list else kind.__name__
-            raise TypeError(f"{key} of {what} is {brief(value)}, not {wanted}")
-
-
-def _is_list(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(_is_of(item, kind) for item in value)
-
-
-def _is_of(value: Any, kind: type) -> bool:
-    # JSON writes 1.0 as 1 in other languages; bool is an int in Python alone.
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)

@@ -23,13 +23,13 @@ from drip.types import (
     Observation,
     Observations,
     Progress,
+    Rule,
     Sample,
-    Selector,
     Sink,
     Source,
 )
 
-SelectorFactory = Callable[[], Selector]
+RuleFactory = Callable[[], Rule]
 
 
 def fake_observations(n: int, n_classes: int = 10, seed: int = 0) -> Observations:
@@ -166,7 +166,7 @@ class MemorySink:
         return self.progress
 
 
-def check_selector(factory: SelectorFactory, observations: Observations, *, seed: int = 0) -> None:
+def check_rule(factory: RuleFactory, observations: Observations, *, seed: int = 0) -> None:
     """Check the contract of :class:`drip.types.Selector`.
 
     Decisions do not depend on how the stream is cut into batches, on the memory layout or on a restart
@@ -209,7 +209,7 @@ def check_selector(factory: SelectorFactory, observations: Observations, *, seed
     _check_refusals(factory, start, calibration, stream, rng)
 
 
-def _check_description(factory: SelectorFactory) -> None:
+def _check_description(factory: RuleFactory) -> None:
     first, second = factory(), factory()
     _hold(first is not second, "the factory gives a new selector every time")
     _hold(bool(first.name) and isinstance(first.name, str), "a selector has a name")
@@ -218,9 +218,9 @@ def _check_description(factory: SelectorFactory) -> None:
     _hold(_json_round_trip("params", first.params) == second.params, "params are the same every time")
 
 
-def _check_uncalibrated(factory: SelectorFactory, stream: Observations) -> None:
+def _check_uncalibrated(factory: RuleFactory, stream: Observations) -> None:
     """Either the rule works without limits, or it says that it has none."""
-    uses: tuple[Callable[[Selector], object], ...] = (
+    uses: tuple[Callable[[Rule], object], ...] = (
         lambda rule: rule.decide_many(stream),
         lambda rule: rule.decide(stream[0]),
         lambda rule: rule.state(),
@@ -247,7 +247,7 @@ def _check_decisions(decisions: Decisions, n: int) -> None:
 
 
 def _check_batches(
-    factory: SelectorFactory,
+    factory: RuleFactory,
     start: JsonObject,
     stream: Observations,
     expected: Decisions,
@@ -267,7 +267,7 @@ def _check_batches(
 
 
 def _check_refusals(
-    factory: SelectorFactory,
+    factory: RuleFactory,
     start: JsonObject,
     calibration: Observations,
     stream: Observations,
@@ -408,7 +408,7 @@ def _check_kept(sink: Any, kept: Callable[[Any], Collection[str]] | None, expect
         _hold(sorted(ids) == sorted(expected), f"the sink keeps {sorted(expected)}, got {sorted(ids)}")
 
 
-def _restored(factory: SelectorFactory, state: JsonObject) -> Selector:
+def _restored(factory: RuleFactory, state: JsonObject) -> Rule:
     selector = factory()
     _hold(
         selector.restore(_json_round_trip("state", state)) is selector, "restore returns the selector itself"

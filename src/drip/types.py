@@ -249,7 +249,7 @@ class Scorer(Protocol):
         ...
 
 
-class Selector(Protocol):
+class Rule(Protocol):
     """A selection rule: data in, decision out; no I/O, no model, no clock, no torch."""
 
     name: ClassVar[str]
@@ -297,7 +297,7 @@ class Progress:
     """
 
     cursor: str | None
-    selector_state: JsonObject
+    rule_state: JsonObject
     policy_digest: str
 
 

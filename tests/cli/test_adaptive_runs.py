@@ -6,10 +6,9 @@ import pytest
 import torch
 from boards import CONTRACT, N_PRODUCTION
 
-from drip.export import export_onnx
 from drip.models import SmallCNN
+from drip.onnx import export_onnx
 from drip.policy import Policy
-from drip.selectors import from_policy
 from drip.store import RetentionStore
 
 
@@ -20,7 +19,7 @@ def with_features(tmp_path):
     model = SmallCNN(CONTRACT.shape[0], 3, width=4).eval()
     path = tmp_path / "model.onnx"
     export_onnx(
-        model, None, torch.rand(2, *CONTRACT.shape).numpy(), path, contract=CONTRACT, features=True,
+        model, None, torch.rand(2, *CONTRACT.shape).numpy(), path, spec=CONTRACT, features=True,
         class_names=("ant", "bee", "cow"),
     )  # fmt: skip
     return path
@@ -42,9 +41,7 @@ def test_the_status_tells_what_the_rule_changed_in_itself(with_features, board, 
     with RetentionStore.open_readonly(store) as held:
         progress = held.load_progress()
         reasons = {row.decision.reason for row in held.audit()}
-    assert (
-        from_policy(Policy.load(policy)).restore(progress.selector_state).adaptations == told["adaptations"]
-    )
+    assert Policy.load(policy).to_rule().restore(progress.rule_state).adaptations == told["adaptations"]
     assert "adaptive-margin" in reasons
     assert "below-limit" in reasons
 
@@ -63,11 +60,11 @@ def test_options_of_a_rule_come_into_the_policy(with_features, board, drip, tmp_
     ]
     options = ["--rule-option", "samples_per_hour=60", "--rule-option", "frozen=true"]
     assert drip(*command, *options).code == 0
-    params = from_policy(Policy.load(out)).params
+    params = Policy.load(out).to_rule().params
     assert (params["samples_per_hour"], params["frozen"], params.get("retention")) == (60, True, None)
     unset = ["--rule-option", "samples_per_hour=null", "--dpw", "0.4"]
     assert drip(*command, *unset, "--rule-option", "floor=0").code == 0
-    params = from_policy(Policy.load(out)).params
+    params = Policy.load(out).to_rule().params
     assert (params["retention"], params["floor"]) == (0.6, 0)
 
 

@@ -126,7 +126,7 @@ def test_too_little_memory_is_one_line(drip, monkeypatch):
     def fail(*_, **__):
         raise MemoryError("Unable to allocate 2.00 GiB")
 
-    monkeypatch.setattr("drip.export.export_onnx", fail)
+    monkeypatch.setattr("drip.onnx.export_onnx", fail)
     result = drip("model", "export", MODEL, "--shape", "1,28,28")
     (line,) = result.err.splitlines()
     assert line.startswith("error: more memory is needed than there is, got: Unable to allocate 2.00 GiB")

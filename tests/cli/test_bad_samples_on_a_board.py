@@ -13,11 +13,11 @@ from encoded_samples import png_declaring, sound
 from PIL import Image
 from support import lacks
 
-from drip.media import InputContract, encode_npy
+from drip.media import InputSpec, encode_npy
 from drip.store import RetentionStore
 
-AUDIO = InputContract((1, 400), sample_rate_hz=16_000)
-ARRAYS = InputContract((3, 8, 8))
+AUDIO = InputSpec((1, 400), sample_rate_hz=16_000)
+ARRAYS = InputSpec((3, 8, 8))
 N_GOOD = 40
 SAMPLES = np.random.default_rng(4).normal(0, 0.2, (N_GOOD, 400))
 
@@ -87,7 +87,7 @@ def arrays(folder):
 
 def pictures(folder):
     write_pictures(folder, N_GOOD, seed=6)
-    return InputContract((3, 8, 8), mean=(0.5,), std=(0.25,))
+    return InputSpec((3, 8, 8), mean=(0.5,), std=(0.25,))
 
 
 KINDS = {"pictures": (pictures, BAD_PICTURES), "sounds": (sounds, BAD_SOUNDS), "arrays": (arrays, BAD_ARRAYS)}
@@ -100,10 +100,10 @@ def test_bad_samples_are_set_aside_by_name_and_all_others_are_decided(kind, watc
 
     make, bad = KINDS[kind]
     folder = tmp_path / "in"
-    contract = make(folder)
+    spec = make(folder)
     for name, (data, _) in bad.items():
         (folder / name).write_bytes(data)
-    model = make_model(tmp_path / "model.onnx", contract, seed=3)
+    model = make_model(tmp_path / "model.onnx", spec, seed=3)
     expected = {path.name for path in folder.iterdir()} - set(bad)
     policy = tmp_path / "policy.json"
     good = tmp_path / "good"

@@ -23,8 +23,8 @@ from drip.cli.arguments import parse_bytes
 from drip.errors import DripError
 from drip.models import load_model
 from drip.policy import Policy
+from drip.sources import FolderSource
 from drip.store import RetentionStore
-from drip.streams import FolderSource
 from drip.workflow import run_stream
 
 
@@ -90,8 +90,8 @@ def test_calibrate_prints_the_policy_as_json(digits, drip, tmp_path):
     )  # fmt: skip
     assert result.code == 0
     assert json.loads(result.out) == json.loads(out.read_text())
-    assert json.loads(result.out)["recipe"]["name"] == "margin"
-    assert json.loads(result.out)["recipe"]["params"] == {"retention": 0.75}
+    assert json.loads(result.out)["rule"]["name"] == "margin"
+    assert json.loads(result.out)["rule"]["params"] == {"retention": 0.75}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from drip import __version__
 from drip.cli.app import app
-from drip.selectors import available
+from drip.rules import available
 
 
 def commands(path=(), command=None):
@@ -61,5 +61,5 @@ def test_no_command_shows_the_help(drip):
 
 def test_the_help_of_calibrate_names_every_rule():
     (rule,) = [option for option in ALL_COMMANDS[("calibrate",)].params if option.name == "rule"]
-    own = {name for name, kind in available().items() if kind.__module__.startswith("drip.selectors.")}
+    own = {name for name, kind in available().items() if kind.__module__.startswith("drip.rules.")}
     assert own <= set(re.split(r"[:;]? | or ", rule.help.replace(",", "")))

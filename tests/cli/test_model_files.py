@@ -12,8 +12,8 @@ from board_runs import N_PRODUCTION, audit, start
 from known_model import make_model
 from PIL import Image
 
-from drip.device import OnnxScorer
-from drip.media import InputContract, encode_npy
+from drip.media import InputSpec, encode_npy
+from drip.onnx import OnnxScorer
 from drip.policy import Policy
 from drip.store import RetentionStore
 
@@ -40,7 +40,7 @@ def test_calibrate_on_the_board_writes_the_files_policy(board, drip, tmp_path):
     assert policy.windows == Policy.load(board.policy).windows
     assert policy.provenance.model_digest == board.bare.digest
     assert policy.provenance.class_names == ("ant", "bee", "cow")
-    assert InputContract.from_json(policy.provenance.input_contract) == board.contract
+    assert InputSpec.from_json(policy.provenance.input_spec) == board.spec
     assert policy.provenance.n_samples == 300
     assert "bee" in result.out
     OnnxScorer(board.bare.path).require(policy)
@@ -68,7 +68,7 @@ def test_a_rule_that_reads_what_the_file_does_not_give_is_refused(board, drip, t
     assert result.code == 1
     assert "export it with --contrast" in result.err
     assert not out.exists()
-    rich = make_model(tmp_path / "rich.onnx", board.contract, seed=3, on_request=True)
+    rich = make_model(tmp_path / "rich.onnx", board.spec, seed=3, on_request=True)
     assert drip("calibrate", rich.path, *options).code == 0
 
 
@@ -119,7 +119,7 @@ def test_a_file_without_a_policy_asks_for_one_before_a_store_is_made(board, drip
 def test_a_quantised_file_wants_limits_of_its_own(board, drip, run_options, tmp_path):
     policy = Policy.load(board.policy)
     int8 = make_model(
-        tmp_path / "int8.onnx", board.contract, seed=4, quantization={"weights": "int8"},
+        tmp_path / "int8.onnx", board.spec, seed=4, quantization={"weights": "int8"},
         parent_digest=board.bare.digest, policy=policy,
     )  # fmt: skip
     run_options[1] = int8.path
@@ -133,7 +133,7 @@ def test_a_quantised_file_wants_limits_of_its_own(board, drip, run_options, tmp_
 def test_a_policy_that_the_file_cannot_serve_is_refused_before_a_store_is_made(
     board, drip, run_options, tmp_path
 ):
-    rich = make_model(tmp_path / "rich.onnx", board.contract, seed=3, on_request=True)
+    rich = make_model(tmp_path / "rich.onnx", board.spec, seed=3, on_request=True)
     policy = tmp_path / "contrast.json"
     options = ["--data", board.calibration, "--rule", "lowest-contrast", "--out", policy]
     assert drip("calibrate", rich.path, *options).code == 0
@@ -201,7 +201,7 @@ def test_tokens_come_one_by_one_and_decide_alike(board, drip, run_options, tmp_p
     drip(*run_options)
     expected = {row.sample_id: row.decision.retain for row in audit(tmp_path / "kept.db")}
     single = make_model(
-        tmp_path / "single.onnx", board.contract, seed=3, batch=1, policy=Policy.load(board.policy)
+        tmp_path / "single.onnx", board.spec, seed=3, batch=1, policy=Policy.load(board.policy)
     )
     run_options[1], run_options[-1] = single.path, tmp_path / "single.db"
     assert drip(*run_options).code == 0
@@ -235,7 +235,7 @@ def test_what_cannot_be_decoded_or_scored_goes_to_quarantine(board, drip, run_op
 
 
 def test_sound_with_nan_goes_to_quarantine(drip, tmp_path):
-    contract = InputContract((1, 64), sample_rate_hz=8000)
+    spec = InputSpec((1, 64), sample_rate_hz=8000)
     folder = tmp_path / "sound"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -245,7 +245,7 @@ def test_sound_with_nan_goes_to_quarantine(drip, tmp_path):
             values[3] = np.nan
         suffix, subtype = ("wav", "FLOAT") if number % 2 == 0 else ("flac", "PCM_16")
         soundfile.write(folder / f"{number:02}.{suffix}", values, 8000, subtype=subtype)
-    model = make_model(tmp_path / "model.onnx", contract)
+    model = make_model(tmp_path / "model.onnx", spec)
     policy = tmp_path / "policy.json"
     calm = Path(shutil.copytree(folder, tmp_path / "calm"))
     (calm / "50.wav").unlink()

@@ -10,13 +10,13 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "streams"))
 from broker import Broker
 
+from drip.sources import open_source
 from drip.store import RetentionStore
-from drip.streams import open_source
 
 
 @pytest.fixture
 def broker(tmp_path, monkeypatch):
-    monkeypatch.setattr("drip.streams.mqtt._HEARTBEAT_S", 0.2)
+    monkeypatch.setattr("drip.sources.mqtt.source._HEARTBEAT_S", 0.2)
     folder = tmp_path / "broker"
     folder.mkdir()
     running = Broker(folder).start()
@@ -74,7 +74,7 @@ def test_a_run_whose_broker_is_away_keeps_every_sample_and_counts(broker, drip, 
 
 
 def test_a_broker_that_dies_in_the_middle_stops_no_run(broker, drip, run_options, tmp_path, monkeypatch):
-    from drip.streams.mqtt_decisions import DecisionPublisher
+    from drip.sources.mqtt.decisions import DecisionPublisher
 
     add = DecisionPublisher.add
 

@@ -5,14 +5,14 @@ import json
 import pytest
 from board_runs import N_PRODUCTION, audit
 
-from drip.device import OnnxScorer
+from drip.onnx import OnnxScorer
 from drip.policy import Policy
 from drip.store import RetentionStore
 
 
 @pytest.fixture(scope="module")
 def shadowed(board, tmp_path_factory):
-    from drip.streams import FolderSource
+    from drip.sources import FolderSource
     from drip.workflow import run_stream
 
     path = tmp_path_factory.mktemp("shadowed") / "kept.db"
@@ -71,7 +71,7 @@ def test_replay_refuses_a_policy_of_another_model_or_score(board, shadowed, drip
 
 
 def test_replay_names_the_columns_that_the_audit_lacks(board, drip, tmp_path):
-    from drip.streams import FolderSource
+    from drip.sources import FolderSource
     from drip.workflow import run_stream
 
     path, margin = tmp_path / "slim.db", tmp_path / "margin.json"
@@ -95,7 +95,7 @@ def test_replay_of_an_empty_store_says_so(board, drip, tmp_path):
 
 
 def test_replay_says_what_the_audit_has_forgotten(board, drip, tmp_path):
-    from drip.streams import FolderSource
+    from drip.sources import FolderSource
     from drip.workflow import run_stream
 
     with RetentionStore(tmp_path / "s.db", budget_bytes=10**7, audit_rows=100) as store:

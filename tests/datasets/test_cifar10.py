@@ -128,7 +128,7 @@ def test_no_image_occurs_twice_so_there_are_no_groups(whole):
 def test_inputs_are_what_the_contract_makes_of_the_samples(whole):
     rows = [0, 4_999, 59_999]
     samples = list(whole.samples(rows))
-    prepared = [whole.contract.prepare(sample.data, sample.media_type) for sample in samples]
+    prepared = [whole.spec.prepare(sample.data, sample.media_type) for sample in samples]
     np.testing.assert_array_equal(whole.inputs(rows), np.stack(prepared))
     assert whole.inputs(rows).shape == (3, 3, 32, 32)
     assert whole.encoded_sizes(rows).tolist() == [len(sample.data) for sample in samples]

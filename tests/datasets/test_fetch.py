@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drip.datasets.fetch import Source, fetch, open_url, place_below
-from drip.datasets.session import Session
 from drip.errors import DripError, InputError
+from drip.files.fetch import Session, Source, fetch, open_url, place_below
 
 CONTENT = np.random.default_rng(0).bytes(1_500_000)
 
@@ -200,7 +199,7 @@ def test_a_disk_that_fills_up_keeps_the_part(server, cache):
     code = f"""
         import resource, signal
         from pathlib import Path
-        from drip.datasets.fetch import Source, fetch
+        from drip.files.fetch import Source, fetch
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
         fetch({wanted!r}, Path({str(cache)!r}))

@@ -12,9 +12,9 @@ from support import require_data
 
 from drip.datasets import CACHE_VARIABLE, DATA_VARIABLE, LOADERS, ImageDataset, Source, load, load_mnist
 from drip.datasets.mnist import SOURCES
-from drip.errors import DripError, InputError, StreamError
+from drip.errors import DripError, InputError, SourceError
 from drip.files import sha256_hex
-from drip.streams import DatasetSource
+from drip.sources import DatasetSource
 
 MNIST_FILES = [
     f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
@@ -48,7 +48,7 @@ def test_samples_are_png_files_with_the_true_label(packaged):
 
 def test_inputs_are_what_the_contract_makes_of_the_samples(packaged):
     rows = [0, 17, 4_242]
-    prepared = [packaged.contract.prepare(s.data, s.media_type) for s in packaged.samples(rows)]
+    prepared = [packaged.spec.prepare(s.data, s.media_type) for s in packaged.samples(rows)]
     np.testing.assert_array_equal(packaged.inputs(rows), np.stack(prepared))
 
 
@@ -56,8 +56,8 @@ def test_colour_data_set_has_three_channels():
     images = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
     dataset = ImageDataset("colours", images, np.arange(4), tuple("abcd"))
     assert len(dataset) == 4
-    assert dataset.contract.shape == (3, 6, 5)
-    prepared = [dataset.contract.prepare(s.data, s.media_type) for s in dataset.samples(range(4))]
+    assert dataset.spec.shape == (3, 6, 5)
+    prepared = [dataset.spec.prepare(s.data, s.media_type) for s in dataset.samples(range(4))]
     np.testing.assert_array_equal(dataset.inputs(range(4)), np.stack(prepared))
 
 
@@ -179,9 +179,9 @@ def test_an_unknown_name_is_refused():
 @pytest.mark.usefixtures("cache")
 def test_a_stream_by_name_is_that_set_or_says_what_is_missing():
     assert len(DatasetSource.by_name("mnist")) == 10_000
-    with pytest.raises(StreamError, match=r"load\(\"cifar10\", download=True\)"):
+    with pytest.raises(SourceError, match=r"load\(\"cifar10\", download=True\)"):
         DatasetSource.by_name("cifar10")
-    with pytest.raises(StreamError, match="a data set of mnist"):
+    with pytest.raises(SourceError, match="a data set of mnist"):
         DatasetSource.by_name("imagenet")
 
 

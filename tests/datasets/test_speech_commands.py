@@ -82,7 +82,7 @@ def test_samples_are_the_files_as_they_were_found(whole):
     rows = [0, 1_000, 3_599]
     samples = list(whole.samples(rows))
     assert {sample.media_type for sample in samples} == {"audio/flac"}
-    prepared = [whole.contract.prepare(sample.data, sample.media_type) for sample in samples]
+    prepared = [whole.spec.prepare(sample.data, sample.media_type) for sample in samples]
     np.testing.assert_array_equal(whole.inputs(rows), np.stack(prepared))
     assert whole.inputs(rows).shape == (3, 1, 16_000)
     assert whole.encoded_sizes(rows).tolist() == [len(sample.data) for sample in samples]
@@ -155,7 +155,7 @@ def test_short_clips_are_padded_and_long_ones_cut(tmp_path):
     dataset = load_speech_commands(folder=tmp_path)
     np.testing.assert_array_equal(dataset.clips[0], np.pad(noise(0, 9_000), (0, 7_000)))
     np.testing.assert_array_equal(dataset.clips[1], noise(1, 17_000)[:16_000])
-    prepared = [dataset.contract.prepare(data, "audio/wav") for data in members.values()]
+    prepared = [dataset.spec.prepare(data, "audio/wav") for data in members.values()]
     np.testing.assert_array_equal(dataset.inputs([0, 1]), np.stack(prepared))
 
 

@@ -11,9 +11,8 @@ import pytest
 from support import require_data
 
 from drip.datasets import TABLES, load_collision, load_dry_bean, load_table
-from drip.datasets.collision import FILE
-from drip.datasets.dry_bean import ARFF, CSV, SOURCE, ArchivedFile
 from drip.errors import DripError, InputError
+from drip.reduction.datasets import ARFF, CSV, FILE, SOURCE, ArchivedFile
 
 NAMES = (
     *("Area", "Perimeter", "MajorAxisLength", "MinorAxisLength", "AspectRatio", "Eccentricity", "ConvexArea"),

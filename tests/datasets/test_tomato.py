@@ -11,8 +11,15 @@ from PIL import Image
 from support import require_data
 
 from drip.datasets import load, load_tomato, split_rows
-from drip.datasets.leaves import ARCHIVE, ORIGINALS, SOURCE, LeafSource, blob_sha1, packaged_index
-from drip.datasets.tomato import leaf_groups
+from drip.datasets.tomato import (
+    ARCHIVE,
+    ORIGINALS,
+    SOURCE,
+    LeafSource,
+    blob_sha1,
+    leaf_groups,
+    packaged_index,
+)
 from drip.errors import DripError, InputError
 
 FIELDS = ("file", "source_path", "source_blob_sha1", "plantvillage_name")
@@ -64,7 +71,7 @@ def test_samples_are_the_files_as_they_were_found(whole):
     rows = [0, 700, 5772]
     samples = list(whole.samples(rows))
     assert {sample.media_type for sample in samples} == {"image/jpeg"}
-    prepared = [whole.contract.prepare(sample.data, sample.media_type) for sample in samples]
+    prepared = [whole.spec.prepare(sample.data, sample.media_type) for sample in samples]
     np.testing.assert_array_equal(whole.inputs(rows), np.stack(prepared))
     assert whole.encoded_sizes(range(5773)).tolist() == [len(data) for data in whole.encoded]
 

@@ -216,10 +216,10 @@ def test_a_number_of_runs_below_one_is_refused(tmp_path, seeds):
 ADDED = '''
 """Keep what the model is least sure of, by its largest logit."""
 
-from drip.selectors.base import ThresholdSelector
+from drip.rules.base import ThresholdRule
 
 
-class LowestLogitSelector(ThresholdSelector):
+class LowestLogitRule(ThresholdRule):
     """Keep the samples with the smallest largest logit."""
 
     name = "added-by-a-user"

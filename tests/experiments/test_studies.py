@@ -8,7 +8,7 @@ import pytest
 from made_up import made_up_regime
 
 from drip.errors import InputError
-from drip.selectors import available
+from drip.rules import available
 from experiments import dpw, noise, running, streams, table1
 from experiments.arms import COMPARATORS, PAPER_RULES, Rule, decide, rules
 from experiments.cells import Unit

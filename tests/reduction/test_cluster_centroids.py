@@ -8,8 +8,8 @@ from tables import blobs, grids
 
 from drip.errors import InputError
 from drip.reduction import ClusterCentroids, epsilon_representativeness
+from drip.reduction.base import class_sizes, kept_total
 from drip.reduction.kmeans import cluster
-from drip.reduction.sizes import class_sizes, kept_total
 
 
 @given(grids(), st.integers(0, 50), st.sampled_from([0.2, 0.5, 1.0]))

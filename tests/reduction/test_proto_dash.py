@@ -10,8 +10,7 @@ from hypothesis.extra import numpy as hnp
 from tables import blobs
 
 from drip.reduction import ProtoDash, epsilon_representativeness
-from drip.reduction.nonnegative import GrowingProgramme
-from drip.reduction.proto_dash import greedy_prototypes, median_distance
+from drip.reduction.proto_dash import GrowingProgramme, greedy_prototypes, median_distance
 
 TOLERANCE = 1e-9
 

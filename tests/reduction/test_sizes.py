@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drip.errors import InputError
-from drip.reduction.sizes import class_sizes, kept_total, sizes_from_mapping
+from drip.reduction.base import class_sizes, kept_total, sizes_from_mapping
 
 counts_and_total = st.lists(st.integers(1, 60), min_size=1, max_size=8).flatmap(
     lambda counts: st.tuples(st.just(counts), st.integers(1, sum(counts)))

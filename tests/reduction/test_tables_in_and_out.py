@@ -35,7 +35,7 @@ from drip.reduction import (
     available,
     epsilon_representativeness,
 )
-from drip.reduction.sizes import class_sizes, kept_total
+from drip.reduction.base import class_sizes, kept_total
 
 METHODS = list(available().values())
 RANKED = [method for method in METHODS if issubclass(method, RankedReducer)]

@@ -32,7 +32,7 @@ def policy(class_names=("cat", "dog", "<emu>")):
         scores,
         classes,
         n_classes=3,
-        discard_fraction=0.4,
+        retention=0.6,
         provenance={"model_digest": "ab" * 32, "layer": "features.7", "class_names": class_names},
     )
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from drip.errors import InputError
-from drip.policy import Policy, Recipe
+from drip.policy import Policy, RuleSpec
 from drip.report import Arm, compare, findings, standard_error, verdict
 
 
@@ -168,7 +168,7 @@ def test_classes_that_never_discard_are_listed_with_the_reason(make_report):
 
 
 def test_many_classes_that_never_discard_are_summed_up(make_report):
-    policy = Policy.fit(np.zeros(0), np.zeros(0, dtype=np.int64), n_classes=9, discard_fraction=0.3)
+    policy = Policy.fit(np.zeros(0), np.zeros(0, dtype=np.int64), n_classes=9, retention=0.7)
     counts = np.full(9, 1)
     report = make_report(policy=policy, class_counts_seen=counts, class_counts_kept=counts)
     assert "9 of 9 classes never discard" in said(report)
@@ -190,7 +190,7 @@ def test_bytes_and_times_are_told(make_report):
 
 
 def test_a_rule_without_windows_has_no_sentences_about_windows(make_report):
-    report = make_report(policy=Policy(Recipe("margin", {}, {"threshold": 0.5}), 3))
+    report = make_report(policy=Policy(RuleSpec("margin", {}, {"threshold": 0.5}), 3))
     text = said(report)
     assert "The policy discarded 40.0 % of 200 samples." in text
     assert "never discard" not in text

@@ -14,11 +14,11 @@ from PIL import Image
 
 import drip
 from drip.errors import DripError
-from drip.policy import Policy, Recipe
+from drip.policy import Policy, RuleSpec
 from drip.report import Arm, findings, to_html, to_markdown_table, write_html
 from drip.report.figures import Scale, class_histogram, score_scales
-from drip.report.pictures import image_uri, overlay_uri
-from drip.report.table import COLUMNS, rows
+from drip.report.gallery import image_uri, overlay_uri
+from drip.report.page import COLUMNS, rows
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -212,7 +212,7 @@ def test_a_class_without_scores_shows_why_it_never_discards(make_report):
 
 
 def test_a_rule_without_windows_leaves_the_window_section_out(make_report):
-    page = to_html(make_report(policy=Policy(Recipe("margin", {}, {"threshold": 0.5}), 3)))
+    page = to_html(make_report(policy=Policy(RuleSpec("margin", {}, {"threshold": 0.5}), 3)))
     parsed(page)
     assert "Windows per class" not in page
     assert 'class="ruler"' not in page
@@ -251,7 +251,7 @@ def test_limits_at_the_edge_of_a_panel_share_one_label(make_report):
 
 
 def test_equal_scores_are_drawn_as_one_bar_and_marked_as_ties():
-    policy = Policy.fit(np.full(50, 2.5), np.zeros(50, dtype=np.int64), n_classes=2, discard_fraction=0.4)
+    policy = Policy.fit(np.full(50, 2.5), np.zeros(50, dtype=np.int64), n_classes=2, retention=0.6)
     scale = score_scales(policy.histograms, 0.0, 100.0)[0]
     drawing = class_histogram(policy.histograms[0], policy.windows[0], scale, "only")
     assert 'd="M48.00 98.0v-72.00h4.00v72.00z"' in drawing

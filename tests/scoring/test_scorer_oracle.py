@@ -20,8 +20,7 @@ from torch import nn
 from drip.models import AudioCNN, EfficientNetB0, MobileNetV2, SmallCNN
 from drip.scoring import TorchScorer
 from drip.scoring.cam import MAPS
-from drip.scoring.closed_form import ClosedForm
-from drip.scoring.plans import HeadVjp
+from drip.scoring.gradient import ClosedForm, HeadVjp
 
 METHODS = tuple(MAPS)
 # HiResCAM is left out for tokens: the last block normalises them first, so their gradient is orthogonal

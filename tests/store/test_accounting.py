@@ -15,10 +15,9 @@ from drip.errors import StoreError, TransactionFullError
 from drip.store import RetentionStore
 from drip.store.budget import Layout
 from drip.store.checking import check
-from drip.store.class_counters import ClassCounter, ClassCounters
 from drip.store.codec import ScoreCodec
-from drip.store.eviction import AuditRing
-from drip.store.incoming import prepare
+from drip.store.eviction import AuditRing, ClassCounter, ClassCounters
+from drip.store.writer import prepare
 from drip.types import Decision, Progress, Sample
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from drip.errors import StoreError
-from drip.store.connection import connect, disk_bytes, explain, explained
+from drip.store.schema import connect, disk_bytes, explain, explained
 
 WRITER = "another process is writing to it; a store has one writer at a time: stop it or raise timeout_s"
 FULL = (

@@ -16,7 +16,7 @@ from tracing import build_tracer, trace
 
 from drip.errors import StoreError
 from drip.store import Outcome, RetentionStore
-from drip.store.connection import disk_bytes
+from drip.store.schema import disk_bytes
 
 BUDGET = 600_000
 

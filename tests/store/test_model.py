@@ -15,7 +15,7 @@ from making import observation, sample
 
 from drip.errors import StoreError, TransactionFullError
 from drip.store import Outcome, RetentionStore
-from drip.store.connection import disk_bytes
+from drip.store.schema import disk_bytes
 from drip.types import Decision, Progress
 
 SMALL, LARGE = 420_000, 900_000

@@ -214,7 +214,7 @@ def test_a_migration_after_a_kill_keeps_the_log_within_its_share(path, tmp_path)
         layout = store._writer.space.layout
         n_log_bytes = killed.with_name("killed-wal").stat().st_size
         assert n_log_bytes <= 32 + layout.log_frames * (layout.page_size + 24)
-        assert store.load_progress().selector_state == {"x": "c" * 60_000}
+        assert store.load_progress().rule_state == {"x": "c" * 60_000}
 
 
 @pytest.mark.parametrize("cursor", ["ü" * 62, "a" * 61 + "ü"])

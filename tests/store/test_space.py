@@ -12,8 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from drip.errors import StoreError, TransactionFullError
-from drip.store.budget import RESERVE_PAGES, Layout
-from drip.store.space import Space
+from drip.store.budget import RESERVE_PAGES, Layout, Space
 
 PAGE = 1024
 FRAME = PAGE + 24

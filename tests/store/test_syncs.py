@@ -10,14 +10,14 @@ from drip.store import RetentionStore
 STORE = "kept.drip"
 SCRIPT = """
 import sys
-import drip.store.connection as connection
+import drip.store.schema as connection
 if sys.argv[2] == "off":
     configure = connection.configure_writer
     def without_sync(sqlite, *, synchronous):
         configure(sqlite, synchronous=synchronous)
         sqlite.execute("PRAGMA synchronous = OFF")
-    import drip.store.retention
-    drip.store.retention.configure_writer = without_sync
+    import drip.store.store
+    drip.store.store.configure_writer = without_sync
 from making import DROP, keep, observation, sample
 from drip.store import RetentionStore
 import os

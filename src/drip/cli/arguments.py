@@ -16,11 +16,12 @@ import typer
 
 from drip.cli.output import print_error
 from drip.errors import DripError
+from drip.windows import complement
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from drip.device import OnnxScorer
+    from drip.onnx import OnnxScorer
 
 INTERRUPTED = "interrupted; what was committed is safe, the same command continues"
 
@@ -74,6 +75,22 @@ def parse_rule_options(texts: Sequence[str]) -> dict[str, Any]:
         except (ValueError, RecursionError):
             found[name] = value
     return found
+
+
+def keep_rate(keep: float | None, dpw: float | None) -> float | None:
+    """The keep rate that ``--keep``, or the paper's ``--dpw``, asks for; None when neither was given.
+
+    Raises:
+        typer.BadParameter: both were given.
+
+    >>> keep_rate(None, 0.4)
+    0.6
+    """
+    if dpw is None:
+        return keep
+    if keep is not None:
+        raise typer.BadParameter("--keep and --dpw are the same number; give one of them")
+    return complement(dpw)
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:
@@ -219,7 +236,7 @@ def load_model_file(path: str, weights: Path | None, threads: int) -> OnnxScorer
     """
     if weights is not None:
         raise typer.BadParameter("a model file has its weights in it, got --weights; leave them out")
-    from drip.device import OnnxScorer
+    from drip.onnx import OnnxScorer
 
     return OnnxScorer(path, threads=threads)
 

@@ -15,6 +15,7 @@ from drip.cli.arguments import (
     ThreadsOption,
     WeightsOption,
     is_model_file,
+    keep_rate,
     load_model_file,
     parse_names,
     parse_numbers,
@@ -24,7 +25,7 @@ from drip.cli.arguments import (
 )
 from drip.cli.output import print_facts, print_json, print_table, progress_bar
 from drip.media import Resize
-from drip.thresholds import Method
+from drip.windows import Method
 
 if TYPE_CHECKING:
     from drip.policy import Policy
@@ -34,7 +35,7 @@ class How(TypedDict):
     """How a policy is made, whatever the model."""
 
     rule: str
-    discard_fraction: float | None
+    retention: float | None
     method: Method | None
     rule_options: Mapping[str, Any]
     on_progress: Callable[[int, int], None]
@@ -65,12 +66,15 @@ def calibrate(
             "package's by its name."
         ),
     ] = "drip",
-    dpw: Annotated[
+    keep: Annotated[
         float | None,
         typer.Option(
-            help="Discard Percentage Window: share of the stream to discard, in (0, 1); 0.4 unless an option "
-            "of the rule aims at samples or bytes per time."
+            help="Keep rate, in (0, 1); 0.6 unless an option of the rule targets samples or bytes per time."
         ),
+    ] = None,
+    dpw: Annotated[
+        float | None,
+        typer.Option(help="The paper's Discard Percentage Window: one minus --keep."),
     ] = None,
     rule_option: Annotated[
         list[str] | None,
@@ -104,9 +108,9 @@ def calibrate(
 ) -> None:
     """Find the limits of every class and write them as a policy.
 
-    Example: drip calibrate model.onnx --data frames/ --dpw 0.4
+    Example: drip calibrate model.onnx --data frames/ --keep 0.6
 
-    Example: drip calibrate mymodel:build --weights w.pt --data frames/ --shape 3,96,96 --dpw 0.4
+    Example: drip calibrate mymodel:build --weights w.pt --data frames/ --shape 3,96,96 --keep 0.6
 
     Example: drip calibrate model.onnx --data frames/ --rule adaptive-margin --rule-option samples_per_hour=60
     """
@@ -116,7 +120,7 @@ def calibrate(
     with progress_bar("scoring") as update:
         calibrate_model = asked.of_file if is_model_file(model) else asked.of_torch
         policy = calibrate_model(
-            model, weights, threads, data, rule=rule, discard_fraction=dpw, method=window,
+            model, weights, threads, data, rule=rule, retention=keep_rate(keep, dpw), method=window,
             rule_options=parse_rule_options(rule_option or []),
             on_progress=lambda done, total: update(done, total, ""),
         )  # fmt: skip
@@ -154,18 +158,18 @@ class Asked:
         self, model: str, weights: Path | None, threads: int, data: Path, **how: Unpack[How]
     ) -> Policy:
         """The policy of a PyTorch model."""
-        from drip.media import InputContract
+        from drip.media import InputSpec
         from drip.models import load_model
         from drip.workflow import ScoreOptions, calibrate_folder
 
         if self.shape is None or threads != 1:
             raise typer.BadParameter("a PyTorch model needs --shape, and --threads is for model files")
         shape = parse_shape(self.shape)
-        contract = InputContract(
+        spec = InputSpec(
             shape, self.resize, parse_numbers(self.mean), parse_numbers(self.std), self.sample_rate
         )
         return calibrate_folder(
-            load_model(model, weights), data, contract, class_names=self.class_names,
+            load_model(model, weights), data, spec, class_names=self.class_names,
             score=ScoreOptions(self.layer, self.heatmap, self.cam), **how,
         )  # fmt: skip
 
@@ -176,13 +180,13 @@ def print_policy(policy: Policy, path: Path) -> None:
     print_facts(
         f"Policy {path}",
         {
-            "rule": policy.recipe.name,
+            "rule": policy.rule.name,
             "model": f"{provenance.model_digest[:12]}..., layer {provenance.layer}",
             "score": f"{provenance.score['method']}, {provenance.score['heatmap']} heatmap",
             "calibrated on": f"{provenance.n_samples} samples of {provenance.data}",
         },
     )
-    if "windows" not in policy.recipe.state:
+    if "windows" not in policy.rule.state:
         return
     names = provenance.class_names or tuple(map(str, range(policy.n_classes)))
     print_table(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from drip.cli.arguments import JsonOption
+from drip.cli.arguments import JsonOption, keep_rate
 from drip.cli.output import (
     print_facts,
     print_json,
@@ -16,7 +16,7 @@ from drip.cli.output import (
     print_table,
     progress_stages,
 )
-from drip.report.quantities import byte_size
+from drip.files.format import byte_size
 
 if TYPE_CHECKING:
     from drip.report import RunReport
@@ -31,9 +31,12 @@ def demo(
         "drip-demo"
     ),
     seed: Annotated[int, typer.Option(help="Seed of split and training.", min=0, max=2**32 - 1)] = 0,
+    keep: Annotated[
+        float | None, typer.Option(help="Keep rate of the stream, in (0, 1).", show_default="0.6")
+    ] = None,
     dpw: Annotated[
-        float, typer.Option(help="Discard Percentage Window: share of the stream to discard, in (0, 1).")
-    ] = 0.4,
+        float | None, typer.Option(help="The paper's Discard Percentage Window: one minus --keep.")
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes per training; default 10, or 4 for the full data set.", min=1)
     ] = None,
@@ -46,8 +49,9 @@ def demo(
     from drip.demo import DemoConfig, run_demo
     from drip.report import write_html
 
+    rate = keep_rate(keep, dpw)
     with progress_stages() as on_stage:
-        report = run_demo(DemoConfig(out, seed, dpw, epochs), on_stage)
+        report = run_demo(DemoConfig(out, seed, 0.6 if rate is None else rate, epochs), on_stage)
     write_html(report, out / "report.html")
     if json_output:
         print_json(report_facts(report))

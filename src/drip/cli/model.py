@@ -17,10 +17,10 @@ from drip.cli.arguments import (
     require_writable,
 )
 from drip.cli.output import print_error, print_facts, print_json
-from drip.media import InputContract, Resize
+from drip.media import InputSpec, Resize
 
 if TYPE_CHECKING:
-    from drip.device import ModelMetadata
+    from drip.onnx.metadata import ModelMetadata
     from drip.policy import Policy
 
 app = typer.Typer(help="Write, change and check the file that a device runs.", no_args_is_help=True)
@@ -79,14 +79,14 @@ def export(
 
     Example: drip model export mymodel:build --weights w.pt --policy policy.json --out model.onnx
     """
-    contract = None
+    spec = None
     if shape is not None:
         numbers = parse_numbers(mean), parse_numbers(std)
-        contract = InputContract(parse_shape(shape), resize, *numbers, sample_rate)
+        spec = InputSpec(parse_shape(shape), resize, *numbers, sample_rate)
     names = parse_names(class_names)
     require_writable(out, model, weights, policy)
     metadata = _write(
-        model, weights, policy, out, layer=layer, heatmap=heatmap, contract=contract, class_names=names,
+        model, weights, policy, out, layer=layer, heatmap=heatmap, spec=spec, class_names=names,
         contrast=contrast, features=features,
     )  # fmt: skip
     print_metadata(metadata, out, json_output=json_output)
@@ -102,7 +102,7 @@ def _write(
     if model.lower().endswith(".onnx"):
         if weights is not None:
             raise typer.BadParameter("an ONNX file has its weights in it, got --weights; leave them out")
-        from drip.export import export_file
+        from drip.onnx import export_file
 
         definition = {} if policy is None else policy.provenance.score
         options["heatmap"] = options["heatmap"] or definition.get("heatmap", "raw")
@@ -111,17 +111,17 @@ def _write(
 
     loaded = load_model(model, weights)
     example = np.random.default_rng(0).normal(size=(2, *_shape(policy, options["contract"])))
-    from drip.export import export_onnx
+    from drip.onnx import export_onnx
 
     return export_onnx(loaded, policy, example.astype(np.float32), out, **options)
 
 
-def _shape(policy: Policy | None, contract: InputContract | None) -> tuple[int, ...]:
-    if contract is not None:
-        return contract.shape
-    if policy is None or not policy.provenance.input_contract:
+def _shape(policy: Policy | None, spec: InputSpec | None) -> tuple[int, ...]:
+    if spec is not None:
+        return spec.shape
+    if policy is None or not policy.provenance.input_spec:
         raise typer.BadParameter("--shape is needed, for no policy says it; such as --shape 3,96,96")
-    return InputContract.from_json(policy.provenance.input_contract).shape
+    return InputSpec.from_json(policy.provenance.input_spec).shape
 
 
 @app.command("set-policy")
@@ -138,7 +138,7 @@ def set_policy(
 
     Example: drip model set-policy model.onnx policy.json
     """
-    from drip.export import set_policy as exchange
+    from drip.onnx import set_policy as exchange
     from drip.policy import Policy
 
     metadata = exchange(model, Policy.load(policy), out=out)
@@ -183,8 +183,8 @@ def quantize(
 
     Example: drip model quantize model.onnx --data calibration/ --out model.int8.onnx
     """
-    from drip.export import Settings
-    from drip.export import quantize as write
+    from drip.onnx import Settings
+    from drip.onnx import quantize as write
 
     settings = Settings(
         calibration, samples, per_channel=not per_tensor, activations=activations,
@@ -203,7 +203,7 @@ def check(model: FileArgument, *, json_output: JsonOption = False) -> None:
 
     Example: drip model check model.onnx
     """
-    from drip.export import check as look
+    from drip.onnx import check as look
 
     report = look(model)
     if json_output:
@@ -219,7 +219,7 @@ def check(model: FileArgument, *, json_output: JsonOption = False) -> None:
 
 def facts(metadata: ModelMetadata) -> dict[str, object]:
     """The metadata for scripts, as they stand in the file."""
-    from drip.export import metadata_json
+    from drip.onnx import metadata_json
 
     return metadata_json(metadata)
 
@@ -238,10 +238,10 @@ def print_metadata(metadata: ModelMetadata, path: Path, *, json_output: bool) ->
             "made from": metadata.parent_digest,
             "score": f"{score['method']}, {score['heatmap']} heatmap",
             "layer": f"{score['layer']} {score['layer_shape']}",
-            "input": " x ".join(map(str, metadata.contract.shape)),
+            "input": " x ".join(map(str, metadata.spec.shape)),
             "classes": ", ".join(metadata.class_names) or "without names",
             "policy": "none: retains all"
             if policy is None
-            else f"{policy.recipe.name} {policy.digest[:12]}...",
+            else f"{policy.rule.name} {policy.digest[:12]}...",
         },
     )

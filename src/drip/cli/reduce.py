@@ -11,12 +11,12 @@ import typer
 
 from drip.cli.arguments import JsonOption, parse_numbers, parse_shape, require_writable
 from drip.cli.output import print_facts, print_json, print_lines, print_table, progress_stages
-from drip.media import InputContract, Resize
-from drip.report.quantities import byte_size, percent, significant
+from drip.files.format import byte_size, percent, significant
+from drip.media import InputSpec, Resize
 
 if TYPE_CHECKING:
-    from drip.report.reduction import ReductionReport
-    from drip.workflow.reducing_images import ImageOptions
+    from drip.reduction.images import ImageOptions
+    from drip.reduction.report import ReductionReport
 
 MAX_JOBS = 256
 _MOST_PROBLEMS = 20
@@ -188,7 +188,7 @@ class Asked:
         self, data: Path, out: Path, method: str, options: dict[str, Any], update: Update, *, overwrite: bool
     ) -> tuple[ReductionReport, dict[str, Any]]:
         """The report of a table or a folder, and what it lacks for scripts."""
-        from drip.workflow.reducing import ReduceOptions
+        from drip.reduction.running import ReduceOptions
 
         how = ReduceOptions(method, **options)
 
@@ -196,12 +196,12 @@ class Asked:
             update(stage, done, total, "")
 
         if not data.is_dir():
-            from drip.workflow.tables import TableOptions, reduce_table
+            from drip.reduction.tables import TableOptions, reduce_table
 
             self._refuse(self.images, "images")
             table = TableOptions(**self.table)
             return reduce_table(data, out, how, table, overwrite=overwrite, on_progress=tell).report, {}
-        from drip.workflow.reducing_images import reduce_images
+        from drip.reduction.images import reduce_images
 
         self._refuse(self.table, "tables")
         kept = reduce_images(data, out, how, self.image_options(), overwrite=overwrite, on_progress=tell)
@@ -212,18 +212,18 @@ class Asked:
 
     def image_options(self) -> ImageOptions:
         """The options of images with the texts as values."""
-        from drip.workflow.image_features import IMAGENET
-        from drip.workflow.reducing_images import ImageOptions
+        from drip.reduction.images import ImageOptions
+        from drip.workflow.features import IMAGENET
 
         given = dict(self.images)
         shape, mean, std, resize = (given.pop(name) for name in ("shape", "mean", "std", "resize"))
-        contract = InputContract(
+        spec = InputSpec(
             parse_shape(shape) if shape else IMAGENET.shape,
             resize or IMAGENET.resize,
             parse_numbers(mean) if mean else IMAGENET.mean,
             parse_numbers(std) if std else IMAGENET.std,
         )
-        return ImageOptions(**given, contract=None if contract == IMAGENET else contract)
+        return ImageOptions(**given, spec=None if spec == IMAGENET else spec)
 
     @staticmethod
     def _refuse(values: dict[str, Any], what: str) -> None:
@@ -245,7 +245,7 @@ def finish(
     found: ReductionReport, out: Path, page: Path | None, more: dict[str, Any], *, json_output: bool
 ) -> None:
     """Write the page where one is wanted, and print the numbers."""
-    from drip.report.reduction import write_reduction_html
+    from drip.reduction.report import write_reduction_html
 
     if page is not None:
         write_reduction_html(found, page)
@@ -257,7 +257,7 @@ def finish(
 
 def print_reduction(found: ReductionReport, out: Path, page: Path | None) -> None:
     """The numbers for people."""
-    from drip.report.reduction import distance, energy_text
+    from drip.reduction.report import distance, energy_text
 
     whole = found.overall
     facts = {

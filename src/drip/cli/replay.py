@@ -11,7 +11,7 @@ import typer
 
 from drip.cli.arguments import JsonOption
 from drip.cli.output import print_facts, print_json, print_table
-from drip.report.quantities import byte_size
+from drip.files.format import byte_size
 
 if TYPE_CHECKING:
     from drip.workflow import ReplayReport

@@ -23,8 +23,8 @@ from drip.cli.arguments import (
 )
 from drip.cli.output import print_error, print_facts, print_json, print_lines, progress_bar
 from drip.cli.store import print_stats
+from drip.files.format import byte_size
 from drip.pipeline import OnError
-from drip.report.quantities import byte_size
 
 if TYPE_CHECKING:
     from drip.workflow import RunResult

@@ -12,7 +12,7 @@ import typer
 from drip.cli.arguments import JsonOption, StoreArgument, parse_names
 from drip.cli.output import print_error, print_facts, print_json, print_table
 from drip.errors import ExportError
-from drip.report.quantities import byte_size
+from drip.files.format import byte_size
 from drip.store.records import Labels
 
 if TYPE_CHECKING:

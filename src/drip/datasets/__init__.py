@@ -11,17 +11,14 @@ from pathlib import Path
 
 from drip.datasets.audio import AudioDataset
 from drip.datasets.cifar10 import load_cifar10
-from drip.datasets.collision import load_collision
-from drip.datasets.dry_bean import load_dry_bean
-from drip.datasets.fetch import Progress, Source
 from drip.datasets.images import ImageDataset
 from drip.datasets.mnist import load_mnist
-from drip.datasets.places import CACHE_VARIABLE, DATA_VARIABLE
 from drip.datasets.speech_commands import load_speech_commands
 from drip.datasets.splits import split_rows
-from drip.datasets.tables import TableDataset
 from drip.datasets.tomato import load_tomato
 from drip.errors import InputError
+from drip.files.fetch import CACHE_VARIABLE, DATA_VARIABLE, Progress, Source
+from drip.reduction.datasets import TableDataset, load_collision, load_dry_bean
 
 __all__ = [
     "CACHE_VARIABLE",

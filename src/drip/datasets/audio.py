@@ -11,7 +11,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from drip.datasets.images import check_columns
-from drip.media import InputContract
+from drip.media import InputSpec
 from drip.types import IntArray, Sample
 
 _Rows = Sequence[int] | IntArray
@@ -54,9 +54,9 @@ class AudioDataset:
         return len(self.labels)
 
     @property
-    def contract(self) -> InputContract:
+    def spec(self) -> InputSpec:
         """How the samples of this set become inputs: values in [-1, 1), one channel, cut or zero-padded."""
-        return InputContract(shape=(1, self.clips.shape[1]), resize="crop", sample_rate_hz=self.sample_rate)
+        return InputSpec(shape=(1, self.clips.shape[1]), resize="crop", sample_rate_hz=self.sample_rate)
 
     def inputs(self, rows: _Rows) -> NDArray[np.float32]:
         """The clips of the given rows as :attr:`contract` would prepare them, shape (n, 1, n_samples)."""

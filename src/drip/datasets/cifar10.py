@@ -16,11 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from drip.datasets.archives import tar_gz_members
-from drip.datasets.fetch import Progress, Source, fetch
 from drip.datasets.images import ImageDataset, duplicate_groups
-from drip.datasets.places import cache_folder, data_places, first_found, missing
 from drip.errors import InputError
+from drip.files.fetch import (
+    Progress,
+    Source,
+    cache_folder,
+    data_places,
+    fetch,
+    first_found,
+    missing,
+    tar_gz_members,
+)
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ARCHIVE = "cifar-10-python.tar.gz"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drip.errors import InputError
-from drip.media import InputContract, encode_png
+from drip.media import InputSpec, encode_png
 from drip.types import IntArray, Sample
 
 _Rows = Sequence[int] | IntArray
@@ -51,10 +51,10 @@ class ImageDataset:
         return len(self.labels)
 
     @property
-    def contract(self) -> InputContract:
+    def spec(self) -> InputSpec:
         """How the samples of this set become inputs: values in [0, 1], channels first."""
         height, width = self.images.shape[1:3]
-        return InputContract(shape=(1 if self.images.ndim == 3 else 3, height, width))
+        return InputSpec(shape=(1 if self.images.ndim == 3 else 3, height, width))
 
     def inputs(self, rows: _Rows) -> NDArray[np.float32]:
         """The images of the given rows as :attr:`contract` would prepare them, shape (n, C, H, W)."""

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from drip.datasets.fetch import Progress, Source, fetch, place_below
 from drip.datasets.images import ImageDataset
-from drip.datasets.places import DATA_VARIABLE, cache_folder
 from drip.errors import InputError
 from drip.files import sha256_hex
+from drip.files.fetch import DATA_VARIABLE, Progress, Source, cache_folder, fetch, place_below
 
 # SHA-256 of the decompressed original files; the first sixteen bytes are the IDX header.
 _MNIST = {

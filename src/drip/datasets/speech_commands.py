@@ -16,11 +16,18 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from drip.datasets.archives import tar_gz_members, zip_members
 from drip.datasets.audio import AudioDataset
-from drip.datasets.fetch import Progress, Source, fetch
-from drip.datasets.places import cache_folder, data_places, missing
 from drip.errors import InputError
+from drip.files.fetch import (
+    Progress,
+    Source,
+    cache_folder,
+    data_places,
+    fetch,
+    missing,
+    tar_gz_members,
+    zip_members,
+)
 
 SUBSET = "speech_commands_9words.zip"
 ARCHIVES = {"0.02": "speech_commands_v0.02.tar.gz", "0.01": "speech_commands_v0.01.tar.gz"}

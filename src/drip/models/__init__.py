@@ -12,9 +12,8 @@ try:
 except ImportError as error:
     raise missing_extra("drip.models", "torch", "torch") from error
 
-from drip.models.cutting import Tail, cut_before_last_seven
 from drip.models.efficientnet import EfficientNetB0, freeze_all_but_last_seven
-from drip.models.loading import load_model
+from drip.models.loading import Tail, cut_before_last_seven, load_model
 from drip.models.mobilenet import MobileNetV2, load_features
 from drip.models.small import AudioCNN, SmallCNN
 

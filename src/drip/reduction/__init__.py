@@ -18,18 +18,22 @@ except ImportError as error:
     raise missing_extra("drip.reduction", "imbalanced-learn", "reduction") from error
 
 from drip.reduction.base import BaseReducer, RankedReducer, ScoredReducer
-from drip.reduction.certificate import Certificate, perceptron_certificate
 from drip.reduction.cluster_centroids import ClusterCentroids
 from drip.reduction.distance_entropy import DistanceEntropy
-from drip.reduction.forgetting_events import ForgettingEvents
-from drip.reduction.forgetting_tracker import ForgettingTracker
+from drip.reduction.forgetting import ForgettingEvents, ForgettingTracker
 from drip.reduction.matrix_decomposition import MatrixDecomposition
 from drip.reduction.max_min import MaxMin
 from drip.reduction.moderate_coreset import ModerateCoreset
 from drip.reduction.persistent_homology import PersistentHomologyLandmarks
 from drip.reduction.proto_dash import ProtoDash
 from drip.reduction.representative_kmeans import RepresentativeKMeans
-from drip.reduction.representativeness import Representativeness, Spread, epsilon_representativeness
+from drip.reduction.representativeness import (
+    Certificate,
+    Representativeness,
+    Spread,
+    epsilon_representativeness,
+    perceptron_certificate,
+)
 from drip.reduction.stratified_random import StratifiedRandom
 
 __all__ = [

@@ -9,8 +9,7 @@ import numpy as np
 
 from drip.errors import InputError
 from drip.reduction.base import BaseReducer, Table
-from drip.reduction.checks import check_whole
-from drip.reduction.containers import new_points, take_rows
+from drip.reduction.containers import check_whole, new_points, take_rows
 from drip.reduction.kmeans import Clusters, cluster, threads
 from drip.reduction.neighbours import radius
 from drip.types import FloatArray, IntArray

@@ -9,10 +9,9 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from drip.errors import InputError
-from drip.reduction.base import ScoredReducer, Table
-from drip.reduction.checks import check_divisor, check_real
+from drip.reduction.base import ScoredReducer, Table, class_sizes, kept_total
+from drip.reduction.containers import check_divisor, check_real
 from drip.reduction.neighbours import BLOCK_BYTES, Metric
-from drip.reduction.sizes import class_sizes, kept_total
 from drip.types import FloatArray, IntArray
 
 _EPSILON_BASE = 0.05

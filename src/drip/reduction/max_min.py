@@ -8,9 +8,8 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from drip.reduction.base import RankedReducer, Table
+from drip.reduction.base import Counter, RankedReducer, Table
 from drip.reduction.neighbours import Metric, distances_to
-from drip.reduction.progress import Counter
 from drip.types import FloatArray, IntArray
 
 _BLOCK_ROWS = 8192  # differences of a block stay in the processor's cache

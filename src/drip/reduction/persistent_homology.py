@@ -10,10 +10,9 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from drip.errors import InputError, missing_extra
-from drip.reduction.base import ScoredReducer, Table
-from drip.reduction.checks import check_real, check_whole
+from drip.reduction.base import Counter, ScoredReducer, Table
+from drip.reduction.containers import check_real, check_whole
 from drip.reduction.neighbours import POWER, Metric
-from drip.reduction.progress import Counter
 from drip.types import FloatArray, IntArray
 
 _BATCH = 512

@@ -9,7 +9,7 @@ import numpy as np
 
 from drip.errors import InputError
 from drip.reduction.base import RankedReducer, Table
-from drip.reduction.checks import check_whole
+from drip.reduction.containers import check_whole
 from drip.reduction.kmeans import Clusters, cluster, threads
 from drip.types import IntArray
 

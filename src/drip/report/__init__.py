@@ -16,8 +16,7 @@ from drip.report.model import (
     compare,
     standard_error,
 )
-from drip.report.page import to_html, write_html
-from drip.report.table import to_markdown_table
+from drip.report.page import to_html, to_markdown_table, write_html
 
 __all__ = [
     "ALL_DATA",

@@ -14,10 +14,10 @@ from math import ceil, floor, isfinite, log10
 
 import numpy as np
 
+from drip.files.format import percent, significant
 from drip.policy import Histogram
-from drip.report.quantities import percent, significant
-from drip.thresholds import Window
 from drip.types import FloatArray
+from drip.windows import Window
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from drip.errors import InputError
 from drip.policy import Policy
-from drip.thresholds import Window
 from drip.types import BoolArray, FloatArray, IntArray
+from drip.windows import Window, complement
 
 BASELINE, ALL_DATA, DRIP, RANDOM, MARGIN = "baseline", "all-data", "drip", "random", "margin"
 """Names of the arms that the findings compare; an arm of any other name only appears in the table."""
@@ -179,13 +179,13 @@ class RunReport:
     @property
     def windows(self) -> tuple[Window, ...]:
         """One window per class, or none for a rule without windows."""
-        return self.policy.windows if "windows" in self.policy.recipe.state else ()
+        return self.policy.windows if "windows" in self.policy.rule.state else ()
 
     @property
     def asked_discard(self) -> float | None:
         """The discard fraction (DPW) that calibration was asked for, in (0, 1); None without windows."""
-        asked = self.policy.recipe.params.get("discard_fraction")
-        return float(asked) if self.windows and asked is not None else None
+        retention = self.policy.rule.params.get("retention")
+        return complement(retention) if self.windows and retention is not None else None
 
     def class_name(self, index: int | None) -> str:
         """Name of a class; its number where the policy has no names, a question mark for None."""

@@ -14,15 +14,29 @@ from torch import Tensor, nn
 
 from drip.errors import DripError, InputError, ModelError
 from drip.scoring.cam import MAPS, mean_over_positions, normalise
-from drip.scoring.choice import Choice, choose_plan
-from drip.scoring.closed_form import ClosedForm
-from drip.scoring.host import host_scores
-from drip.scoring.inputs import Batch, notes_on, require_finite, to_classes, to_host, to_input
-from drip.scoring.layout import Reshape
-from drip.scoring.mode import ScoringMode, locks_of
-from drip.scoring.plans import RELATIVE_TOLERANCE, Pass, Plan, in_single, top_two
-from drip.scoring.tap import logits_of
-from drip.scoring.target import Target, find_target
+from drip.scoring.gradient import (
+    RELATIVE_TOLERANCE,
+    Choice,
+    ClosedForm,
+    Pass,
+    Plan,
+    choose_plan,
+    host_scores,
+    in_single,
+    top_two,
+)
+from drip.scoring.model import (
+    Batch,
+    ScoringMode,
+    locks_of,
+    logits_of,
+    notes_on,
+    require_finite,
+    to_classes,
+    to_host,
+    to_input,
+)
+from drip.scoring.target import Reshape, Target, find_target
 from drip.types import IntArray, JsonObject, Observations
 
 Heatmap = Literal["raw", "normalised"]

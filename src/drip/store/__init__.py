@@ -16,7 +16,7 @@ from drip.store.records import (
     StoreStats,
     class_of,
 )
-from drip.store.retention import RetentionStore
+from drip.store.store import RetentionStore
 
 __all__ = [
     "AuditRow",

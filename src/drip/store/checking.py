@@ -9,10 +9,10 @@ from pathlib import Path
 
 from drip.errors import StoreError
 from drip.store import codec
-from drip.store.class_counters import ClassCounters
-from drip.store.connection import disk_bytes
-from drip.store.progress_row import ProgressRow
+from drip.store.eviction import ClassCounters
 from drip.store.records import CheckReport
+from drip.store.schema import disk_bytes
+from drip.store.settings import ProgressRow
 
 _MAX_PROBLEMS = 100  # a damaged file has one on every page
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from drip.errors import InputError
 from drip.store import codec
-from drip.store.budget import EVICT_FRAMES
-from drip.store.space import Space
+from drip.store.budget import EVICT_FRAMES, Space
 from drip.types import Sample
 
 MAX_REASON_BYTES = 1024

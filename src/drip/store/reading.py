@@ -10,12 +10,11 @@ from typing import Any
 
 from drip.errors import StoreError
 from drip.store import codec
-from drip.store.class_counters import ClassCounters
-from drip.store.connection import disk_bytes, explained
-from drip.store.progress_row import ProgressRow
+from drip.store.eviction import ClassCounters
 from drip.store.quarantine import Quarantine
 from drip.store.records import AuditRow, LabelState, Outcome, QuarantinedSample, StoredSample, StoreStats
-from drip.store.settings import ORIGIN
+from drip.store.schema import disk_bytes, explained
+from drip.store.settings import ORIGIN, ProgressRow
 from drip.types import Decision, JsonObject, Progress, Sample
 
 _CHUNK = 256

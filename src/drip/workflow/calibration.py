@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drip.errors import InputError
-from drip.media import InputContract
+from drip.media import InputSpec
 from drip.pipeline import observe
 from drip.policy import Policy, Provenance, class_histograms
-from drip.selectors import BaseSelector, WindowSelector, create
-from drip.streams import FolderSource
-from drip.thresholds import Method, check_fraction, complement, sort_by_class
+from drip.rules import BaseRule, WindowRule, create
+from drip.sources import FolderSource
 from drip.types import Observations, Scorer
+from drip.windows import Method, check_fraction, sort_by_class
 from drip.workflow.models import FileScorer, ScoreOptions
 
 if TYPE_CHECKING:
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from drip.scoring import TorchScorer
 
 _BATCH_SIZE = 64
-_USUAL = 0.4
+_USUAL = 0.6
 _PER_TIME = ("samples_per_hour", "bytes_per_day")
 
 
 def calibrate_folder(
     model: nn.Module,
     folder: str | Path,
-    contract: InputContract,
+    spec: InputSpec,
     *,
     rule: str = "drip",
-    discard_fraction: float | None = None,
+    retention: float | None = None,
     method: Method | None = None,
     rule_options: Mapping[str, Any] | None = None,
     score: ScoreOptions | None = None,
@@ -45,13 +45,13 @@ def calibrate_folder(
     Args:
         model: The trained classifier.
         folder: Images, audio files or arrays; labels are not used.
-        contract: How files become inputs, as in training.
+        spec: How files become inputs, as in training.
         rule: Name of the selection rule.
-        discard_fraction: Share of the stream to discard, in (0, 1); the paper's DPW. None takes 0.4, or
+        retention: Keep rate of the stream, in (0, 1). None means 0.6, or
             what ``rule_options`` aim at.
         method: Where a rule with windows puts them; None takes the rule's default.
         rule_options: Further arguments of the rule, such as ``frozen`` or ``samples_per_hour``; not
-            ``retention``, which ``discard_fraction`` gives.
+            ``retention``, which has its own argument.
         score: How to score; contrastive scores are added where the rule reads them.
         class_names: Names in the order of the logits, kept in the policy.
         on_progress: Called with the number of samples scored and their total.
@@ -59,15 +59,15 @@ def calibrate_folder(
     Raises:
         InputError: an unknown rule, or a file that cannot be decoded.
         ModelError: a model or sample that cannot be scored.
-        StreamError: no folder, or nothing in it.
+        SourceError: no folder, or nothing in it.
     """
-    selector = _rule(rule, discard_fraction, method, rule_options or {})
+    selector = _rule(rule, retention, method, rule_options or {})
     source = FolderSource(folder)
     options = score or ScoreOptions()
     scorer = replace(options, contrast=options.contrast or "contrast" in selector.needs).scorer(model)
     return calibrated(
-        selector, scorer, model, _observe(source, scorer, contract, on_progress),
-        contract=contract, data=str(folder), class_names=class_names,
+        selector, scorer, model, _observe(source, scorer, spec, on_progress),
+        spec=spec, data=str(folder), class_names=class_names,
     )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def calibrate_file(
     folder: str | Path,
     *,
     rule: str = "drip",
-    discard_fraction: float | None = None,
+    retention: float | None = None,
     method: Method | None = None,
     rule_options: Mapping[str, Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -84,23 +84,23 @@ def calibrate_file(
     """A policy for a model file, on the device that runs it; contract and class names are the file's.
 
     Args:
-        scorer: The model file, such as :class:`drip.device.OnnxScorer`.
+        scorer: The model file, such as :class:`drip.onnx.OnnxScorer`.
         folder: Images, audio files or arrays; labels are not used.
         rule: Name of the selection rule.
-        discard_fraction: Share of the stream to discard, in (0, 1); the paper's DPW. None takes 0.4, or
+        retention: Keep rate of the stream, in (0, 1). None means 0.6, or
             what ``rule_options`` aim at.
         method: Where a rule with windows puts them; None takes the rule's default.
         rule_options: Further arguments of the rule, such as ``frozen`` or ``samples_per_hour``; not
-            ``retention``, which ``discard_fraction`` gives.
+            ``retention``, which has its own argument.
         on_progress: Called with the number of samples scored and their total.
 
     Raises:
         InputError: an unknown rule, one that reads what the file does not give, or a file of the folder
             that cannot be decoded.
         ModelError: a sample that cannot be scored.
-        StreamError: no folder, or nothing in it.
+        SourceError: no folder, or nothing in it.
     """
-    selector = _rule(rule, discard_fraction, method, rule_options or {})
+    selector = _rule(rule, retention, method, rule_options or {})
     missing = selector.needs - scorer.provides
     if missing:
         raise InputError(
@@ -108,26 +108,26 @@ def calibrate_file(
             f"{', '.join(sorted(scorer.provides))}; export it with "
             + " ".join(f"--{name}" for name in sorted(missing))
         )
-    observations = _observe(FolderSource(folder), scorer, scorer.contract, on_progress)
+    observations = _observe(FolderSource(folder), scorer, scorer.spec, on_progress)
     provenance = Provenance(
         model_digest=scorer.digest,
         layer=scorer.layer,
         score=scorer.score_definition,
         data=str(folder),
         n_samples=len(observations),
-        input_contract=scorer.contract.to_json(),
+        input_spec=scorer.spec.to_json(),
         class_names=scorer.class_names,
     )
     return _policy(selector, observations, provenance)
 
 
 def calibrated(
-    selector: BaseSelector,
+    selector: BaseRule,
     scorer: TorchScorer,
     model: nn.Module,
     observations: Observations,
     *,
-    contract: InputContract,
+    spec: InputSpec,
     data: str,
     class_names: tuple[str, ...] = (),
 ) -> Policy:
@@ -138,7 +138,7 @@ def calibrated(
         scorer: What scored the observations.
         model: The scored classifier.
         observations: Observations of the calibration set, n of them.
-        contract: How samples became inputs.
+        spec: How samples became inputs.
         data: Description of the calibration set.
         class_names: Names in the order of the logits; or none.
 
@@ -156,36 +156,35 @@ def calibrated(
         score=scorer.score_definition,
         data=data,
         n_samples=len(observations),
-        input_contract=contract.to_json(),
+        input_spec=spec.to_json(),
         class_names=class_names,
     )
     return _policy(selector, observations, provenance)
 
 
-def _rule(
-    name: str, discard_fraction: float | None, method: Method | None, options: Mapping[str, Any]
-) -> BaseSelector:
+def _rule(name: str, retention: float | None, method: Method | None, options: Mapping[str, Any]) -> BaseRule:
     if "name" in options or "retention" in options:
         raise InputError(
-            "name and retention are no options of a rule here: give the rule, and as discard_fraction "
-            f"(--dpw) what it discards; got {dict(options)}"
+            f"name and retention have arguments of their own (--rule, --keep), got {dict(options)} as well",
+            code="rule-arguments",
         )
     if method is not None and "method" in options:
         raise InputError(
             f"one window method is needed, got {method!r} and the option {options['method']!r}; leave one out"
         )
     per_time = [option for option in _PER_TIME if options.get(option) is not None]
-    if per_time and discard_fraction is not None:
+    if per_time and retention is not None:
         raise InputError(
-            f"one target is needed, got {per_time[0]} and {discard_fraction} to discard; leave one out"
+            f"{per_time[0]} and a keep rate of {retention} are two targets; leave one out",
+            code="rule-arguments",
         )
-    share = _USUAL if discard_fraction is None else discard_fraction
-    check_fraction("discard_fraction", share)
-    retention = None if per_time else complement(share)
+    if not per_time:
+        retention = _USUAL if retention is None else retention
+        check_fraction("retention", retention)
     selector = create(name, retention=retention, **options)
     if method is None:
         return selector
-    if not isinstance(selector, WindowSelector):
+    if not isinstance(selector, WindowRule):
         raise InputError(f"a rule with windows is needed with a window method, got {name!r}; leave it out")
     return create(name, retention=retention, **{**options, "method": method})
 
@@ -193,24 +192,24 @@ def _rule(
 def _observe(
     source: FolderSource,
     scorer: Scorer,
-    contract: InputContract,
+    spec: InputSpec,
     on_progress: Callable[[int, int], None] | None,
 ) -> Observations:
     total = len(source)
     return observe(
         (sample for batch in source.batches(_BATCH_SIZE) for sample in batch),
         scorer,
-        prepare=contract.prepare,
+        prepare=spec.prepare,
         batch_size=_BATCH_SIZE,
         on_progress=None if on_progress is None else lambda done: on_progress(done, total),
     )
 
 
-def _policy(selector: BaseSelector, observations: Observations, provenance: Provenance) -> Policy:
+def _policy(selector: BaseRule, observations: Observations, provenance: Provenance) -> Policy:
     """Set the rule's limits; the policy keeps histograms of the scores that they are cut from."""
     n_classes = observations.logits.shape[1]
     selector.calibrate(observations)
-    if isinstance(selector, WindowSelector):
+    if isinstance(selector, WindowRule):
         scores = selector.score(observations)
     else:
         scores = observations.named_scores["drip"]

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drip.errors import InputError, PolicyError
-from drip.media import InputContract
+from drip.media import InputSpec
 from drip.policy import Policy
-from drip.selectors import BaseSelector, from_policy
+from drip.rules import BaseRule
 from drip.types import JsonObject, Scorer
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class ScoreOptions:
 
 @runtime_checkable
 class FileScorer(Scorer, Protocol):
-    """A scorer from a model file that says what it is: :class:`drip.device.OnnxScorer` and its like."""
+    """A scorer from a model file that says what it is: :class:`drip.onnx.OnnxScorer` and its like."""
 
     @property
     def digest(self) -> str:
@@ -71,7 +71,7 @@ class FileScorer(Scorer, Protocol):
         ...
 
     @property
-    def contract(self) -> InputContract:
+    def spec(self) -> InputSpec:
         """How encoded samples become inputs."""
         ...
 
@@ -116,8 +116,8 @@ def scorer_of(policy: Policy, model: nn.Module) -> TorchScorer:
         )
     except KeyError as error:
         raise PolicyError(f"a policy that says how to score is needed, got none of {error}") from error
-    contract = InputContract.from_json(policy.provenance.input_contract)
-    noise = np.random.default_rng(0).normal(size=(2, *contract.shape)).astype(np.float32)
+    spec = InputSpec.from_json(policy.provenance.input_spec)
+    noise = np.random.default_rng(0).normal(size=(2, *spec.shape)).astype(np.float32)
     scorer = options.scorer(model, noise)
     found, expected = scorer.score_definition["layer_shape"], definition.get("layer_shape")
     if found != expected:
@@ -136,15 +136,15 @@ class Parts:
         policy: The policy.
         scorer: Of the model, as the policy says.
         rule: The policy's rule, calibrated.
-        contract: How samples become inputs.
+        spec: How samples become inputs.
         digests: Model digests that limits for the scores may carry; the model's own first.
         class_names: In the order of the logits; or empty.
     """
 
     policy: Policy
     scorer: Scorer
-    rule: BaseSelector
-    contract: InputContract
+    rule: BaseRule
+    spec: InputSpec
     digests: tuple[str, ...]
     class_names: tuple[str, ...]
 
@@ -165,16 +165,16 @@ def parts_of(
             "a policy is needed, got none with the model; make one with drip calibrate and give --policy, "
             "or write it into a model file with drip model set-policy"
         )
-    rule = from_policy(chosen)
+    rule = chosen.to_rule()
     names = chosen.provenance.class_names
     if isinstance(model, FileScorer):
         model.require(chosen, accept_parent_limits=accept_parent_limits)
         model.compare(chosen)
-        parts = Parts(chosen, model, rule, model.contract, model.digests, names or model.class_names)
+        parts = Parts(chosen, model, rule, model.spec, model.digests, names or model.class_names)
     else:
-        contract = InputContract.from_json(chosen.provenance.input_contract)
+        spec = InputSpec.from_json(chosen.provenance.input_spec)
         digests = (chosen.provenance.model_digest,)
-        parts = Parts(chosen, scorer_of(chosen, model), rule, contract, digests, names)
+        parts = Parts(chosen, scorer_of(chosen, model), rule, spec, digests, names)
     missing = rule.needs - parts.scorer.provides
     if missing:
         raise InputError(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from drip.pipeline import OnError, Tally, run
 from drip.policy import Policy
+from drip.sources import open_publisher, open_source
 from drip.store import RetentionStore, StoreStats
-from drip.streams import open_publisher, open_source
 from drip.types import Decision, DurableSink, JsonObject, Observation, Progress, Sample, Source
 from drip.workflow.models import FileScorer, Parts, parts_of
 from drip.workflow.status import RunStatus
@@ -19,7 +19,7 @@ from drip.workflow.status import RunStatus
 if TYPE_CHECKING:
     from torch import nn
 
-    from drip.streams.mqtt_decisions import DecisionPublisher
+    from drip.sources.mqtt.decisions import DecisionPublisher
 
 _NEW_STORE_BYTES = 10**9
 
@@ -71,7 +71,7 @@ class RunOptions:
         batch_size: Largest number of samples scored at once.
         on_error: What a bad sample does; see :func:`drip.pipeline.run`.
         decisions_url: Where decisions are published; empty publishes none. See
-            :func:`drip.streams.open_publisher`.
+            :func:`drip.sources.open_publisher`.
     """
 
     budget_bytes: int | None = None
@@ -120,7 +120,7 @@ def run_url(
     Args:
         model: The model, or model file.
         policy: The policy that decides; None takes the file's.
-        source_url: See :func:`drip.streams.open_source`.
+        source_url: See :func:`drip.sources.open_source`.
         store_path: The store's file; made when it does not exist.
         options: How to go about it.
         status: Told of every batch.
@@ -129,7 +129,7 @@ def run_url(
 
     Raises:
         PolicyError: no policy, or one of another model; before a store is made.
-        StreamError: the source cannot be opened or read, or the broker for decisions refuses for good.
+        SourceError: the source cannot be opened or read, or the broker for decisions refuses for good.
         StoreError: the store cannot be opened or take a sample.
     """
     parts = parts_of(model, policy, accept_parent_limits=options.accept_parent_limits)
@@ -238,7 +238,7 @@ def _run(
         store.note_origin(policy.digest, {"model_digests": serves, "score": policy.provenance.score})
     sink: DurableSink = ShadowSink(store) if shadow else store
     if publisher is not None:
-        from drip.streams.mqtt_decisions import PublishingSink  # noqa: PLC0415  # needs the MQTT client
+        from drip.sources.mqtt.decisions import PublishingSink  # noqa: PLC0415  # needs the MQTT client
 
         sink = PublishingSink(sink, publisher)
     return run(
@@ -246,7 +246,7 @@ def _run(
         parts.scorer,
         parts.rule,
         sink,
-        prepare=parts.contract.prepare,
+        prepare=parts.spec.prepare,
         batch_size=batch_size,
         on_error=on_error,
         policy_digest=policy.digest,

@@ -11,7 +11,7 @@ import numpy as np
 
 from drip.errors import PolicyError
 from drip.policy import Policy
-from drip.selectors import BaseSelector, from_policy
+from drip.rules import BaseRule
 from drip.store import AuditRow, RetentionStore
 from drip.types import BoolArray, FloatArray, IntArray, JsonObject, Observations
 
@@ -97,7 +97,7 @@ def replay(store_path: str | Path, policy: Policy) -> ReplayReport:
             reads; or there is no decision.
         StoreError: no store, or a damaged one.
     """
-    rule = from_policy(policy)
+    rule = policy.to_rule()
     columns = _Columns()
     n_unknown = n_others = 0
     with RetentionStore.open_readonly(store_path) as store:
@@ -133,7 +133,7 @@ def _nothing(n_others: int, policy: Policy, origins: Iterable[JsonObject]) -> st
     )
 
 
-def _observations(rows: list[AuditRow], rule: BaseSelector, policy: Policy) -> Observations:
+def _observations(rows: list[AuditRow], rule: BaseRule, policy: Policy) -> Observations:
     names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
     widths = {len(row.logits) for row in rows}
     if widths - {0, policy.n_classes}:
@@ -211,7 +211,7 @@ class _Columns:
             parts.append(ReplayPart(first_s, last_s, counts(slice(start, end))))
         return ReplayReport(
             policy_digest=policy.digest,
-            rule=policy.recipe.name,
+            rule=policy.rule.name,
             class_names=policy.provenance.class_names,
             counts=counts(slice(None)),
             n_forgotten=n_forgotten,

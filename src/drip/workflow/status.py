@@ -18,8 +18,8 @@ from typing import Any, Protocol, Self
 
 from drip.errors import DripError
 from drip.files import write_atomically
+from drip.files.format import byte_size
 from drip.pipeline import Tally
-from drip.report.quantities import byte_size
 from drip.store import StoreStats
 from drip.types import JsonObject
 

@@ -1,0 +1,288 @@
+"""The limits of a policy as the float32 numbers that a graph compares its scores with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from drip import __version__
+from drip.errors import ExportError
+from drip.media import InputSpec
+from drip.onnx.checking import require_derivative
+from drip.onnx.files import (
+    check_policy,
+    load_model_file,
+    metadata_of,
+    model_file_digest,
+    save_model_file,
+    score_outputs,
+    write_metadata,
+)
+from drip.onnx.graph import Graph
+from drip.onnx.heads import ClosingSoftmax, Head, Layout, find_head, find_logits
+from drip.onnx.metadata import LOWER, UPPER, ModelMetadata, limits_of
+from drip.onnx.prepare import prepared, prune
+from drip.onnx.weights import Differentiator, MapWeights
+from drip.policy import Policy
+
+HEATMAPS = ("raw", "normalised")
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def attach_score(
+    model: onnx.ModelProto,
+    *,
+    layer: str | None = None,
+    policy: Policy | None = None,
+    spec: InputSpec | None = None,
+    class_names: Sequence[str] = (),
+    contrast: bool = False,
+    features: bool = False,
+    heatmap: str = "raw",
+    output: str | None = None,
+    closing_softmax: ClosingSoftmax = "cut",
+    layout: Layout | None = None,
+    layer_name: str | None = None,
+    parent_digest: str | None = None,
+) -> onnx.ModelProto:
+    r"""A classifier with the outputs that ``docs/model-file.md`` describes, as a new model.
+
+    .. math:: a_k = \frac1Z \sum_p \frac{\partial f_c}{\partial A_{k,p}}, \quad
+              \mathrm{score} = \frac1Z \sum_p \max\Bigl(0, \sum_k a_k A_{k,p}\Bigr)
+
+    The head, from the activation A to the logits f, is differentiated symbolically; what is added are
+    ordinary forward operations of ONNX. The weights a_k are compared with finite differences.
+
+    Args:
+        model: The classifier: one float32 input (N, *shape), logits (N, n_classes), opset 13 or one
+            that ONNX can convert to 17.
+        layer: Name of the tensor to score; None finds the activation that enters the head.
+        policy: Limits to write; None retains all.
+        spec: How samples become inputs; None takes the policy's, or else none but the shape. A graph
+            with channels at the end gets an input with channels in front, as contracts have them.
+        class_names: In the order of the logits; none takes the policy's.
+        contrast: Also give ``drip_contrast``, the score of the two largest logits' difference; given
+            without asking where the policy's rule reads it.
+        features: Also give ``features``, the mean of each map; likewise.
+        heatmap: ``raw`` as in the paper, or ``normalised``: each heatmap to [0, 1] before the mean.
+        output: Name of the output with the logits, where the model has several.
+        closing_softmax: ``cut``: the input of a softmax at the end are the logits; or ``keep``.
+        layout: Where ``layer`` has its channels; None reads it off the graph.
+        layer_name: What the metadata call the layer; None takes the tensor's name.
+        parent_digest: Digest of the model that this one was made from; None takes this one's.
+
+    Raises:
+        ExportError: The graph has no head to differentiate, or more than one input; it names the node. Or
+            its derivative is not that of finite differences.
+        PolicyError: The policy belongs to another model.
+
+    References:
+        DRIP paper, eqs. 1-5, 8 and 9.
+    """
+    if heatmap not in HEATMAPS:
+        raise ExportError(f"heatmap must be one of {HEATMAPS}, got {heatmap!r}")
+    if closing_softmax not in get_args(ClosingSoftmax):
+        expected = get_args(ClosingSoftmax)
+        raise ExportError(f"closing_softmax must be one of {expected}, got {closing_softmax!r}")
+    if layout is not None and layout not in get_args(Layout):
+        raise ExportError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
+    parent = parent_digest or model_file_digest(model)
+    if spec is None and policy is not None and policy.provenance.input_spec:
+        spec = InputSpec.from_json(policy.provenance.input_spec)
+    source = prepared(model, None if spec is None else spec.shape, output)
+    graph = Graph(source.model)
+    logits = find_logits(graph, source.output, closing_softmax)
+    target = source.names.get(layer, layer) if layer is not None else None
+    head = find_head(graph, logits, source.shape, target, layout, dynamic=source.dynamic)
+    n_classes = _n_classes(graph, logits)
+    names = tuple(class_names) or (policy.provenance.class_names if policy is not None else ())
+    if names and len(names) != n_classes:
+        raise ExportError(f"{n_classes} class names are needed, got {len(names)}: {names!r}")
+    if policy is not None:
+        needs = policy.to_rule().needs
+        contrast, features = contrast or "contrast" in needs, features or "features" in needs
+    writer = _Writer(graph, head, heatmap)
+    batch = "batch" if source.dynamic else 1
+    weights = writer.write(limits_of(policy, n_classes), contrast=contrast, features=features)
+    del source.model.graph.output[:]
+    source.model.graph.output.extend(_outputs(batch, n_classes, head, contrast=contrast, features=features))
+    prune(source.model)
+    require_derivative(source.model, head, weights, source.shape, dynamic=source.dynamic)
+    metadata = ModelMetadata(
+        digest="",
+        quantization=None,
+        parent_digest=parent,
+        score={
+            "name": "drip",
+            "method": "gradcam",
+            "heatmap": heatmap,
+            "contrast": contrast,
+            "layer": layer_name or layer or _original(source.names, head.activation),
+            "layer_shape": [head.n_maps, *_grid(head)],
+        },
+        spec=spec or InputSpec(source.shape),
+        class_names=names,
+        policy=policy,
+        drip_version=__version__,
+        n_classes=n_classes,
+    )
+    finished = write_metadata(source.model, metadata)
+    if policy is not None:
+        check_policy(policy, finished, n_classes, score_outputs(source.model))
+    return source.model
+
+
+def _original(names: dict[str, str], name: str) -> str:
+    """What a tensor was called in the file that was read."""
+    return next((old for old, new in names.items() if new == name), name)
+
+
+def _grid(head: Head) -> tuple[int, ...]:
+    """Sizes of the position axes, of tokens the sides of their square."""
+    if head.layout == "tokens":
+        return (math.isqrt(head.positions[0]),) * 2
+    return head.positions
+
+
+def _n_classes(graph: Graph, logits: str) -> int:
+    sizes = graph.sizes(logits)
+    if len(sizes) < 2 or sizes[1] < 2 or math.prod(sizes[2:]) != 1:
+        raise ExportError(
+            f"logits of shape (N, n_classes) with at least two classes are needed, got {sizes} "
+            f"of {logits!r}; cut the graph there, or name the output"
+        )
+    return sizes[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """Appends score, decision and what was asked for besides."""
+
+    graph: Graph
+    head: Head
+    heatmap: str
+
+    def write(self, limits: np.ndarray, *, contrast: bool, features: bool) -> MapWeights:
+        """All nodes, outputs under their names; returns the weights of the score's maps."""
+        g, head = self.graph, self.head
+        flat = head.logits
+        if g.rank(flat) > 2:
+            flat = g.add("Flatten", flat)
+        g.add("Identity", flat, outputs=["logits"])
+        g.add("ArgMax", flat, outputs=["predicted_class"], axis=1, keepdims=0, select_last_index=0)
+        differentiator = Differentiator(g, head)
+        maps = self._maps()
+        weights = differentiator.weights(["predicted_class"])
+        self._score(maps, weights, "drip_score", normalised=self.heatmap == "normalised")
+        self._retain(flat, limits)
+        if contrast:
+            two = g.add("TopK", flat, g.indices([2]), axis=1, outputs=2) + ".1"
+            classes = [g.add("Gather", two, g.number(index, np.int64), axis=1) for index in (0, 1)]
+            self._score(maps, differentiator.weights(classes), "drip_contrast", normalised=False)
+        if features:
+            mean = g.reduce("ReduceMean", maps, [2], keep=False)
+            g.add("Identity", mean, outputs=["features"])
+        return weights
+
+    def _maps(self) -> str:
+        """The activation as (N, K, Z)."""
+        g, head = self.graph, self.head
+        n_positions = math.prod(head.positions)
+        rows = -1 if g.shapes[head.activation].growing else g.sizes(head.activation)[0]
+        name = head.activation
+        if head.layout == "channels_first":
+            return g.reshape(name, [rows, head.n_maps, n_positions])
+        if head.skipped:
+            name = g.add("Slice", name, g.indices([1]), g.indices([2**62]), g.indices([1]))
+        elif g.rank(name) > 3:
+            name = g.reshape(name, [rows, n_positions, head.n_maps])
+        return g.add("Transpose", name, perm=[0, 2, 1])
+
+    def _score(self, maps: str, weights: MapWeights, name: str, *, normalised: bool) -> None:
+        """Mean of max(0, the weighted sum of maps) over positions."""
+        g = self.graph
+        heat = g.add("Relu", g.add("MatMul", g.unsqueeze(weights.name, 1), maps))
+        if not normalised and weights.factor == 1.0:
+            self._mean(heat, name)
+            return
+        mean = g.reduce("ReduceMean", heat, [1, 2], keep=False)
+        if not normalised:
+            g.add("Mul", mean, g.number(weights.factor), outputs=[name])
+            return
+        # (mean - min) / (max - min): the factor is the same above and below
+        low = g.reduce("ReduceMin", heat, [1, 2], keep=False)
+        span = g.add("Sub", g.reduce("ReduceMax", heat, [1, 2], keep=False), low)
+        constant = g.add("Equal", span, g.number(0.0))
+        ratio = g.add("Div", g.add("Sub", mean, low), g.add("Where", constant, g.number(1.0), span))
+        g.add("Where", constant, g.number(0.0), ratio, outputs=[name])
+
+    def _mean(self, heat: str, name: str) -> None:
+        g = self.graph
+        if g.opset >= 18:
+            g.add("ReduceMean", heat, g.indices([1, 2]), keepdims=0, outputs=[name])
+        else:
+            g.add("ReduceMean", heat, axes=[1, 2], keepdims=0, outputs=[name])
+
+    def _retain(self, logits: str, limits: np.ndarray) -> None:
+        """Not (lower <= score <= upper), and true where anything is not finite.
+
+        Comparisons with NaN are false, and no window holds infinity. The sum of the logits'
+        magnitudes is not finite where one of them is not.
+        """
+        g = self.graph
+        g.store(LOWER, limits[0])
+        g.store(UPPER, limits[1])
+        lower = g.add("Gather", LOWER, "predicted_class")
+        upper = g.add("Gather", UPPER, "predicted_class")
+        above = g.add("GreaterOrEqual", "drip_score", lower)
+        below = g.add("LessOrEqual", "drip_score", upper)
+        size = g.reduce("ReduceL1", logits, [1], keep=False)
+        finite = g.add("LessOrEqual", size, g.number(_LARGEST))
+        inside = g.add("And", g.add("And", above, below), finite)
+        g.add("Not", inside, outputs=["retain"])
+
+
+def _outputs(
+    batch: str | int, n_classes: int, head: Head, *, contrast: bool, features: bool
+) -> list[onnx.ValueInfoProto]:
+    """The declared outputs, in the order of the format."""
+    floats = TensorProto.FLOAT
+    found = [
+        helper.make_tensor_value_info("logits", floats, [batch, n_classes]),
+        helper.make_tensor_value_info("predicted_class", TensorProto.INT64, [batch]),
+        helper.make_tensor_value_info("drip_score", floats, [batch]),
+        helper.make_tensor_value_info("retain", TensorProto.BOOL, [batch]),
+    ]
+    if contrast:
+        found.append(helper.make_tensor_value_info("drip_contrast", floats, [batch]))
+    if features:
+        found.append(helper.make_tensor_value_info("features", floats, [batch, head.n_maps]))
+    return found
+
+
+def export_file(source: str | Path, path: str | Path, **options: Any) -> ModelMetadata:
+    """Write an ONNX classifier again with score and decision; torch is not needed.
+
+    Args:
+        source: The classifier's file.
+        path: Where to write.
+        options: As for :func:`drip.onnx.attach_score`.
+
+    Returns:
+        The metadata of the written file.
+
+    Raises:
+        ExportError: The file cannot be read, or its head not be differentiated.
+        PolicyError: The policy belongs to another model.
+    """
+    model = attach_score(load_model_file(source), **options)
+    metadata = metadata_of(model)
+    save_model_file(model, path)
+    return metadata

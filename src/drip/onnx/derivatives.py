@@ -1,0 +1,657 @@
+"""Derivatives of operations that work value by value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drip.onnx.graph import Graph, Node
+from drip.onnx.tape import RULES, Gradients, Tape, attribute, rule
+
+Grads = list["str | None"]
+Slope = Callable[[Graph, Node], str]
+
+
+def _unary(op: str, slope: Slope) -> None:
+    """Register an operation by its derivative, value by value."""
+
+    def backward(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+        return [tape.graph.add("Mul", gradients[0] or "", slope(tape.graph, node))]
+
+    RULES[op] = backward
+
+
+def _one_minus(g: Graph, x: str) -> str:
+    return g.add("Sub", g.number(1.0), x)
+
+
+def _squared(g: Graph, x: str) -> str:
+    return g.add("Mul", x, x)
+
+
+def _sigmoid_slope(g: Graph, y: str) -> str:
+    return g.add("Mul", y, _one_minus(g, y))
+
+
+def _gelu_slope(g: Graph, node: Node) -> str:
+    x = node.inputs[0]
+    if attribute(node, "approximate", "none") == "tanh":
+        root, cubic = math.sqrt(2 / math.pi), 0.044715
+        inner = g.scaled(g.add("Mul", x, g.add("Add", g.scaled(_squared(g, x), cubic), g.number(1.0))), root)
+        tanh = g.add("Tanh", inner)
+        rise = g.scaled(g.add("Add", g.scaled(_squared(g, x), 3 * cubic), g.number(1.0)), root)
+        bend = g.add("Mul", g.add("Mul", _one_minus(g, _squared(g, tanh)), rise), g.scaled(x, 0.5))
+        return g.add("Add", g.scaled(g.add("Add", tanh, g.number(1.0)), 0.5), bend)
+    cumulated = g.scaled(g.add("Add", g.add("Erf", g.scaled(x, math.sqrt(0.5))), g.number(1.0)), 0.5)
+    density = g.scaled(g.add("Exp", g.scaled(_squared(g, x), -0.5)), 1 / math.sqrt(2 * math.pi))
+    return g.add("Add", cumulated, g.add("Mul", x, density))
+
+
+def _swish_slope(g: Graph, node: Node) -> str:
+    x, alpha = node.inputs[0], float(attribute(node, "alpha", 1.0))
+    gate = g.add("Sigmoid", g.scaled(x, alpha))
+    return g.add("Add", gate, g.scaled(g.add("Mul", x, _sigmoid_slope(g, gate)), alpha))
+
+
+def _mish_slope(g: Graph, node: Node) -> str:
+    x = node.inputs[0]
+    tanh = g.add("Tanh", g.add("Softplus", x))
+    bend = g.add("Mul", _one_minus(g, _squared(g, tanh)), g.add("Sigmoid", x))
+    return g.add("Add", tanh, g.add("Mul", x, bend))
+
+
+def _erf_slope(g: Graph, node: Node) -> str:
+    bell = g.add("Exp", g.add("Neg", _squared(g, node.inputs[0])))
+    return g.scaled(bell, 2 / math.sqrt(math.pi))
+
+
+_unary("Sigmoid", lambda g, node: _sigmoid_slope(g, node.outputs[0]))
+_unary("Tanh", lambda g, node: _one_minus(g, _squared(g, node.outputs[0])))
+_unary("Erf", _erf_slope)
+_unary("Gelu", _gelu_slope)
+_unary("Swish", _swish_slope)
+_unary("Mish", _mish_slope)
+_unary("Exp", lambda _g, node: node.outputs[0])
+_unary("Log", lambda g, node: g.add("Reciprocal", node.inputs[0]))
+_unary("Sqrt", lambda g, node: g.scaled(g.add("Reciprocal", node.outputs[0]), 0.5))
+_unary("Reciprocal", lambda g, node: g.add("Neg", _squared(g, node.outputs[0])))
+_unary("Abs", lambda g, node: g.add("Sign", node.inputs[0]))
+_unary("Softplus", lambda g, node: g.add("Sigmoid", node.inputs[0]))
+
+
+@rule("Identity", "Dropout")
+def _same(_tape: Tape, _node: Node, gradients: Grads) -> Gradients:
+    """Dropout does nothing in inference."""
+    return gradients[:1]
+
+
+@rule("Cast")
+def _cast(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    if attribute(node, "to", 1) != 1:
+        raise tape.refuse(node, "float32 on both sides")
+    return gradients[:1]
+
+
+@rule("Neg")
+def _neg(tape: Tape, _node: Node, gradients: Grads) -> Gradients:
+    return [tape.graph.add("Neg", gradients[0] or "")]
+
+
+def _masked(tape: Tape, mask: str, gradient: str | None, otherwise: str | None = None) -> str:
+    """The gradient where the mask is true, else another or zero."""
+    return tape.graph.add("Where", mask, gradient or "", otherwise or tape.graph.number(0.0))
+
+
+@rule("Relu")
+def _relu(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g = tape.graph
+    return [_masked(tape, g.add("Greater", node.outputs[0], g.number(0.0)), gradients[0])]
+
+
+@rule("LeakyRelu")
+def _leaky_relu(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g = tape.graph
+    leaked = g.scaled(gradients[0] or "", float(attribute(node, "alpha", 0.01)))
+    return [_masked(tape, g.add("Greater", node.inputs[0], g.number(0.0)), gradients[0], leaked)]
+
+
+@rule("PRelu")
+def _prelu(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g = tape.graph
+    if tape.active(node.inputs[1]):
+        raise tape.refuse(node, "a constant slope")
+    leaked = g.add("Mul", gradients[0] or "", node.inputs[1])
+    return [_masked(tape, g.add("Greater", node.inputs[0], g.number(0.0)), gradients[0], leaked)]
+
+
+@rule("Elu", "Selu")
+def _elu(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g = tape.graph
+    selu = node.op == "Selu"
+    alpha = float(attribute(node, "alpha", 1.6732632423543772 if selu else 1.0))
+    gamma = float(attribute(node, "gamma", 1.0507009873554805)) if selu else 1.0
+    below = g.add("Mul", gradients[0] or "", g.add("Add", node.outputs[0], g.number(alpha * gamma)))
+    above = g.scaled(gradients[0] or "", gamma)
+    return [_masked(tape, g.add("Greater", node.inputs[0], g.number(0.0)), above, below)]
+
+
+@rule("HardSigmoid")
+def _hard_sigmoid(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g, y = tape.graph, node.outputs[0]
+    inside = g.add("And", g.add("Greater", y, g.number(0.0)), g.add("Less", y, g.number(1.0)))
+    return [_masked(tape, inside, g.scaled(gradients[0] or "", float(attribute(node, "alpha", 0.2))))]
+
+
+def _hard_swish_slope(g: Graph, node: Node) -> str:
+    x = node.inputs[0]
+    middle = g.add("Add", g.scaled(x, 1 / 3), g.number(0.5))
+    high = g.add("Where", g.add("Greater", x, g.number(3.0)), g.number(1.0), middle)
+    return g.add("Where", g.add("Less", x, g.number(-3.0)), g.number(0.0), high)
+
+
+_unary("HardSwish", _hard_swish_slope)
+
+
+@rule("Clip")
+def _clip(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    """PyTorch's ``clamp`` lets the gradient pass at its bounds, its ReLU6 does not."""
+    g, x = tape.graph, node.inputs[0]
+    low, high = node.input(1), node.input(2)
+    values = [g.constant(name) if name else None for name in (low, high)]
+    bounds = tuple(None if value is None else float(value.item()) for value in values)
+    strict = bounds == (0.0, 6.0)
+    masks = []
+    if low:
+        masks.append(g.add("Greater" if strict else "GreaterOrEqual", x, low))
+    if high:
+        masks.append(g.add("Less" if strict else "LessOrEqual", x, high))
+    if not masks:
+        return gradients[:1]
+    return [_masked(tape, masks[0] if len(masks) == 1 else g.add("And", *masks), gradients[0])]
+
+
+@rule("Add", "Sub", "Sum")
+def _add(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    found: Grads = []
+    for index, name in enumerate(node.inputs):
+        value = gradients[0] or ""
+        if tape.active(name):
+            signed = tape.graph.add("Neg", value) if node.op == "Sub" and index else value
+            found.append(tape.unbroadcast(signed, node, name))
+        else:
+            found.append(None)
+    return found
+
+
+@rule("Mul")
+def _mul(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    def at(index: int) -> str | None:
+        if not tape.active(node.inputs[index]):
+            return None
+        product = tape.graph.add("Mul", gradients[0] or "", node.inputs[1 - index])
+        return tape.unbroadcast(product, node, node.inputs[index])
+
+    return [at(0), at(1)]
+
+
+@rule("Div")
+def _div(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g = tape.graph
+    top, bottom = node.inputs
+    quotient = g.add("Div", gradients[0] or "", bottom)
+    at_bottom = None
+    if tape.active(bottom):
+        product = g.add("Neg", g.add("Mul", quotient, node.outputs[0]))
+        at_bottom = tape.unbroadcast(product, node, bottom)
+    return [tape.unbroadcast(quotient, node, top) if tape.active(top) else None, at_bottom]
+
+
+@rule("Pow")
+def _pow(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g = tape.graph
+    exponent = g.constant(node.inputs[1])
+    if exponent is None or tape.active(node.inputs[1]):
+        raise tape.refuse(node, "a constant exponent")
+    powers = exponent.astype(np.float32)
+    lowered = g.add("Pow", node.inputs[0], g.number(powers - np.float32(1)))
+    slope = g.add("Mul", lowered, g.number(powers))
+    return [tape.unbroadcast(g.add("Mul", gradients[0] or "", slope), node, node.inputs[0])]
+
+
+@rule("Max", "Min")
+def _extreme(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    """Equal values share the gradient, as in PyTorch's ``maximum`` and ``minimum``."""
+    if len(node.inputs) != 2:
+        raise tape.refuse(node, "two inputs")
+    g = tape.graph
+    first, second = node.inputs
+    compare = "Greater" if node.op == "Max" else "Less"
+    half = g.scaled(gradients[0] or "", 0.5)
+    equal = g.add("Equal", first, second)
+
+    def at(name: str, other: str) -> str | None:
+        if not tape.active(name):
+            return None
+        chosen = _masked(tape, g.add(compare, name, other), gradients[0])
+        return tape.unbroadcast(_masked(tape, equal, half, chosen), node, name)
+
+    return [at(first, second), at(second, first)]
+
+
+@rule("Where")
+def _where(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g = tape.graph
+    condition, yes, no = node.inputs
+    zero = g.number(0.0)
+    at_yes = at_no = None
+    if tape.active(yes):
+        at_yes = tape.unbroadcast(g.add("Where", condition, gradients[0] or "", zero), node, yes)
+    if tape.active(no):
+        at_no = tape.unbroadcast(g.add("Where", condition, zero, gradients[0] or ""), node, no)
+    return [None, at_yes, at_no]
+
+
+def transposed(g: Graph, name: str) -> str:
+    """A tensor with its last two axes exchanged."""
+    rank = g.rank(name)
+    return g.add("Transpose", name, perm=[*range(rank - 2), rank - 1, rank - 2])
+
+
+@rule("Gemm")
+def _gemm(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g = tape.graph
+    a, b = node.inputs[:2]
+    trans_a, trans_b = attribute(node, "transA", 0), attribute(node, "transB", 0)
+    alpha, beta = float(attribute(node, "alpha", 1.0)), float(attribute(node, "beta", 1.0))
+    value = gradients[0] or ""
+    found: Grads = [None, None, None]
+    if tape.active(a):
+        if trans_a:
+            found[0] = g.add("Gemm", b, value, alpha=alpha, transA=trans_b, transB=1)
+        else:
+            found[0] = g.add("Gemm", value, b, alpha=alpha, transB=1 - trans_b)
+    if tape.active(b):
+        if trans_b:
+            found[1] = g.add("Gemm", value, a, alpha=alpha, transA=1, transB=trans_a)
+        else:
+            found[1] = g.add("Gemm", a, value, alpha=alpha, transA=1 - trans_a)
+    if node.input(2) and tape.active(node.inputs[2]):
+        found[2] = tape.unbroadcast(g.scaled(value, beta), node, node.inputs[2])
+    return found
+
+
+@rule("MatMul")
+def _matmul(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g = tape.graph
+    a, b = node.inputs
+    if min(g.rank(a), g.rank(b)) < 2:
+        raise tape.refuse(node, "two inputs of at least two axes")
+    value = gradients[0] or ""
+
+    def summed(product: str, name: str) -> str:
+        """The sum over the leading axes along which the product's other factor was repeated."""
+        output, sizes = g.sizes(node.outputs[0])[:-2], g.sizes(name)[:-2]
+        extra = len(output) - len(sizes)
+        copied = [axis for axis, size in enumerate(sizes) if size == 1 and output[axis + extra] != 1]
+        axes = [*range(extra), *(axis + extra for axis in copied)]
+        if not axes:
+            return product
+        total = g.reduce("ReduceSum", product, axes, keep=not extra)
+        return g.reshape_like(total, name) if extra and copied else total
+
+    at_a = summed(g.add("MatMul", value, transposed(g, b)), a) if tape.active(a) else None
+    at_b = summed(g.add("MatMul", transposed(g, a), value), b) if tape.active(b) else None
+    return [at_a, at_b]
+
+
+def paddings(
+    node: Node, sizes: tuple[int, ...], output: tuple[int, ...], kernel: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Strides, dilations and paddings (all starts, then all ends) of a window operation."""
+    n_axes = len(kernel)
+    strides = attribute(node, "strides", (1,) * n_axes)
+    dilations = attribute(node, "dilations", (1,) * n_axes)
+    auto = attribute(node, "auto_pad", "NOTSET")
+    if auto in {"NOTSET", "VALID"}:
+        return strides, dilations, attribute(node, "pads", (0,) * 2 * n_axes)
+    total = [
+        max(0, (o - 1) * s + d * (k - 1) + 1 - i)
+        for o, s, d, k, i in zip(output, strides, dilations, kernel, sizes, strict=True)
+    ]
+    small, large = [value // 2 for value in total], [value - value // 2 for value in total]
+    return strides, dilations, tuple(small + large if auto == "SAME_UPPER" else large + small)
+
+
+@rule("Conv")
+def _conv(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    """The gradient of a convolution is the transposed convolution with the same weights."""
+    g = tape.graph
+    x, weight = node.inputs[:2]
+    if tape.active(weight):
+        raise tape.refuse(node, "weights that do not depend on the input")
+    tape.fixed(node, x, range(2, g.rank(x)))
+    group = int(attribute(node, "group", 1))
+    return [spread_windows(g, node, gradients[0] or "", weight, group)]
+
+
+def spread_windows(g: Graph, node: Node, gradient: str, weight: str, group: int) -> str:
+    """The transposed convolution that takes the gradient at a window operation to its input."""
+    sizes, output = g.sizes(node.inputs[0])[2:], g.sizes(node.outputs[0])[2:]
+    kernel = attribute(node, "kernel_shape", ()) or g.sizes(weight)[2:]
+    strides, dilations, pads = paddings(node, sizes, output, kernel)
+    ends = [
+        (o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(output, strides, dilations, kernel, strict=True)
+    ]
+    starts = list(pads[: len(kernel)])
+    # the windows may end behind the input, in the padding, or leave some of it unread
+    behind = [end - start - size for end, start, size in zip(ends, starts, sizes, strict=True)]
+    spread = g.add(
+        "ConvTranspose", gradient, weight, strides=list(strides), dilations=list(dilations), group=group,
+        pads=[*starts, *(max(0, cut) for cut in behind)],
+    )  # fmt: skip
+    if min(behind) >= 0:
+        return spread
+    return g.add("Pad", spread, g.indices([0] * (len(kernel) + 4) + [max(0, -cut) for cut in behind]))
+
+
+def normalised_gradient(g: Graph, x: str, gradient: str, axes: tuple[int, ...], epsilon: float) -> str:
+    """Gradient at x of (x - mean) / deviation, both over some axes, from the gradient at the result."""
+
+    def mean(value: str) -> str:
+        return g.reduce("ReduceMean", value, axes, keep=True)
+
+    centred = g.add("Sub", x, mean(x))
+    variance = mean(g.add("Mul", centred, centred))
+    inverse = g.add("Reciprocal", g.add("Sqrt", g.add("Add", variance, g.number(epsilon))))
+    normal = g.add("Mul", centred, inverse)
+    along = g.add("Mul", normal, mean(g.add("Mul", gradient, normal)))
+    return g.add("Mul", inverse, g.add("Sub", g.add("Sub", gradient, mean(gradient)), along))
+
+
+@rule("LayerNormalization")
+def _layer_norm(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    if any(gradients[1:]) or any(tape.active(name) for name in node.inputs[1:] if name):
+        raise tape.refuse(node, "a constant scale and one output that is used")
+    g, x = tape.graph, node.inputs[0]
+    rank = g.rank(x)
+    axes = tuple(range(int(attribute(node, "axis", -1)) % rank, rank))
+    scaled = g.add("Mul", gradients[0] or "", node.inputs[1])
+    return [normalised_gradient(g, x, scaled, axes, float(attribute(node, "epsilon", 1e-5)))]
+
+
+@rule("InstanceNormalization")
+def _instance_norm(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g, x = tape.graph, node.inputs[0]
+    rank = g.rank(x)
+    scale = g.reshape(node.inputs[1], [1, -1] + [1] * (rank - 2))
+    scaled = g.add("Mul", gradients[0] or "", scale)
+    epsilon = float(attribute(node, "epsilon", 1e-5))
+    return [normalised_gradient(g, x, scaled, tuple(range(2, rank)), epsilon)]
+
+
+@rule("BatchNormalization")
+def _batch_norm(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g, x = tape.graph, node.inputs[0]
+    scale, variance = g.constant(node.inputs[1]), g.constant(node.inputs[4])
+    if attribute(node, "training_mode", 0) or scale is None or variance is None:
+        raise tape.refuse(node, "inference mode and constant statistics")
+    epsilon = float(attribute(node, "epsilon", 1e-5))
+    slope = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
+    factor = g.number(slope.reshape(-1, *(1,) * (g.rank(x) - 2)))
+    return [g.add("Mul", gradients[0] or "", factor)]
+
+
+@rule("Softmax")
+def _softmax(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g, y = tape.graph, node.outputs[0]
+    axis = int(attribute(node, "axis", -1)) % g.rank(y)
+    weighted = g.add("Mul", gradients[0] or "", y)
+    total = g.reduce("ReduceSum", weighted, [axis], keep=True)
+    return [g.add("Sub", weighted, g.add("Mul", y, total))]
+
+
+@rule("LogSoftmax")
+def _log_softmax(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g, y = tape.graph, node.outputs[0]
+    axis = int(attribute(node, "axis", -1)) % g.rank(y)
+    total = g.reduce("ReduceSum", gradients[0] or "", [axis], keep=True)
+    return [g.add("Sub", gradients[0] or "", g.add("Mul", g.add("Exp", y), total))]
+
+
+def reduced_axes(tape: Tape, node: Node) -> tuple[int, ...]:
+    """Axes of a reduction, none of them negative; all where it does not say."""
+    axes = tape.axes(node)
+    if axes:
+        return axes
+    if attribute(node, "noop_with_empty_axes", 0):
+        return ()
+    return tuple(range(tape.graph.rank(node.inputs[0])))
+
+
+def _kept(tape: Tape, node: Node, name: str, axes: tuple[int, ...]) -> str:
+    """A reduction's output, or the gradient there, with the reduced axes of size one."""
+    if attribute(node, "keepdims", 1) or not axes:
+        return name
+    return tape.graph.add("Unsqueeze", name, tape.graph.indices(sorted(axes)))
+
+
+def _spread(tape: Tape, value: str, like: str) -> str:
+    """Copies of a value along the axes where another tensor is longer."""
+    return tape.graph.add("Expand", value, tape.graph.add("Shape", like))
+
+
+@rule("ReduceMean", "ReduceSum")
+def _mean_or_sum(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g, x = tape.graph, node.inputs[0]
+    axes = reduced_axes(tape, node)
+    value = _kept(tape, node, gradients[0] or "", axes)
+    if node.op == "ReduceMean":
+        tape.fixed(node, x, axes)
+        value = g.scaled(value, 1.0 / math.prod(g.sizes(x)[axis] for axis in axes))
+    return [_spread(tape, value, x)]
+
+
+@rule("GlobalAveragePool")
+def _global_average(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g, x = tape.graph, node.inputs[0]
+    tape.fixed(node, x, range(2, g.rank(x)))
+    return [_spread(tape, g.scaled(gradients[0] or "", 1.0 / math.prod(g.sizes(x)[2:])), x)]
+
+
+@rule("ReduceL2")
+def _length(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g, x = tape.graph, node.inputs[0]
+    axes = reduced_axes(tape, node)
+    ratio = g.add("Div", gradients[0] or "", node.outputs[0])
+    return [g.add("Mul", _kept(tape, node, ratio, axes), x)]
+
+
+@rule("ReduceMax", "ReduceMin")
+def _extreme_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    """Equal values share the gradient, as in PyTorch's ``amax``."""
+    g, x = tape.graph, node.inputs[0]
+    axes = reduced_axes(tape, node)
+    chosen = g.add("Cast", g.add("Equal", x, _kept(tape, node, node.outputs[0], axes)), to=1)
+    share = g.add("Div", chosen, g.reduce("ReduceSum", chosen, axes, keep=True))
+    return [g.add("Mul", _kept(tape, node, gradients[0] or "", axes), share)]
+
+
+@rule("GlobalMaxPool")
+def _global_max(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g, x = tape.graph, node.inputs[0]
+    tape.fixed(node, x, range(2, g.rank(x)))
+    n_positions = math.prod(g.sizes(x)[2:])
+    flat = g.reshape(x, [0, 0, -1])
+    first = g.add("ArgMax", flat, axis=2, keepdims=1)
+    places = g.number(np.arange(n_positions), np.int64)
+    chosen = g.add("Cast", g.add("Equal", first, places), to=1)
+    spread = g.add("Mul", chosen, g.reshape(gradients[0] or "", [0, 0, 1]))
+    return [g.reshape_like(spread, x)]
+
+
+@rule("MaxPool")
+def _max_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    """Each window sends its gradient to the first of its largest values."""
+    g, x = tape.graph, node.inputs[0]
+    if attribute(node, "storage_order", 0) or (len(gradients) > 1 and gradients[1]):
+        raise tape.refuse(node, "row-major indices")
+    options = {key: value for key, value in node.attributes.items() if key != "storage_order"}
+    places = g.add("MaxPool", x, outputs=2, **options) + ".1"
+    values = g.reshape(gradients[0] or "", [-1])
+    empty = g.add("Reshape", tape.fill(x, 0.0), g.indices([-1]))
+    add = {"reduction": "add"} if g.opset >= 16 else {}
+    if not add and _overlaps(node):
+        raise tape.refuse(node, "windows that do not overlap, or opset 16,")
+    scattered = g.add("ScatterElements", empty, g.reshape(places, [-1]), values, axis=0, **add)
+    return [g.reshape_like(scattered, x)]
+
+
+def _overlaps(node: Node) -> bool:
+    kernel = attribute(node, "kernel_shape", ())
+    strides = attribute(node, "strides", (1,) * len(kernel))
+    return any(k > s for k, s in zip(kernel, strides, strict=True)) or "dilations" in node.attributes
+
+
+@rule("AveragePool")
+def _average_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    """A convolution with equal weights per channel."""
+    g, x = tape.graph, node.inputs[0]
+    tape.fixed(node, x, range(2, g.rank(x)))
+    kernel = attribute(node, "kernel_shape", ())
+    sizes = g.sizes(x)[2:], g.sizes(node.outputs[0])[2:]
+    _, _, pads = paddings(node, *sizes, kernel)
+    if attribute(node, "ceil_mode", 0) or (any(pads) and not attribute(node, "count_include_pad", 0)):
+        raise tape.refuse(node, "complete windows: no ceil_mode, no padding that is not counted,")
+    channels = g.sizes(x)[1]
+    weight = g.number(np.full((channels, 1, *kernel), 1.0 / math.prod(kernel)))
+    return [spread_windows(g, node, gradients[0] or "", weight, channels)]
+
+
+@rule("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+def _reshaped(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    return [tape.graph.reshape_like(gradients[0] or "", node.inputs[0])]
+
+
+@rule("Transpose")
+def _transpose(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    rank = tape.graph.rank(node.inputs[0])
+    order = attribute(node, "perm", tuple(reversed(range(rank))))
+    return [tape.graph.add("Transpose", gradients[0] or "", perm=[int(i) for i in np.argsort(order)])]
+
+
+@rule("Expand")
+def _expand(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    return [tape.unbroadcast(gradients[0] or "", node, node.inputs[0])]
+
+
+def _cut(tape: Tape, x: str, axis: int, start: int, stop: int) -> str:
+    """The part of a tensor from ``start`` to ``stop`` along an axis."""
+    g = tape.graph
+    return g.add("Slice", x, g.indices([start]), g.indices([stop]), g.indices([axis]))
+
+
+def _padded(tape: Tape, x: str, before: list[int], after: list[int]) -> str:
+    """Zeros around a tensor, counted per axis."""
+    if not any((*before, *after)):
+        return x
+    return tape.graph.add("Pad", x, tape.graph.indices([*before, *after]))
+
+
+@rule("Concat")
+def _concat(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g = tape.graph
+    axis = int(attribute(node, "axis", 0)) % g.rank(node.outputs[0])
+    found: Grads = []
+    start = 0
+    for name in node.inputs:
+        tape.fixed(node, name, [axis])
+        stop = start + g.sizes(name)[axis]
+        found.append(_cut(tape, gradients[0] or "", axis, start, stop) if tape.active(name) else None)
+        start = stop
+    return found
+
+
+@rule("Split")
+def _split(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    axis = int(attribute(node, "axis", 0))
+    parts = [value or tape.fill(name, 0.0) for value, name in zip(gradients, node.outputs, strict=True)]
+    return [tape.graph.add("Concat", *parts, axis=axis) if len(parts) > 1 else parts[0]]
+
+
+@rule("Slice")
+def _slice(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g, x = tape.graph, node.inputs[0]
+    rank, sizes = g.rank(x), g.sizes(x)
+    starts, stops = g.integers(node, 1, "starts") or (), g.integers(node, 2, "ends") or ()
+    axes = tape.axes(node, 3) or tuple(range(len(starts)))
+    steps = g.integers(node, 4, "steps") or (1,) * len(starts)
+    before, after = [0] * rank, [0] * rank
+    value = gradients[0] or ""
+    for axis, start, stop, step in zip(axes, starts, stops, steps, strict=True):
+        taken = range(*slice(start, _open_end(stop, step, sizes[axis]), step).indices(sizes[axis]))
+        if len(taken) == sizes[axis] and step == 1:
+            continue
+        tape.fixed(node, x, [axis])
+        if step == 1:
+            before[axis], after[axis] = taken.start, sizes[axis] - taken.stop
+        else:
+            value = _scattered(tape, value, axis, np.array(taken), x)
+    return [_padded(tape, value, before, after)]
+
+
+def _open_end(stop: int, step: int, size: int) -> int | None:
+    """An end before the first value, which ONNX writes as a very negative number, in Python's words."""
+    return None if step < 0 and stop < -size else stop
+
+
+def _scattered(tape: Tape, value: str, axis: int, indices: NDArray[np.int64], x: str) -> str:
+    """Puts slices along an axis to where they came from in x; those from one place are added."""
+    g = tape.graph
+    places = np.zeros((len(indices), g.sizes(x)[axis]), dtype=np.float32)
+    places[np.arange(len(indices)), indices] = 1.0
+    last = g.rank(x) - 1
+    order = list(range(last + 1))
+    order[axis], order[last] = last, axis
+    moved = value if axis == last else g.add("Transpose", value, perm=order)
+    moved = g.add("MatMul", moved, g.number(places))
+    return moved if axis == last else g.add("Transpose", moved, perm=order)
+
+
+@rule("Gather")
+def _gather(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g, x = tape.graph, node.inputs[0]
+    axis = int(attribute(node, "axis", 0)) % g.rank(x)
+    indices = g.constant(node.inputs[1])
+    tape.fixed(node, x, [axis])
+    if indices is None or indices.ndim > 1:
+        raise tape.refuse(node, "constant indices of at most one axis")
+    size = g.sizes(x)[axis]
+    wanted = indices.astype(np.int64).reshape(-1) % size
+    value = gradients[0] or ""
+    if indices.ndim == 0:
+        value = g.unsqueeze(value, axis)
+    if len(wanted) == 1:
+        before, after = [0] * g.rank(x), [0] * g.rank(x)
+        before[axis], after[axis] = int(wanted[0]), size - 1 - int(wanted[0])
+        return [_padded(tape, value, before, after)]
+    return [_scattered(tape, value, axis, wanted, x)]
+
+
+@rule("Pad")
+def _pad(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g, x = tape.graph, node.inputs[0]
+    rank = g.rank(x)
+    pads = g.integers(node, 1, "pads") or ()
+    axes = tape.axes(node, 3) or tuple(range(rank))
+    if attribute(node, "mode", "constant") != "constant" or min(pads, default=0) < 0:
+        raise tape.refuse(node, "constant values and no negative padding")
+    value = gradients[0] or ""
+    for position, axis in enumerate(axes):
+        before = pads[position]
+        if before or pads[len(axes) + position]:
+            tape.fixed(node, x, [axis])
+            value = _cut(tape, value, axis, before, before + g.sizes(x)[axis])
+    return [value]

@@ -1,0 +1,509 @@
+"""How far an int8 file agrees with its float32 parent, and the limits that it may get."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from drip.datasets import split_rows
+from drip.errors import ExportError, InputError
+from drip.onnx.files import load_model_file, metadata_of, save_model_file, write_metadata
+from drip.onnx.int8 import Activations, Plan, plan_int8, write_int8
+from drip.onnx.metadata import LOWER, UPPER, ModelMetadata, limits_of
+from drip.onnx.ranges import Calibration, Range, corrected, find_ranges
+from drip.onnx.runtime import OnnxScorer
+from drip.pipeline import observe
+from drip.policy import Policy, class_histograms
+from drip.rules import WindowRule, create
+from drip.sources import open_source
+from drip.types import BoolArray, FloatArray, IntArray, JsonObject, Observations, Sample
+from drip.windows import check_fraction, sort_by_class, windows_to_json
+
+_FEWEST_PAIRS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """An int8 file beside its float32 parent, on the same samples.
+
+    Attributes:
+        n: Number of samples.
+        class_agreement: Share with the same predicted class.
+        kappa: Cohen's kappa of the two decisions; see :func:`cohens_kappa`.
+        retention_float: Share that the parent retains.
+        retention: Share that the int8 file retains.
+        score_error: Median of the scores' absolute difference, in units of the parent's mean score.
+        score_error_p95: Its 95th percentile.
+    """
+
+    n: int
+    class_agreement: float
+    kappa: float
+    retention_float: float
+    retention: float
+    score_error: float
+    score_error_p95: float
+
+    @property
+    def retention_shift(self) -> float:
+        """Retention of the int8 file minus that of its parent."""
+        return self.retention - self.retention_float
+
+    def to_json(self) -> JsonObject:
+        """The fields, for metadata and scripts."""
+        return asdict(self)
+
+
+def cohens_kappa(first: BoolArray, second: BoolArray) -> float:
+    r"""Agreement of two series of decisions beyond chance.
+
+    .. math:: \kappa = \frac{p_o - p_e}{1 - p_e}, \quad p_e = p_1 p_2 + (1 - p_1)(1 - p_2)
+
+    with p_o the share of equal decisions and p_1, p_2 the shares of true ones. 1 where both are the same
+    constant, for which the fraction is not defined.
+
+    References:
+        Cohen 1960, A coefficient of agreement for nominal scales.
+
+    >>> cohens_kappa(np.array([True, True, False, False]), np.array([True, False, False, False]))
+    0.5
+    """
+    p1, p2 = float(first.mean()), float(second.mean())
+    expected = p1 * p2 + (1 - p1) * (1 - p2)
+    if expected == 1.0:
+        return 1.0
+    return float(((first == second).mean() - expected) / (1 - expected))
+
+
+def compare(
+    parent: Observations, retained_by_parent: BoolArray, found: Observations, retained: BoolArray
+) -> Agreement:
+    """The agreement of observations and decisions on the same samples in the same order."""
+    errors = np.abs(found.scores - parent.scores) / (float(np.abs(parent.scores).mean()) or 1.0)
+    return Agreement(
+        n=len(parent),
+        class_agreement=float((found.classes == parent.classes).mean()),
+        kappa=cohens_kappa(retained_by_parent, retained),
+        retention_float=float(retained_by_parent.mean()),
+        retention=float(retained.mean()),
+        score_error=float(np.median(errors)),
+        score_error_p95=float(np.quantile(errors, 0.95)),
+    )
+
+
+def retained_by(policy: Policy, observations: Observations) -> BoolArray:
+    """Decisions of a policy's rule, from its state as it was saved."""
+    return policy.to_rule().decide_many(observations).retain
+
+
+def candidates(policy: Policy, parent: Observations, found: Observations) -> dict[str, Policy]:
+    """The policies that an int8 file may get, by name, the parent's first.
+
+    ``parent``: the limits as they are. ``scaled``: every window times the median ratio of the class's
+    scores, int8 over float32, on the same samples; it takes out what eight bits change of a score's
+    scale, and does not choose a new window. ``refit``: calibrated anew on the int8 scores.
+
+    Args:
+        policy: The parent's.
+        parent: Observations of the parent.
+        found: Observations of the int8 file, of the same samples.
+    """
+    given = {"parent": policy}
+    rule = create(policy.rule.name, **policy.rule.params)
+    if "windows" in policy.rule.state and isinstance(rule, WindowRule):
+        given["scaled"] = _scaled(policy, _ratios(parent, found, rule, policy.n_classes))
+    rule.calibrate(found)
+    given["refit"] = Policy.of(rule, n_classes=policy.n_classes, provenance=policy.provenance)
+    scores = rule.score(found) if isinstance(rule, WindowRule) else found.scores
+    histograms = class_histograms(sort_by_class(scores, found.classes, policy.n_classes))
+    return {name: replace(one, histograms=histograms) for name, one in given.items()}
+
+
+def _ratios(parent: Observations, found: Observations, rule: WindowRule, n_classes: int) -> FloatArray:
+    """Median ratio of the scores per class; 1 where fewer than 20 samples tell it."""
+    before, after = rule.score(parent), rule.score(found)
+    usable = (parent.classes == found.classes) & (before > 0) & (after > 0)
+    ratios = np.ones(n_classes)
+    for index in range(n_classes):
+        rows = usable & (parent.classes == index)
+        if rows.sum() >= _FEWEST_PAIRS:
+            ratios[index] = np.median(after[rows] / before[rows])
+    return ratios
+
+
+def _scaled(policy: Policy, ratios: FloatArray) -> Policy:
+    windows = [
+        replace(window, lower=window.lower * ratio, upper=window.upper * ratio, scale=window.scale * ratio)
+        for window, ratio in zip(policy.windows, ratios.tolist(), strict=True)
+    ]
+    state = {**policy.rule.state, "windows": windows_to_json(windows)}
+    return replace(policy, rule=replace(policy.rule, state=state))
+
+
+Limits = Literal["best", "parent", "scaled", "refit"]
+Samples = Callable[[], Iterable[Sample]]
+
+_LEAST_SAMPLES = 200
+_ROWS = 8
+_SCORED_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What quantising found, all on samples that it was not fitted on.
+
+    Attributes:
+        metadata: Of the written file.
+        limits: The limits that it got: ``parent``, ``scaled`` or ``refit``; see
+            :func:`drip.onnx.quantization.candidates`.
+        why: The choice in words.
+        agreements: Agreement with the parent under each limits that were tried.
+        attempts: Kappa by the number of first layers in float32, in the order of trial.
+    """
+
+    metadata: ModelMetadata
+    limits: str
+    why: str
+    agreements: Mapping[str, Agreement]
+    attempts: Mapping[int, float]
+
+    @property
+    def agreement(self) -> Agreement:
+        """Agreement under the limits that were chosen."""
+        return self.agreements[self.limits]
+
+    def facts(self) -> dict[str, str]:
+        """What was found, in words."""
+        one = self.agreement
+        return {
+            "decisions": f"kappa {one.kappa:.3f} on {one.n} held-out samples",
+            "classes": f"{one.class_agreement:.2%} equal",
+            "retention": f"{one.retention_float:.2%} in float32, {one.retention:.2%} in int8",
+            "score error": f"median {one.score_error:.2%}, 95th percentile {one.score_error_p95:.2%}",
+            "limits": f"{self.limits}; {self.why}",
+            "float32 layers": ", ".join(f"{n}: kappa {kappa:.3f}" for n, kappa in self.attempts.items()),
+        }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a file is quantised; checked once.
+
+    Attributes:
+        calibration: How ranges are found; see :func:`drip.onnx.ranges.find_ranges`.
+        n_calibration: Samples that ranges and biases come from.
+        per_channel: A scale for every output channel of a weight.
+        activations: ``uint8`` or ``int8``.
+        float_layers: First layers that stay float32; None keeps as few as ``min_kappa`` needs.
+        limits: Which limits the file gets; ``best`` decides on held-out samples.
+        min_kappa: Least Cohen's kappa of decisions on held-out samples.
+        held_out: Share of the samples that nothing is fitted on.
+        retention: Keep rate of the windows that a file without a policy is judged by.
+        seed: Of the split.
+    """
+
+    calibration: Calibration = "mse"
+    n_calibration: int = 256
+    per_channel: bool = True
+    activations: Activations = "uint8"
+    float_layers: int | None = None
+    limits: Limits = "best"
+    min_kappa: float = 0.85
+    held_out: float = 0.5
+    retention: float = 0.6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ExportError: A field is outside its range.
+        """
+        for name, kind in (("calibration", Calibration), ("activations", Activations), ("limits", Limits)):
+            if getattr(self, name) not in get_args(kind):
+                raise ExportError(
+                    f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}"
+                )
+        if self.n_calibration < 1 or (self.float_layers or 0) < 0 or not self.min_kappa <= 1:
+            raise ExportError(
+                "n_calibration must be at least 1, float_layers at least 0 and min_kappa at most 1, got "
+                f"{self.n_calibration}, {self.float_layers} and {self.min_kappa}"
+            )
+        check_fraction("held_out", self.held_out)
+        check_fraction("retention", self.retention)
+
+
+def quantize(
+    path: str | Path,
+    data: str | Path | Samples,
+    out: str | Path,
+    settings: Settings | None = None,
+    *,
+    on_stage: Callable[[str], None] | None = None,
+) -> QuantizationReport:
+    """Write a model file again with eight-bit weights and activations; torch is not needed.
+
+    The score, the decision and the last linear layer stay float32. The samples are split at random: one
+    part calibrates, the other is only looked at. Where the decisions on it agree too little with the
+    parent's, more first layers stay float32. The limits are the parent's as they are, scaled, or fitted
+    anew, whichever agrees best. Nothing is written before the agreement is reached.
+
+    Args:
+        path: A model file in float32.
+        data: A folder, a URL such as ``dataset:mnist``, or a function that yields the samples anew each
+            time; at least 200 that resemble production, encoded as the input contract says.
+        out: Where to write.
+        settings: How.
+        on_stage: Called with the name of each stage when it begins.
+
+    Raises:
+        ExportError: The file is quantised already, its scores are all alike, there are too few samples, or
+            the agreement is not reached; nothing is written.
+        InputError: A sample that cannot be decoded, by its id.
+        ModelError: The file was not written by drip, or cannot score a sample.
+        SourceError: No data.
+    """
+    settings = settings or Settings()
+    model = load_model_file(path)
+    metadata = metadata_of(model)
+    if metadata.quantization is not None:
+        raise ExportError(f"a float32 model file is needed, got {path}, which is int8; quantise its parent")
+    work = _Work(path, model, metadata, settings, _samples(data), on_stage or (lambda _: None))
+    with tempfile.TemporaryDirectory() as folder:
+        finished, report = work.run(Path(folder))
+    save_model_file(finished, out)
+    return report
+
+
+def _samples(data: str | Path | Samples) -> Samples:
+    if callable(data):
+        return data
+    open_source(str(data))  # says now what is wrong with it
+    return lambda: (sample for batch in open_source(str(data)).batches(_SCORED_AT_ONCE) for sample in batch)
+
+
+@dataclass
+class _Work:
+    """One quantisation: the parent's observations once, then attempts with more and more float32 layers."""
+
+    path: str | Path
+    model: onnx.ModelProto
+    metadata: ModelMetadata
+    settings: Settings
+    samples: Samples
+    stage: Callable[[str], None]
+    fit: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    held: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def run(self, folder: Path) -> tuple[onnx.ModelProto, QuantizationReport]:
+        """The finished model and what was found."""
+        settings = self.settings
+        self.stage("float32 scores")
+        parent = self._observe(self.path)
+        self._split(parent)
+        policy = self.metadata.policy or self._yardstick(parent[self.fit])
+        plan = plan_int8(self.model, settings.float_layers or 0)
+        self.stage("ranges")
+        inputs = self._calibration_inputs(folder)
+        step = _ROWS if self.model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_param") else 1
+
+        def batches() -> Iterator[NDArray[np.float32]]:
+            return (np.array(inputs[row : row + step]) for row in range(0, len(inputs), step))
+
+        ranges = find_ranges(plan.model, plan.tensors, batches, settings.calibration)
+        retained = retained_by(policy, parent[self.held])
+        reports: dict[int, tuple[onnx.ModelProto, QuantizationReport]] = {}
+
+        def agrees(n_layers: int) -> bool:
+            self.stage(f"int8 with {n_layers} of {plan.n_layers} layers in float32")
+            quantised = self._write(plan_int8(self.model, n_layers), ranges, batches)
+            reports[n_layers] = quantised, self._judge(quantised, folder, policy, parent, retained, n_layers)
+            return reports[n_layers][1].agreement.kappa >= settings.min_kappa
+
+        if settings.float_layers is None:
+            chosen = fewest(agrees, plan.n_layers)
+        else:
+            chosen = settings.float_layers if agrees(settings.float_layers) else None
+        attempts = {n_layers: report.agreement.kappa for n_layers, (_, report) in reports.items()}
+        if chosen is None:
+            tried = ", ".join(f"{kappa:.3f} with {n_layers}" for n_layers, kappa in attempts.items())
+            raise ExportError(
+                f"a kappa of at least {settings.min_kappa} between int8 and float32 decisions is needed, got "
+                f"{tried} first layers in float32; give more samples or a lower min_kappa"
+            )
+        quantised, report = reports[chosen]
+        return quantised, replace(report, attempts=attempts)
+
+    def _observe(self, path: str | Path) -> Observations:
+        scorer = OnnxScorer(path)
+        return observe(self.samples(), scorer, prepare=scorer.spec.prepare, batch_size=_SCORED_AT_ONCE)
+
+    def _split(self, parent: Observations) -> None:
+        if len(parent) < _LEAST_SAMPLES:
+            raise ExportError(
+                f"at least {_LEAST_SAMPLES} samples are needed, half of them held out, got {len(parent)}"
+            )
+        if _are_alike(parent.scores):
+            raise ExportError(
+                f"samples that differ in their scores are needed, got {parent.scores[0]:.6g} for each; give "
+                "other samples, or export the file again with another layer"
+            )
+        share = self.settings.held_out
+        self.fit, self.held = split_rows(len(parent), (1 - share, share), self.settings.seed)
+
+    def _yardstick(self, parent: Observations) -> Policy:
+        """Limits to judge a file by that has none; they are not written."""
+        return Policy.fit(
+            parent.scores,
+            parent.classes,
+            n_classes=parent.logits.shape[1],
+            retention=self.settings.retention,
+        )
+
+    def _calibration_inputs(self, folder: Path) -> NDArray[np.float32]:
+        """Prepared inputs of the first samples of the calibration part, in a file."""
+        spec = self.metadata.spec
+        rows = self.fit[: self.settings.n_calibration]
+        place = {int(row): index for index, row in enumerate(rows)}
+        shape = (len(rows), *spec.shape)
+        inputs = np.memmap(folder / "inputs", np.float32, "w+", shape=shape)
+        for row, sample in enumerate(islice(self.samples(), int(rows.max()) + 1)):
+            if row in place:
+                try:
+                    inputs[place[row]] = spec.prepare(sample.data, sample.media_type)
+                except InputError as error:
+                    raise InputError(f"sample {sample.id!r}: {error}") from error
+        return inputs
+
+    def _write(
+        self, plan: Plan, ranges: Mapping[str, Range], batches: Callable[[], Iterator[NDArray[np.float32]]]
+    ) -> onnx.ModelProto:
+        """The quantised graph, its biases corrected by what its first form gets wrong."""
+        settings = self.settings
+        example = next(batches())
+        for corrects in (True, False):
+            quantised = write_int8(
+                plan, ranges, example, per_channel=settings.per_channel, activations=settings.activations
+            )
+            if corrects:
+                plan = replace(plan, model=corrected(plan.model, quantised, batches))
+        return quantised
+
+    def _judge(
+        self,
+        quantised: onnx.ModelProto,
+        folder: Path,
+        policy: Policy,
+        parent: Observations,
+        retained: BoolArray,
+        n_layers: int,
+    ) -> QuantizationReport:
+        """Score all samples with the graph that ships, and choose its limits; they are written into it."""
+        trial = folder / "int8.onnx"
+        metadata = write_metadata(quantised, replace(self.metadata, policy=None, quantization={}))
+        save_model_file(quantised, trial)
+        found = self._observe(trial)
+        if len(found) != len(parent):
+            raise ExportError(
+                f"data that stay the same are needed, got {len(parent)} samples, then {len(found)}"
+            )
+        if _are_alike(found.scores):
+            raise ExportError(
+                f"scores that differ are needed, the int8 file gives {found.scores[0]:.6g} for every sample; "
+                "try another calibration"
+            )
+        given = candidates(policy, parent[self.fit], found[self.fit])
+        held, before = found[self.held], parent[self.held]
+        agreements = {
+            name: compare(before, retained, held, retained_by(one, held)) for name, one in given.items()
+        }
+        chosen = self._chosen(agreements)
+        metadata = self._described(quantised, metadata, given[chosen], agreements[chosen], chosen, n_layers)
+        return QuantizationReport(metadata, chosen, _why(agreements, chosen), agreements, {})
+
+    def _chosen(self, agreements: Mapping[str, Agreement]) -> str:
+        wanted = self.settings.limits
+        if wanted == "best":
+            return max(agreements, key=lambda name: agreements[name].kappa)  # the first of equal ones
+        if wanted not in agreements:
+            raise ExportError(f"limits must be one of {', '.join(agreements)} for this rule, got {wanted!r}")
+        return wanted
+
+    def _described(
+        self,
+        quantised: onnx.ModelProto,
+        metadata: ModelMetadata,
+        policy: Policy,
+        agreement: Agreement,
+        limits: str,
+        n_layers: int,
+    ) -> ModelMetadata:
+        """Metadata with the recipe; policy and limits where the parent has a policy."""
+        settings = self.settings
+        recipe: JsonObject = {
+            "format": "qdq",
+            "weights": "int8",
+            "activations": settings.activations,
+            "per_channel": settings.per_channel,
+            "calibration": settings.calibration,
+            "n_calibration": min(settings.n_calibration, len(self.fit)),
+            "float_layers": n_layers,
+            "seed": settings.seed,
+            "source_digest": self.metadata.digest,
+            "limits": limits,
+            "held_out": agreement.to_json(),
+            "onnxruntime": ort.__version__,
+        }
+        if self.metadata.policy is not None:
+            data = f"{limits} limits on {len(self.fit)} samples for the int8 file of {self.metadata.digest}"
+            provenance = replace(
+                self.metadata.policy.provenance,
+                model_digest=metadata.digest,
+                layer=str(self.metadata.score.get("layer", "")),
+                data=data,
+                n_samples=len(self.fit),
+            )
+            policy = replace(policy, provenance=provenance)
+            stored = {tensor.name: tensor for tensor in quantised.graph.initializer}
+            for name, values in zip((LOWER, UPPER), limits_of(policy, policy.n_classes), strict=True):
+                stored[name].CopyFrom(numpy_helper.from_array(values, name))
+            metadata = replace(metadata, policy=policy)
+        return write_metadata(quantised, replace(metadata, quantization=recipe))
+
+
+def _are_alike(scores: FloatArray) -> bool:
+    """Whether scores differ by no more than rounding does, which batches of another size change."""
+    return not np.ptp(scores) > 1e-5 * float(np.abs(scores).max())
+
+
+def fewest(holds: Callable[[int], bool], n: int) -> int | None:
+    """The least number below n for which something holds, if it holds for all larger ones; None if for none.
+
+    >>> fewest(lambda number: number >= 5, 50), fewest(lambda number: False, 50)
+    (5, None)
+    """
+    if holds(0):
+        return 0
+    low, high = 0, n - 1
+    if high == 0 or not holds(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+def _why(agreements: Mapping[str, Agreement], chosen: str) -> str:
+    """The choice of limits in one sentence."""
+    kappas = ", ".join(f"{name} {one.kappa:.3f}" for name, one in agreements.items())
+    return f"kappa on {agreements[chosen].n} held-out samples: {kappas}"

@@ -1,0 +1,129 @@
+"""Differentiates the head of a graph in reverse mode, by appending ordinary forward nodes.
+
+The rules, one per operation, are registered by the modules ``rules_*``; each is tested against autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from drip.errors import ExportError
+from drip.onnx.graph import Graph, Node
+
+Gradients = Sequence["str | None"]
+Rule = Callable[["Tape", Node, list["str | None"]], Gradients]
+"""From the gradients at a node's outputs to those at its inputs; None where there is none."""
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(*ops: str) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of operations."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(ops, function))
+        return function
+
+    return register
+
+
+class Tape:
+    """Appends to a graph the gradient of some tensors at an earlier one.
+
+    Gradients have the full shape of their tensor. A kink has the derivative that PyTorch gives it:
+    0 at 0 for ReLU, and the first of equal values for maxima.
+
+    Args:
+        graph: The graph, measured between ``start`` and the tensors that are differentiated.
+        start: What the gradient is taken with respect to.
+        nodes: The nodes between, in the order of execution.
+    """
+
+    def __init__(self, graph: Graph, start: str, nodes: Sequence[Node]) -> None:
+        self.graph = graph
+        self._start = start
+        self._nodes = nodes
+        self._active = {start} | {name for node in nodes for name in node.outputs if name}
+
+    def active(self, name: str) -> bool:
+        """Whether a tensor depends on the start."""
+        return name in self._active
+
+    def gradient(self, seeds: Mapping[str, str]) -> str:
+        """Gradient at the start.
+
+        Args:
+            seeds: Gradients at the tensors to differentiate.
+
+        Raises:
+            ExportError: An operation between has no rule, or the start does not matter.
+        """
+        sums: dict[str, list[str]] = {name: [value] for name, value in seeds.items()}
+        for node in reversed(self._nodes):
+            at_outputs = [self._total(sums, name) for name in node.outputs]
+            if not any(at_outputs):
+                continue
+            if node.op not in RULES:
+                message = f"a head of operations that can be differentiated is needed, got {node}"
+                raise ExportError(
+                    f"{message}; give layer= a tensor behind it, or export from PyTorch with another head"
+                )
+            for name, value in zip(node.inputs, RULES[node.op](self, node, at_outputs), strict=False):
+                if value is not None and self.active(name):
+                    sums.setdefault(name, []).append(value)
+        total = self._total(sums, self._start)
+        if total is None:
+            raise ExportError(f"logits that depend on {self._start!r} are needed; choose another layer")
+        return total
+
+    def _total(self, sums: dict[str, list[str]], name: str) -> str | None:
+        parts = sums.get(name)
+        if not parts:
+            return None
+        while len(parts) > 1:
+            parts[:2] = [self.graph.add("Add", parts[0], parts[1])]
+        return parts[0]
+
+    # -- words that the rules share --------------------------------------------------------------------
+
+    def refuse(self, node: Node, wanted: str) -> ExportError:
+        """The error of a node whose kind has a rule, but not for this use of it."""
+        message = f"{node} must have {wanted} to be differentiated"
+        return ExportError(f"{message}; give layer= a tensor behind it, or export from PyTorch")
+
+    def unbroadcast(self, gradient: str, node: Node, name: str) -> str:
+        """The gradient at an input that was broadcast to the node's output: the sum over its copies."""
+        sizes, output = self.graph.sizes(name), self.graph.sizes(node.outputs[0])
+        extra = len(output) - len(sizes)
+        copied = [axis for axis, size in enumerate(sizes) if size == 1 and output[axis + extra] != 1]
+        axes = [*range(extra), *(axis + extra for axis in copied)]
+        if not axes:
+            return gradient
+        total = self.graph.reduce("ReduceSum", gradient, axes, keep=not extra)
+        return self.graph.reshape_like(total, name) if extra and copied else total
+
+    def fill(self, like: str, value: float) -> str:
+        """A tensor of one value in the shape of another."""
+        return self.graph.add("Expand", self.graph.number(value), self.graph.add("Shape", like))
+
+    def axes(self, node: Node, index: int = 1, of: str | None = None) -> tuple[int, ...] | None:
+        """Axes of a node, none of them negative; None where it does not say."""
+        found = self.graph.integers(node, index, "axes")
+        rank = self.graph.rank(of or node.inputs[0])
+        return None if found is None else tuple(axis % rank for axis in found)
+
+    def fixed(self, node: Node, name: str, axes: Iterable[int]) -> None:
+        """Refuse axes whose size follows the batch, where the rule needs their number."""
+        if self.graph.shapes[name].growing & set(axes):
+            raise self.refuse(node, "axes of fixed size")
+
+
+def attribute(node: Node, name: str, default: Any) -> Any:
+    """An attribute of a node; lists as tuples of numbers."""
+    value = node.attributes.get(name, default)
+    if isinstance(value, bytes):
+        return value.decode()
+    return tuple(value) if isinstance(value, (list, tuple, np.ndarray)) else value

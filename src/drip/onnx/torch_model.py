@@ -1,0 +1,219 @@
+"""Exports a PyTorch classifier: torch writes the plain graph, :mod:`drip.onnx.attach` adds the score.
+
+The only module of this room that imports torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from drip.errors import ExportError
+from drip.files import write_atomically
+from drip.media import InputSpec
+from drip.onnx.attach import attach_score
+from drip.onnx.checking import run_file
+from drip.onnx.files import metadata_of
+from drip.onnx.heads import Layout
+from drip.onnx.metadata import ModelMetadata
+from drip.policy import Policy
+from drip.scoring import TorchScorer, model_digest
+from drip.scoring.model import Batch, ScoringMode, locks_of, run_tapped
+from drip.scoring.scorer import Heatmap
+from drip.scoring.target import Target, channels_last_to_first, find_target, tokens_to_grid
+
+TOLERANCE = 1e-5
+"""Largest deviation from PyTorch, in units of the batch's largest value."""
+
+_OPSET = 18
+_N_COMPARED = 16
+
+
+def export_onnx(
+    model: nn.Module,
+    policy: Policy | None,
+    example_input: Batch,
+    path: str | Path,
+    *,
+    layer: str | None = None,
+    contrast: bool = False,
+    features: bool = False,
+    heatmap: Heatmap | None = None,
+    spec: InputSpec | None = None,
+    class_names: Sequence[str] = (),
+) -> ModelMetadata:
+    """Write a PyTorch classifier as one ONNX file with score and decision, and prove it equal.
+
+    Before the file is written ONNX Runtime scores the example and 16 rows of noise with it; scores,
+    logits, classes and what else was asked for must be those of :class:`drip.scoring.TorchScorer`.
+
+    Args:
+        model: The classifier, with float32 weights.
+        policy: Limits; None retains all. Layer and heatmap default to what it was calibrated with.
+        example_input: At least one input, shape (N, *shape).
+        path: Where to write.
+        layer: Target layer as for :class:`drip.scoring.TorchScorer`.
+        contrast: Also give ``drip_contrast``; given without asking where the policy's rule reads it.
+        features: Also give ``features``; likewise.
+        heatmap: ``raw`` or ``normalised``.
+        spec: How samples become inputs; None takes the policy's.
+        class_names: In the order of the logits; none takes the policy's.
+
+    Returns:
+        The metadata of the written file.
+
+    Raises:
+        ExportError: torch cannot export the model, its head cannot be differentiated, or the graph
+            deviates from PyTorch by more than 1e-5 of the batch's largest value.
+        PolicyError: The policy belongs to another model or score.
+        ModelError: The model cannot be scored.
+        InputError: The example is no batch of finite numbers.
+    """
+    definition = {} if policy is None else policy.provenance.score
+    if definition.get("method", "gradcam") != "gradcam":
+        raise ExportError(f"the method 'gradcam' is needed, got {definition['method']!r}; calibrate with it")
+    layer = layer or definition.get("layer")
+    chosen = heatmap or definition.get("heatmap", "raw")
+    contrast = contrast or (policy is not None and "contrast" in policy.to_rule().needs)
+    example = np.array(example_input, dtype=np.float32)
+    scorer = TorchScorer(model, layer=layer, heatmap=chosen, contrast=contrast, example=example)
+    digest = model_digest(model)
+    with ScoringMode(model, locks_of(model)):
+        x = torch.from_numpy(example[:2] if len(example) > 1 else np.concatenate([example, example]))
+        target = find_target(model, x, scorer.layer)
+        plain = _plain_graph(model, target, x)
+    finished = attach_score(
+        plain,
+        layer="activation",
+        output="logits",
+        closing_softmax="keep",  # TorchScorer takes what the model returns
+        layout=_layout_of(target),
+        layer_name=scorer.layer,
+        policy=policy,
+        spec=spec,
+        class_names=class_names,
+        contrast=contrast,
+        features=features,
+        heatmap=chosen,
+        parent_digest=digest,
+    )
+    data = finished.SerializeToString()
+    noise = np.random.default_rng(0).normal(size=(_N_COMPARED, *example.shape[1:])).astype(np.float32)
+    require_equal(data, scorer, np.concatenate([example[:_N_COMPARED], noise]))
+    write_atomically(Path(path), data)
+    return metadata_of(finished)
+
+
+def require_equal(data: bytes, scorer: TorchScorer, x: NDArray[np.float32]) -> None:
+    """Refuse a model file whose results differ from those of PyTorch.
+
+    Raises:
+        ExportError: A score, logit or feature deviates by more than 1e-5 of the batch's largest, or a
+            class differs where the two largest logits do not.
+    """
+    found = run_file(data, x)
+    wanted = scorer.score(x)
+    pairs: dict[str, NDArray[Any]] = {"logits": wanted.logits, "drip_score": wanted.named_scores["drip"]}
+    if "drip_contrast" in found:
+        pairs["drip_contrast"] = wanted.named_scores["contrast"]
+    if "features" in found and wanted.features is not None:
+        pairs["features"] = wanted.features
+    allowed = TOLERANCE * float(np.abs(wanted.logits).max())
+    classes = found["predicted_class"]
+    rows = np.arange(len(x))
+    lost = wanted.logits.max(1) - wanted.logits[rows, classes]
+    same = lost <= 2 * allowed
+    if not same.all():
+        raise ExportError(f"the classes of PyTorch are needed, {int((~same).sum())} of {len(x)} rows differ")
+    equal = classes == wanted.classes  # where two logits are equal but for rounding, scores may differ
+    for name, values in pairs.items():
+        # the contrast is a difference: it carries the rounding of the two scores that it is made from
+        reference = np.maximum(pairs["drip_score"], values) if name == "drip_contrast" else values
+        scale = float(np.abs(reference).max())
+        deviation = float(np.abs(found[name] - values)[equal].max(initial=0.0))
+        if not deviation <= TOLERANCE * scale:
+            raise ExportError(
+                f"{name} as in PyTorch are needed, the graph deviates by {deviation:.3g} where the largest "
+                f"is {scale:.3g}; report it with the model's head, or give another layer"
+            )
+
+
+def _layout_of(target: Target) -> Layout:
+    if target.reshape is None:
+        return "channels_first"
+    known: dict[Any, Layout] = {tokens_to_grid: "tokens", channels_last_to_first: "channels_last"}
+    if target.reshape not in known:
+        raise ExportError("a layer with the automatic layout is needed, got a reshape of the caller's own")
+    return known[target.reshape]
+
+
+class _WithActivation(nn.Module):
+    """A model that returns its logits and the target's activation."""
+
+    def __init__(self, model: nn.Module, target: Target) -> None:
+        super().__init__()
+        self._model = model
+        self._target = target
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and activation."""
+        kept: list[Tensor] = []
+        logits = run_tapped(
+            self._model,
+            self._target.module,
+            self._target.functions,
+            x,
+            lambda output: kept.append(output.clone()),
+        )
+        return logits, kept[0]
+
+
+def _plain_graph(model: nn.Module, target: Target, x: Tensor) -> onnx.ModelProto:
+    """The model's graph with outputs ``logits`` and ``activation``; its batch is free if torch lets it."""
+    wrapped = _WithActivation(model, target).eval()
+    reasons = []
+    for example, free in ((x, True), (x[:1], False)):
+        axes = ({0: torch.export.Dim("batch")},) if free else None
+        try:
+            with _quiet():
+                program = torch.onnx.export(
+                    wrapped, (example,), dynamo=True, opset_version=_OPSET, verbose=False,
+                    dynamic_shapes=axes, input_names=["input"], output_names=["logits", "activation"],
+                )  # fmt: skip
+        except Exception as error:  # noqa: BLE001  # the exporter's errors have no common class
+            reasons.append(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            continue
+        if program is None:
+            continue
+        proto = program.model_proto
+        # torch may fix the batch of the example without a word
+        if not free or proto.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_param"):
+            return proto
+    raise ExportError(
+        f"a model that torch.onnx can export is needed, it fails: {'; '.join(reasons)[:400]}; "
+        "export it by other means and attach the score to that file"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes on what is not installed."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

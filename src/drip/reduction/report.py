@@ -1,0 +1,212 @@
+"""A reduction as a page: sizes and representativeness per class, time, memory, energy with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isinf, isnan
+from pathlib import Path
+from typing import Any
+
+from drip.errors import InputError
+from drip.files import write_atomically
+from drip.files.format import MISSING, byte_size, count, percent, significant
+from drip.report import figures
+from drip.report.model import ratio
+from drip.report.page import document, text
+
+_MOST_LISTED = 200
+_CAPTION = (
+    "\u03b5 is the largest distance from one of the class to the nearest kept one of the class, by the "
+    "largest difference of a feature (L\u221e) and by the Euclidean norm (L2), on the scaled features; the "
+    "worst alone decides it, so the mean stands beside it. A small \u03b5 does not make a good training set "
+    "by itself."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReducedClass:
+    """One class, or all of them. Distances are on the scaled features, NaN where they were not computed.
+
+    Attributes:
+        name: The label.
+        n: Rows.
+        n_kept: Kept rows.
+        epsilon_chebyshev: Largest distance from a row to the nearest kept row of its class, in the L-infinity
+            norm; infinite where none is kept.
+        mean_chebyshev: Mean of these distances.
+        epsilon_euclidean: As above, in the Euclidean norm.
+        mean_euclidean: Mean of these.
+    """
+
+    name: str
+    n: int
+    n_kept: int
+    epsilon_chebyshev: float
+    mean_chebyshev: float
+    epsilon_euclidean: float
+    mean_euclidean: float
+
+
+@dataclass(frozen=True)
+class ReductionReport:
+    """The numbers of one reduction.
+
+    Attributes:
+        title: Heading.
+        data: What was reduced.
+        rows: What a row is, in the plural.
+        class_word: What a class is.
+        method: Name of the method.
+        parameters: Its parameters.
+        features: What the distances were taken on.
+        overall: All classes together.
+        classes: One per label, in their order.
+        seconds: Time of the choice by the clock; reading, checking and writing not counted.
+        cpu_seconds: Processor time of the choice.
+        joules: Energy of the choice; NaN where it is not known.
+        energy_source: Where the joules come from.
+        energy_measured: True where they were read from sensors.
+        peak_bytes: Largest resident size of the process.
+        notes: Sentences that the page adds.
+        problems: What was left out of the data, one sentence each.
+    """
+
+    title: str
+    data: str
+    rows: str
+    class_word: str
+    method: str
+    parameters: Mapping[str, Any]
+    features: str
+    overall: ReducedClass
+    classes: tuple[ReducedClass, ...]
+    seconds: float
+    cpu_seconds: float
+    joules: float
+    energy_source: str
+    energy_measured: bool
+    peak_bytes: int
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check what would print as a contradiction.
+
+        Raises:
+            InputError: classes that do not sum to the whole.
+        """
+        if sum(part.n_kept for part in self.classes) != self.overall.n_kept:
+            raise InputError("classes must sum to the kept rows; count the same rows")
+
+
+def write_reduction_html(report: ReductionReport, path: str | Path) -> None:
+    """Write the page; the file is replaced in one step.
+
+    Raises:
+        DripError: the folder does not exist or cannot be written.
+    """
+    write_atomically(Path(path), reduction_html(report).encode())
+
+
+def reduction_html(report: ReductionReport) -> str:
+    """The page as one self-contained HTML document."""
+    return document(report.title, "\n".join((_header(report), _classes(report), _problems(report))))
+
+
+def distance(value: float) -> str:
+    """A distance with three digits; ``lost`` where it is infinite.
+
+    >>> distance(0.12345), distance(float("inf")), distance(float("nan"))
+    ('0.123', 'lost', 'n/a')
+    """
+    return "lost" if isinf(value) else significant(value)
+
+
+def energy_text(report: ReductionReport) -> str:
+    """Joules with whether they were measured, such as ``12.3 J, measured``."""
+    kind = _energy_kind(report)
+    return f"{significant(report.joules)} J, {kind}" if kind else MISSING
+
+
+def _energy_kind(report: ReductionReport) -> str:
+    """``measured``, ``estimate``, ``part`` where the processor is not in it, or empty where it is unknown."""
+    if isnan(report.joules):
+        return ""
+    if report.energy_measured:
+        return "measured"
+    return "estimate" if "estimate:" in report.energy_source else "part"
+
+
+def _header(report: ReductionReport) -> str:
+    whole, kind = report.overall, _energy_kind(report)
+    tiles = (
+        (
+            "Kept",
+            percent(ratio(whole.n_kept, whole.n)),
+            f"{count(whole.n_kept)} of {count(whole.n)} {report.rows}",
+        ),
+        (
+            "Farthest from a kept one",
+            distance(whole.epsilon_chebyshev),
+            "epsilon, largest difference (L\u221e)",
+        ),
+        ("Time", f"{significant(report.seconds)} s", f"{significant(report.cpu_seconds)} s of processors"),
+        (
+            "Energy",
+            f"{significant(report.joules)} J" if kind else MISSING,
+            f"{kind}, of the choice alone" if kind else "no sensor, no stated watts",
+        ),
+    )
+    cells = "".join(
+        f'<div class="tile"><span>{text(name)}</span><b>{text(value)}</b><small>{text(note)}</small></div>'
+        for name, value, note in tiles
+    )
+    facts = (
+        ("Data", report.data),
+        ("Method", report.method),
+        ("Parameters", ", ".join(f"{name} = {value}" for name, value in report.parameters.items())),
+        ("Features", report.features),
+        ("Peak memory", f"{byte_size(report.peak_bytes)}, of the whole process"),
+        ("Source of the energy", report.energy_source),
+    )
+    listed = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts)
+    notes = "".join(f'<p class="note">{text(note)}</p>' for note in report.notes)
+    return (
+        '<header>\n<p class="brand">DRIP <span>reduction report</span></p>\n'
+        f'<h1>{text(report.title)}</h1>\n<div class="tiles">{cells}</div>\n'
+        f'<dl class="facts">{listed}</dl>\n{notes}</header>'
+    )
+
+
+def _classes(report: ReductionReport) -> str:
+    most = max(part.n for part in report.classes)
+    lines = [
+        f'<tr><th scope="row">{text(part.name)}</th>'
+        f'<td class="drawing">{figures.share_bar(part.n, part.n_kept, most)}</td>{_numbers(part)}</tr>'
+        for part in report.classes
+    ]
+    heads = ("", report.rows.capitalize(), "Kept", "Share", "\u03b5 L\u221e", "mean", "\u03b5 L2", "mean")
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name in heads)
+    total = f'<tr class="total"><th scope="row">all</th><td></td>{_numbers(report.overall)}</tr>'
+    return (
+        '<section>\n<h2>Classes</h2>\n<table class="retention"><thead><tr>'
+        f'<th scope="col">{text(report.class_word)}</th>{head}</tr></thead><tbody>\n{"".join(lines)}\n'
+        f'{total}</tbody></table>\n<p class="caption">{_CAPTION}</p>\n</section>'
+    )
+
+
+def _problems(report: ReductionReport) -> str:
+    if not report.problems:
+        return ""
+    items = "".join(f"<li>{text(sentence)}</li>" for sentence in report.problems[:_MOST_LISTED])
+    more = len(report.problems) - _MOST_LISTED
+    rest = f'<p class="caption">and {count(more)} more</p>' if more > 0 else ""
+    head = "<h2>Left out, or without a pair</h2>"
+    return f'<section>\n{head}\n<ul class="findings">{items}</ul>{rest}\n</section>'
+
+
+def _numbers(part: ReducedClass) -> str:
+    values = (part.epsilon_chebyshev, part.mean_chebyshev, part.epsilon_euclidean, part.mean_euclidean)
+    cells = [count(part.n), count(part.n_kept), percent(ratio(part.n_kept, part.n)), *map(distance, values)]
+    return "".join(f"<td>{text(cell)}</td>" for cell in cells)

@@ -1,0 +1,105 @@
+"""Selection rules, one file each, discovered: `create("margin", retention=0.6)`.
+
+Rules are data in, decision out: no I/O, no model, no clock, no torch. Other packages add rules through
+the entry-point group `drip.rules`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from drip.errors import InputError, PolicyError
+from drip.rules.base import BaseRule, RankedRule, ThresholdRule, WindowRule
+from drip.types import JsonObject
+
+__all__ = [
+    "BaseRule",
+    "RankedRule",
+    "ThresholdRule",
+    "WindowRule",
+    "available",
+    "create",
+    "load_all",
+    "restore_rule",
+]
+
+ENTRY_POINTS = "drip.rules"
+
+
+def available() -> dict[str, type[BaseRule]]:
+    """Every selector by name: of this package, of packages that register some, and any defined since.
+
+    >>> sorted(available())[:3]
+    ['adaptive-margin', 'adaptive-random', 'class-balanced-random']
+    """
+    load_all()
+    root: Any = BaseRule  # abstract: only its named descendants are rules
+    return {rule.name: rule for rule in _concrete(root)}
+
+
+@cache
+def load_all() -> None:
+    """Import every module with rules, once: those of this package and those that others register."""
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        importlib.import_module(module.name)
+    for entry in entry_points(group=ENTRY_POINTS):
+        entry.load()
+
+
+def _concrete(base: type[BaseRule]) -> list[type[BaseRule]]:
+    found = [base] if "name" in vars(base) else []
+    return found + [rule for child in base.__subclasses__() for rule in _concrete(child)]
+
+
+def create(name: str, *, retention: float | None = None, **params: Any) -> BaseRule:
+    """A selector by name, not yet calibrated.
+
+    Args:
+        name: One of :func:`available`.
+        retention: Share of the stream to keep, in (0, 1); every rule takes it.
+        params: Further arguments of the rule.
+
+    Raises:
+        InputError: no such rule, or arguments that it does not take.
+
+    >>> create("margin", retention=0.5).params
+    {'retention': 0.5}
+    """
+    rule = _rule(name)
+    try:
+        return rule(**params) if retention is None else rule.for_retention(retention, **params)
+    except TypeError as error:
+        raise InputError(f"selector {name!r} does not take these arguments: {error}") from error
+
+
+def _rule(name: str) -> type[BaseRule]:
+    rules = available()
+    if name not in rules:
+        raise InputError(f"selector must be one of {', '.join(sorted(rules))}, got {name!r}")
+    return rules[name]
+
+
+def restore_rule(name: str, params: JsonObject, state: JsonObject, state_version: int = 1) -> BaseRule:
+    """A calibrated rule from what a policy says of it.
+
+    Args:
+        name: One of :func:`available`.
+        params: Arguments of its constructor.
+        state: What :meth:`BaseRule.state` gave.
+        state_version: Version of the layout of ``state``.
+
+    Raises:
+        PolicyError: an unknown rule or argument, or a state of another version.
+    """
+    try:
+        return _rule(name)(**params).restore_version(state, state_version)
+    except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise PolicyError(
+            f"the rule {name!r} of the policy cannot be rebuilt: {error}; install the version or package "
+            "that wrote the policy, or calibrate again",
+            code=getattr(error, "code", "rule-state"),
+        ) from error

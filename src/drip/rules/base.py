@@ -1,0 +1,485 @@
+"""What all selection rules share: checks, state, and the three families threshold, window and rank."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from fractions import Fraction
+from math import inf
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from drip.errors import InputError, PolicyError
+from drip.rules.state import number, numbers, restore_generator
+from drip.types import (
+    BoolArray,
+    Decision,
+    Decisions,
+    FloatArray,
+    JsonObject,
+    Observation,
+    Observations,
+)
+from drip.windows import (
+    MIN_CLASS_COUNT,
+    Method,
+    Window,
+    check_count,
+    check_fraction,
+    check_method,
+    complement,
+    fit_windows,
+    is_inside,
+    mean_and_deviation,
+    sort_by_class,
+    windows_from_json,
+    windows_to_json,
+)
+
+
+class BaseRule(ABC):
+    """A selection rule; subclasses say what they need, how they calibrate and how they decide.
+
+    Subclasses set :attr:`name` and implement :meth:`_decide`; rules with limits add :meth:`_calibrate`,
+    :meth:`state` and :meth:`_restore`. ``params`` returns the constructor's arguments, so that a policy
+    file can rebuild the rule.
+    """
+
+    name: ClassVar[str]
+    state_version: ClassVar[int] = 1
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names that the rule reads besides the predicted class: ``logits``, ``features``, score names."""
+        return frozenset()
+
+    @property
+    @abstractmethod
+    def params(self) -> JsonObject:
+        """The constructor's arguments, JSON-serialisable."""
+
+    @classmethod
+    def for_retention(cls, retention: float, **params: Any) -> Self:
+        """The rule that aims at keeping the share ``retention`` of the stream."""
+        return cls(retention=retention, **params)  # type: ignore[call-arg]  # rules without it override this
+
+    def calibrate(self, observations: Observations) -> Self:
+        """Set the limits from observations that resemble production.
+
+        Raises:
+            InputError: no observation, a missing column, NaN or infinite values.
+        """
+        if not len(observations):
+            raise InputError(f"selector {self.name!r} needs at least one calibration sample, got none")
+        self._check(observations)
+        self._calibrate(observations)
+        return self
+
+    def decide(self, observation: Observation) -> Decision:
+        """Decide on one observation, in the order of arrival.
+
+        Raises:
+            InputError: a missing column, NaN or infinite values.
+            PolicyError: the rule was not calibrated.
+        """
+        return self.decide_many(Observations.of(observation))[0]
+
+    def decide_many(self, observations: Observations) -> Decisions:
+        """The same decisions as :meth:`decide` row by row, in one call.
+
+        Raises:
+            InputError: a missing column, NaN or infinite values.
+            PolicyError: the rule was not calibrated.
+        """
+        self._check(observations)
+        return self._decide(observations)
+
+    def state(self) -> JsonObject:
+        """Everything that decisions depend on besides :attr:`params`; JSON-serialisable.
+
+        Raises:
+            PolicyError: the rule was not calibrated.
+        """
+        return {}
+
+    def restore(self, state: JsonObject) -> Self:
+        """Continue from a saved :meth:`state`.
+
+        Raises:
+            KeyError, TypeError, ValueError: the state is not one of this rule.
+        """
+        self._restore(state)
+        return self
+
+    def restore_version(self, state: JsonObject, version: int) -> Self:
+        """Restore a state that was saved by the given version of the rule.
+
+        Raises:
+            PolicyError: another version than :attr:`state_version`.
+        """
+        if version != self.state_version:
+            raise PolicyError(
+                f"state version {self.state_version} of rule {self.name!r} is needed, got {version!r}; "
+                "calibrate again"
+            )
+        return self.restore(state)
+
+    @abstractmethod
+    def _decide(self, observations: Observations) -> Decisions:
+        """Decide on checked observations."""
+
+    def _calibrate(self, observations: Observations) -> None:  # noqa: B027  # a default, not a duty
+        """Set the limits from checked observations; rules without limits keep this."""
+
+    def _restore(self, state: JsonObject) -> None:  # noqa: B027  # a default, not a duty
+        """Take over a state; rules without state keep this."""
+
+    def _check_classes(self, observations: Observations, n_classes: int) -> None:
+        classes = observations.classes
+        outside = (classes < 0) | (classes >= n_classes)
+        if outside.any():
+            row = int(np.argmax(outside))
+            raise InputError(
+                f"classes must be in [0, {n_classes}), got {int(classes[row])} in row {row}; "
+                f"calibrate {self.name!r} with the model that scores the stream"
+            )
+
+    def _uncalibrated(self) -> PolicyError:
+        return PolicyError(f"selector {self.name!r} has no limits yet; calibrate it or load a policy")
+
+    def _check(self, observations: Observations) -> None:
+        for needed in sorted(self.needs):
+            column: Any = (
+                getattr(observations, needed)
+                if needed in ("logits", "features")
+                else observations.named_scores.get(needed)
+            )
+            if column is None:
+                raise InputError(
+                    f"selector {self.name!r} reads {needed!r}, got observations with "
+                    f"{', '.join(sorted(observations.named_scores))}; use a scorer that provides it"
+                )
+            finite = np.isfinite(column)
+            if not finite.all():
+                rows = finite if finite.ndim == 1 else finite.all(axis=1)
+                raise InputError(
+                    f"{needed} must be finite, got NaN or infinity in row {int(np.argmin(rows))}; "
+                    "quarantine that sample"
+                )
+
+
+def within_float64(values: FloatArray) -> FloatArray:
+    """Quotients that overflowed, cut to the largest finite number: priorities are finite."""
+    largest = np.finfo(np.float64).max
+    return np.clip(values, -largest, largest)
+
+
+def deterministic(retain: BoolArray, priority: FloatArray, kept: str, discarded: str) -> Decisions:
+    """Decisions of a rule without chance: the keep-probability is one or zero."""
+    reasons = [kept if value else discarded for value in retain.tolist()]
+    return Decisions(retain, priority, retain.astype(np.float64), reasons)
+
+
+class ThresholdRule(BaseRule):
+    """Keep what has a utility of at least the calibrated quantile; the utility is the priority.
+
+    Args:
+        retention: Share of the calibration samples to keep, in (0, 1).
+
+    Subclasses implement :meth:`utility`. Ties at the limit are all kept.
+    """
+
+    def __init__(self, retention: float = 0.6) -> None:
+        check_fraction("retention", retention)
+        self._retention = retention
+        self._limit: float | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The logits."""
+        return frozenset({"logits"})
+
+    @property
+    def params(self) -> JsonObject:
+        """Retention."""
+        return {"retention": self._retention}
+
+    @abstractmethod
+    def utility(self, observations: Observations) -> FloatArray:
+        """How much a sample is worth, shape (n,): the larger the better."""
+
+    def state(self) -> JsonObject:
+        """The limit of the utility."""
+        if self._limit is None:
+            raise self._uncalibrated()
+        return {"limit": self._limit}
+
+    def _calibrate(self, observations: Observations) -> None:
+        descending = np.sort(self.utility(observations))[::-1]
+        self._limit = float(descending[count_to_keep(len(descending), self._retention) - 1])
+
+    def _restore(self, state: JsonObject) -> None:
+        self._limit = number("limit", state["limit"])
+
+    def _decide(self, observations: Observations) -> Decisions:
+        if self._limit is None:
+            raise self._uncalibrated()
+        utility = self.utility(observations)
+        return deterministic(utility >= self._limit, utility, self.name, "below-limit")
+
+
+class WindowRule(BaseRule):
+    """Discard what lies inside the window of its predicted class; the distance to it is the priority.
+
+    The distance is counted in standard deviations of the class's calibration scores, so that classes
+    compare. A class that never discards has priority 1, like a sample one deviation outside.
+
+    Args:
+        retention: Keep rate of every class, in (0, 1): one minus the paper's DPW.
+        method: ``min_std`` (section III-A) or ``histogram_peak`` (Algorithm 1).
+        min_class_count: Calibration scores below which a class never discards.
+
+    Subclasses implement :meth:`score`. Windows that are not of a DRIP score, or not of what is
+    discarded, are saved under another :attr:`windows_key`, so that :attr:`Policy.windows` refuses them.
+
+    References:
+        DRIP paper, sections III-A and III-B, equations 6, 7 and 9.
+    """
+
+    windows_key: ClassVar[str] = "windows"
+
+    def __init__(
+        self,
+        retention: float = 0.6,
+        method: Method = "min_std",
+        min_class_count: int = MIN_CLASS_COUNT,
+    ) -> None:
+        check_fraction("retention", retention)
+        check_method(method)
+        check_count("min_class_count", min_class_count)
+        self._retention = retention
+        self._method: Method = method
+        self._min_class_count = min_class_count
+        self._windows: tuple[Window, ...] = ()
+
+    @property
+    def params(self) -> JsonObject:
+        """Retention, method and minimum count."""
+        return {
+            "retention": self._retention,
+            "method": self._method,
+            "min_class_count": self._min_class_count,
+        }
+
+    @property
+    def window_fraction(self) -> float:
+        """Share of every class inside its window, in (0, 1)."""
+        return complement(self._retention)
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """One window per class; empty before calibration."""
+        return self._windows
+
+    @abstractmethod
+    def score(self, observations: Observations) -> FloatArray:
+        """The scores that the windows are cut from, shape (n,)."""
+
+    def state(self) -> JsonObject:
+        """The windows."""
+        if not self._windows:
+            raise self._uncalibrated()
+        return {self.windows_key: windows_to_json(self._windows)}
+
+    def calibrate_sorted(self, parts: Sequence[FloatArray]) -> Self:
+        """Find the windows from the sorted scores of each class, as :func:`sort_by_class` gives them."""
+        self._set(
+            fit_windows(
+                parts,
+                fraction=self.window_fraction,
+                method=self._method,
+                min_class_count=self._min_class_count,
+            )
+        )
+        return self
+
+    def _calibrate(self, observations: Observations) -> None:
+        scores, n_classes = self.score(observations), observations.logits.shape[1]
+        self.calibrate_sorted(sort_by_class(scores, observations.classes, n_classes))
+
+    def _restore(self, state: JsonObject) -> None:
+        windows = windows_from_json(state[self.windows_key])
+        if not windows:
+            raise ValueError("windows must be one per class, got none")
+        self._set(windows)
+
+    def _set(self, windows: tuple[Window, ...]) -> None:
+        self._windows = windows
+        self._lower = np.array([window.lower for window in windows])
+        self._upper = np.array([window.upper for window in windows])
+        self._unit = np.array([window.scale or 1.0 for window in windows])
+
+    def _distances(self, observations: Observations) -> tuple[BoolArray, BoolArray, FloatArray]:
+        """Inside the window, of a class that discards, distance to the window in standard deviations."""
+        if not self._windows:
+            raise self._uncalibrated()
+        self._check_classes(observations, len(self._windows))
+        scores, classes = self.score(observations), observations.classes
+        lower, upper = self._lower[classes], self._upper[classes]
+        discards = lower < inf
+        inside = is_inside(scores, classes, self._lower, self._upper)
+        with np.errstate(over="ignore"):
+            outside = np.maximum(lower - scores, scores - upper) / self._unit[classes]
+        return inside, discards, np.where(discards, within_float64(np.maximum(outside, 0.0)), 1.0)
+
+    def _decide(self, observations: Observations) -> Decisions:
+        inside, discards, distance = self._distances(observations)
+        decisions = deterministic(~inside, distance, "outside-window", "inside-window")
+        if discards.all():
+            return decisions
+        reasons = [
+            reason if known else "class-never-discards"
+            for reason, known in zip(decisions.reasons, discards.tolist(), strict=True)
+        ]
+        return Decisions(decisions.retain, decisions.priority, decisions.keep_probability, reasons)
+
+
+class RankedRule(BaseRule):
+    """Keep the lowest scores of every predicted class; the depth below the class's mean is the priority.
+
+    Args:
+        retention: Share of every class to keep, in (0, 1).
+        min_class_count: Calibration scores below which a class keeps everything.
+
+    Subclasses set :attr:`score_name`. Ties at the limit are all kept. The priority is counted in
+    standard deviations of the class's calibration scores, so that classes compare.
+    """
+
+    score_name: ClassVar[str]
+
+    def __init__(self, retention: float = 0.6, min_class_count: int = MIN_CLASS_COUNT) -> None:
+        check_fraction("retention", retention)
+        check_count("min_class_count", min_class_count)
+        self._retention = retention
+        self._min_class_count = min_class_count
+        self._limits: FloatArray | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The score."""
+        return frozenset({self.score_name})
+
+    @property
+    def params(self) -> JsonObject:
+        """Retention and minimum count."""
+        return {"retention": self._retention, "min_class_count": self._min_class_count}
+
+    def state(self) -> JsonObject:
+        """Per class the limit (null where everything is kept), mean and standard deviation."""
+        if self._limits is None:
+            raise self._uncalibrated()
+        return {
+            "limits": [None if limit == inf else limit for limit in self._limits.tolist()],
+            "means": self._means.tolist(),
+            "scales": self._scales.tolist(),
+        }
+
+    def _calibrate(self, observations: Observations) -> None:
+        parts = sort_by_class(
+            observations.named_scores[self.score_name], observations.classes, observations.logits.shape[1]
+        )
+        limits, means, scales = [], [], []
+        for part in parts:
+            enough = len(part) >= max(self._min_class_count, 1)
+            limits.append(float(part[count_to_keep(len(part), self._retention) - 1]) if enough else inf)
+            mean, scale = mean_and_deviation(part)
+            means.append(mean)
+            scales.append(scale or 1.0)
+        self._limits, self._means, self._scales = np.array(limits), np.array(means), np.array(scales)
+
+    def _restore(self, state: JsonObject) -> None:
+        limits = [inf if limit is None else number("limit", limit) for limit in state["limits"]]
+        self._limits = np.array(limits)
+        self._means = numbers("means", state["means"], None)
+        self._scales = numbers("scales", state["scales"], None)
+        if not len(self._limits) == len(self._means) == len(self._scales) or not (self._scales > 0).all():
+            raise ValueError("limits, means and scales must have one number per class, scales above 0")
+
+    def _decide(self, observations: Observations) -> Decisions:
+        if self._limits is None:
+            raise self._uncalibrated()
+        self._check_classes(observations, len(self._limits))
+        scores, classes = observations.named_scores[self.score_name], observations.classes
+        with np.errstate(over="ignore"):
+            depth = within_float64((self._means[classes] - scores) / self._scales[classes])
+        return deterministic(scores <= self._limits[classes], depth, self.name, "above-limit")
+
+
+class ChanceRule(BaseRule):
+    """Rules that draw one uniform number per observation, in the order of arrival.
+
+    Args:
+        retention: Share of the stream to keep, in (0, 1].
+        seed: Seed of the draws.
+    """
+
+    def __init__(self, retention: float = 0.6, seed: int = 0) -> None:
+        if isinstance(retention, bool) or retention != 1:
+            check_fraction("retention", retention)
+        check_count("seed", seed)
+        self._retention = retention
+        self._seed = seed
+        self._rng = np.random.Generator(np.random.PCG64(seed))
+
+    @property
+    def params(self) -> JsonObject:
+        """Retention and seed."""
+        return {"retention": self._retention, "seed": self._seed}
+
+    def state(self) -> JsonObject:
+        """The state of the random generator (PCG64)."""
+        return {"generator": self._rng.bit_generator.state}
+
+    def _restore(self, state: JsonObject) -> None:
+        restore_generator(self._rng, state["generator"])
+
+    def _draw(self, observations: Observations) -> FloatArray:
+        return self._rng.random(len(observations))
+
+
+def count_to_keep(n: int, retention: float) -> int:
+    """Number of n calibration samples that a retention means, rounded half up, at least 1.
+
+    >>> count_to_keep(10, 0.25), count_to_keep(3, 0.01)
+    (3, 1)
+    """
+    return max(1, int(Fraction(str(retention)) * n + Fraction(1, 2)))
+
+
+def softmax_ratios(logits: FloatArray) -> FloatArray:
+    """Probabilities over the largest one, exp(logit - max), sorted descending, shape (n, n_classes).
+
+    The first column is one. Uncertainties are sums of the other columns, so that a probability of
+    0.9999999999999999 still has an exact distance from one.
+    """
+    # Row-contiguous, or the order of a sum would depend on the layout and the size of the batch.
+    rows = np.ascontiguousarray(logits, dtype=np.float64)
+    with np.errstate(over="ignore"):  # a gap beyond float64 is a ratio of zero
+        gaps = rows - rows.max(axis=1, keepdims=True)
+    return np.sort(np.exp(gaps), axis=1)[:, ::-1]
+
+
+def drawn(draw: FloatArray, probability: FloatArray, kept: str) -> Decisions:
+    """Keep where the draw, uniform in [0, 1), is below the probability.
+
+    The priority is 1 - draw / probability: a store over budget that drops the lowest ones keeps every
+    sample with its probability times one factor that is the same for all, up to those that reach 1.
+
+    >>> drawn(np.array([0.3, 0.3]), np.array([0.6, 0.2]), "coin").retain.tolist()
+    [True, False]
+    """
+    retain = draw < probability
+    with np.errstate(over="ignore"):
+        priority = within_float64(1.0 - draw / np.maximum(probability, np.finfo(np.float64).tiny))
+    return Decisions(retain, priority, probability, [kept if row else "not-drawn" for row in retain.tolist()])

@@ -1,0 +1,22 @@
+"""Building blocks of rules that follow a stream: limits that move, a rate that is held, gates, quotas.
+
+Every part is usable alone and has bounded state that is saved and restored; none of them is a rule.
+"""
+
+from drip.rules.parts.adaptations import AdaptationLog
+from drip.rules.parts.gates import DuplicateGate, OutlierGate
+from drip.rules.parts.gaussians import ClassGaussians, PopulationGate, held_out_distances
+from drip.rules.parts.rates import ClassShares, RateController, RunningQuantile, Target
+
+__all__ = [
+    "AdaptationLog",
+    "ClassGaussians",
+    "ClassShares",
+    "DuplicateGate",
+    "OutlierGate",
+    "PopulationGate",
+    "RateController",
+    "RunningQuantile",
+    "Target",
+    "held_out_distances",
+]

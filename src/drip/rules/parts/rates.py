@@ -1,0 +1,350 @@
+"""Quantiles of the last values of a stream."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import exp, expm1, inf, isfinite
+from typing import Self
+
+import numpy as np
+
+from drip.errors import InputError
+from drip.rules.state import count, number, numbers, packed, unpacked
+from drip.types import FloatArray, JsonObject
+from drip.windows import check_fraction, is_real
+
+
+class RunningQuantile:
+    """The last ``window`` values, in order of arrival and in order of size.
+
+    Args:
+        window: Number of values that are held, at least 1.
+        values: Values to start with, the oldest first; all but the last ``window`` are dropped.
+
+    Complexity: one search and one insertion into a list of ``window`` numbers for every value.
+
+    >>> quantile = RunningQuantile(3, [5.0, 1.0, 2.0, 3.0])
+    >>> quantile.values, quantile.rank(2.5), quantile.limit(1 / 3)
+    ([1.0, 2.0, 3.0], 0.6666666666666666, 3.0)
+    """
+
+    def __init__(self, window: int, values: Iterable[float] = ()) -> None:
+        if window < 1:
+            raise InputError(f"window must be at least 1, got {window!r}")
+        self._window = window
+        self._slots = list(values)[-window:]
+        self._oldest = 0  # a new value takes its slot: a state changes in as many places as there were values
+        self._ordered = sorted(self._slots)
+        if not all(map(isfinite, self._ordered)):
+            raise InputError("the values of a running quantile must be finite, got NaN or infinity")
+
+    @classmethod
+    def spread(cls, window: int, values: FloatArray) -> Self:
+        """As many values as the window holds, evenly over a sample in order of size.
+
+        They arrive in a fixed mixed order, so that those that leave first are no tail of the sample.
+
+        Args:
+            window: Number of values that are held.
+            values: The sample, shape (n,), n at least 1.
+        """
+        taken = np.sort(values)[np.linspace(0, len(values) - 1, window).round().astype(np.int64)]
+        mixed = np.random.Generator(np.random.PCG64(0)).permutation(window)
+        return cls(window, taken[mixed].tolist())
+
+    def __len__(self) -> int:
+        """Number of values that are held."""
+        return len(self._ordered)
+
+    @property
+    def values(self) -> list[float]:
+        """The values, the oldest first."""
+        return self._slots[self._oldest :] + self._slots[: self._oldest]
+
+    @property
+    def ordered(self) -> FloatArray:
+        """The values in order of size."""
+        return np.array(self._ordered)
+
+    def state(self) -> JsonObject:
+        """The values in their slots, and which is the oldest."""
+        return {"values": packed(np.array(self._slots), "<f8"), "oldest": self._oldest}
+
+    @classmethod
+    def restored(cls, window: int, state: JsonObject, *, n_values: int | None = None) -> Self:
+        """Continue from a saved :meth:`state`.
+
+        Args:
+            window: Number of values that are held.
+            state: What was saved.
+            n_values: Number of values that it must have; None takes up to ``window``.
+
+        Raises:
+            KeyError, TypeError, ValueError: no such state.
+        """
+        values = unpacked("values", state["values"], n_values, dtype="<f8")
+        oldest = count("oldest", state["oldest"])
+        if len(values) > window or oldest >= (window if len(values) == window else 1):
+            raise ValueError(f"at most {window} values and the oldest of them are needed, got {oldest}")
+        quantile = cls(window, values.tolist())
+        quantile._oldest = oldest
+        return quantile
+
+    def add(self, value: float) -> None:
+        """Take in a finite value; the oldest leaves when the window is full."""
+        if len(self._slots) == self._window:
+            del self._ordered[bisect_left(self._ordered, self._slots[self._oldest])]
+            self._slots[self._oldest] = value
+            self._oldest = (self._oldest + 1) % self._window
+        else:
+            self._slots.append(value)
+        insort(self._ordered, value)
+
+    def rank(self, value: float) -> float:
+        """Share of the held values below ``value``, ties counted half; a half where nothing is held."""
+        if not self._ordered:
+            return 0.5
+        below = bisect_left(self._ordered, value)
+        return 0.5 * (below + bisect_right(self._ordered, value)) / len(self._ordered)
+
+    def limit(self, share: float) -> float:
+        """The smallest held value that ``share`` of them reach; infinite for a share of zero.
+
+        Args:
+            share: In [0, 1]; the number of values that reach the limit is rounded half up.
+        """
+        count = int(share * len(self._ordered) + 0.5)
+        return self._ordered[-count] if count else float("inf")
+
+
+_TIME_CONSTANT = 20
+_CREDIT_ARRIVALS = 200
+_INTERVAL_ARRIVALS = 200
+_LONGEST = 3.0 * _INTERVAL_ARRIVALS
+_FIRST = 3
+_SECONDS = {"samples_per_hour": 3600.0, "bytes_per_day": 86400.0}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a controller aims at; exactly one of the three is set.
+
+    Attributes:
+        retention: Share of the arrivals, in (0, 1).
+        samples_per_hour: Samples, above 0.
+        bytes_per_day: Encoded bytes, above 0.
+
+    Raises:
+        InputError: none or several are set, or one is out of range.
+
+    >>> Target(samples_per_hour=60).params
+    {'samples_per_hour': 60}
+    """
+
+    retention: float | None = None
+    samples_per_hour: float | None = None
+    bytes_per_day: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers once, where they come in."""
+        if len(self.params) != 1:
+            raise InputError(
+                f"exactly one of retention, samples_per_hour and bytes_per_day is needed, got {self.params}"
+            )
+        ((name, value),) = self.params.items()
+        if name == "retention":
+            check_fraction(name, value)
+        elif not is_real(value) or not 0 < value < inf:
+            raise InputError(f"{name} must be a number above 0, got {value!r}")
+
+    @property
+    def params(self) -> JsonObject:
+        """What is set, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+class RateController:
+    r"""Integral control of the share of the next arrivals that a rule should keep.
+
+    With the credit :math:`c_t = \sum_{i \le t} (r_i - k_i)`, what should have been kept minus what was, the
+    share for the next arrival is :math:`r + c_t / 20`, cut to [0, 1]. A constant error of the rule's limit
+    is so paid back within some hundreds of arrivals. The credit is bounded by what 200 arrivals are worth,
+    or by one sample where that is more: a pause or a flood is not made good by keeping everything, or
+    nothing, for hours.
+
+    For a target in bytes the credit is in bytes, and counts in the formula as so many samples of mean size.
+    A file that takes more than the bound is paid back in full, up to a day's bytes.
+
+    A target per time needs observations with a time. The share is the target over what arrives, both per
+    second, from the mean interval (and bytes) of about the last 200 arrivals; it starts with the middle one
+    of the first three, as a clock may be set after the first sample. A clock that jumps back counts as no
+    time; a single interval counts as at most 600 mean ones. So a jump makes the mean four times as long at
+    most, and a pause after a burst of up to 270 arrivals counts in full.
+
+    Args:
+        target: What to aim at.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._share = target.retention or 0.5
+        self._credit = 0.0
+        self._last_time: float | None = None
+        self._first: list[float] = []
+        self._interval: float | None = None
+        self._size: float | None = None
+
+    @property
+    def needs_time(self) -> bool:
+        """Whether observations must have a time."""
+        return self._target.retention is None
+
+    @property
+    def target_share(self) -> float:
+        """Share of the arrivals that the target means at present, in (0, 1]."""
+        return self._share
+
+    def share(self, time_s: float | None = None, n_bytes: int = 0) -> float:
+        """The share of arrivals like this one to keep, in [0, 1]; called once for every arrival.
+
+        Args:
+            time_s: Time of the observation in seconds; only a target per time reads it.
+            n_bytes: Its encoded size; only a target in bytes reads it.
+
+        Raises:
+            InputError: a target per time and no time.
+        """
+        if self._target.retention is None:
+            self._follow(time_s, n_bytes)
+        self._credit = min(self._credit + self._share * self._unit, self._most_credit)
+        return min(max(self._share + (self._credit / self._unit - self._share) / _TIME_CONSTANT, 0.0), 1.0)
+
+    def kept(self, n_bytes: int = 0) -> None:
+        """The arrival of the last :meth:`share` was kept."""
+        per_day = self._target.bytes_per_day
+        cost = 1.0 if per_day is None else min(float(n_bytes), per_day)
+        least = min(self._credit, -max(self._most_credit, cost))
+        self._credit = max(self._credit - cost, least)
+
+    @property
+    def _unit(self) -> float:
+        """What a sample of mean size counts: its bytes for a target in bytes, else 1."""
+        return 1.0 if self._target.bytes_per_day is None else max(self._size or 0.0, 1.0)
+
+    @property
+    def _most_credit(self) -> float:
+        return max(_CREDIT_ARRIVALS * self._share, 1.0) * self._unit
+
+    def state(self) -> JsonObject:
+        """Share, credit, and for a target per time the clock."""
+        return {
+            "share": self._share,
+            "credit": self._credit,
+            "last_time": self._last_time,
+            "first": self._first,
+            "interval": self._interval,
+            "size": self._size,
+        }
+
+    def restore(self, state: JsonObject) -> None:
+        """Continue from a saved :meth:`state`."""
+        self._share, self._credit = number("share", state["share"]), number("credit", state["credit"])
+        self._last_time, self._interval, self._size = (
+            None if state[name] is None else number(name, state[name])
+            for name in ("last_time", "interval", "size")
+        )
+        self._first = numbers("first", state["first"], None).tolist()
+        if (len(self._first) == _FIRST) != (self._interval is not None):
+            raise ValueError("the mean interval must come from the first ones")
+        if not 0 <= self._share <= 1 or min(self._interval or 0, self._size or 0) < 0:
+            raise ValueError("share must be in [0, 1], interval and size at least 0")
+
+    def _follow(self, time_s: float | None, n_bytes: int) -> None:
+        """Bring the share up to date with the rate of arrivals."""
+        if time_s is None:
+            raise InputError(f"a target of {self._target.params} needs samples with a time, got one without")
+        if self._last_time is not None:
+            self._interval = self._mean_interval(max(time_s - self._last_time, 0.0))
+        self._last_time = time_s
+        self._size = _smoothed(self._size, float(n_bytes))
+        if self._interval:
+            ((name, value),) = self._target.params.items()
+            per_second = value / _SECONDS[name]
+            self._share = min(per_second / self._unit * self._interval, 1.0)
+
+    def _mean_interval(self, elapsed: float) -> float | None:
+        if len(self._first) < _FIRST:
+            self._first = [*self._first, elapsed]
+            return sorted(self._first)[_FIRST // 2] if len(self._first) == _FIRST else None
+        longest = _LONGEST * self._interval if self._interval else elapsed
+        return _smoothed(self._interval, min(elapsed, longest))
+
+
+def _smoothed(mean: float | None, value: float) -> float:
+    """Exponential mean over about the last arrivals; the first value starts it."""
+    return value if mean is None else mean + (value - mean) * -expm1(-1 / _INTERVAL_ARRIVALS)
+
+
+_MEMORY = 1000
+
+
+class ClassShares:
+    r"""Arrivals and kept samples of every predicted class, older ones forgotten.
+
+    Both are counted with weights :math:`e^{-a/1000}` of their age a in arrivals. A class is below its floor
+    when less than ``floor`` times the target share of its own arrivals was kept, with one sample in hand; it
+    is above its ceiling when it has more than ``ceiling`` of all that was kept.
+
+    Args:
+        n_classes: Number of classes.
+        floor: Share of the target that every class gets, in [0, 1]; 0 for none.
+        ceiling: Largest share of one class in what is kept, in (0, 1]; 1 for none.
+    """
+
+    def __init__(self, n_classes: int, floor: float = 0.25, ceiling: float = 1.0) -> None:
+        if not is_real(floor) or not 0 <= floor <= 1:
+            raise InputError(f"floor must be in [0, 1], got {floor!r}")
+        if not is_real(ceiling) or not 0 < ceiling <= 1:
+            raise InputError(f"ceiling must be in (0, 1], got {ceiling!r}")
+        self._floor, self._ceiling = floor, ceiling
+        self._arrived = np.zeros(n_classes)
+        self._kept = np.zeros(n_classes)
+
+    def arrived(self, predicted_class: int) -> None:
+        """One more arrival of a class."""
+        self._arrived *= exp(-1 / _MEMORY)
+        self._kept *= exp(-1 / _MEMORY)
+        self._arrived[predicted_class] += 1
+
+    def kept(self, predicted_class: int) -> None:
+        """That arrival was kept."""
+        self._kept[predicted_class] += 1
+
+    def below_floor(self, predicted_class: int, share: float) -> bool:
+        """Whether a class has less than its floor of a target share."""
+        due = self._floor * share * self._arrived[predicted_class] - self._kept[predicted_class]
+        return bool(due >= 1)
+
+    def above_ceiling(self, predicted_class: int) -> bool:
+        """Whether a class has more than its part of what is kept, counted once there are 20."""
+        total = self._kept.sum()
+        enough = 20
+        return bool(total >= enough and self._kept[predicted_class] > self._ceiling * total)
+
+    def state(self) -> JsonObject:
+        """The two counts of every class."""
+        return {
+            "n_classes": len(self._arrived),
+            "arrived": packed(self._arrived, "<f8"),
+            "kept": packed(self._kept, "<f8"),
+        }
+
+    def restore(self, state: JsonObject) -> None:
+        """Continue from a saved :meth:`state`."""
+        n_classes = count("n_classes", state["n_classes"])
+        arrived, kept = (unpacked(name, state[name], n_classes, dtype="<f8") for name in ("arrived", "kept"))
+        if (arrived < 0).any() or (kept < 0).any():
+            raise ValueError("arrived and kept must be counts, got a negative one")
+        self._arrived, self._kept = arrived, kept

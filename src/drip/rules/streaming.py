@@ -1,0 +1,325 @@
+"""Information gain: keep uncertain samples in directions that what is kept does not cover yet."""
+
+from __future__ import annotations
+
+from math import erfc, sqrt
+from typing import ClassVar
+
+import numpy as np
+
+from drip.errors import InputError
+from drip.rules.base import BaseRule, ChanceRule, deterministic, drawn, softmax_ratios
+from drip.rules.features import fixed_order, projected
+from drip.rules.parts import RateController, RunningQuantile, Target
+from drip.rules.state import count, number, numbers, packed, unpacked
+from drip.rules.uncertainty import MarginRule
+from drip.types import Decisions, FloatArray, JsonObject, Observations
+
+_WINDOW = 500
+
+
+class InformationGainRule(BaseRule):
+    r"""Keep what tells most beyond what was kept: :math:`\log(1 + h\, z^T A z)` with uncertainty h.
+
+    h is 1 - (p_1 - p_2); z are the 64 projected features minus their calibration mean, over one scale that
+    makes the mean of :math:`z^T z` one in calibration. :math:`A = (I + \sum h z z^T)^{-1}` sums over what is
+    kept: of the calibration samples the share r with the largest h, then every sample that the rule keeps
+    (a rank-one update). For a Bayesian linear model the utility is twice the information that a label with
+    noise 1 / h gives. A sample is kept when its utility is among the highest of the last 500; which share
+    of them, :class:`drip.rules.parts.RateController` says. The priority is the utility's rank among
+    them. State: A in double precision, 44 kB of text, and 570 numbers.
+
+    Args:
+        retention: Share of the stream to keep, in (0, 1).
+
+    Complexity: 2 d squared multiplications per sample for d = 64.
+
+    References:
+        MacKay (1992), Information-based objective functions for active data selection; Sun,
+        Calandriello, Hu, Li and Titsias (2022), Information-theoretic online memory selection for continual
+        learning.
+    """
+
+    name: ClassVar[str] = "information-gain"
+
+    def __init__(self, retention: float = 0.6) -> None:
+        self._target = Target(retention)
+        self._rate = RateController(self._target)
+        self._inverse: FloatArray | None = None
+
+    @property
+    def params(self) -> JsonObject:
+        """Retention."""
+        return self._target.params
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Logits and features."""
+        return frozenset({"logits", "features"})
+
+    def state(self) -> JsonObject:
+        """Mean and scale of the features, A, the last utilities and the rate."""
+        if self._inverse is None:
+            raise self._uncalibrated()
+        return {
+            "mean": self._mean.tolist(),
+            "scale": self._scale,
+            "inverse": packed(self._inverse, "<f8"),
+            "recent": self._recent.state(),
+            "rate": self._rate.state(),
+        }
+
+    def _calibrate(self, observations: Observations) -> None:
+        features, uncertainty = projected(observations, self.name), MarginRule().utility(observations)
+        order = fixed_order(features, uncertainty)
+        features, uncertainty = features[order], uncertainty[order]
+        self._mean = features.mean(axis=0)
+        self._scale = float(np.sqrt(((features - self._mean) ** 2).sum(axis=1).mean())) or 1.0
+        rows = (features - self._mean) / self._scale
+        first = MarginRule(self._target.retention or 0.5)
+        kept = first.calibrate(observations).decide_many(observations[order]).retain
+        information = np.eye(rows.shape[1]) + (rows[kept] * uncertainty[kept, None]).T @ rows[kept]
+        inverse = np.linalg.inv(information)
+        self._inverse = np.ascontiguousarray((inverse + inverse.T) / 2)
+        gains = [self._gain(row, h)[0] for row, h in zip(rows, uncertainty.tolist(), strict=True)]
+        self._recent = RunningQuantile.spread(_WINDOW, np.array(gains))
+        self._rate = RateController(self._target)
+
+    def _restore(self, state: JsonObject) -> None:
+        self._mean, self._scale = numbers("mean", state["mean"], None), number("scale", state["scale"])
+        n = len(self._mean)
+        inverse = unpacked("inverse", state["inverse"], n, n, dtype="<f8")
+        if self._scale <= 0 or not np.array_equal(inverse, inverse.T):
+            raise ValueError("scale must be above 0 and inverse symmetric")
+        self._recent = RunningQuantile.restored(_WINDOW, state["recent"], n_values=_WINDOW)
+        self._rate.restore(state["rate"])
+        self._inverse = inverse
+
+    def _gain(self, row: FloatArray, uncertainty: float) -> tuple[float, FloatArray, float]:
+        """Utility of a row z, A z, and h z'A z."""
+        assert self._inverse is not None  # noqa: S101  # calibrated
+        direction = self._inverse @ row
+        leverage = max(uncertainty * float(row @ direction), 0.0)
+        return float(np.log1p(leverage)), direction, leverage
+
+    def _decide(self, observations: Observations) -> Decisions:
+        if self._inverse is None:
+            raise self._uncalibrated()
+        features = projected(observations, self.name, len(self._mean))
+        uncertainty = MarginRule().utility(observations).tolist()
+        n = len(observations)
+        retain, priority = np.zeros(n, np.bool_), np.zeros(n)
+        for i, row in enumerate((features - self._mean) / self._scale):
+            value, direction, leverage = self._gain(row, uncertainty[i])
+            retain[i] = value >= self._recent.limit(self._rate.share())
+            priority[i] = self._recent.rank(value)
+            self._recent.add(value)
+            if retain[i]:
+                self._rate.kept()
+                # Sherman and Morrison; an outer product of a row with itself leaves A exactly symmetric.
+                self._inverse -= np.outer(direction, direction) * (uncertainty[i] / (1 + leverage))
+        return deterministic(retain, priority, self.name, "below-limit")
+
+
+_RIDGE = 0.01
+_LEAST = 1e-100
+
+
+class VessalRule(ChanceRule):
+    r"""Keep with a probability that grows with the volume which a sample's gradient adds to those kept.
+
+    With the softmax probabilities p, the predicted class :math:`\hat y` and the 64 projected features z,
+    the gradient of the last layer is :math:`(p - e_{\hat y}) \otimes z`; it is sketched to as many numbers,
+    :math:`g = \sum_c (p - e_{\hat y})_c\, (z \odot s_c)` with fixed random signs :math:`s_c` for every class,
+    which keeps inner products in expectation. With :math:`A = (0.01\, I + \sum g g^T)^{-1}` over what the
+    stream kept and :math:`v = g^T A g`, a sample is kept with probability :math:`\min(1, \zeta v)`. The
+    factor :math:`\zeta` is such that the mean of these over the last 500 samples is a share which
+    :class:`drip.rules.parts.RateController` sets to hold the retention. State: A and 500 numbers in
+    double precision, 49 kB of text, and 10 numbers.
+
+    Args:
+        retention: Share of the stream to keep, in (0, 1).
+        seed: Seed of the draws.
+
+    Complexity: 2 d squared multiplications per sample for d = 64, and d for every class.
+
+    References:
+        Saran, Yousefi, Krishnamurthy, Langford and Ash (2023), Streaming active learning with deep neural
+        networks. There the gradients are whole; :math:`\zeta` comes from the mean of v under a
+        running covariance, and what the bound at 1 then loses is filled at random at the end of a pool.
+    """
+
+    name: ClassVar[str] = "vessal"
+
+    def __init__(self, retention: float = 0.6, seed: int = 0) -> None:
+        self._target = Target(retention)  # the share must be below 1
+        super().__init__(retention, seed)
+        self._rate = RateController(self._target)
+        self._inverse: FloatArray | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Logits and features."""
+        return frozenset({"logits", "features"})
+
+    def state(self) -> JsonObject:
+        """The generator, A, the last volumes and the rate."""
+        if self._inverse is None:
+            raise self._uncalibrated()
+        return {
+            **super().state(),
+            "n_classes": len(self._signs),
+            "n_features": len(self._inverse),
+            "inverse": packed(self._inverse, "<f8"),
+            "recent": self._recent.state(),
+            "rate": self._rate.state(),
+        }
+
+    def _calibrate(self, observations: Observations) -> None:
+        n_classes = observations.logits.shape[1]
+        self._check_classes(observations, n_classes)
+        features = projected(observations, self.name)
+        self._signs = _signs(n_classes, features.shape[1])
+        gradients = self._gradients(observations, features)
+        gradients = gradients[fixed_order(gradients)]
+        self._inverse = np.eye(features.shape[1]) / _RIDGE
+        volumes = np.array([self._volume(row)[0] for row in gradients])
+        self._recent = RunningQuantile.spread(_WINDOW, volumes)
+        self._rate = RateController(self._target)
+
+    def _restore(self, state: JsonObject) -> None:
+        n_features, n_classes = state["n_features"], count("n_classes", state["n_classes"])
+        inverse = unpacked("inverse", state["inverse"], n_features, n_features, dtype="<f8")
+        recent = RunningQuantile.restored(_WINDOW, state["recent"], n_values=_WINDOW)
+        if not n_classes or not np.array_equal(inverse, inverse.T) or recent.ordered[0] < _LEAST:
+            raise ValueError("inverse must be symmetric, recent volumes above 0, and there must be a class")
+        super()._restore(state)
+        self._rate.restore(state["rate"])
+        self._signs = _signs(n_classes, n_features)
+        self._recent = recent
+        self._inverse = inverse
+
+    def _gradients(self, observations: Observations, features: FloatArray) -> FloatArray:
+        """The sketches g, shape (n, d)."""
+        rows = np.ascontiguousarray(observations.logits, np.float64)
+        with np.errstate(over="ignore"):  # a gap beyond float64 is a ratio of zero
+            errors = np.exp(rows - rows.max(axis=1, keepdims=True))
+        totals = errors.sum(axis=1)
+        every = np.arange(len(rows))
+        errors[every, observations.classes] = 0.0
+        errors[every, observations.classes] = -errors.sum(axis=1)
+        errors /= totals[:, None]
+        # Row by row: a product of matrices rounds differently for batches of different sizes.
+        mixed = [row @ self._signs for row in errors]
+        return features * np.array(mixed, np.float64).reshape(features.shape)
+
+    def _volume(self, gradient: FloatArray) -> tuple[float, FloatArray]:
+        """The volume, never quite zero, so that all are alike where all gradients are zero; and A g."""
+        assert self._inverse is not None  # noqa: S101  # calibrated
+        direction = self._inverse @ gradient
+        return max(float(gradient @ direction), _LEAST), direction
+
+    def _decide(self, observations: Observations) -> Decisions:
+        if self._inverse is None:
+            raise self._uncalibrated()
+        n_classes = len(self._signs)
+        self._check_classes(observations, n_classes)
+        if observations.logits.shape[1] != n_classes:
+            raise InputError(
+                f"logits must be {n_classes} numbers per sample, got {observations.logits.shape[1]}; "
+                f"calibrate {self.name!r} with the model that scores the stream"
+            )
+        features = projected(observations, self.name, len(self._inverse))
+        draw = self._draw(observations)
+        probability = np.empty(len(observations))
+        for row, gradient in enumerate(self._gradients(observations, features)):
+            volume, direction = self._volume(gradient)
+            self._recent.add(volume)
+            probability[row] = min(1.0, volume * factor(self._recent.ordered, self._rate.share()))
+            if draw[row] < probability[row]:
+                self._rate.kept()
+                # Sherman and Morrison; an outer product of a row with itself leaves A exactly symmetric.
+                self._inverse -= np.outer(direction, direction) / (1 + volume)
+        return drawn(draw, probability, self.name)
+
+
+def factor(ascending: FloatArray, share: float) -> float:
+    """The number f for which the mean of min(1, f v) over positive volumes v is the share, in [0, 1].
+
+    >>> factor(np.array([1.0, 2.0, 97.0]), 0.5)
+    0.16666666666666666
+    """
+    n = len(ascending)
+    # With all but the j smallest at 1, the others share the rest; the largest j at which none exceeds 1.
+    rest = share * n - np.arange(n - 1, -1, -1)
+    factors = rest / np.cumsum(ascending)
+    fits = np.flatnonzero(factors <= 1.0 / ascending)
+    return float(factors[fits[-1]])
+
+
+def _signs(n_classes: int, n_features: int) -> FloatArray:
+    """Signs drawn with PCG64 from seed 0, shape (n_classes, n_features)."""
+    return np.where(np.random.Generator(np.random.PCG64(0)).random((n_classes, n_features)) < 0.5, 1.0, -1.0)
+
+
+_STEP = 0.01
+_DELTA = 1.0
+_BUDGET_WINDOW = 100
+
+
+class VariableUncertaintyRule(ChanceRule):
+    r"""Keep what is less certain than a random multiple of a threshold, while there is budget.
+
+    With the largest probability p and :math:`\eta` drawn from a normal distribution of mean and standard
+    deviation 1, a sample is kept when :math:`p < \theta \eta`: with probability
+    :math:`\Phi(1 - p / \theta)`, which is stored. Then :math:`\theta`, 1 at first, is multiplied by
+    0.99, else by 1.01. What was spent of the budget is :math:`u \leftarrow 0.99\, u +` 1 if kept; nothing
+    is kept and :math:`\theta` stays while :math:`u / 100 \ge r`.
+
+    Steps of equal size pass one half of the arrivals, so that a budget above one half would never be spent.
+    There, the budget is one of discards, 1 - r: while it lasts the same threshold decides, then all is kept.
+    Nothing is calibrated. State: the generator and two numbers.
+
+    References:
+        Zliobaite, Bifet, Pfahringer and Holmes (2014), Active learning with drifting streaming data: the
+        variable uncertainty strategy with randomization, and its estimate of what was spent; the same as
+        ``RandomVariableUncertaintyBudgetManager`` of scikit-activeml.
+    """
+
+    name: ClassVar[str] = "variable-uncertainty"
+
+    def __init__(self, retention: float = 0.6, seed: int = 0) -> None:
+        super().__init__(retention, seed)
+        self._theta, self._spent = 1.0, 0.0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The logits."""
+        return frozenset({"logits"})
+
+    def state(self) -> JsonObject:
+        """The generator, the threshold and what was spent lately."""
+        return {**super().state(), "theta": self._theta, "spent": self._spent}
+
+    def _restore(self, state: JsonObject) -> None:
+        super()._restore(state)
+        self._theta, self._spent = number("theta", state["theta"]), number("spent", state["spent"])
+        if self._theta <= 0 or self._spent < 0:
+            raise ValueError(f"theta must be above 0 and spent at least 0, got {self._theta}, {self._spent}")
+
+    def _decide(self, observations: Observations) -> Decisions:
+        certainty = 1.0 / softmax_ratios(observations.logits).sum(axis=1)
+        draw = self._draw(observations)
+        probability = np.empty(len(observations))
+        spends_on_kept = self._retention <= 0.5
+        budget = _BUDGET_WINDOW * min(self._retention, 1 - self._retention)
+        for row, value in enumerate(certainty.tolist()):
+            has_budget = self._spent < budget
+            otherwise = 0.0 if spends_on_kept else 1.0
+            passing = 0.5 * erfc((value / self._theta - 1) / (_DELTA * sqrt(2)))
+            probability[row] = passing if has_budget else otherwise
+            kept = bool(draw[row] < probability[row])
+            if has_budget:
+                self._theta *= 1 - _STEP if kept else 1 + _STEP
+            self._spent = self._spent * (1 - 1 / _BUDGET_WINDOW) + (kept == spends_on_kept)
+        return drawn(draw, probability, self.name)

@@ -1,0 +1,184 @@
+"""Margin: keep where the two largest probabilities are close."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from drip.rules.base import ChanceRule, ThresholdRule, drawn, softmax_ratios, within_float64
+from drip.rules.state import numbers
+from drip.types import Decisions, FloatArray, JsonObject, Observations
+
+
+class MarginRule(ThresholdRule):
+    """Keep the samples with the largest 1 - (p_1 - p_2); that number is the priority.
+
+    References:
+        Scheffer, Decomain and Wrobel (2001), Active hidden Markov models for information extraction.
+    """
+
+    name: ClassVar[str] = "margin"
+
+    def utility(self, observations: Observations) -> FloatArray:
+        """Shape (n,): 1 - (p_1 - p_2) of the softmax probabilities."""
+        ratios = softmax_ratios(observations.logits)
+        others = ratios[:, 1:].sum(axis=1)
+        second = ratios[:, 1:2].sum(axis=1)  # zero where the network has one class
+        return np.asarray((others + second) / (1.0 + others))
+
+
+class EntropyRule(ThresholdRule):
+    """Keep the samples with the largest H = -sum_c p_c log p_c; that number is the priority.
+
+    References:
+        Shannon (1948); Settles (2009), Active learning literature survey.
+    """
+
+    name: ClassVar[str] = "entropy"
+
+    def utility(self, observations: Observations) -> FloatArray:
+        """Shape (n,): the entropy of the softmax probabilities in nats."""
+        ratios = softmax_ratios(observations.logits)
+        total = ratios.sum(axis=1)
+        # H = log S - sum r log r / S; log1p keeps the digits of a nearly certain prediction.
+        tail = ratios[:, 1:]
+        spread = (tail * np.log(np.maximum(tail, np.finfo(np.float64).tiny))).sum(axis=1)
+        return np.asarray(np.log1p(tail.sum(axis=1)) - spread / total)
+
+
+class LeastConfidenceRule(ThresholdRule):
+    """Keep the samples with the largest 1 - p_1; that number is the priority.
+
+    References:
+        Lewis and Gale (1994), A sequential algorithm for training text classifiers.
+    """
+
+    name: ClassVar[str] = "least-confidence"
+
+    def utility(self, observations: Observations) -> FloatArray:
+        """Shape (n,): 1 - p_1, the probability that is not on the predicted class."""
+        others = softmax_ratios(observations.logits)[:, 1:].sum(axis=1)
+        return np.asarray(others / (1.0 + others))
+
+
+class EnergyRule(ThresholdRule):
+    r"""Keep the samples with the largest free energy :math:`-\log \sum_c e^{f_c}`; that is the priority.
+
+    Softmax forgets a constant that is added to all logits; the energy is large where the network sees
+    little of any class. State: one number.
+
+    References:
+        Liu, Wang, Owens and Li (2020), Energy-based out-of-distribution detection; temperature 1.
+
+    >>> from drip.types import Observations
+    >>> rows = Observations(np.array([0]), np.array([[0.0, 0.0]]), {})
+    >>> EnergyRule().utility(rows).round(3).tolist()
+    [-0.693]
+    """
+
+    name: ClassVar[str] = "energy"
+
+    def utility(self, observations: Observations) -> FloatArray:
+        """Shape (n,): the free energy of the logits."""
+        largest = observations.logits.max(axis=1).astype(np.float64)
+        return np.asarray(-(largest + np.log(softmax_ratios(observations.logits).sum(axis=1))))
+
+
+class GradientNormRule(ThresholdRule):
+    r"""Keep the samples with the largest gradient of the loss in the last layer; its norm is the priority.
+
+    With the softmax probabilities p, the predicted class :math:`\hat y` taken for the true one and the
+    pooled features z, the gradient of the cross entropy in weights and bias is
+    :math:`(p - e_{\hat y}) \otimes (z, 1)`, and its norm :math:`\|p - e_{\hat y}\| \sqrt{z^T z + 1}`.
+    State: one number.
+
+    References:
+        Ash, Zhang, Krishnamurthy, Langford and Agarwal (2020), Deep batch active learning by diverse,
+        uncertain gradient lower bounds: the length of its embedding; Paul, Ganguli and Dziugaite (2021),
+        Deep learning on a data diet: the first factor, of true labels.
+    """
+
+    name: ClassVar[str] = "gradient-norm"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Logits and features."""
+        return frozenset({"logits", "features"})
+
+    def utility(self, observations: Observations) -> FloatArray:
+        """Shape (n,): the norm."""
+        assert observations.features is not None  # noqa: S101  # checked as a need
+        ratios = softmax_ratios(observations.logits)
+        tail = ratios[:, 1:]
+        others = tail.sum(axis=1)
+        errors = np.sqrt(others * others + (tail * tail).sum(axis=1)) / (1.0 + others)
+        rows = np.ascontiguousarray(observations.features, np.float64)
+        with np.errstate(over="ignore"):
+            # Row by row: a sum over many rows may round differently for batches of different sizes.
+            lengths = within_float64(np.sqrt([row @ row + 1.0 for row in rows]))
+            return within_float64(errors * lengths)
+
+
+_POINTS = 500
+
+
+class SoftMarginRule(ChanceRule):
+    r"""Keep with probability :math:`u^{(1-r)/r}` for the rank u of 1 - (p_1 - p_2) among calibration samples.
+
+    Ranks of fresh samples are uniform in [0, 1], so that the retention r is the mean probability,
+    :math:`\int_0^1 u^{(1-r)/r} du = r`; samples that tie share the mean of their ranks' probabilities.
+    Every probability is known, and zero only for what is clearer than the clearest of up to 500 calibration
+    samples that stand for all: weights of one over the probability make what is kept stand for the stream.
+    State: the generator and those numbers.
+
+    References:
+        Horvitz and Thompson (1952), A generalization of sampling without replacement from a finite
+        universe: the weights; Beygelzimer, Dasgupta and Langford (2009), Importance weighted active
+        learning: probabilities that follow the uncertainty. The power is the one with mean r.
+    """
+
+    name: ClassVar[str] = "soft-margin"
+
+    def __init__(self, retention: float = 0.6, seed: int = 0) -> None:
+        super().__init__(retention, seed)
+        self._points: FloatArray | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The logits."""
+        return frozenset({"logits"})
+
+    def state(self) -> JsonObject:
+        """The generator, and evenly ranked calibration utilities in ascending order."""
+        if self._points is None:
+            raise self._uncalibrated()
+        return {**super().state(), "points": self._points.tolist()}
+
+    def _calibrate(self, observations: Observations) -> None:
+        ascending = np.sort(MarginRule().utility(observations))
+        n_points = min(len(ascending), _POINTS)
+        middles = (np.arange(n_points) + 0.5) / n_points
+        self._points = ascending[(middles * len(ascending)).astype(np.int64)]
+
+    def _restore(self, state: JsonObject) -> None:
+        super()._restore(state)
+        points = numbers("points", state["points"], None)
+        if not len(points) or (np.diff(points) < 0).any():
+            raise ValueError("points must be numbers in ascending order, at least one")
+        self._points = points
+
+    def _decide(self, observations: Observations) -> Decisions:
+        if self._points is None:
+            raise self._uncalibrated()
+        probability = self._probability(MarginRule().utility(observations), self._points)
+        return drawn(self._draw(observations), probability, self.name)
+
+    def _probability(self, utility: FloatArray, points: FloatArray) -> FloatArray:
+        """The mean of u^((1-r)/r) over the ranks u of a tie; of one rank for a utility between two points."""
+        r = self._retention
+        below = np.searchsorted(points, utility, "left") / len(points)
+        up_to = np.searchsorted(points, utility, "right") / len(points)
+        width = up_to - below
+        tie = r * (up_to ** (1 / r) - below ** (1 / r)) / np.where(width > 0, width, 1.0)
+        return np.asarray(np.clip(np.where(width > 0, tie, below ** ((1 - r) / r)), 0.0, 1.0))

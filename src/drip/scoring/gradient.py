@@ -1,0 +1,622 @@
+"""What a plan is, and the one that is exact for every head: autograd through the head alone.
+
+A plan gives the activations A and, for a linear combination of logits, the gradient dy/dA.
+"""
+# ruff: noqa: SLF001  # torch keeps hooks in private names only
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules import module as of_all_modules
+
+from drip.errors import ModelError
+from drip.scoring.cam import ArrayT
+from drip.scoring.model import Call, Tap, gradient_at, run_tapped
+from drip.scoring.target import Target
+
+RELATIVE_TOLERANCE = 1e-5
+"""Two routes are equal when they differ by at most this share of the largest absolute value (A12)."""
+
+
+Gradients = Callable[[Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward pass.
+
+    Attributes:
+        logits: Shape (N, C).
+        activations: A in the layout (N, K, *positions).
+        gradients: Maps classes (N,) and rivals (N,) or None to the gradient of the classes'
+            logits, minus the rivals' where given, in the shape of A or with positions of length one.
+        mean_gradients: The same, averaged over the positions, which then have length one: all that
+            Grad-CAM asks for, and cheaper than ``gradients`` where a plan can average beforehand.
+    """
+
+    logits: Tensor
+    activations: Tensor
+    gradients: Gradients
+    mean_gradients: Gradients
+
+
+class Plan(Protocol):
+    """A way to the gradient at the target layer."""
+
+    name: ClassVar[str]
+
+    def run(self, x: Tensor) -> Pass:
+        """Run the model on a batch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HeadVjp:
+    """Backward through the head alone: the backbone runs without a graph, A is where the graph starts.
+
+    Exact for every head: what happens before A does not enter dy/dA.
+
+    References:
+        DRIP paper, eqs. 1-2.
+    """
+
+    model: nn.Module
+    target: Target
+    name: ClassVar[str] = "head VJP"
+
+    def run(self, x: Tensor) -> Pass:
+        """Run the model on a batch; everything after the target layer builds a graph."""
+        logits, leaf = self.graph(x)
+        return _autograd_pass(logits, leaf, self.target)
+
+    def graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits with their graph, and the target layer's output, where it starts."""
+        kept: list[Tensor] = []
+
+        def start_graph(output: Tensor) -> Tensor:
+            torch.set_grad_enabled(True)
+            leaf = output.detach().requires_grad_()
+            kept.append(leaf)
+            return leaf.clone()  # a later in-place operation must not reach A
+
+        with torch.no_grad():  # puts back what start_graph switches
+            target = self.target
+            logits = run_tapped(self.model, target.module, target.functions, x, start_graph)
+        return logits, kept[0]
+
+
+def top_two(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the largest and second largest logit of each row, the lower index first on ties."""
+    best = logits.argmax(1)
+    rest = logits.scatter(1, best.unsqueeze(1), -torch.inf)
+    return best, rest.argmax(1)
+
+
+def _autograd_pass(logits: Tensor, tapped: Tensor, target: Target) -> Pass:
+    """A pass whose gradients come from the graph between ``tapped`` and ``logits``."""
+
+    def gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
+        seed = torch.zeros_like(logits).scatter_(1, classes.unsqueeze(1), 1.0)
+        if rivals is not None:
+            seed.scatter_(1, rivals.unsqueeze(1), -1.0)
+        # the rows are independent in eval mode, so one backward gives every sample its own gradient;
+        # the graph stays for a second seed and goes with the pass
+        gradient = gradient_at(tapped, logits, seed, keep_graph=True)
+        if gradient is None:
+            raise ModelError("the logits must depend on the target layer, they do not; choose another layer")
+        return target.arrange(gradient)
+
+    def mean_gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
+        gradient = gradients(classes, rivals)
+        # half precision would round the mean
+        return in_single(gradient).mean(tuple(range(2, gradient.dim())), keepdim=True)
+
+    return Pass(logits.detach(), target.arrange(tapped.detach()), gradients, mean_gradients)
+
+
+def in_single(values: Tensor) -> Tensor:
+    """Values of half precision in single precision, which holds them all; any others as they are."""
+    return values.float() if values.element_size() < 4 else values
+
+
+_LEAF = "torch::autograd::AccumulateGrad"
+
+_COVERED: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(("AddmmBackward0", "MmBackward0", "LinearBackward0"), "L"),
+        "ReluBackward0": "R",
+        "MeanBackward1": "M",
+        **dict.fromkeys(
+            (
+                "CloneBackward0", "AliasBackward0", "ViewBackward0", "UnsafeViewBackward0",
+                "ReshapeAliasBackward0", "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2",
+                "UnsqueezeBackward0", "PermuteBackward0", "TransposeBackward0",
+            ),
+            "",
+        ),
+    }
+)  # fmt: skip
+"""Operations of the closed form by the name of their node: linear, ReLU, mean; the others only move values.
+
+Average pooling of a fixed window is not among them: on a larger input than the example it is no mean.
+"""
+
+_CLOSED_FORM = re.compile("L(R+L)*M*")
+"""From the logits back to A: linear layers with ReLU between, and means before the first of them."""
+
+
+def count_linears(logits: Tensor, leaf: Tensor) -> int:
+    """How many linear layers lie between an activation and the logits; 0 where anything else does too.
+
+    The graph is followed from the logits back to the activation. It names every differentiable
+    operation that ran, whether a module, a function or a method called it, so a saturation that the
+    example does not reach is seen all the same. Dropout in eval mode leaves no node.
+
+    Args:
+        logits: The head's result.
+        leaf: The activation; requires a gradient.
+
+    Returns:
+        L for the head ``mean or flatten, linear, (ReLU, linear) x (L - 1)``, else 0.
+
+    >>> import torch
+    >>> a, weight = torch.ones(1, 4, 3, requires_grad=True), torch.ones(4, 2)
+    >>> count_linears(a.mean(2) @ weight, a), count_linears(a.mean(2).clamp(max=5) @ weight, a)
+    (1, 0)
+    """
+    node: Any = logits.grad_fn
+    operations = ""
+    while node is not None and getattr(node, "variable", None) is not leaf:
+        operation = _COVERED.get(node.name())
+        following = [parent for parent, _ in node.next_functions if _reaches(parent, leaf)]
+        if operation is None or len(following) != 1:
+            return 0
+        operations += operation
+        node = following[0]
+    return operations.count("L") if node is not None and _CLOSED_FORM.fullmatch(operations) else 0
+
+
+def _reaches(start: Any, leaf: Tensor) -> bool:
+    """Whether the graph behind a node holds the leaf; the nodes of weights do not."""
+    seen, waiting = set(), [start]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == _LEAF and node.variable is leaf:
+            return True
+        waiting.extend(parent for parent, _ in node.next_functions)
+    return False
+
+
+_FEW_ROWS = 8
+"""Up to so many rows the gradients are averaged after the products, above it the weight before them."""
+
+_LEAST_SQUARE = 1e-25
+"""A squared length below which float32 has lost digits."""
+
+
+class Forward(NamedTuple):
+    """What a pass without a graph gives.
+
+    Attributes:
+        logits: Shape (N, C).
+        activations: A in the layout (N, K, *positions).
+        calls: What the linear layers read and gave, in the order of execution.
+        pooled: Whether the first of them is to read the mean of A over its positions.
+    """
+
+    logits: Tensor
+    activations: Tensor
+    calls: list[Call]
+    pooled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedForm:
+    r"""No graph and no backward: the gradient of a head of linear layers with ReLU between is written down.
+
+    For average pooling and one linear layer, and for flattening and L of them:
+
+    .. math:: \frac{\partial y_c}{\partial A_{k,p}} = \frac{W_{c,k}}{Z}, \qquad
+              \frac{\partial y_c}{\partial \mathrm{vec}(A)} =
+              W_1^\top \bigl(m_1 \circ \cdots W_{L-1}^\top (m_{L-1} \circ W_L[c])\bigr)
+
+    Z is the number of positions, W_i the weight of layer i, read anew at each call, and m_i is 1
+    where its output is positive after the ReLU, else 0. Dropout is the identity in eval mode.
+    Whether a model's head is of this kind is found out and tried in ``choose_plan``; whether it still
+    is, at each pass, from hooks and values. What no value shows stays unseen: a ``forward`` that
+    detaches a tensor of its own only after the choice was made.
+
+    Attributes:
+        head: The plan for passes that the formula does not cover.
+        linears: W_1 to W_L in the order of execution.
+        modules: Every module that runs behind the target layer or around it, and the layer.
+        tap: Takes hold of the activation and of what the linear layers read and gave.
+        edits: The operations in place on what the tap holds, as of a ReLU; see :class:`Tapped`.
+    """
+
+    head: HeadVjp
+    linears: tuple[nn.Linear, ...]
+    modules: tuple[nn.Module, ...]
+    tap: Tap
+    edits: tuple[int, ...]
+    name: ClassVar[str] = "closed form"
+
+    def run(self, x: Tensor) -> Pass:
+        """Run the model on a batch; after average pooling the gradients have positions of length one."""
+        return self.attempt(x) or self.head.run(x)
+
+    def attempt(self, x: Tensor) -> Pass | None:
+        """The pass where the formula covers it."""
+        forward = self.forward(x)
+        if forward is None or not _is_followed(forward):
+            return None
+        logits, activations, calls, pooled = forward
+        hidden = [call.given for call in calls]
+        ones = (1,) * (activations.ndim - 2)
+        n_positions = math.prod(activations.shape[2:])
+
+        def back(first: Tensor, classes: Tensor, rivals: Tensor | None) -> Tensor:
+            """Rows of the product of all layers' weights, with ``first`` in place of W_1."""
+            weights = [first, *(linear.weight.detach() for linear in self.linears[1:])]
+            gradient = weights[-1][classes]
+            if rivals is not None:
+                gradient = gradient - weights[-1][rivals]
+            for weight, after_relu in zip(weights[-2::-1], hidden[:0:-1], strict=True):
+                gradient = (gradient * (after_relu > 0)) @ weight
+            return gradient
+
+        def gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
+            gradient = back(self.linears[0].weight.detach(), classes, rivals)
+            if pooled:  # the positions of this input, which may be larger than the example
+                return (gradient / n_positions).reshape(*gradient.shape, *ones)
+            return gradient.reshape(activations.shape)
+
+        def mean_gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
+            if pooled:
+                return gradients(classes, rivals)
+            n, n_maps = activations.shape[:2]
+            if n <= _FEW_ROWS:
+                full = back(self.linears[0].weight.detach(), classes, rivals)
+                gradient = full.reshape(n, n_maps, n_positions).sum(2) / n_positions
+            else:  # averaging before the product saves the larger part of many rows' work
+                first = self.linears[0].weight.detach()
+                folded = first.reshape(len(first), n_maps, n_positions).sum(2) / n_positions
+                gradient = back(folded, classes, rivals)
+            return gradient.reshape(n, n_maps, *ones)
+
+        return Pass(logits, activations, gradients, mean_gradients)
+
+    def forward(self, x: Tensor) -> Forward | None:
+        """One pass, or None where the formula does not cover it.
+
+        What it rests on: nothing is hooked to the head, the linear layers are torch's own and ran once
+        each, nobody edited what they read and gave, the first read A flattened, and the last gave the
+        logits. The caller still has to ask :func:`agrees`, in the arrays that it computes with, whether
+        each other layer read the ReLU of what the one before gave, and the first the mean of A if
+        ``pooled``.
+        """
+        if not self._is_plain(x):
+            return None
+        logits, tapped, calls, edits = self.tap.run(self.head.model, x)
+        if edits != self.edits or len(calls) != len(self.linears) or not _same(logits, calls[-1].result):
+            return None
+        activations = self.head.target.arrange(tapped)
+        first = calls[0].given
+        pooled = first.shape[1:] == activations.shape[1:2]
+        if not (pooled or _same(first, activations.flatten(1))):
+            return None
+        return Forward(logits, activations, calls, pooled)
+
+    def _is_plain(self, x: Tensor) -> bool:
+        """Whether no hook, class, override or precision stands between the formula and the head."""
+        if (
+            of_all_modules._global_forward_hooks
+            or of_all_modules._global_forward_pre_hooks
+            or of_all_modules._global_backward_hooks
+            or of_all_modules._global_backward_pre_hooks
+            or torch.is_autocast_enabled(x.device.type)
+        ):
+            return False
+        for linear in self.linears:
+            if type(linear) is not nn.Linear or "forward" in linear.__dict__:
+                return False
+        layer = self.head.target.module
+        for module in self.modules:
+            if module._backward_hooks or module._backward_pre_hooks:
+                return False
+            # those of the layer itself run before the activation is taken
+            if (module._forward_hooks or module._forward_pre_hooks) and module is not layer:
+                return False
+        return True
+
+
+def _is_followed(forward: Forward) -> bool:
+    """What :meth:`ClosedForm.forward` leaves to its caller, on tensors."""
+    _, activations, calls, pooled = forward
+    if pooled and not agrees(calls[0].given, activations.flatten(2).mean(2)):
+        return False
+    return all(agrees(after.given, before.result.relu()) for before, after in pairwise(calls))
+
+
+def agrees(found: ArrayT, expected: ArrayT) -> bool:
+    """Whether what a layer read is what the closed form takes it for, to 1e-5 (A12) or the last digits.
+
+    In terms of lengths, as these take the fewest kinds of calls. False also where squares say nothing:
+    all zero, infinite, or NaN.
+
+    >>> agrees(np.array([2.0, 4.0]), np.array([2.0, 4.0])), agrees(np.array([1.0, 2.0]), np.array([2.0, 4.0]))
+    (True, False)
+    """
+    difference, values = (found - expected).reshape(-1), found.reshape(-1)
+    tolerance = RELATIVE_TOLERANCE
+    if isinstance(difference, Tensor) and isinstance(values, Tensor):
+        tolerance = max(tolerance, 4 * torch.finfo(difference.dtype).eps)  # half precision is coarser
+        difference, values = in_single(difference), in_single(values)
+    square = float(values.dot(values))
+    return _LEAST_SQUARE < square < math.inf and float(difference.dot(difference)) <= tolerance**2 * square
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors hold the same values, at no cost where they are one or views of one."""
+    if found is expected:
+        return True
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    if found.data_ptr() == expected.data_ptr() and found.stride() == expected.stride():
+        return True
+    return torch.equal(found, expected)
+
+
+_PROBE_SCALES = (1e-2, 1.0, 1e2, 1e4)
+"""Magnitudes of the noise that stands in for activations: what saturates must do so in one of them."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen plan and what the choice rests on.
+
+    Attributes:
+        plan: The cheapest exact plan.
+        seconds: Best time of one scored example batch by plan name, exact plans only.
+        errors: Largest deviation from the head's autograd by plan name, as a share of the largest gradient.
+    """
+
+    plan: Plan
+    seconds: dict[str, float]
+    errors: dict[str, float]
+
+
+def choose_plan(model: nn.Module, target: Target, example: Tensor) -> Choice:
+    """Try the closed form on an example batch against the head's autograd; take it if it is exact.
+
+    The closed form is tried where the graph between A and the logits holds nothing else than what it
+    covers. It counts as exact when its logits and its gradients of the predicted class and of the two
+    best classes' difference deviate by at most 1e-5 of the largest value, on the example and on
+    activations that no input produced: noise of several magnitudes and offsets in place of A.
+
+    Raises:
+        ModelError: Autograd cannot reach the layer from the logits.
+    """
+    head = HeadVjp(model, target)
+    classes, rivals = top_two(head.run(example).logits)
+    truth = _values(head.run(example), classes, rivals)
+    again = _largest_deviation(_values(head.run(example), classes, rivals), truth)
+    if not again <= RELATIVE_TOLERANCE:  # also where it is NaN
+        raise ModelError(
+            f"two passes in eval mode must give the same finite gradient, they deviate by {again:.2g}; "
+            "take what is random, or not differentiable at this input, out of the model's head"
+        )
+    seconds = {head.name: _best_time(head, example, classes)}
+    errors = {head.name: 0.0}
+    closed = _closed_form(head, example)
+    if closed is None or not _agrees_on_noise(closed, example):
+        return Choice(head, seconds, errors)
+    run = closed.attempt(example)
+    error = math.inf if run is None else _largest_deviation(_values(run, classes, rivals), truth)
+    if not error <= RELATIVE_TOLERANCE:  # also where it is NaN
+        return Choice(head, seconds, errors)
+    errors[closed.name] = error
+    seconds[closed.name] = _best_time(closed, example, classes)
+    # It has the fewer operations. The times are for people alone: on a busy machine they would turn the
+    # choice round, and the last digits of scores, and with them a policy's digest, would hang on the clock.
+    return Choice(closed, seconds, errors)
+
+
+def _closed_form(head: HeadVjp, example: Tensor) -> ClosedForm | None:
+    """The closed form where the head consists of what it covers; still to be tried."""
+    target = head.target
+    ran = _modules_after(head.model, target, example)
+    linears = tuple(module for module in ran if isinstance(module, nn.Linear))
+    if not linears or len(linears) != count_linears(*head.graph(example)):
+        return None
+    used_once = len(set(linears)) == len(linears)
+    fits = linears[0].in_features in (target.shape[0], math.prod(target.shape))
+    if not (used_once and fits):
+        return None
+    tap = Tap(target.module, target.functions, linears)
+    edits = tap.run(head.model, example).edits
+    return ClosedForm(head, linears, tuple(dict.fromkeys((target.module, *ran))), tap, edits)
+
+
+def _modules_after(model: nn.Module, target: Target, example: Tensor) -> tuple[nn.Module, ...]:
+    """The modules that run behind the target layer or around it, in the order in which they end."""
+    ran: list[nn.Module] = []
+    handles = [
+        module.register_forward_hook(lambda module, _inputs, _output: ran.append(module))
+        for module in model.modules()
+    ]
+    try:
+        run_tapped(model, target.module, target.functions, example, lambda _output: ran.clear())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(ran)
+
+
+def _agrees_on_noise(closed: ClosedForm, example: Tensor) -> bool:
+    """Whether the closed form holds with noise of every scale and sign in place of the layer's output."""
+    return all(
+        _agrees_on(scale, 0.5 * sign * scale, closed, example)
+        for scale in _PROBE_SCALES
+        for sign in (-1.0, 1.0)
+    )
+
+
+def _agrees_on(scale: float, offset: float, closed: ClosedForm, example: Tensor) -> bool:
+    """Whether the closed form holds on noise of this deviation and mean."""
+    generator = torch.Generator()
+
+    def noise(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return (torch.randn(output.shape, generator=generator.manual_seed(0)) * scale + offset).to(output)
+
+    handle = closed.head.target.module.register_forward_hook(noise)  # runs before the hook of the plans
+    try:
+        logits = closed.head.run(example).logits
+        if not torch.isfinite(logits).all():  # half precision ends below the largest scale
+            return True
+        classes, rivals = top_two(logits)
+        expected = _values(closed.head.run(example), classes, rivals)
+        run = closed.attempt(example)
+        return (
+            run is not None
+            and _largest_deviation(_values(run, classes, rivals), expected) <= RELATIVE_TOLERANCE
+        )
+    except (RuntimeError, ValueError, ModelError):  # the layers do not fit one another: another kind of head
+        return False
+    finally:
+        handle.remove()
+
+
+def _values(run: Pass, classes: Tensor, rivals: Tensor) -> tuple[Tensor, ...]:
+    """Logits, gradients of the classes and of their lead over the rivals; the pass's graph is let go."""
+    full = (run.gradients(classes, None), run.gradients(classes, rivals))
+    return run.logits, *full, run.mean_gradients(classes, None), run.mean_gradients(classes, rivals)
+
+
+def _largest_deviation(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """The largest of the deviations of values that belong together."""
+    deviations = [_deviation(got, want) for got, want in zip(found, expected, strict=True)]
+    return math.nan if any(map(math.isnan, deviations)) else max(deviations)  # max alone may lose a NaN
+
+
+def _deviation(got: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference as a share of the largest absolute expected value."""
+    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
+    return float((got - expected).abs().max() / scale)
+
+
+def _best_time(plan: Plan, example: Tensor, classes: Tensor) -> float:
+    """Shortest of five runs in seconds, gradient included."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        plan.run(example).gradients(classes, None)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+Floats = NDArray[np.floating[Any]]
+
+
+class HostScores(NamedTuple):
+    """What one pass gives of N samples.
+
+    Attributes:
+        classes: Predicted classes, the lowest index on ties, shape (N,).
+        logits: Shape (N, C).
+        scores: Mean of the heatmap, shape (N,).
+        features: Mean of A over its positions, shape (N, K).
+    """
+
+    classes: NDArray[np.int64]
+    logits: Floats
+    scores: Floats
+    features: Floats
+
+
+def host_scores(plan: ClosedForm, x: Tensor) -> HostScores | None:
+    r"""Classes, logits, Grad-CAM scores and pooled features of a batch in float32 on the CPU.
+
+    .. math:: \mathrm{score} = \frac1Z \sum_p \max\Bigl(0, \sum_k a_k A_{k,p}\Bigr), \quad
+              a_k = \frac1Z \sum_p \frac{\partial y_c}{\partial A_{k,p}}
+
+    The weights are read anew at each call: a change through ``.data`` leaves no sign. None where the
+    closed form does not cover the pass.
+    """
+    forward = plan.forward(x)
+    if forward is None:
+        return None
+    values = forward.logits.numpy()
+    maps = forward.activations.numpy()
+    given = [call.given.numpy() for call in forward.calls]
+    before_relu = [call.result.numpy() for call in forward.calls[:-1]]
+    weights = [linear.weight.numpy(force=True) for linear in plan.linears]
+    follow = _one_row if len(values) == 1 else _rows
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for what is not finite
+        for before, after in zip(before_relu, given[1:], strict=True):
+            if not agrees(after, np.maximum(before, 0)):
+                return None
+        found = follow(values, maps, given[1:], weights)
+        return None if forward.pooled and not agrees(given[0], found.features) else found
+
+
+def _one_row(
+    logits: Floats, activations: Floats, after_relu: Sequence[Floats], weights: Sequence[Floats]
+) -> HostScores:
+    maps = activations.reshape(activations.shape[1], -1)
+    n_maps, n_positions = maps.shape
+    mean = _mean(n_positions)
+    classes = logits.argmax(1)
+    gradient = weights[-1][classes[0]]
+    for weight, hidden in zip(weights[-2::-1], after_relu[::-1], strict=True):
+        gradient = np.dot(gradient * np.sign(hidden[0]), weight)
+    if len(gradient) == n_maps:  # after average pooling
+        gradient = gradient / n_positions
+    else:
+        gradient = np.dot(gradient.reshape(n_maps, n_positions), mean)
+    heatmap = np.maximum(np.dot(gradient, maps), 0)
+    score = np.dot(heatmap, mean)
+    return HostScores(classes, logits, score[None], np.dot(maps, mean)[None])
+
+
+def _rows(
+    logits: Floats, activations: Floats, after_relu: Sequence[Floats], weights: Sequence[Floats]
+) -> HostScores:
+    maps = activations.reshape(*activations.shape[:2], -1)
+    n, n_maps, n_positions = maps.shape
+    mean = _mean(n_positions)
+    first = weights[0]
+    if first.shape[1] == n_maps:  # after average pooling
+        first = first / n_positions
+    else:  # averaging before the products saves the larger part of their work
+        first = np.dot(first.reshape(-1, n_positions), mean).reshape(len(first), n_maps)
+    folded = [first, *weights[1:]]
+    classes = logits.argmax(1)
+    gradient = folded[-1].take(classes, 0)
+    for weight, hidden in zip(folded[-2::-1], after_relu[::-1], strict=True):
+        gradient = np.dot(gradient * np.sign(hidden), weight)
+    heatmaps = np.maximum(np.matmul(gradient[:, None], maps)[:, 0], 0)
+    features = np.dot(maps.reshape(-1, n_positions), mean).reshape(n, n_maps)
+    return HostScores(classes, logits, np.dot(heatmaps, mean), features)
+
+
+@lru_cache(maxsize=8)
+def _mean(n_positions: int) -> Floats:
+    """The vector whose product with values is their mean."""
+    return np.full(n_positions, 1 / n_positions, dtype=np.float32)

@@ -1,0 +1,1 @@
+"""MQTT 5: samples in, decisions out."""

@@ -1,0 +1,352 @@
+"""MQTT against a real Mosquitto: messages, sessions, kills, redelivery, back-pressure, bad payloads."""
+
+import base64
+import json
+import logging
+import subprocess
+import sys
+import threading
+import time
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from broker import Broker, resident_bytes
+from consumer import CONTRACT, InkScorer, consume, make_rule
+from encoded_samples import png_declaring
+
+from drip.datasets import load_mnist
+from drip.errors import DripError
+from drip.pipeline import observe
+from drip.sources import open_source
+from drip.store import RetentionStore
+from drip.testing import check_source
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Real digits as PNG, all different."""
+    return [sample.data for sample in load_mnist().samples(range(2000))]
+
+
+@pytest.fixture
+def broker(tmp_path, monkeypatch):
+    monkeypatch.setattr("drip.sources.mqtt.source._HEARTBEAT_S", 0.2)
+    running = Broker(tmp_path).start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def publisher(broker):
+    client = broker.publisher()
+    yield client
+    client.close()
+
+
+def take(source, n, max_samples=32, timeout_s=20):
+    """The first n samples; what was taken is acknowledged."""
+    samples, deadline = [], time.monotonic() + timeout_s
+    batches = source.batches(max_samples)
+    for batch in batches:
+        samples += batch
+        if len(samples) >= n:
+            next(batches)
+            break
+        assert time.monotonic() < deadline, f"{len(samples)} of {n} samples came"
+    batches.close()
+    return samples
+
+
+def subscribe(broker, **options):
+    """Make the session, as a first run does."""
+    batches = open_source(broker.url(**options)).batches(1)
+    assert next(batches) == []
+    batches.close()
+
+
+def kept_of(digits):
+    """Contents that the rule keeps, by an independent pass."""
+    samples = list(load_mnist().samples(range(len(digits))))
+    decisions = make_rule().decide_many(observe(samples, InkScorer(), prepare=CONTRACT.prepare))
+    return {data for data, keep in zip(digits, decisions.retain.tolist(), strict=True) if keep}
+
+
+class Ended:
+    """A source that ends after n samples, without its empty batches."""
+
+    def __init__(self, source, n):
+        self._source, self._n = source, n
+
+    @property
+    def cursor(self):
+        return self._source.cursor
+
+    def seek(self, cursor):
+        self._source.seek(cursor)
+
+    def batches(self, max_samples):
+        n_seen = 0
+        for batch in self._source.batches(max_samples):
+            if batch:
+                n_seen += len(batch)
+                yield batch
+            if n_seen >= self._n:
+                return
+
+
+# -- messages ------------------------------------------------------------------------------------------
+
+
+def test_mqtt_keeps_the_contract_of_sources(broker, publisher, digits, monkeypatch):
+    monkeypatch.setattr("drip.sources.mqtt.source.time.time", lambda: 1.5e9)
+
+    def opened():
+        name = f"contract-{next(numbers)}"
+        subscribe(broker, client=name)
+        publisher.send_all(digits[:4])
+        return Ended(open_source(broker.url(client=name)), 4)
+
+    numbers = iter(range(100))
+    check_source(opened)
+
+
+def test_message_becomes_a_sample_with_topic_properties_and_type(broker, publisher, digits):
+    subscribe(broker)
+    publisher.send(digits[0], "in/a", id="first", label=7, time_s=12.5, place="door")
+    publisher.send(b"not looked at", "in/b", content_type="audio/wav")
+    publisher.send(b"nor this", "in/c.flac")
+    publisher.send(digits[1], "in/d")
+    text = {"id": "e", "data": base64.b64encode(digits[2]).decode(), "label": 3}
+    publisher.send(json.dumps(text).encode(), "in/e")
+    publisher.send(b" " + json.dumps(text).encode(), "in/f", content_type="application/json; charset=utf-8")
+    first, second, third, fourth, fifth, sixth = take(open_source(broker.url()), 6)
+    assert (sixth.id, sixth.data) == ("in/f/e", digits[2])
+    assert (first.id, first.data, first.media_type, first.label) == ("in/a/first", digits[0], "image/png", 7)
+    assert (first.time_s, first.meta) == (12.5, {"place": "door"})
+    assert second.media_type == "audio/wav"
+    assert third.media_type == "audio/flac"
+    assert fourth.id.startswith("in/d/")
+    assert abs(fourth.time_s - time.time()) < 60
+    assert (fifth.id, fifth.data, fifth.label) == ("in/e/e", digits[2], 3)
+
+
+def test_clock_that_jumps_back_loses_nothing(broker, publisher, digits, monkeypatch, tmp_path):
+    subscribe(broker)
+    times = iter(range(10**9, 0, -(10**7)))
+    monkeypatch.setattr("drip.sources.mqtt.source.time.time", lambda: float(next(times)))
+    publisher.send_all(digits[:30])
+    consume(broker.url(), tmp_path / "kept", 30)
+    with RetentionStore.open_readonly(tmp_path / "kept") as store:
+        assert {record.sample.data for record in store} == kept_of(digits[:30])
+        assert store.stats().first_time_s < store.stats().last_time_s == 10**9
+
+
+def test_labels_may_be_class_names(broker, publisher, digits):
+    subscribe(broker)
+    publisher.send(digits[0], label="dog")
+    (sample,) = take(open_source(broker.url(), ["cat", "dog"]), 1)
+    assert sample.label == 1
+
+
+def test_bad_payloads_go_to_quarantine_with_their_reason_and_the_others_are_kept(
+    broker, publisher, digits, tmp_path
+):
+    subscribe(broker)
+    bad = {
+        b"neither image nor sound": "payload with a media type",
+        b'{"id": 1, "data": "%%%"}': "data in base64",
+        b'{"id": 1, "da': "JSON object",
+        b"": "got 0 bytes",
+        digits[5][:100]: "complete image",
+        png_declaring(60_000, 60_000): "3600000000",
+        png_declaring(28, 9, rows=bytes(29 * 9)): "28 x 28 pixels is needed, got 28 x 9",
+        b"x" * 5000: "at most 4000 bytes is needed, got 5000",
+    }
+    for payload in bad:
+        publisher.send(payload)
+    publisher.send(digits[0], label="no class")
+    publisher.send(digits[1])
+    tally = consume(broker.url(max_bytes=4000), tmp_path / "kept", 1)
+    assert (tally.n_seen, tally.n_quarantined) == (10, 9)
+    with RetentionStore.open_readonly(tmp_path / "kept") as store:
+        reasons = [aside.reason for aside in store.quarantined()]
+    assert len(reasons) == 9
+    for word in [*bad.values(), "class index from 0 or a class name, got 'no class'"]:
+        assert any(word in reason for reason in reasons), word
+
+
+def test_idle_stream_gives_an_empty_batch_every_second(broker, monkeypatch):
+    monkeypatch.undo()
+    batches = open_source(broker.url()).batches(8)
+    start = time.monotonic()
+    assert list(islice(batches, 2)) == [[], []]
+    assert 1.5 < time.monotonic() - start < 4
+    batches.close()
+
+
+# -- acknowledgement -----------------------------------------------------------------------------------
+
+
+def test_what_was_not_committed_comes_again_and_what_was_does_not(broker, publisher, digits):
+    subscribe(broker)
+    publisher.send_all(digits[:6])
+    batches = open_source(broker.url()).batches(2)
+    first = next(batches)
+    second = next(batches)  # acknowledges the first
+    batches.close()  # as a process that dies before its commit
+    again = take(open_source(broker.url()), 4)
+    assert [sample.data for sample in again] == digits[2:6]
+    assert [sample.data for sample in first + second] == digits[:4]
+    assert next(open_source(broker.url()).batches(2)) == []
+
+
+def test_redelivery_of_what_the_store_has_is_not_stored_twice(broker, publisher, digits, tmp_path):
+    subscribe(broker)
+    publisher.send_all(digits[:8])
+    for _ in range(2):  # the run stops behind its commit and before the acknowledgement
+        consume(broker.url(), tmp_path / "kept", 8)
+        with RetentionStore.open_readonly(tmp_path / "kept") as store:
+            stats = store.stats()
+            contents = {record.sample.data for record in store}
+        assert stats.seen == 8
+        assert len(contents) == stats.kept
+    assert contents == kept_of(digits[:8])
+
+
+def test_broker_that_is_stopped_and_started_loses_nothing(broker, publisher, digits, caplog):
+    subscribe(broker)
+    caplog.set_level(logging.WARNING)
+    publisher.send_all(digits[:50])
+    batches = open_source(broker.url()).batches(8)
+    seen = [sample.data for _ in range(3) for sample in next(batches)]
+    broker.stop()
+    while batch := next(batches):  # what is in the socket's buffer still comes
+        seen += [sample.data for sample in batch]
+    broker.start()
+    publisher.send_all(digits[50:60])
+    while len(set(seen)) < 60:
+        seen += [sample.data for sample in next(batches)]
+    batches.close()
+    assert set(seen) == set(digits[:60])
+    assert len(seen) <= 60 + 64  # what could not be acknowledged came twice
+    assert "connecting again" in caplog.text
+    assert "lost the session" not in caplog.text
+
+
+def test_killed_broker_has_lost_its_session_and_a_publisher_that_replays_makes_it_good(
+    broker, publisher, digits, tmp_path, caplog
+):
+    subscribe(broker)
+    caplog.set_level(logging.WARNING)
+    consumer = threading.Thread(target=consume, args=(broker.url(), tmp_path / "kept", 400, 0.05))
+    consumer.start()
+    publisher.send_all(digits[:300])
+    deadline = time.monotonic() + 20
+    while not seen(tmp_path / "kept"):
+        assert time.monotonic() < deadline
+    broker.kill()  # what it has acknowledged and not written is gone
+    broker.start()
+    deadline = time.monotonic() + 20
+    while "lost the session" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    publisher.send_all(digits[:400])  # the publisher's own record, from its start
+    consumer.join(30)
+    assert not consumer.is_alive()
+    with RetentionStore.open_readonly(tmp_path / "kept") as store:
+        stored = [record.sample.data for record in store]
+        assert store.stats().seen == 400
+    assert len(stored) == len(set(stored))
+    assert set(stored) == kept_of(digits[:400])
+
+
+def test_example_publisher_replays_what_a_killed_broker_lost(broker, digits, tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "mqtt_publisher.py"
+    url = broker.url("digits/+", client="replayed")
+    batches = open_source(url).batches(50)
+    next(batches)
+    command = [sys.executable, "-W", "error", example, "127.0.0.1", str(broker.port)]
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=30)
+    assert "the broker has them all" in first.stdout
+    received = [sample.data for sample in next(batches)]
+    broker.kill()
+    broker.start()
+    # Adds the same digits under new numbers, replays the old ones, and waits until somebody listens.
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as second:
+        deadline = time.monotonic() + 30
+        while len(received) < 250 or second.poll() is None:
+            received += [sample.data for sample in next(batches)]
+            assert time.monotonic() < deadline
+    assert second.returncode == 0
+    batches.close()
+    assert set(received) == set(digits[:100])
+
+
+def test_killed_consumer_and_restarted_broker_lose_nothing_and_store_nothing_twice(
+    broker, publisher, digits, tmp_path
+):
+    subscribe(broker, window=40)
+    path = tmp_path / "kept"
+    arguments = [broker.url(window=40), path, str(len(digits)), "0.01"]
+    command = [sys.executable, Path(__file__).with_name("consumer.py"), *arguments]
+    sender = threading.Thread(target=publisher.send_all, args=(digits,))
+    sender.start()
+    for n_seen in (100, 500, 900, None):
+        child = subprocess.Popen(command)
+        deadline = time.monotonic() + 60
+        while n_seen is not None and seen(path) < n_seen:
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        if n_seen is None:
+            assert child.wait(timeout=60) == 0
+        else:
+            child.kill()
+            child.wait()
+        if n_seen == 500:
+            broker.stop()
+            broker.start()
+    sender.join()
+    with RetentionStore(path) as store:
+        stored = [record.sample.data for record in store]
+        stats = store.stats()
+        assert store.check().ok
+    assert stats.seen == len(digits)
+    assert len(stored) == len(set(stored))
+    assert set(stored) == kept_of(digits)
+
+
+def seen(path):
+    """How many samples a store has seen; it may be in the making."""
+    try:
+        with RetentionStore.open_readonly(path) as store:
+            return store.stats().seen
+    except DripError:
+        return 0
+
+
+# -- back-pressure -------------------------------------------------------------------------------------
+
+
+def test_memory_stays_flat_with_a_fast_publisher_and_a_slow_consumer(broker):
+    subscribe(broker, window=32)
+    code = (
+        "import sys; from broker import Publisher; p = Publisher(int(sys.argv[1]));\n"
+        "p.send_all((b'BM%08d' % i + bytes(5000) for i in range(20_000)), 120); p.close()"
+    )
+    publisher = subprocess.Popen(
+        [sys.executable, "-c", code, str(broker.port)],
+        env={"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"},
+    )
+    batches = open_source(broker.url(window=32)).batches(16)
+    n_seen, before = 0, 0
+    while publisher.poll() is None or n_seen < 2000:
+        n_seen += len(next(batches))
+        time.sleep(0.005)
+        if n_seen >= 500 and not before:
+            before = resident_bytes()
+    batches.close()
+    assert publisher.returncode == 0
+    assert n_seen < 20_000  # the broker holds the rest
+    assert resident_bytes() - before < 10_000_000

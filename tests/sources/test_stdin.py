@@ -1,0 +1,321 @@
+"""Standard input: JSON lines and frames, cut anywhere, too large, or not what they should be."""
+
+import base64
+import json
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+from itertools import pairwise
+
+import pytest
+from digits import MODEL, N_PRODUCTION
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drip.errors import InputError, SourceError
+from drip.media import InputSpec
+from drip.sources import StdinSource, open_source
+from drip.sources.messages import HEAD_BYTES, reason_of
+from drip.sources.stdin import FrameParser, LineParser
+from drip.store import RetentionStore
+from drip.testing import check_source
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def line(data, **header):
+    return json.dumps({**header, "data": base64.b64encode(data).decode()}).encode() + b"\n"
+
+
+def frame(data, **header):
+    text = json.dumps(header).encode() if header else b""
+    return struct.pack(">II", 4 + len(text) + len(data), len(text)) + text + data
+
+
+def source_of(content, form="lines", **arguments):
+    """A source over a pipe that has this content and ends."""
+    reader, writer = os.pipe()
+
+    def write():
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(content)
+
+    threading.Thread(target=write, daemon=True).start()
+    return StdinSource(form, descriptor=reader, **arguments)
+
+
+def samples_of(content, form="lines", **arguments):
+    return [sample for batch in source_of(content, form, **arguments).batches(10) for sample in batch]
+
+
+def parsed(parser, content, cuts=()):
+    """Samples of a parser that gets the content in pieces."""
+    edges = [0, *sorted(cut % (len(content) + 1) for cut in cuts), len(content)]
+    samples = [s for a, b in pairwise(edges) for s in parser.feed(content[a:b])]
+    return samples + list(parser.finish())
+
+
+FORMS = pytest.mark.parametrize(
+    ("form", "write"), [("lines", line), ("frames", frame)], ids=["lines", "frames"]
+)
+
+
+@FORMS
+def test_stdin_keeps_the_contract_of_sources(form, write):
+    content = b"".join(write(PNG + bytes([n])) for n in range(5))
+    check_source(lambda: source_of(content, form))
+
+
+@FORMS
+def test_header_becomes_the_sample(form, write):
+    content = write(
+        b"anything", id="a", media_type="IMAGE/png; q=1", label=3, time_s=1.5, meta={"place": "door"}
+    ) + write(PNG)
+    first, second = samples_of(content, form)
+    assert (first.id, first.data, first.media_type, first.label) == ("a", b"anything", "image/png", 3)
+    assert (first.time_s, first.meta) == (1.5, {"place": "door"})
+    assert (second.media_type, second.label, second.time_s) == ("image/png", None, None)
+    assert len(second.id) == 32
+
+
+@FORMS
+def test_without_an_id_the_content_is_the_name(form, write):
+    first, again, other = samples_of(write(PNG) + write(PNG) + write(PNG + b"2"), form)
+    assert first.id == again.id != other.id
+
+
+def test_labels_may_be_class_names():
+    content = line(PNG, label="dog") + line(PNG, label="7") + line(PNG, label="fish")
+    first, second, third = samples_of(content, class_names=["cat", "dog"])
+    assert (first.label, second.label) == (1, 7)
+    assert "class name, got 'fish'" in reason_of(third)
+
+
+@pytest.mark.parametrize(
+    ("start", "media_type"),
+    [
+        (PNG, "image/png"),
+        (b"\xff\xd8\xff\xe0", "image/jpeg"),
+        (b"RIFF0000WEBP", "image/webp"),
+        (b"RIFF0000WAVE", "audio/wav"),
+        (b"fLaC", "audio/flac"),
+        (b"BM", "image/bmp"),
+        (b"\x93NUMPY", "application/x-npy"),
+    ],
+)
+def test_first_bytes_tell_the_media_type(start, media_type):
+    (sample,) = samples_of(frame(start + b"...."), "frames")
+    assert sample.media_type == media_type
+
+
+BAD_HEADERS = [
+    ({"lable": 1}, "got 'lable' as well"),
+    ({"id": ""}, "id must be"),
+    ({"id": [1]}, "id must be"),
+    ({"id": "\ud800"}, "id must be"),
+    ({"label": -1}, "label must be"),
+    ({"label": True}, "label must be"),
+    ({"label": 2**31}, "label must be"),
+    ({"label": 1.5}, "label must be"),
+    ({"time_s": float("nan")}, "time_s must be"),
+    ({"time_s": "noon"}, "time_s must be"),
+    ({"time_s": 10**400}, "time_s must be"),
+    ({"meta": {"a": 1}}, "meta must map text to text"),
+    ({"meta": "a"}, "meta must map text to text"),
+    ({"meta": {"\udfff": "a"}}, "meta must map text to text"),
+    ({"meta": {"a": "b" * 9000}}, "meta of at most"),
+    ({"media_type": 5}, "media_type must be"),
+    ({"media_type": "a" * 101}, "media_type must be"),
+    ({"media_type": "\ud800"}, "media_type must be"),
+]
+
+
+@FORMS
+@pytest.mark.parametrize(("header", "word"), BAD_HEADERS, ids=lambda value: str(value)[:30])
+def test_bad_header_is_refused_with_its_reason_and_the_next_sample_comes(form, write, header, word):
+    bad, good = samples_of(write(PNG, **header) + write(PNG, id="next"), form)
+    assert word in reason_of(bad)
+    assert bad.meta["error"] == reason_of(bad)
+    assert good.id == "next"
+    bad.id.encode()
+    with pytest.raises(InputError, match=r".") as caught:
+        InputSpec((1, 2, 2)).prepare(bad.data, bad.media_type)
+    assert str(caught.value) == reason_of(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (b"{", "a JSON object is needed, got 1 bytes that fail"),
+        (b"[1]", "a JSON object is needed, got list"),
+        (b'{"id": "a"}', "data in base64 is needed, got NoneType"),
+        (b'{"data": 3}', "data in base64 is needed, got int"),
+        (b'{"data": "!"}', "data in base64 is needed, got 1 characters"),
+        (b'{"data": ""}', "got 0 bytes"),
+        (b'{"data": "aGVsbG8="}', "begin with b'hello'"),
+        (b"\xff\xfe", "that fail"),
+        (b"[" * 100_000, "that fail"),
+    ],
+)
+def test_bad_line_is_refused_with_its_reason_and_the_next_comes(text, word):
+    bad, good = samples_of(text + b"\n" + line(PNG, id="next"))
+    assert word in reason_of(bad)
+    assert bad.data == text
+    assert bad.id.startswith("line 1/")
+    assert good.id == "next"
+
+
+def test_blank_lines_are_no_samples_and_the_last_line_needs_no_end():
+    assert [sample.id for sample in samples_of(b"\n \r\n" + line(PNG, id="a") + line(PNG, id="b")[:-1])] == [
+        "a",
+        "b",
+    ]
+
+
+def test_line_that_the_stream_s_end_has_cut_is_refused():
+    good, cut = samples_of(line(PNG, id="a") + line(PNG, id="b")[:20])
+    assert good.id == "a"
+    assert "a line with its end is needed, got 20 bytes and the stream's end" in reason_of(cut)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (frame(PNG)[:-3], "a frame of 12 bytes is needed, got 9 and the stream's end"),
+        (b"\x00\x00", "a frame of at least 4 bytes is needed, got 0 and the stream's end"),
+        (b"\xff\xff\xff\xff" + bytes(70_000), "at most"),
+        (b"\xff\xff\xff\xff" + bytes(10), "a frame of 4294967295 bytes is needed, got 10"),
+    ],
+    ids=["payload", "length", "beyond the maximum", "beyond the maximum at once"],
+)
+def test_frame_that_the_stream_s_end_has_cut_is_refused(content, word):
+    good, *cut = samples_of(frame(PNG, id="a") + content, "frames", max_bytes=100)
+    assert good.id == "a"
+    assert word in reason_of(cut[0])
+    assert all(reason_of(sample) for sample in cut)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (struct.pack(">I", 0), "a header that fits its frame of 0 bytes"),
+        (
+            struct.pack(">II", 6, 3) + b"{}",
+            "a header that fits its frame of 6 bytes is needed, got a length of 3",
+        ),
+        (struct.pack(">II", 6, 2) + b"{a", "a JSON object is needed"),
+        (struct.pack(">II", 6, 2) + b"[]", "a JSON object is needed, got list"),
+        (struct.pack(">II", 4, 0), "got 0 bytes"),
+    ],
+    ids=["empty", "long header", "no JSON", "no object", "no payload"],
+)
+def test_bad_frame_is_refused_with_its_reason_and_the_next_comes(content, word):
+    bad, good = samples_of(content + frame(PNG, id="next"), "frames")
+    assert word in reason_of(bad)
+    assert bad.id.startswith("frame 1/")
+    assert good.id == "next"
+
+
+@FORMS
+def test_too_large_sample_leaves_its_head_and_the_next_comes(form, write):
+    content = write(bytes(300_000)) + write(PNG, id="next")
+    bad, good = samples_of(content, form, max_bytes=1000)
+    assert "at most" in reason_of(bad)
+    assert len(bad.data) == HEAD_BYTES
+    assert good.id == "next"
+
+
+@FORMS
+@given(cuts=st.lists(st.integers(0, 10_000), max_size=20))
+def test_samples_do_not_depend_on_where_the_pipe_cuts(form, write, cuts):
+    content = b"".join(
+        [write(PNG, id="a"), write(b"?"), write(bytes(4000)), write(PNG, label=2), write(PNG)[:-4]]
+    )
+    make = LineParser if form == "lines" else FrameParser
+    whole = parsed(make(1000, ()), content)
+    assert parsed(make(1000, ()), content, cuts) == whole
+
+
+@FORMS
+@given(content=st.binary(max_size=200), cuts=st.lists(st.integers(0, 200), max_size=4))
+def test_any_bytes_give_samples_or_reasons_and_never_an_error(form, write, content, cuts):
+    make = LineParser if form == "lines" else FrameParser
+    for sample in parsed(make(50, ()), write(PNG) + content, cuts):
+        assert sample.id
+
+
+def test_memory_of_a_line_without_end_is_bounded():
+    parser = LineParser(1000, ())
+    for _ in range(1000):
+        assert not list(parser.feed(bytes(10_000)))
+    assert len(parser._rest) == HEAD_BYTES
+    (bad,) = parser.finish()
+    assert "got 10000000" in reason_of(bad)
+
+
+def test_open_pipe_gives_what_is_there_and_empty_batches_while_nothing_comes():
+    reader, writer = os.pipe()
+    batches = StdinSource(descriptor=reader).batches(10)
+    os.write(writer, line(PNG, id="a") + line(PNG)[:5])
+    assert [sample.id for sample in next(batches)] == ["a"]
+    start = time.monotonic()
+    assert next(batches) == []
+    assert 0.8 < time.monotonic() - start < 3
+    os.close(writer)
+    assert len(next(batches)) == 1
+    assert next(batches, "end") == "end"
+    os.close(reader)
+
+
+def test_url_opens_the_real_standard_input():
+    code = (
+        "from drip.sources import open_source\n"
+        "source = open_source('stdin:?format=frames&max_bytes=100')\n"
+        "print([sample.id for batch in source.batches(2) for sample in batch])\n"
+    )
+    content = frame(PNG, id="a") + frame(PNG, id="b") + frame(PNG, id="c")
+    done = subprocess.run([sys.executable, "-c", code], input=content, capture_output=True, check=True)
+    assert done.stdout == b"['a', 'b', 'c']\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("stdin:?format=xml", "format must be lines or frames, got 'xml'"),
+        ("stdin:?form=lines", "options of stdin:"),
+        ("stdin:?format=", "with a value"),
+        ("stdin:?format=lines&format=frames", "each once"),
+        ("stdin:?max_bytes=0", "max_bytes must be"),
+    ],
+)
+def test_unusable_url_is_refused(url, word):
+    with pytest.raises(SourceError, match=word):
+        open_source(url)
+
+
+def test_closed_standard_input_is_an_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.close(writer)
+    with pytest.raises(SourceError, match="a readable standard input is needed"):
+        next(StdinSource(descriptor=reader).batches(1))
+
+
+def test_command_reads_a_pipe_into_a_store_and_says_what_was_bad(digits, tmp_path):
+    paths = sorted(digits.production.rglob("*.png"))
+    content = b"".join(line(path.read_bytes(), id=path.name) for path in paths)
+    content += line(paths[0].read_bytes()[:60], id="cut picture") + line(PNG)[:20]
+    program = [sys.executable, "-c", "from drip.cli import main; main()", "run", MODEL]
+    options = ["--weights", digits.weights, "--policy", digits.policy, "--store", tmp_path / "kept"]
+    done = subprocess.run(
+        [*program, *options, "--source", "stdin:", "--json"], input=content, capture_output=True, check=True
+    )
+    assert json.loads(done.stdout)["run"]["n_seen"] == N_PRODUCTION + 2
+    with RetentionStore.open_readonly(tmp_path / "kept") as store:
+        assert store.stats().seen == N_PRODUCTION
+        reasons = [aside.reason for aside in store.quarantined()]
+    assert "complete image" in reasons[0]
+    assert reasons[1].startswith("a line with its end is needed, got 20 bytes and the stream's end")
