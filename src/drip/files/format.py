@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from math import floor, isfinite, log10
+from math import floor, isfinite, log10, nan
 
 MISSING = "n/a"
 _MINUS = "\u2212"
+
+
+def ratio(part: float, whole: float) -> float:
+    """``part / whole``, NaN when ``whole`` is 0.
+
+    >>> ratio(1, 4), ratio(0, 0)
+    (0.25, nan)
+    """
+    return part / whole if whole else nan
 
 
 def percent(share: float, digits: int = 1) -> str:

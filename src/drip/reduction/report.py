@@ -10,10 +10,8 @@ from typing import Any
 
 from drip.errors import InputError
 from drip.files import write_atomically
-from drip.files.format import MISSING, byte_size, count, percent, significant
-from drip.report import figures
-from drip.report.model import ratio
-from drip.report.page import document, text
+from drip.files.format import MISSING, byte_size, count, percent, ratio, significant
+from drip.files.page import document, share_bar, text
 
 _MOST_LISTED = 200
 _CAPTION = (
@@ -183,7 +181,7 @@ def _classes(report: ReductionReport) -> str:
     most = max(part.n for part in report.classes)
     lines = [
         f'<tr><th scope="row">{text(part.name)}</th>'
-        f'<td class="drawing">{figures.share_bar(part.n, part.n_kept, most)}</td>{_numbers(part)}</tr>'
+        f'<td class="drawing">{share_bar(part.n, part.n_kept, most)}</td>{_numbers(part)}</tr>'
         for part in report.classes
     ]
     heads = ("", report.rows.capitalize(), "Kept", "Share", "\u03b5 L\u221e", "mean", "\u03b5 L2", "mean")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 from math import ceil, floor, isfinite, log10
 
 import numpy as np
 
 from drip.files.format import percent, significant
+from drip.files.page import svg
 from drip.policy import Histogram
 from drip.types import FloatArray
 from drip.windows import Window
@@ -119,7 +119,7 @@ def class_histogram(histogram: Histogram, window: Window, scale: Scale, name: st
         )
         told = f"never discards, {window.never_because}"
     label = f"Histogram of {window.n} calibration scores of class {name}; {told}"
-    return _svg(_PANEL_WIDTH, _PANEL_HEIGHT, "panel", label, parts)
+    return svg(_PANEL_WIDTH, _PANEL_HEIGHT, "panel", label, parts)
 
 
 def _limit_labels(window: Window, left: float, right: float) -> str:
@@ -198,7 +198,7 @@ def score_ruler(score: float, histogram: Histogram, window: Window) -> str:
         elif score > scale.high:
             shape = "M133 3l6 6l-6 6"
         parts.append(f'<path class="needle" d="{shape}"/>')
-    return _svg(140.0, 18.0, "ruler", f"score {significant(score)} in the range of its class", parts)
+    return svg(140.0, 18.0, "ruler", f"score {significant(score)} in the range of its class", parts)
 
 
 def accuracy_scale(values: list[tuple[float, float]]) -> Scale | None:
@@ -236,7 +236,7 @@ def interval(accuracy: float, error: float, scale: Scale, reference: float | Non
         parts.append(f'<path class="whisker" d="M{left:.1f} 12H{right:.1f}M{left:.1f} 8v8M{right:.1f} 8v8"/>')
         parts.append(f'<circle class="dot {kind}" cx="{x:.1f}" cy="12" r="4.5"/>')
     label = f"{percent(accuracy, 2)} with two standard errors of {percent(2 * error, 2)}"
-    return _svg(200.0, 24.0, "interval", label, parts)
+    return svg(200.0, 24.0, "interval", label, parts)
 
 
 def interval_axis(scale: Scale) -> str:
@@ -248,24 +248,7 @@ def interval_axis(scale: Scale) -> str:
         text = f"{100 * value:.4g}"
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="1" y2="5"/>')
         parts.append(f'<text class="tick" x="{x:.1f}" y="16" text-anchor="{anchor}">{text}</text>')
-    return _svg(200.0, 20.0, "interval", "axis of the accuracy in per cent", parts)
-
-
-def share_bar(seen: int, kept: int, most: int) -> str:
-    """Kept (dark) of seen (outlined), as long as the class is frequent.
-
-    Args:
-        seen: Production samples of the class.
-        kept: How many of them were kept.
-        most: Samples of the most frequent class; the full length.
-    """
-    unit = 298.0 / max(most, 1)
-    parts = [
-        f'<rect class="seen" x="1" y="2" width="{max(unit * seen, 0.5):.1f}" height="12"/>',
-        f'<rect class="kept" x="1" y="2" width="{unit * kept:.1f}" height="12"/>',
-    ]
-    drawing = _svg(300.0, 16.0, "share", f"{kept} of {seen} kept", parts)
-    return drawing.replace("<svg ", '<svg preserveAspectRatio="none" ', 1)
+    return svg(200.0, 20.0, "interval", "axis of the accuracy in per cent", parts)
 
 
 def time_histogram(milliseconds: FloatArray, marks: tuple[float, float]) -> str:
@@ -291,11 +274,4 @@ def time_histogram(milliseconds: FloatArray, marks: tuple[float, float]) -> str:
     label = (
         f"Times per decision in milliseconds, median {significant(marks[0])}, 95 % {significant(marks[1])}"
     )
-    return _svg(360.0, 82.0, "times", label, parts)
-
-
-def _svg(width: float, height: float, kind: str, label: str, parts: Iterable[str]) -> str:
-    return (
-        f'<svg class="{kind}" viewBox="0 0 {width:g} {height:g}" role="img" '
-        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    )
+    return svg(360.0, 82.0, "times", label, parts)

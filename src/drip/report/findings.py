@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from drip.files.format import byte_size, count, percent, points, significant
-from drip.report.model import ALL_DATA, BASELINE, DRIP, MARGIN, RANDOM, Arm, RunReport, compare, ratio
+from drip.files.format import byte_size, count, percent, points, ratio, significant
+from drip.report.model import ALL_DATA, BASELINE, DRIP, MARGIN, RANDOM, Arm, RunReport, compare
 
 _MAX_LISTED = 6
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drip.errors import InputError
+from drip.files.format import ratio
 from drip.policy import Policy
 from drip.types import BoolArray, FloatArray, IntArray
 from drip.windows import Window, complement
@@ -262,12 +263,3 @@ def compare(first: Arm, second: Arm, n_test: int) -> Paired:
         return Paired(net / n_test, sqrt(variance) / n_test, only_first, only_second)
     errors = (standard_error(first.accuracy, n_test), standard_error(second.accuracy, n_test))
     return Paired(first.accuracy - second.accuracy, sqrt(errors[0] ** 2 + errors[1] ** 2))
-
-
-def ratio(part: float, whole: float) -> float:
-    """``part / whole``, NaN when ``whole`` is 0.
-
-    >>> ratio(1, 4), ratio(0, 0)
-    (0.25, nan)
-    """
-    return part / whole if whole else nan

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
 from math import isfinite
 from pathlib import Path
 
 import numpy as np
 
 from drip.files import write_atomically
-from drip.files.format import MISSING, byte_size, count, percent, points, seconds, significant
+from drip.files.format import MISSING, byte_size, count, percent, points, ratio, seconds, significant
+from drip.files.page import document, share_bar, text
 from drip.report import figures
 from drip.report.findings import decision_times, findings, verdict
 from drip.report.gallery import gallery_section
@@ -25,7 +24,6 @@ from drip.report.model import (
     Arm,
     RunReport,
     compare,
-    ratio,
     standard_error,
 )
 from drip.types import JsonObject
@@ -197,34 +195,6 @@ def to_html(report: RunReport) -> str:
         if part
     )
     return document(report.title, body)
-
-
-def document(title: str, body: str) -> str:
-    """A page with the house style around its sections.
-
-    Args:
-        title: Plain text.
-        body: HTML in which everything that came from outside is escaped.
-    """
-    style = files("drip.report").joinpath("style.css").read_text(encoding="utf-8")
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        f"<title>{text(title)}</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-
-
-def text(value: object) -> str:
-    """Escaped text in which a number and its unit stay on one line.
-
-    >>> text("a < 5 %")
-    'a &lt; 5&nbsp;%'
-    """
-    return escape(str(value)).replace(" %", "&nbsp;%")
 
 
 def _header(report: RunReport) -> str:
@@ -409,7 +379,7 @@ def _retention_section(report: RunReport) -> str:
         mark = " <small>never discards</small>" if never else ""
         lines.append(
             f'<tr><th scope="row">{text(report.class_name(index))}{mark}</th>'
-            f'<td class="drawing">{figures.share_bar(n_seen, n_kept, most)}</td>'
+            f'<td class="drawing">{share_bar(n_seen, n_kept, most)}</td>'
             f"<td>{count(n_seen)}</td><td>{count(n_kept)}</td>"
             f"<td>{text(percent(ratio(n_kept, n_seen)))}</td></tr>"
         )
