@@ -16,10 +16,10 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from drip.datasets import load_table
 from drip.errors import InputError
 from drip.files import sha256_hex
 from drip.reduction import ForgettingTracker, epsilon_representativeness
+from drip.reduction.datasets import load_table
 from drip.reduction.energy import Energy, measure_energy
 from drip.types import FloatArray, IntArray, JsonObject
 from experiments.cells import Cell, Unit
@@ -65,7 +65,7 @@ class Table:
     """A data set as the published study prepares it: scaled to [0, 1] on all rows, and shuffled once.
 
     Args:
-        dataset: Name among :data:`drip.datasets.TABLES`.
+        dataset: Name among :data:`drip.reduction.datasets.TABLES`.
         n_rows: Only so many rows of the shuffled table; None for all.
     """
 

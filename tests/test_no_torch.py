@@ -8,7 +8,6 @@ import pytest
 FREE_ROOMS = (
     "drip",
     "drip.errors",
-    "drip.reduction.energy",
     "drip.types",
     "drip.files",
     "drip.media",
@@ -26,7 +25,7 @@ FREE_ROOMS = (
     "drip.workflow",
     "drip.cli",
 )
-TORCH_ROOMS = ("drip.scoring", "drip.models", "drip.training", "drip.reduction.torch_forgetting", "drip.demo")
+TORCH_ROOMS = ("drip.scoring", "drip.models", "drip.training", "drip.demo")
 
 NOT_THERE = """
 import sys

@@ -10,9 +10,18 @@ import openpyxl
 import pytest
 from support import require_data
 
-from drip.datasets import TABLES, load_collision, load_dry_bean, load_table
 from drip.errors import DripError, InputError
-from drip.reduction.datasets import ARFF, CSV, FILE, SOURCE, ArchivedFile
+from drip.reduction.datasets import (
+    ARFF,
+    CSV,
+    FILE,
+    SOURCE,
+    TABLES,
+    ArchivedFile,
+    load_collision,
+    load_dry_bean,
+    load_table,
+)
 
 NAMES = (
     *("Area", "Perimeter", "MajorAxisLength", "MinorAxisLength", "AspectRatio", "Eccentricity", "ConvexArea"),

@@ -18,25 +18,19 @@ from drip.datasets.splits import split_rows
 from drip.datasets.tomato import load_tomato
 from drip.errors import InputError
 from drip.files.fetch import CACHE_VARIABLE, DATA_VARIABLE, Progress, Source
-from drip.reduction.datasets import TableDataset, load_collision, load_dry_bean
 
 __all__ = [
     "CACHE_VARIABLE",
     "DATA_VARIABLE",
     "LOADERS",
-    "TABLES",
     "AudioDataset",
     "ImageDataset",
     "Progress",
     "Source",
-    "TableDataset",
     "load",
     "load_cifar10",
-    "load_collision",
-    "load_dry_bean",
     "load_mnist",
     "load_speech_commands",
-    "load_table",
     "load_tomato",
     "split_rows",
 ]
@@ -48,9 +42,6 @@ LOADERS: Mapping[str, Callable[..., ImageDataset | AudioDataset]] = {
     "speech_commands": load_speech_commands,
 }
 """The function that loads a data set, by its name; all take the keywords of :func:`load`."""
-
-TABLES: Mapping[str, Callable[..., TableDataset]] = {"dry_bean": load_dry_bean, "collision": load_collision}
-"""The function that loads a table, by its name; all take the keywords of :func:`load_table`."""
 
 
 def load(
@@ -82,34 +73,3 @@ def load(
     if name not in LOADERS:
         raise InputError(f"a data set of {', '.join(LOADERS)} is needed, got {name!r}")
     return LOADERS[name](folder=folder, download=download, cache=cache, progress=progress)
-
-
-def load_table(
-    name: str,
-    *,
-    folder: str | Path | None = None,
-    download: bool = False,
-    cache: str | Path | None = None,
-    progress: Progress | None = None,
-) -> TableDataset:
-    """A table by name; arguments and errors are those of :func:`load`.
-
-    Args:
-        name: A key of :data:`TABLES`.
-        folder: The only folder to search; where it lacks the set and ``download`` is set, the cache is next.
-            Default: the one that DRIP_DATA names, then the cache.
-        download: Fetch what is nowhere into the cache, if it can be fetched.
-        cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
-        progress: Called with the bytes that are there and the bytes of the whole while a file is fetched.
-
-    Raises:
-        InputError: no such name, the set is nowhere, or a file is damaged.
-        DripError: the download fails.
-
-    >>> load_table("iris")
-    Traceback (most recent call last):
-    drip.errors.InputError: a table of dry_bean, collision is needed, got 'iris'
-    """
-    if name not in TABLES:
-        raise InputError(f"a table of {', '.join(TABLES)} is needed, got {name!r}")
-    return TABLES[name](folder=folder, download=download, cache=cache, progress=progress)

@@ -60,7 +60,9 @@ def first_found(places: list[Path], find: Callable[[Path], _Found | None]) -> _F
     return next((found for found in map(find, places) if found is not None), None)
 
 
-def missing(name: str, wanted: str, places: list[Path], n_bytes: int, function: str = "load") -> InputError:
+def missing(
+    name: str, wanted: str, places: list[Path], n_bytes: int, function: str = "drip.datasets.load"
+) -> InputError:
     """The error of a data set that is nowhere, with the call of ``function`` that fetches it.
 
     >>> print(missing("cifar10", "cifar-10-python.tar.gz", [Path("/data")], 170_498_071))
@@ -70,7 +72,7 @@ def missing(name: str, wanted: str, places: list[Path], n_bytes: int, function: 
     searched = " or ".join(map(str, places))
     return InputError(
         f"the data set {name} needs {wanted} in {searched}, got no such file; "
-        f'drip.datasets.{function}("{name}", download=True) fetches {n_bytes / 1e6:.0f} MB'
+        f'{function}("{name}", download=True) fetches {n_bytes / 1e6:.0f} MB'
     )
 
 

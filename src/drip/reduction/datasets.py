@@ -8,7 +8,7 @@ import io
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,9 @@ def load_dry_bean(
     if path is None and download:
         path = _fetch(source, cache_folder(cache), progress)
     if path is None:
-        raise missing("dry_bean", f"{CSV} or {ARFF}", places, source.n_bytes, "load_table")
+        raise missing(
+            "dry_bean", f"{CSV} or {ARFF}", places, source.n_bytes, "drip.reduction.datasets.load_table"
+        )
     try:
         return _read_csv(path) if path.name == CSV else _read_arff(path)
     except _DAMAGE as error:
@@ -316,3 +318,38 @@ def _cells(path: Path) -> list[tuple[Any, ...]]:
         return [row for row in rows if any(cell is not None for cell in row)]
     finally:
         workbook.close()
+
+
+TABLES: Mapping[str, Callable[..., TableDataset]] = {"dry_bean": load_dry_bean, "collision": load_collision}
+"""The function that loads a table, by its name; all take the keywords of :func:`load_table`."""
+
+
+def load_table(
+    name: str,
+    *,
+    folder: str | Path | None = None,
+    download: bool = False,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+) -> TableDataset:
+    """A table by name; arguments and errors are those of :func:`drip.datasets.load`.
+
+    Args:
+        name: A key of :data:`TABLES`.
+        folder: The only folder to search; where it lacks the set and ``download`` is set, the cache is next.
+            Default: the one that DRIP_DATA names, then the cache.
+        download: Fetch what is nowhere into the cache, if it can be fetched.
+        cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
+        progress: Called with the bytes that are there and the bytes of the whole while a file is fetched.
+
+    Raises:
+        InputError: no such name, the set is nowhere, or a file is damaged.
+        DripError: the download fails.
+
+    >>> load_table("iris")
+    Traceback (most recent call last):
+    drip.errors.InputError: a table of dry_bean, collision is needed, got 'iris'
+    """
+    if name not in TABLES:
+        raise InputError(f"a table of {', '.join(TABLES)} is needed, got {name!r}")
+    return TABLES[name](folder=folder, download=download, cache=cache, progress=progress)
