@@ -13,13 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from digits import MODEL, N_PRODUCTION, SHAPE
 from PIL import Image
 from typer.testing import CliRunner
 
 from drip.cli.app import app
-from drip.cli.arguments import parse_bytes
 from drip.errors import DripError
 from drip.models import load_model
 from drip.policy import Policy
@@ -330,14 +328,6 @@ def test_calibrate_refuses_an_out_that_cannot_be_written_before_it_reads_a_sampl
 def test_numbers_that_are_none_end_with_two(option, digits, drip):
     base = ["calibrate", MODEL, "--weights", digits.weights, "--data", digits.calibration, "--shape", SHAPE]
     assert drip(*base, option, "1,a,2").code == 2
-
-
-def test_size_texts():
-    assert parse_bytes("500MB") == 500_000_000
-    assert parse_bytes(" 2 GiB ") == 2 * 2**30
-    for text in ("", "MB", "-1", "1e9", "1.5.2", "5 XB", "iB", "7i"):
-        with pytest.raises(typer.BadParameter):
-            parse_bytes(text)
 
 
 def test_error_of_a_command_is_one_of_ours_when_called_as_a_library(tmp_path):

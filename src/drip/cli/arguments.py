@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import shlex
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from drip.cli.output import print_error
-from drip.errors import DripError
+from drip.errors import DripError, InputError
+from drip.media import InputSpec
 from drip.windows import complement
 
 if TYPE_CHECKING:
@@ -33,6 +37,10 @@ MAX_BATCH_SIZE = 1024
 
 MAX_BYTES = 16 * 10**12
 """SQLite has 2**32 - 2 pages of 4096 bytes: a larger budget could not be filled."""
+
+_HEATMAPS = ("raw", "normalised")
+_CAM_METHODS = ("gradcam", "hirescam", "gradcam++", "layercam")
+"""The names in :mod:`drip.scoring`, which cannot be imported where there is no torch."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -77,20 +85,122 @@ def parse_rule_options(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def keep_rate(keep: float | None, dpw: float | None) -> float | None:
+def parse_rate(text: str) -> float:
+    """A number between 0 and 1, neither of them included; an option's parser.
+
+    Raises:
+        typer.BadParameter: anything else, such as NaN.
+
+    >>> parse_rate("0.6")
+    0.6
+    """
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < 1:  # NaN compares false
+        raise typer.BadParameter(f"{text!r} is not a number between 0 and 1; such as 0.6")
+    return rate
+
+
+def keep_rate(context: typer.Context, keep: float | None, dpw: float | None) -> float | None:
     """The keep rate that ``--keep``, or the paper's ``--dpw``, asks for; None when neither was given.
+
+    Args:
+        context: The command's, to tell the command line from the configuration file.
+        keep: The value of ``--keep``.
+        dpw: The value of ``--dpw``, one minus the keep rate.
 
     Raises:
         typer.BadParameter: both were given.
-
-    >>> keep_rate(None, 0.4)
-    0.6
     """
-    if dpw is None:
-        return keep
-    if keep is not None:
-        raise typer.BadParameter("--keep and --dpw are the same number; give one of them")
-    return complement(dpw)
+    if keep is not None and dpw is not None:
+        # One may come from the configuration file: the command line wins.
+        keep_is_typed, dpw_is_typed = (_is_typed(context, name) for name in ("keep", "dpw"))
+        if keep_is_typed == dpw_is_typed:
+            raise typer.BadParameter("--keep and --dpw are the same number; give one of them")
+        keep, dpw = (keep, None) if keep_is_typed else (None, dpw)
+    return keep if dpw is None else complement(dpw)
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def parse_input_spec(text: str, default: InputSpec | None = None) -> InputSpec:
+    """How samples become inputs: a shape, then any of ``resize=``, ``mean=``, ``std=`` and ``rate=``.
+
+    Args:
+        text: Such as ``3x224x224 resize=crop mean=0.485,0.456,0.406 std=0.229,0.224,0.225``.
+        default: Gives resize, mean, std and rate where the text does not; :class:`InputSpec`'s own
+            defaults when None.
+
+    Raises:
+        typer.BadParameter: anything else.
+
+    >>> parse_input_spec("1x16000 rate=16000").sample_rate_hz
+    16000
+    >>> parse_input_spec("3x96x96 resize=crop mean=0.5").mean
+    (0.5,)
+    """
+    shape, *words = text.split() or [""]
+    values = _words(words, ("resize", "mean", "std", "rate"))
+    if not re.fullmatch(r"\d+(x\d+)*", shape):
+        raise typer.BadParameter(f"{shape!r} is not a shape; such as 3x96x96 or 1x16000")
+    if "rate" in values and not re.fullmatch(r"\d+", values["rate"]):
+        raise typer.BadParameter(f"rate={values['rate']} is not a sample rate in Hz; such as rate=16000")
+    given: dict[str, Any] = {name: values[name] for name in ("resize",) if name in values}
+    given |= {name: _numbers(name, values[name]) for name in ("mean", "std") if name in values}
+    given |= {"sample_rate_hz": int(values["rate"])} if "rate" in values else {}
+    sides = tuple(int(side) for side in shape.split("x"))
+    try:
+        return InputSpec(sides, **given) if default is None else replace(default, shape=sides, **given)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def parse_score(text: str) -> dict[str, str]:
+    """What a score is computed from: any of the words ``layer=``, ``heatmap=`` and ``method=``.
+
+    A layer whose name has spaces is quoted: ``layer="block 3"``.
+
+    Raises:
+        typer.BadParameter: anything else.
+
+    >>> parse_score("layer=features.6 heatmap=normalised")
+    {'layer': 'features.6', 'heatmap': 'normalised'}
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:  # an open quote
+        raise typer.BadParameter(f"{text!r}: {error}") from error
+    values = _words(words, ("layer", "heatmap", "method"))
+    for name, allowed in (("heatmap", _HEATMAPS), ("method", _CAM_METHODS)):
+        if values.get(name, allowed[0]) not in allowed:
+            raise typer.BadParameter(f"{name} must be one of {', '.join(allowed)}, not {values[name]!r}")
+    return values
+
+
+def _words(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Words ``name=value``, each name once and one of the given ones."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in names or not equals or not value:
+            known = ", ".join(f"{each}=..." for each in names)
+            raise typer.BadParameter(f"unknown word {word!r}; known are {known}")
+        if name in found:
+            raise typer.BadParameter(f"{name} is given twice")
+        found[name] = value
+    return found
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{name}={text} is not a list of numbers; such as {name}=0.5") from error
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:

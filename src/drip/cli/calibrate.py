@@ -42,6 +42,7 @@ class How(TypedDict):
 
 
 def calibrate(
+    context: typer.Context,
     model: ModelArgument,
     *,
     data: Annotated[
@@ -120,7 +121,7 @@ def calibrate(
     with progress_bar("scoring") as update:
         calibrate_model = asked.of_file if is_model_file(model) else asked.of_torch
         policy = calibrate_model(
-            model, weights, threads, data, rule=rule, retention=keep_rate(keep, dpw), method=window,
+            model, weights, threads, data, rule=rule, retention=keep_rate(context, keep, dpw), method=window,
             rule_options=parse_rule_options(rule_option or []),
             on_progress=lambda done, total: update(done, total, ""),
         )  # fmt: skip

@@ -26,6 +26,7 @@ _FILES = {"report": "report.html", "store": "kept.db", "policy": "policy.json", 
 
 
 def demo(
+    context: typer.Context,
     *,
     out: Annotated[Path, typer.Option(help="Folder for model, policy, store and report.")] = Path(
         "drip-demo"
@@ -49,7 +50,7 @@ def demo(
     from drip.demo import DemoConfig, run_demo
     from drip.report import write_html
 
-    rate = keep_rate(keep, dpw)
+    rate = keep_rate(context, keep, dpw)
     with progress_stages() as on_stage:
         report = run_demo(DemoConfig(out, seed, 0.6 if rate is None else rate, epochs), on_stage)
     write_html(report, out / "report.html")

@@ -110,7 +110,7 @@ def _write(
     from drip.models import load_model
 
     loaded = load_model(model, weights)
-    example = np.random.default_rng(0).normal(size=(2, *_shape(policy, options["contract"])))
+    example = np.random.default_rng(0).normal(size=(2, *_shape(policy, options["spec"])))
     from drip.onnx import export_onnx
 
     return export_onnx(loaded, policy, example.astype(np.float32), out, **options)
