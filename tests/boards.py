@@ -11,7 +11,7 @@ from PIL import Image
 
 from drip.media import InputSpec
 
-sys.path.insert(0, str(Path(__file__).parent / "device"))
+sys.path.insert(0, str(Path(__file__).parent / "onnx"))
 
 CONTRACT = InputSpec((3, 8, 8), mean=(0.5,), std=(0.25,))
 N_PRODUCTION = 150

@@ -26,6 +26,7 @@ from drip.errors import (
 )
 from drip.files import canonical_json, sha256_hex
 from drip.media import decode_npy
+from drip.rules import require_scores
 from drip.types import (
     Decision,
     Decisions,
@@ -312,12 +313,7 @@ def _check_arguments(scorer: Scorer, rule: Rule, sink: Sink, batch_size: int, on
         raise InputError(f"on_error must be one of {', '.join(get_args(OnError))}, got {on_error!r}")
     if on_error == "quarantine" and not isinstance(sink, DurableSink):
         raise InputError(f"on_error='quarantine' needs a sink with a quarantine, got {type(sink).__name__}")
-    missing = rule.needs - scorer.provides
-    if missing:
-        raise InputError(
-            f"selector {rule.name!r} reads {', '.join(sorted(missing))}, which the scorer does not give "
-            f"(it gives {', '.join(sorted(scorer.provides))}); configure the scorer for it"
-        )
+    require_scores(rule, scorer.provides, "configure the scorer for it")
 
 
 def _resume(source: Source | Iterable[Sample], rule: Rule, sink: Sink, policy_digest: str) -> None:

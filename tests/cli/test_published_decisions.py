@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "streams"))
+sys.path.append(str(Path(__file__).parents[1] / "sources"))
 from broker import Broker
 
 from drip.sources import open_source

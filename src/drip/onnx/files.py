@@ -16,6 +16,7 @@ from drip.errors import ExportError, PolicyError
 from drip.files import canonical_json, write_atomically
 from drip.onnx.metadata import FORMAT_VERSION, KEY, LOWER, UPPER, ModelMetadata, limits_of
 from drip.policy import Policy
+from drip.rules import require_scores
 from drip.types import JsonObject
 
 
@@ -112,12 +113,7 @@ def check_policy(policy: Policy, metadata: ModelMetadata, n_classes: int, provid
     metadata.require(policy)
     if policy.n_classes != n_classes:
         raise PolicyError(f"a policy of {n_classes} classes is needed, got one of {policy.n_classes}")
-    missing = policy.to_rule().needs - set(provides)
-    if missing:
-        raise PolicyError(
-            f"a model that gives {', '.join(sorted(missing))} is needed by the rule {policy.rule.name!r}, "
-            "got one without; export it again with this policy, which adds it"
-        )
+    require_scores(policy.to_rule(), provides, "export the model again with this policy")
 
 
 def load_model_file(path: str | Path) -> onnx.ModelProto:

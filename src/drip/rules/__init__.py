@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
 from drip.errors import InputError, PolicyError
-from drip.rules.base import BaseRule, RankedRule, ThresholdRule, WindowRule
+from drip.rules.base import BaseRule, RankedRule, ThresholdRule, WindowRule, require_scores
 from drip.types import JsonObject
 
 __all__ = [
+    "RECOMMENDATION",
+    "RECOMMENDED",
     "BaseRule",
     "RankedRule",
     "ThresholdRule",
@@ -24,6 +27,7 @@ __all__ = [
     "available",
     "create",
     "load_all",
+    "require_scores",
     "restore_rule",
 ]
 
@@ -73,13 +77,17 @@ def create(name: str, *, retention: float | None = None, **params: Any) -> BaseR
     try:
         return rule(**params) if retention is None else rule.for_retention(retention, **params)
     except TypeError as error:
-        raise InputError(f"selector {name!r} does not take these arguments: {error}") from error
+        raise InputError(
+            f"the rule {name!r} does not accept these arguments: {error}", code="rule-arguments"
+        ) from error
 
 
 def _rule(name: str) -> type[BaseRule]:
     rules = available()
     if name not in rules:
-        raise InputError(f"selector must be one of {', '.join(sorted(rules))}, got {name!r}")
+        near = get_close_matches(name, rules, n=1) if isinstance(name, str) else []
+        hint = f"; did you mean {near[0]!r}?" if near else f"; choose one of {', '.join(sorted(rules))}"
+        raise InputError(f"there is no rule {name!r}{hint}", code="rule-unknown")
     return rules[name]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from math import inf
 from typing import Any, ClassVar, Self
@@ -20,6 +20,7 @@ from drip.types import (
     JsonObject,
     Observation,
     Observations,
+    Rule,
 )
 from drip.windows import (
     MIN_CLASS_COUNT,
@@ -71,7 +72,7 @@ class BaseRule(ABC):
             InputError: no observation, a missing column, NaN or infinite values.
         """
         if not len(observations):
-            raise InputError(f"selector {self.name!r} needs at least one calibration sample, got none")
+            raise InputError(f"the rule {self.name!r} was given no calibration sample", code="source-empty")
         self._check(observations)
         self._calibrate(observations)
         return self
@@ -120,8 +121,9 @@ class BaseRule(ABC):
         """
         if version != self.state_version:
             raise PolicyError(
-                f"state version {self.state_version} of rule {self.name!r} is needed, got {version!r}; "
-                "calibrate again"
+                f"the state of the rule {self.name!r} has version {version!r}, this DRIP reads "
+                f"{self.state_version}; calibrate again",
+                code="rule-state",
             )
         return self.restore(state)
 
@@ -141,32 +143,51 @@ class BaseRule(ABC):
         if outside.any():
             row = int(np.argmax(outside))
             raise InputError(
-                f"classes must be in [0, {n_classes}), got {int(classes[row])} in row {row}; "
-                f"calibrate {self.name!r} with the model that scores the stream"
+                f"row {row} has class {int(classes[row])}, but {self.name!r} was calibrated for {n_classes} "
+                "classes; calibrate it with the model that scores the stream",
+                code="policy-other-classes",
             )
 
     def _uncalibrated(self) -> PolicyError:
-        return PolicyError(f"selector {self.name!r} has no limits yet; calibrate it or load a policy")
+        return PolicyError(
+            f"the rule {self.name!r} is not calibrated; calibrate it or load a policy",
+            code="rule-not-calibrated",
+        )
 
     def _check(self, observations: Observations) -> None:
-        for needed in sorted(self.needs):
-            column: Any = (
-                getattr(observations, needed)
-                if needed in ("logits", "features")
-                else observations.named_scores.get(needed)
-            )
-            if column is None:
-                raise InputError(
-                    f"selector {self.name!r} reads {needed!r}, got observations with "
-                    f"{', '.join(sorted(observations.named_scores))}; use a scorer that provides it"
-                )
-            finite = np.isfinite(column)
+        columns: dict[str, Any] = {"logits": observations.logits, **observations.named_scores}
+        if observations.features is not None:
+            columns["features"] = observations.features
+        require_scores(self, columns, "use a scorer that provides it")
+        for name in sorted(self.needs):
+            finite = np.isfinite(columns[name])
             if not finite.all():
                 rows = finite if finite.ndim == 1 else finite.all(axis=1)
                 raise InputError(
-                    f"{needed} must be finite, got NaN or infinity in row {int(np.argmin(rows))}; "
-                    "quarantine that sample"
+                    f"{name} of row {int(np.argmin(rows))} is NaN or infinite; quarantine that sample",
+                    code="sample-non-finite",
                 )
+
+
+def require_scores(rule: Rule, provides: Iterable[str], advice: str) -> None:
+    """Check that everything a rule reads is there, before any sample is decided.
+
+    Args:
+        rule: The rule.
+        provides: Names of the columns that observations will have: ``logits``, ``features``, score names.
+        advice: What to do where one is missing.
+
+    Raises:
+        InputError: with the missing names and the advice; code ``rule-needs``.
+    """
+    available = frozenset(provides)
+    missing = rule.needs - available
+    if missing:
+        raise InputError(
+            f"the rule {rule.name!r} reads {', '.join(sorted(missing))}, but only "
+            f"{', '.join(sorted(available)) or 'nothing'} is available; {advice}",
+            code="rule-needs",
+        )
 
 
 def within_float64(values: FloatArray) -> FloatArray:

@@ -11,7 +11,7 @@ from drip.errors import InputError
 from drip.media import InputSpec
 from drip.pipeline import observe
 from drip.policy import Policy, Provenance, class_histograms
-from drip.rules import BaseRule, WindowRule, create
+from drip.rules import BaseRule, WindowRule, create, require_scores
 from drip.sources import FolderSource
 from drip.types import Observations, Scorer
 from drip.windows import Method, check_fraction, sort_by_class
@@ -101,13 +101,8 @@ def calibrate_file(
         SourceError: no folder, or nothing in it.
     """
     selector = _rule(rule, retention, method, rule_options or {})
-    missing = selector.needs - scorer.provides
-    if missing:
-        raise InputError(
-            f"the rule {rule!r} reads {', '.join(sorted(missing))}, got a model file that gives "
-            f"{', '.join(sorted(scorer.provides))}; export it with "
-            + " ".join(f"--{name}" for name in sorted(missing))
-        )
+    options = " ".join(f"--output {name}" for name in sorted(selector.needs - scorer.provides))
+    require_scores(selector, scorer.provides, f"export the model file with {options}")
     observations = _observe(FolderSource(folder), scorer, scorer.spec, on_progress)
     provenance = Provenance(
         model_digest=scorer.digest,

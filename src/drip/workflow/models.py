@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from drip.errors import InputError, PolicyError
+from drip.errors import PolicyError
 from drip.media import InputSpec
 from drip.policy import Policy
-from drip.rules import BaseRule
+from drip.rules import BaseRule, require_scores
 from drip.types import JsonObject, Scorer
 
 if TYPE_CHECKING:
@@ -175,11 +175,5 @@ def parts_of(
         spec = InputSpec.from_json(chosen.provenance.input_spec)
         digests = (chosen.provenance.model_digest,)
         parts = Parts(chosen, scorer_of(chosen, model), rule, spec, digests, names)
-    missing = rule.needs - parts.scorer.provides
-    if missing:
-        raise InputError(
-            f"the rule {rule.name!r} reads {', '.join(sorted(missing))}, which the model does not give "
-            f"(it gives {', '.join(sorted(parts.scorer.provides))}); export it with that output, or "
-            "calibrate again"
-        )
+    require_scores(rule, parts.scorer.provides, "export the model with that output, or calibrate again")
     return parts

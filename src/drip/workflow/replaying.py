@@ -11,7 +11,7 @@ import numpy as np
 
 from drip.errors import PolicyError
 from drip.policy import Policy
-from drip.rules import BaseRule
+from drip.rules import BaseRule, require_scores
 from drip.store import AuditRow, RetentionStore
 from drip.types import BoolArray, FloatArray, IntArray, JsonObject, Observations
 
@@ -143,12 +143,7 @@ def _observations(rows: list[AuditRow], rule: BaseRule, policy: Policy) -> Obser
         )
     has_logits = 0 not in widths
     held = {*names, "logits"} if has_logits else set(names)
-    missing = rule.needs - held
-    if missing:
-        raise PolicyError(
-            f"the rule {rule.name!r} reads {', '.join(sorted(missing))}, got an audit with "
-            f"{', '.join(sorted(held))}; " + _advice(missing)
-        )
+    require_scores(rule, held, _advice(rule.needs - held))
     classes = np.array([row.predicted_class for row in rows], dtype=np.int64)
     if classes.max() >= policy.n_classes:
         raise PolicyError(
