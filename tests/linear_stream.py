@@ -65,6 +65,11 @@ def wide(name):
     return Sample(name, encode_npy(np.zeros(N_FEATURES + 1)), "application/x-npy")
 
 
+def rejected(name):
+    """A payload that decodes: only the source's word keeps it from being decided on."""
+    return Sample(name, stream(1)[0].data, "application/x-npy", rejected="its header is not a JSON object")
+
+
 @cache
 def calibration():
     return observe(stream(400, seed=1), LinearScorer())
@@ -93,4 +98,5 @@ BAD = {
     "nan": poisoned,
     "infinite": lambda name: poisoned(name, np.inf),
     "another-shape": wide,
+    "rejected": rejected,
 }

@@ -27,6 +27,7 @@ from drip.pipeline import observe, prepare_npy, run
 from drip.rules import create
 from drip.store import RetentionStore
 from drip.testing import ListSource, MemorySink
+from drip.types import Sample
 from drip.workflow import ShadowSink
 
 
@@ -46,6 +47,20 @@ def test_bad_sample_does_not_take_its_neighbours_with_it(kind, on_error, batch_s
     names = [sample.id for sample, _ in sink.quarantined]
     assert names == ([] if on_error == "skip" else ["bad-1", "bad-2"])
     assert all(len(reason) > 20 for _, reason in sink.quarantined)
+
+
+def test_rejected_sample_is_quarantined_with_the_source_s_reason_and_never_decoded():
+    def decode(data, media_type):
+        assert data != b"payload"
+        return prepare_npy(data, media_type)
+
+    bad = Sample("bad", b"payload", "application/x-npy", rejected="the header is not a JSON object")
+    sink = MemorySink()
+    tally = run(
+        [*stream(3), bad], LinearScorer(), drip_selector(), sink, prepare=decode, on_error="quarantine"
+    )
+    assert (tally.n_seen, tally.n_quarantined) == (4, 1)
+    assert sink.quarantined == [(bad, "the header is not a JSON object")]
 
 
 @pytest.mark.parametrize("kind", sorted(BAD))

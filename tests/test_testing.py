@@ -164,6 +164,13 @@ class NeverAcknowledges(ListSource):
         self.acknowledged = 0
 
 
+class RejectsWithoutReason(ListSource):
+    def batches(self, max_samples):
+        for batch in super().batches(max_samples):
+            yield [replace(sample, rejected="") for sample in batch]
+            self.acknowledged = self._position
+
+
 class TooLarge(ListSource):
     def batches(self, max_samples):
         yield from super().batches(max_samples + 1)
@@ -203,6 +210,7 @@ class Doubles(ListSource):
         (LosesOnSeek, "without loss or double"),
         (AcknowledgesEarly, "not acknowledged before"),
         (NeverAcknowledges, "every consumed batch is acknowledged"),
+        (RejectsWithoutReason, "a rejected sample has a reason"),
         (TooLarge, "batches have up to 1 samples, got 2"),
         (SkipsWhileIdle, "an empty batch does not move the cursor"),
         (LosesTail, "without loss or double"),

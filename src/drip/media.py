@@ -23,8 +23,6 @@ from drip.types import JsonObject
 Resize = Literal["exact", "stretch", "crop"]
 
 NPY = "application/x-npy"
-REFUSED = "application/octet-stream; error="
-"""Media type, with the reason behind it, of what a source has refused; so does every input contract."""
 MEDIA_TYPES: Mapping[str, str] = {
     ".png": "image/png",
     ".jpg": "image/jpeg",
@@ -118,8 +116,6 @@ class InputSpec:
         [[[0.0, 1.0], [0.20000000298023224, 0.0]]]
         """
         kind = media_type.partition("/")[0]
-        if media_type.startswith(REFUSED):
-            raise InputError(media_type.removeprefix(REFUSED))
         if media_type not in SUFFIXES:
             raise InputError(f"media type must be one of {', '.join(SUFFIXES)}, got {media_type!r}")
         if kind == "image":

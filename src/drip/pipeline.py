@@ -262,6 +262,9 @@ def _observe(
     observed = _Observed()
     inputs: list[NDArray[np.float32]] = []
     for sample in batch:
+        if sample.rejected is not None:
+            observed.failures.append((sample, InputError(sample.rejected, code="payload-invalid")))
+            continue
         try:
             inputs.append(prepare(sample.data, sample.media_type))
             observed.samples.append(sample)

@@ -297,7 +297,8 @@ def check_source(
 ) -> None:
     """Check the contract of :class:`drip.types.Source` on a finite stream of at least 3 samples.
 
-    Batches have the asked size at most; an empty one means that nothing arrived, and moves no cursor; the
+    A rejected sample has a reason. Batches have the asked size at most; an empty one means that nothing
+    arrived, and moves no cursor; the
     samples do not depend on the size; after a seek to any cursor the stream continues without loss or
     double; nothing is acknowledged before the consumer came back.
 
@@ -312,6 +313,7 @@ def check_source(
     ids = [sample.id for sample in whole]
     _hold(len(whole) >= 3, f"the stream has at least 3 samples, got {len(whole)}")
     _hold(len(set(ids)) == len(ids), "sample ids are unique")
+    _hold(all(sample.rejected != "" for sample in whole), "a rejected sample has a reason")
     for size in (1, 2, 3, len(whole) + 1):
         source, seen = factory(), 0
         cursors: list[tuple[str | None, int]] = []
@@ -368,6 +370,7 @@ def check_sink(
 
 def _check_durable(sink: DurableSink, kept: Callable[[Any], Collection[str]] | None) -> None:
     samples, observations = fake_samples(3), fake_observations(3, 3)
+    rejected = replace(samples[2], rejected="not a JSON object")
     decision = Decision(retain=True, priority=1.0, keep_probability=1.0, reason="check")
     progress = Progress("cursor", {"limit": 0.25, "nested": [1, None]}, "digest")
     _hold(sink.load_progress() is None, "a new sink has no progress")
@@ -379,7 +382,7 @@ def _check_durable(sink: DurableSink, kept: Callable[[Any], Collection[str]] | N
     def fail() -> None:
         with sink.transaction():
             sink.put(samples[1], observations[1], decision)
-            sink.quarantine(samples[2], "cannot be decoded")
+            sink.quarantine(rejected, "not a JSON object")
             sink.save_progress(replace(progress, cursor="later"))
             raise _RollbackError
 
@@ -392,7 +395,7 @@ def _check_durable(sink: DurableSink, kept: Callable[[Any], Collection[str]] | N
     _hold(sink.load_progress() == progress, "a failed transaction does not save progress")
     _check_kept(sink, kept, {samples[0].id})
     with sink.transaction():
-        sink.quarantine(samples[2], "cannot be decoded")
+        sink.quarantine(rejected, "not a JSON object")
         sink.save_progress(replace(progress, cursor=None))
     _hold(sink.load_progress() == replace(progress, cursor=None), "progress is replaced")
     _check_kept(sink, kept, {samples[0].id})

@@ -35,6 +35,8 @@ class Sample:
         label: The true class index where known; never a prediction.
         time_s: Time of arrival or recording in seconds since the epoch, or None.
         meta: Free text pairs that travel with the sample.
+        rejected: Why the source could not parse the payload, or None. The pipeline never decodes such a
+            rejected sample; it goes to quarantine with this reason.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Sample:
     label: int | None = None
     time_s: float | None = None
     meta: Mapping[str, str] = field(default_factory=lambda: _NO_META)
+    rejected: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

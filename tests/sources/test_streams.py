@@ -15,7 +15,6 @@ from drip.datasets import ImageDataset
 from drip.errors import SourceError
 from drip.media import MEDIA_TYPES
 from drip.sources import SCHEMES, DatasetSource, FolderSource, open_source
-from drip.sources.messages import reason_of
 from drip.testing import check_source
 
 SMALL = ImageDataset(
@@ -120,7 +119,7 @@ def test_a_file_that_would_fill_the_memory_is_refused_and_the_others_are_given(f
     *_, refused, _, _, _ = next(FolderSource(folder).batches(10))
     assert refused.id.startswith("a/11.png/")
     assert refused.data == b"\x89PNG" + bytes(1020)
-    assert "at most 268435456 bytes is needed, got 1099511627776" in reason_of(refused)
+    assert "at most 268435456 bytes is needed, got 1099511627776" in refused.rejected
 
 
 def test_long_path_has_an_id_that_a_store_takes_and_that_no_other_has(tmp_path):

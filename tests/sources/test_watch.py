@@ -17,7 +17,6 @@ from drip.media import encode_npy
 from drip.pipeline import run
 from drip.rules import create
 from drip.sources import WatchedFolderSource, open_source
-from drip.sources.messages import reason_of
 from drip.store import RetentionStore
 from drip.testing import check_source, fake_observations
 
@@ -301,8 +300,8 @@ def test_too_large_file_is_refused_with_its_reason_and_never_deleted(tmp_path, d
     write(tmp_path, "b.png")
     batches = WatchedFolderSource(tmp_path, done=done, max_bytes=4000).batches(9)
     samples = {sample.id: sample for batch in islice(batches, 8) for sample in batch}
-    (bad,) = [sample for sample in samples.values() if reason_of(sample)]
-    assert "a file of at most 4000 bytes is needed, got 5000" in reason_of(bad)
+    (bad,) = [sample for sample in samples.values() if sample.rejected]
+    assert "a file of at most 4000 bytes is needed, got 5000" in bad.rejected
     assert len(samples) == 2
     assert (tmp_path / ".too-large/a.png").stat().st_size == 5000
     batches.close()

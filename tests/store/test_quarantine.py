@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,6 +28,25 @@ def test_quarantine_keeps_the_sample_and_the_reason(store):
         1,
     )
     assert store.stats().quarantined == 1
+
+
+def test_a_rejected_sample_comes_back_with_its_reason(store):
+    rejected = Sample("q", b"{", "application/octet-stream", rejected="not a JSON object " + "x" * 400)
+    store.quarantine(rejected, rejected.rejected)
+    store.quarantine(sample("r", b"broken"), "truncated")
+    first, second = store.quarantined()
+    assert (first.sample, first.reason) == (rejected, rejected.rejected)
+    assert second.sample.rejected is None
+
+
+def test_a_rejected_sample_of_an_earlier_version_is_read(store, path):
+    store.quarantine(sample("q", b"{", meta={"error": "no JSON"}), "no JSON")
+    store.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE quarantine SET media_type = 'application/octet-stream; error=no JSON'")
+    with RetentionStore.open_readonly(path) as again:
+        (row,) = again.quarantined()
+    assert (row.sample.media_type, row.sample.rejected) == ("application/octet-stream", "no JSON")
 
 
 def test_a_full_quarantine_gives_up_the_oldest_and_counts_it(store):

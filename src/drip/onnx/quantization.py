@@ -379,6 +379,8 @@ class _Work:
         inputs = np.memmap(folder / "inputs", np.float32, "w+", shape=shape)
         for row, sample in enumerate(islice(self.samples(), int(rows.max()) + 1)):
             if row in place:
+                if sample.rejected is not None:
+                    raise InputError(f"sample {sample.id!r}: {sample.rejected}", code="payload-invalid")
                 try:
                     inputs[place[row]] = spec.prepare(sample.data, sample.media_type)
                 except InputError as error:

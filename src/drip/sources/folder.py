@@ -8,7 +8,7 @@ from pathlib import Path
 
 from drip.errors import SourceError
 from drip.media import MEDIA_TYPES
-from drip.sources.messages import HEAD_BYTES, printable, refused, short_id
+from drip.sources.messages import HEAD_BYTES, printable, rejected, short_id
 from drip.types import Sample
 
 MAX_BYTES = 2**28
@@ -106,7 +106,7 @@ class FolderSource:
         except OSError as error:
             raise SourceError(f"a readable file is needed at {place}, got: {error}") from error
         if n_bytes > MAX_BYTES:
-            return refused(name, data, f"a file of at most {MAX_BYTES} bytes is needed, got {n_bytes}")
+            return rejected(name, data, f"a file of at most {MAX_BYTES} bytes is needed, got {n_bytes}")
         return Sample(
             id=short_id(name),
             data=data,

@@ -15,12 +15,14 @@ from typing import Any
 
 from drip.errors import InputError
 from drip.files import sha256_hex
-from drip.media import NPY, REFUSED
+from drip.media import NPY
 from drip.types import Sample
 
 MAX_HEADER_BYTES = 2**16
 HEAD_BYTES = 1024
 """What is kept of a payload that is too large to be read whole."""
+UNKNOWN = "application/octet-stream"
+"""Media type of rejected samples."""
 
 _MAX_ID_BYTES = 512
 _MAX_META_BYTES = 8192
@@ -63,34 +65,23 @@ def printable(path: Path) -> str:
     return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
 
 
-def refused(place: str, data: bytes, reason: str, *, digest: str | None = None) -> Sample:
-    """A payload that is no sample, as one that every input contract refuses, so that nothing vanishes.
-
-    Its media type is ``application/octet-stream`` with the reason as a parameter, which is the contract's
-    refusal, and so what the quarantine says. ``meta["error"]`` has the reason alone.
+def rejected(place: str, data: bytes, reason: str, *, digest: str | None = None) -> Sample:
+    """A payload that could not be parsed, as a rejected sample, so that nothing disappears unnoticed.
 
     Args:
         place: Where it came from; the front of its id. Or empty.
-        data: The payload, or its first bytes where it is too large.
-        reason: What was expected and what came.
-        digest: SHA-256 of the whole payload where ``data`` is but a part of it.
+        data: The payload, or its first bytes if it is too large.
+        reason: What is wrong with it.
+        digest: SHA-256 of the whole payload if ``data`` is only a part of it.
 
-    >>> refused("door", b"?", "an image is needed").media_type
-    'application/octet-stream; error=an image is needed'
+    >>> rejected("door", b"?", "not a JSON object").rejected
+    'not a JSON object'
     """
+    # Any bytes may be quoted in a reason: stores, logs and MQTT get printable ASCII of bounded length.
     word = reason.encode("ascii", "backslashreplace").decode().replace('"', "'")
     word = word if len(word) <= _MAX_REASON else f"{word[:_MAX_REASON]}..."
-    return Sample(
-        id=_named(place, (digest or sha256_hex(data))[:32]),
-        data=data,
-        media_type=REFUSED + word,
-        meta={"error": word},
-    )
-
-
-def reason_of(sample: Sample) -> str | None:
-    """Why a sample was refused by its source; None where it was not."""
-    return sample.meta["error"] if sample.media_type.startswith(REFUSED) else None
+    name = (digest or sha256_hex(data))[:32]
+    return Sample(id=_named(place, name), data=data, media_type=UNKNOWN, rejected=word)
 
 
 def sample_of(
@@ -114,7 +105,7 @@ def sample_of(
     try:
         return _sample(place, header, data, class_names, time_s)
     except InputError as error:
-        return refused(place, data, str(error))
+        return rejected(place, data, str(error))
 
 
 def sample_of_json(
@@ -123,13 +114,13 @@ def sample_of_json(
     """The sample of a JSON object: a header whose ``data`` is the payload in base64; or a refused one.
 
     >>> sample_of_json("", b'{"id": "a", "data": "Qk0=", "label": 3}')
-    Sample(id='a', data=b'BM', media_type='image/bmp', label=3, time_s=None, meta={})
+    Sample(id='a', data=b'BM', media_type='image/bmp', label=3, time_s=None, meta={}, rejected=None)
     """
     try:
         header = parse_header(text)
         data = _decoded(header.pop("data", None))
     except InputError as error:
-        return refused(place, text, str(error))
+        return rejected(place, text, str(error))
     return sample_of(place, header, data, class_names=class_names, time_s=time_s)
 
 

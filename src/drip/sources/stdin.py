@@ -14,8 +14,7 @@ from drip.sources.messages import (
     HEAD_BYTES,
     MAX_HEADER_BYTES,
     parse_header,
-    reason_of,
-    refused,
+    rejected,
     sample_of,
     sample_of_json,
 )
@@ -138,11 +137,11 @@ class LineParser:
         """The last line, complete or not."""
         line = b"" if self._dropped else bytes(self._rest)
         for sample in self._take():
-            error = reason_of(sample)
+            error = sample.rejected
             if error is None or not line:
                 yield sample
             else:
-                yield self._refused(
+                yield self._rejected(
                     line,
                     f"a line with its end is needed, got {len(line)} bytes and the stream's end: {error}",
                 )
@@ -163,14 +162,14 @@ class LineParser:
         self._dropped = 0
         self._count += 1
         if not is_whole:
-            yield self._refused(line, f"a line of at most {self._max_line} bytes is needed, got {n_bytes}")
+            yield self._rejected(line, f"a line of at most {self._max_line} bytes is needed, got {n_bytes}")
         elif line.strip():
             sample = sample_of_json("", line, class_names=self._classes)
-            error = reason_of(sample)
-            yield sample if error is None else self._refused(line, error)
+            error = sample.rejected
+            yield sample if error is None else self._rejected(line, error)
 
-    def _refused(self, line: bytes, reason: str) -> Sample:
-        return refused(f"line {self._count}", line, reason)
+    def _rejected(self, line: bytes, reason: str) -> Sample:
+        return rejected(f"line {self._count}", line, reason)
 
 
 class FrameParser:
@@ -199,7 +198,7 @@ class FrameParser:
             self._count += 1
             if is_large:
                 head = bytes(self._rest[4 : 4 + HEAD_BYTES])
-                yield self._refused(
+                yield self._rejected(
                     head, f"a frame of at most {self._max_frame} bytes is needed, got {n_frame}"
                 )
             else:
@@ -211,11 +210,11 @@ class FrameParser:
         """A frame that the stream's end has cut, if there is one."""
         self._count += 1
         if self._skip:
-            yield self._refused(b"", f"{self._skip} more bytes of a frame are needed, got the stream's end")
+            yield self._rejected(b"", f"{self._skip} more bytes of a frame are needed, got the stream's end")
         elif self._rest:
             n_frame = int.from_bytes(self._rest[:4]) if len(self._rest) >= 4 else "at least 4"
             n_bytes = max(0, len(self._rest) - 4)
-            yield self._refused(
+            yield self._rejected(
                 bytes(self._rest[4:]),
                 f"a frame of {n_frame} bytes is needed, got {n_bytes} and the stream's end",
             )
@@ -223,7 +222,7 @@ class FrameParser:
     def _sample(self, frame: bytes) -> Sample:
         n_header = int.from_bytes(frame[:4])
         if len(frame) < 4 or n_header > min(len(frame) - 4, MAX_HEADER_BYTES):
-            return self._refused(
+            return self._rejected(
                 frame,
                 f"a header that fits its frame of {len(frame)} bytes is needed, got a length of {n_header}",
             )
@@ -231,10 +230,10 @@ class FrameParser:
         try:
             header = parse_header(text) if text else {}
         except InputError as error:
-            return self._refused(frame, str(error))
+            return self._rejected(frame, str(error))
         sample = sample_of("", header, data, class_names=self._classes)
-        reason = reason_of(sample)
-        return sample if reason is None else self._refused(data, reason)
+        reason = sample.rejected
+        return sample if reason is None else self._rejected(data, reason)
 
-    def _refused(self, data: bytes, reason: str) -> Sample:
-        return refused(f"frame {self._count}", data, reason)
+    def _rejected(self, data: bytes, reason: str) -> Sample:
+        return rejected(f"frame {self._count}", data, reason)

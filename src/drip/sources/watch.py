@@ -17,7 +17,7 @@ from typing import Self
 
 from drip.errors import SourceError
 from drip.media import MEDIA_TYPES
-from drip.sources.messages import HEAD_BYTES, printable, refused, short_id
+from drip.sources.messages import HEAD_BYTES, printable, rejected, short_id
 from drip.sources.url import DEFAULT_MAX_BYTES, folder_in, integer, number, parse_options, split_url
 from drip.types import Sample
 
@@ -208,7 +208,7 @@ class WatchedFolderSource:
             return None
         name = printable(path.relative_to(self._folder))
         if found.state[0] > self._max_bytes:
-            return refused(
+            return rejected(
                 name, data, f"a file of at most {self._max_bytes} bytes is needed, got {found.state[0]}"
             )
         return Sample(

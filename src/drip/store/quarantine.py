@@ -18,6 +18,10 @@ MAX_REASON_BYTES = 1024
 MAX_META_BYTES = 4096
 MAX_MEDIA_TYPE_BYTES = 255
 
+# The table has no column for Sample.rejected: a rejected sample is marked by this parameter of its media
+# type, as in files of earlier versions. The row's reason is the sample's.
+_REJECTED = "; error="
+
 _OVERHEAD_BYTES = 160  # of a row and its index entry, beside texts and data
 _DROPPED = "SELECT value FROM settings WHERE name = 'quarantine_dropped'"
 _INSERT = """INSERT INTO quarantine
@@ -61,6 +65,9 @@ class Shelved:
         notes: list[str] = []
         sample_id = _cut("id", sample.id, codec.MAX_ID_BYTES, notes) or "?"
         media_type = _cut("media type", sample.media_type, MAX_MEDIA_TYPE_BYTES, notes)
+        if sample.rejected is not None:
+            marked = f"{media_type}{_REJECTED}{sample.rejected}"
+            media_type = _cut("media type", marked, MAX_MEDIA_TYPE_BYTES, [])
         word = _cut("reason", reason, MAX_REASON_BYTES, notes)
         meta = _meta_that_fits(sample, notes)
         label = time_s = None
@@ -77,6 +84,18 @@ class Shelved:
         """What the row takes without the data."""
         texts = (self.media_type, self.reason, self.meta or "")
         return len(self.sample_id) * 3 + sum(len(text.encode()) for text in texts) + _OVERHEAD_BYTES
+
+
+def media_type_and_rejection(column: str, reason: str) -> tuple[str, str | None]:
+    """Media type and :attr:`Sample.rejected` from a row's media type and reason.
+
+    >>> media_type_and_rejection("application/octet-stream; error=no JSON", "no JSON")
+    ('application/octet-stream', 'no JSON')
+    >>> media_type_and_rejection("image/png", "truncated")
+    ('image/png', None)
+    """
+    media_type, mark, _ = column.partition(_REJECTED)
+    return media_type, reason if mark else None
 
 
 def _cut(name: str, text: str, n_bytes: int, notes: list[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from drip.errors import StoreError
 from drip.store import codec
 from drip.store.eviction import ClassCounters
-from drip.store.quarantine import Quarantine
+from drip.store.quarantine import Quarantine, media_type_and_rejection
 from drip.store.records import AuditRow, LabelState, Outcome, QuarantinedSample, StoredSample, StoreStats
 from drip.store.schema import disk_bytes, explained
 from drip.store.settings import ORIGIN, ProgressRow
@@ -117,8 +117,11 @@ class Reader:
         """The samples in quarantine, oldest first."""
         last = 0
         while rows := self._rows(_QUARANTINE, (last, 1)):
-            key, sample_id, media_type, reason, label, n_bytes, repeats, time_s, meta, data = rows[0]
-            sample = Sample(sample_id, data or b"", media_type, label, time_s, codec.decode_meta(meta))
+            key, sample_id, column, reason, label, n_bytes, repeats, time_s, meta, data = rows[0]
+            media_type, rejected = media_type_and_rejection(column, reason)
+            sample = Sample(
+                sample_id, data or b"", media_type, label, time_s, codec.decode_meta(meta), rejected
+            )
             yield QuarantinedSample(key, sample, reason, n_bytes, repeats)
             last = key
 

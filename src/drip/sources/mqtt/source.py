@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from drip.errors import SourceError
 from drip.media import MEDIA_TYPES
-from drip.sources.messages import HEAD_BYTES, media_type_of, refused, sample_of, sample_of_json
+from drip.sources.messages import HEAD_BYTES, media_type_of, rejected, sample_of, sample_of_json
 from drip.sources.mqtt.address import MqttAddress
 from drip.sources.mqtt.connection import ConnectionLostError, Message, MqttConnection
 from drip.types import Sample
@@ -135,7 +135,7 @@ class MqttSource:
         topic, data, now = message.topic, bytes(message.payload), time.time()
         if len(data) > self._address.max_bytes:
             reason = f"a payload of at most {self._address.max_bytes} bytes is needed, got {len(data)}"
-            return refused(topic, data[:HEAD_BYTES], reason, digest=hashlib.sha256(data).hexdigest())
+            return rejected(topic, data[:HEAD_BYTES], reason, digest=hashlib.sha256(data).hexdigest())
         properties: Any = message.properties
         content_type = getattr(properties, "ContentType", None)
         is_json = data.startswith(b"{") if content_type is None else content_type.partition(";")[0] == _JSON
