@@ -64,7 +64,7 @@ def run(
     """Measure what is missing, run by run; may be killed and started again, also twice at once."""
     usual = results.resolve() == RESULTS.resolve()
     if usual and rows is not None:
-        raise InputError(f"--rows {rows} needs --results: its lines would take the place of the full ones")
+        raise InputError(f"--rows {rows}: its lines would replace the full ones; add --results FOLDER")
     ledger = Ledger(results, CACHE / "locks" if usual else None)  # claims belong to results, not to a cache
     measure(console, ledger, units(study, regime, dataset, seeds), cache, device, arms=arm, n_rows=rows)
 

@@ -1,4 +1,4 @@
-"""What is compared: every selector that drip finds, and the variants of its own rule."""
+"""What is compared: every rule that drip finds, and variants of the published one."""
 
 from __future__ import annotations
 
@@ -10,42 +10,56 @@ from dataclasses import dataclass
 from typing import Any
 
 from drip.rules import BaseRule, available, create
-from drip.types import Decisions, Observations
+from drip.types import Decisions, JsonObject, Observations
 
 _TIMED_DECISIONS = 200
+_WINDOW_SIZE = ("discard_fraction", "retention")
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A selector with arguments, under the name that results carry.
+class Arm:
+    """A rule with arguments, under the name that results carry.
 
     Attributes:
         name: The arm.
-        selector: Name among :func:`drip.rules.available`.
+        rule: Name among :func:`drip.rules.available`.
         params: Arguments besides retention and seed, as pairs.
     """
 
     name: str
-    selector: str
+    rule: str
     params: tuple[tuple[str, Any], ...] = ()
 
     def build(self, retention: float, seed: int) -> BaseRule:
         """The rule for a retention, not yet calibrated; arms that draw, draw apart from one another."""
-        draws = "seed" in inspect.signature(available()[self.selector]).parameters
+        draws = "seed" in inspect.signature(available()[self.rule]).parameters
         seeded = {"seed": zlib.crc32(self.name.encode()) + seed} if draws else {}
-        return create(self.selector, retention=retention, **dict(self.params), **seeded)
+        return create(self.rule, retention=retention, **dict(self.params), **seeded)
+
+    def config(self, retention: float) -> JsonObject:
+        """The arguments of the rule, as result files name them.
+
+        The window rules were recorded with the share that they discard. The name stays in the configuration
+        whatever the argument is called today: another name gives another hash, and every line with it would
+        be measured again.
+        """
+        params = self.build(retention, 0).params
+        if "method" not in params:
+            return params
+        others = {name: value for name, value in params.items() if name not in _WINDOW_SIZE}
+        return {"discard_fraction": round(1 - retention, 12), **others}
 
 
 _NORMALISED = ("score", "drip_normalised")
 _PEAK = ("method", "histogram_peak")
 
 PAPER_RULES = {
-    rule.name: rule
-    for rule in (
-        Rule("paper.raw.window", "drip"),
-        Rule("paper.raw.peak", "drip", (_PEAK,)),
-        Rule("paper.normalised.window", "drip", (_NORMALISED,)),
-        Rule("paper.normalised.peak", "drip", (_NORMALISED, _PEAK)),
+    arm.name: arm
+    for arm in (
+        Arm("paper.raw.window", "drip"),
+        Arm("paper.raw.peak", "drip", (_PEAK,)),
+        Arm("paper.normalised.window", "drip", (_NORMALISED,)),
+        Arm("paper.normalised.peak", "drip", (_NORMALISED, _PEAK)),
     )
 }
 """The paper's arms (A1, A5): raw or normalised heatmap, window of III-A or peak of Algorithm 1."""
@@ -67,15 +81,15 @@ COMPARATORS = frozenset(
 """Rules of the literature, run only as they were meant: online, for equal epochs, on mixed streams."""
 
 _VARIANTS = (
-    Rule("drip.normalised", "drip", (_NORMALISED,)),
-    Rule("drip.peak", "drip", (_PEAK,)),
-    Rule("drip.contrast", "drip", (("score", "contrast"),)),
+    Arm("drip.normalised", "drip", (_NORMALISED,)),
+    Arm("drip.peak", "drip", (_PEAK,)),
+    Arm("drip.contrast", "drip", (("score", "contrast"),)),
 )
 
 
-def rules() -> dict[str, Rule]:
-    """Every arm that selects, by name: all selectors, then other readings of the published rule."""
-    return {rule.name: rule for rule in (*(Rule(name, name) for name in sorted(available())), *_VARIANTS)}
+def rules() -> dict[str, Arm]:
+    """Every arm that selects, by name: all rules, then other readings of the published rule."""
+    return {arm.name: arm for arm in (*(Arm(name, name) for name in sorted(available())), *_VARIANTS)}
 
 
 @dataclass(frozen=True)
@@ -91,19 +105,19 @@ class Decided:
     cost: dict[str, float]
 
 
-def decide(selector: BaseRule, stream: Observations) -> Decided:
+def decide(rule: BaseRule, stream: Observations) -> Decided:
     """The decisions on a stream, and what a single decision costs (measured apart, on its first part)."""
-    state = selector.state()
-    decisions = selector.decide_many(stream)
+    state = rule.state()
+    decisions = rule.decide_many(stream)
     probe = [stream[row] for row in range(min(_TIMED_DECISIONS, len(stream)))]
-    selector.restore(state)
+    rule.restore(state)
     start = time.perf_counter()
     for observation in probe:
-        selector.decide(observation)
+        rule.decide(observation)
     seconds = (time.perf_counter() - start) / max(1, len(probe))
     tracemalloc.start()
     for observation in probe[:20]:
-        selector.decide(observation)
+        rule.decide(observation)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return Decided(decisions, {"decide_us": round(1e6 * seconds, 1), "decide_peak_bytes": peak})

@@ -1,10 +1,9 @@
-"""What one line of a result file stands for: its permanent id, its configuration and the hash of that."""
+"""What one line of a result file measures: its permanent id, and the hash of its configuration."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,8 @@ class Unit:
     """The cells that one process works on at a time; they share data, split and deployed models.
 
     Attributes:
-        study: ``table1``, ``dpw``, ``noise`` or ``streams``.
-        regime: ``full`` or ``head``.
+        study: A key of ``running.STUDIES``.
+        regime: ``full``, ``head`` or ``table``.
         dataset: Name of the data set.
         seed: Number of the run: split, training order and draws follow from it.
     """
@@ -52,16 +51,49 @@ class Cell:
     @property
     def id(self) -> str:
         """The permanent name of the line."""
+        return f"{self.series}/{self.unit.seed:04d}"
+
+    @property
+    def series(self) -> str:
+        """The id without its seed: what all runs of this arm at these settings share."""
         unit, settings = self.unit, ",".join(f"{name}={value}" for name, value in self.settings)
-        return "/".join((unit.study, unit.regime, unit.dataset, settings, self.arm, f"{unit.seed:04d}"))
+        return f"{unit.study}/{unit.regime}/{unit.dataset}/{settings}/{self.arm}"
+
+    @classmethod
+    def parse(cls, series: str, seed: int) -> Cell:
+        """The cell of a series and a seed.
+
+        Raises:
+            ValueError: the text is no series, or the seed no number of a run.
+
+        >>> Cell.parse("dpw/head/mnist/discard=0.1/drip", 3).get("discard")
+        0.1
+        """
+        study, regime, dataset, settings, arm = series.split("/")
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise ValueError(f"{seed!r} is no seed")
+        pairs = [pair.split("=") for pair in settings.split(",")] if settings else []
+        return cls(
+            Unit(study, regime, dataset, seed), arm, tuple((name, _scalar(value)) for name, value in pairs)
+        )
 
     def get(self, name: str, default: Scalar | None = None) -> Any:
         """One setting."""
         return dict(self.settings).get(name, default)
 
 
-def config_hash(config: Mapping[str, Any]) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of the configuration as sorted JSON.
+def _scalar(text: str) -> Scalar:
+    """A setting as it was before it became text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def config_hash(config: Any) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a JSON value with sorted keys.
 
     >>> config_hash({"b": 1, "a": 2}) == config_hash({"a": 2, "b": 1})
     True

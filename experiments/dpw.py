@@ -30,7 +30,7 @@ def cells(unit: Unit) -> Iterator[Cell]:
 def config(cell: Cell) -> JsonObject:
     """What the cell's numbers depend on besides the regime."""
     flat = cell.get("discard") is None
-    params = None if flat else rules()[cell.arm].build(round(1 - float(cell.get("discard")), 2), 0).params
+    params = None if flat else rules()[cell.arm].config(round(1 - float(cell.get("discard")), 2))
     return {"rule": params, "split": "40/20/40", "calibration": "d1c"}
 
 

@@ -26,7 +26,7 @@ from drip.scoring import TorchScorer, model_digest
 from drip.training import Examples, TrainConfig, train
 from drip.types import FloatArray, IntArray, JsonObject, Observations
 from experiments.bank import Bank, build_bank
-from experiments.recipes import RECIPES, RuleSpec, Training
+from experiments.recipes import RECIPES, Recipe, Training
 from experiments.regimes import BATCH, observe_maps
 from experiments.sizes import encoded_sizes
 from experiments.views import network_inputs
@@ -91,7 +91,7 @@ class FullRegime:
         labels: IntArray,
         n_classes: int,
         backbone: Backbone,
-        recipe: RuleSpec,
+        recipe: Recipe,
         sizes: Callable[[], IntArray],
         cache: Path,
         groups: IntArray | None = None,
@@ -112,7 +112,7 @@ class FullRegime:
         device: str = "cpu",
         backbone: str | None = None,
         weights: str | Path | None = None,
-        recipe: RuleSpec | None = None,
+        recipe: Recipe | None = None,
         limit: int | None = None,
         on_progress: Progress | None = None,
     ) -> FullRegime:

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from drip.types import IntArray, JsonObject, Observations
-from experiments.arms import Decided, Rule, decide, rules
+from experiments.arms import Arm, Decided, decide, rules
 from experiments.cells import Cell, Unit
 from experiments.head import HeadRegime
 from experiments.protocol import at_count
@@ -34,7 +34,7 @@ def cells(unit: Unit) -> Iterator[Cell]:
 def config(cell: Cell) -> JsonObject:
     """What the cell's numbers depend on besides the regime."""
     dpw = discard_fraction(cell.unit.dataset)
-    params = None if cell.arm == "all" else rules()[cell.arm].build(round(1 - dpw, 6), 0).params
+    params = None if cell.arm == "all" else rules()[cell.arm].config(round(1 - dpw, 6))
     return {"rule": params, "split": "40/20/40", "calibration": "d1c", "dpw": dpw}
 
 
@@ -86,11 +86,11 @@ class NoisyWorkspace(Workspace):
             return self.stream("d1c")  # no filter sees a label
         return self.regime.observe(self.deployed("d1c"), self.rows(kind, fraction))
 
-    def _spoilt_decided(self, rule: Rule, retention: float, kind: str, fraction: float) -> Decided:
+    def _spoilt_decided(self, arm: Arm, retention: float, kind: str, fraction: float) -> Decided:
         if kind == "label" or not fraction:
-            return self.decided(rule, retention, "d1c")
-        selector = rule.build(retention, self.unit.seed).calibrate(self.calibration("d1c"))
-        return decide(selector, self.spoilt_stream(kind, fraction))
+            return self.decided(arm, retention, "d1c")
+        rule = arm.build(retention, self.unit.seed).calibrate(self.calibration("d1c"))
+        return decide(rule, self.spoilt_stream(kind, fraction))
 
 
 def run(cell: Cell, bench: NoisyWorkspace) -> Outcome:

@@ -27,7 +27,7 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class RuleSpec:
+class Recipe:
     """One training: AdamW, one-cycle learning rate, cross-entropy (:func:`drip.training.train`).
 
     Attributes:
@@ -61,12 +61,12 @@ class RuleSpec:
         return self.epochs * max(1, round(n_rows / self.batch_size))
 
 
-RECIPES: Mapping[str, RuleSpec] = MappingProxyType(
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "mnist": RuleSpec("small_cnn", epochs=2, batch_size=64, learning_rate=3e-2, width=16),
-        "cifar10": RuleSpec("mobilenet_v2", epochs=2, batch_size=64, learning_rate=1e-3),
-        "tomato": RuleSpec("mobilenet_v2", epochs=4, batch_size=32, learning_rate=1e-3),
-        "speech_commands": RuleSpec(
+        "mnist": Recipe("small_cnn", epochs=2, batch_size=64, learning_rate=3e-2, width=16),
+        "cifar10": Recipe("mobilenet_v2", epochs=2, batch_size=64, learning_rate=1e-3),
+        "tomato": Recipe("mobilenet_v2", epochs=4, batch_size=32, learning_rate=1e-3),
+        "speech_commands": Recipe(
             "audio_cnn",
             epochs=15,
             batch_size=16,

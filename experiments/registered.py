@@ -52,7 +52,7 @@ def config(cell: Cell) -> JsonObject:
     if cell.get("scenario") is not None:
         return streams.config(cell)
     retention = cell.get("retention")
-    rule = None if retention is None else rules()[cell.arm].build(retention, 0).params
+    rule = None if retention is None else rules()[cell.arm].config(retention)
     return {"rule": rule, "split": "40/20/40", "calibration": _CALIBRATION, "count": "exact"}
 
 

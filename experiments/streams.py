@@ -11,7 +11,7 @@ import numpy as np
 
 from drip.errors import InputError
 from drip.types import BoolArray, IntArray, JsonObject, Observations
-from experiments.arms import COMPARATORS, Decided, Rule, decide, rules
+from experiments.arms import COMPARATORS, Arm, Decided, decide, rules
 from experiments.cells import Cell, Unit
 from experiments.head import Head, HeadRegime
 from experiments.protocol import evaluate
@@ -43,7 +43,7 @@ def cells(unit: Unit) -> Iterator[Cell]:
 
 def config(cell: Cell) -> JsonObject:
     """What the cell's numbers depend on besides the regime."""
-    rule = None if cell.arm in ("baseline", "all") else rules()[cell.arm].build(RETENTION, 0).params
+    rule = None if cell.arm in ("baseline", "all") else rules()[cell.arm].config(RETENTION)
     return {
         "rule": rule,
         "split": "40/20/40",
@@ -98,13 +98,13 @@ class StreamWorkspace(Workspace):
         """True classes of items, whatever their view."""
         return self.regime.labels[self.regime.bank.rows(items)]
 
-    def keep(self, name: str, rule: Rule) -> Kept:
+    def keep(self, name: str, arm: Arm) -> Kept:
         """What a rule keeps, brought to the count of `drip`; equal items are stored once."""
         scene = self.scenario(name)
-        retain = self.arrivals(name, rule).decisions.retain
+        retain = self.arrivals(name, arm).decisions.retain
         wanted = stored_once(self.arrivals(name, rules()["drip"]).decisions.retain, scene.items)
         own = stored_once(retain, scene.items)
-        positions, rng = own, self.rng(f"{rule.name} {name}")
+        positions, rng = own, self.rng(f"{arm.name} {name}")
         if len(own) > len(wanted):
             positions = rng.choice(own, len(wanted), replace=False)
         elif len(own) < len(wanted):
@@ -153,9 +153,9 @@ class StreamWorkspace(Workspace):
         items, back = np.unique(scene.items, return_inverse=True)
         return self.regime.observe(model, scene.d1c), self.regime.observe(model, items)[back.astype(np.int64)]
 
-    def _arrivals(self, name: str, rule: Rule) -> Decided:
+    def _arrivals(self, name: str, arm: Arm) -> Decided:
         calibration, stream = self.observed(name)
-        return decide(rule.build(RETENTION, self.unit.seed).calibrate(calibration), stream)
+        return decide(arm.build(RETENTION, self.unit.seed).calibrate(calibration), stream)
 
 
 def workspace(unit: Unit, regime: HeadRegime) -> StreamWorkspace:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from drip.types import JsonObject
-from experiments.arms import COMPARATORS, PAPER_RULES, Rule, rules
+from experiments.arms import COMPARATORS, PAPER_RULES, Arm, rules
 from experiments.cells import Cell, Unit
 from experiments.head import HeadRegime
 from experiments.regimes import Regime
@@ -63,8 +63,8 @@ def _selected(unit: Unit, arms: Sequence[str], **changes: str) -> Iterator[Cell]
 
 def config(cell: Cell) -> JsonObject:
     """What the cell's numbers depend on besides the regime."""
-    rule = _rules().get(cell.arm)
-    return {"rule": None if rule is None else rule.build(_retention(cell), 0).params, "split": "40/20/40"}
+    arm = _rules().get(cell.arm)
+    return {"rule": None if arm is None else arm.config(_retention(cell)), "split": "40/20/40"}
 
 
 def views(dataset: str) -> tuple[str, ...]:
@@ -83,32 +83,32 @@ def run(cell: Cell, bench: Workspace) -> Outcome:
     budget = cell.get("budget")
     if cell.arm in ENDS:
         return Outcome(bench.finish(bench.split.d3 if cell.arm == "all" else None, budget=budget), {})
-    rule, retention = _rules()[cell.arm], _retention(cell)
+    arm, retention = _rules()[cell.arm], _retention(cell)
     calibration = cell.get("calibration", "d2")
     paper = cell.get("dpw") is not None
     reference = PAPER_RULES["paper.raw.window"] if paper else rules()["drip"]
     count = bench.native_count(reference, retention, "d2" if paper else "d1c")
     choose = bench.select_ranked if cell.get("mode") == "ranked" else bench.select
-    selection = choose(rule, retention, calibration, count)
+    selection = choose(arm, retention, calibration, count)
     rows = bench.split.d3[selection.kept]
     labels = bench.stream(calibration).classes[selection.kept] if cell.get("labels") == "predicted" else None
     metrics = {
         **bench.finish(rows, labels, budget),
         **bench.kept_metrics(selection, calibration),
-        **bench.decided(rule, retention, calibration).cost,
+        **bench.decided(arm, retention, calibration).cost,
     }
     shows = cell.arm in PAPER_RULES and isinstance(bench.regime, HeadRegime)
-    return Outcome(metrics, _histogram(bench, rule, retention) if shows and cell.unit.seed == 0 else {})
+    return Outcome(metrics, _histogram(bench, arm, retention) if shows and cell.unit.seed == 0 else {})
 
 
-def _histogram(bench: Workspace, rule: Rule, retention: float) -> JsonObject:
+def _histogram(bench: Workspace, arm: Arm, retention: float) -> JsonObject:
     """The calibration scores of the largest class with their window, for Fig. 2."""
     observations = bench.calibration("d2")
-    selector = rule.build(retention, bench.unit.seed).calibrate(observations)
-    scores = observations.named_scores[dict(rule.params).get("score", "drip")]
+    rule = arm.build(retention, bench.unit.seed).calibrate(observations)
+    scores = observations.named_scores[dict(arm.params).get("score", "drip")]
     largest = int(np.bincount(observations.classes).argmax())
     counts, edges = np.histogram(scores[observations.classes == largest], bins=40)
-    window = selector.state()["windows"][largest]
+    window = rule.state()["windows"][largest]
     return {
         "histogram": {
             "class": largest,
@@ -120,7 +120,7 @@ def _histogram(bench: Workspace, rule: Rule, retention: float) -> JsonObject:
     }
 
 
-def _rules() -> dict[str, Rule]:
+def _rules() -> dict[str, Arm]:
     return PAPER_RULES | rules()
 
 

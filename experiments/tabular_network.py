@@ -24,7 +24,7 @@ _DROPS_OF_256 = 256
 
 
 @dataclass(frozen=True)
-class RuleSpec:
+class Recipe:
     """How networks are trained: ReLU and dropout behind every hidden layer, Adam, weighted cross-entropy.
 
     Attributes:
@@ -120,7 +120,7 @@ class Networks:
         self,
         sets: Sequence[Rows],
         n_steps: Sequence[int],
-        recipe: RuleSpec,
+        recipe: Recipe,
         class_weights: FloatArray,
         on_epoch: Callable[[], None] | None = None,
     ) -> None:
@@ -194,7 +194,7 @@ class _Pass:
     """Forward and backward pass of a step; the gradients lie as the weights do."""
 
     def __init__(
-        self, weights: Values, widths: Sequence[int], recipe: RuleSpec, class_weights: FloatArray
+        self, weights: Values, widths: Sequence[int], recipe: Recipe, class_weights: FloatArray
     ) -> None:
         count, size = len(weights), recipe.batch_size
         self.gradients = np.zeros_like(weights)

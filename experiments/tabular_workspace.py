@@ -25,7 +25,7 @@ from drip.types import FloatArray, IntArray, JsonObject
 from experiments.cells import Cell, Unit
 from experiments.protocol import evaluate
 from experiments.tabular_arms import FORGETTING, arms
-from experiments.tabular_network import Networks, Rows, RuleSpec, Values
+from experiments.tabular_network import Networks, Recipe, Rows, Values
 from experiments.workspace import Outcome
 
 WATTS = 8.5
@@ -46,16 +46,16 @@ class Protocol:
         weighted: Whether the loss weighs classes by the inverse of their size in the whole table.
     """
 
-    recipe: RuleSpec
+    recipe: Recipe
     forgetting_epochs: int
     weighted: bool
 
 
 PROTOCOLS = {
-    "dry_bean": Protocol(RuleSpec(), 50, weighted=True),
-    "collision": Protocol(RuleSpec(batch_size=1024, dropout=0.5, epochs=600), 200, weighted=False),
+    "dry_bean": Protocol(Recipe(), 50, weighted=True),
+    "collision": Protocol(Recipe(batch_size=1024, dropout=0.5, epochs=600), 200, weighted=False),
 }
-CONVERGED = RuleSpec(batch_size=64, dropout=0.0, learning_rate=0.002, decays=True)
+CONVERGED = Recipe(batch_size=64, dropout=0.0, learning_rate=0.002, decays=True)
 CONVERGED_STEPS = 6000
 """The published network trained to the end, on standardised features, as many steps whatever is kept;
 chosen by the accuracy with all and with a tenth at random on the split of seed 1000, which is no run."""
@@ -275,7 +275,7 @@ class TabularWorkspace:
             return recipe.steps(round(float(cell.get("fraction")) * len(self.train)))
         return recipe.steps(n)
 
-    def _widths(self, recipe: RuleSpec) -> tuple[int, ...]:
+    def _widths(self, recipe: Recipe) -> tuple[int, ...]:
         return (self.table.values.shape[1], *recipe.hidden, self.table.n_classes)
 
     @cached_property

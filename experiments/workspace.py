@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from drip.types import IntArray, Observations
-from experiments.arms import Decided, Rule, decide
+from experiments.arms import Arm, Decided, decide
 from experiments.cells import Unit
 from experiments.protocol import Selection, Split, at_count, evaluate, ranked
 from experiments.regimes import Regime
@@ -57,20 +57,20 @@ class Workspace:
         """Training rows when everything is kept."""
         return len(self.split.d1) + len(self.split.d3)
 
-    def select(self, rule: Rule, retention: float, calibration: str, count: int) -> Selection:
+    def select(self, arm: Arm, retention: float, calibration: str, count: int) -> Selection:
         """What a rule keeps of the stream, brought to a count."""
-        retain = self.decided(rule, retention, calibration).decisions.retain
-        return at_count(retain, count, self.rng(f"{rule.name} {retention} {calibration}"))
+        retain = self.decided(arm, retention, calibration).decisions.retain
+        return at_count(retain, count, self.rng(f"{arm.name} {retention} {calibration}"))
 
-    def select_ranked(self, rule: Rule, retention: float, calibration: str, count: int) -> Selection:
+    def select_ranked(self, arm: Arm, retention: float, calibration: str, count: int) -> Selection:
         """The rule's highest priorities of the whole stream: look-ahead."""
-        decisions = self.decided(rule, retention, calibration).decisions
-        kept = ranked(decisions.priority, count, self.rng(f"{rule.name} ranked"))
+        decisions = self.decided(arm, retention, calibration).decisions
+        kept = ranked(decisions.priority, count, self.rng(f"{arm.name} ranked"))
         return Selection(kept, int(decisions.retain.sum()))
 
-    def native_count(self, rule: Rule, retention: float, calibration: str) -> int:
+    def native_count(self, arm: Arm, retention: float, calibration: str) -> int:
         """How many the rule itself keeps."""
-        return int(self.decided(rule, retention, calibration).decisions.retain.sum())
+        return int(self.decided(arm, retention, calibration).decisions.retain.sum())
 
     def finish(
         self,
@@ -133,7 +133,7 @@ class Workspace:
     def _model(self, calibration: str) -> Any:
         return self.deployed("d1c" if calibration == "d1c" else "d1")
 
-    def _decided(self, rule: Rule, retention: float, calibration: str) -> Decided:
-        selector = rule.build(retention, self.unit.seed)
-        selector.calibrate(self.calibration(calibration))
-        return decide(selector, self.stream(calibration))
+    def _decided(self, arm: Arm, retention: float, calibration: str) -> Decided:
+        rule = arm.build(retention, self.unit.seed)
+        rule.calibrate(self.calibration(calibration))
+        return decide(rule, self.stream(calibration))

@@ -14,7 +14,7 @@ from drip.models import EfficientNetB0, SmallCNN
 from experiments import longer
 from experiments.cells import Unit
 from experiments.full import Backbone, FullRegime, _leveled, pretrained
-from experiments.recipes import RECIPES, Augmentation, RuleSpec, augmented
+from experiments.recipes import RECIPES, Augmentation, Recipe, augmented
 from experiments.views import network_inputs
 from experiments.workspace import Workspace
 
@@ -241,7 +241,7 @@ def test_longer_training_lengthens_the_deployed_model_and_every_arm_on_the_same_
     labels = np.arange(200) % 2
     images = (rng.standard_normal((200, 1, 8, 8)) + labels[:, None, None, None]).astype(np.float32)
     backbone = Backbone(lambda: SmallCNN(1, 2, 4), lambda rows: images[rows], lambda rows: images[rows], {})
-    recipe = RuleSpec("small_cnn", epochs=2, batch_size=8, learning_rate=1e-2)
+    recipe = Recipe("small_cnn", epochs=2, batch_size=8, learning_rate=1e-2)
     usual = FullRegime(labels, 2, backbone, recipe, lambda: np.full(200, 64), tmp_path)
     unit = Unit("longer", "full", "cifar10", 0)
     bench = longer.workspace(unit, usual)

@@ -1,6 +1,5 @@
 """Runs that are killed at any moment, or that are two at once: real processes on real digits."""
 
-import json
 import os
 import random
 import signal
@@ -13,8 +12,10 @@ from child_runs import ROOT, environment, finish, start
 from support import require_data
 
 from experiments.cells import Unit
+from experiments.ledger import Ledger
 from experiments.running import STUDIES
 
+pytestmark = pytest.mark.timeout(1800)  # a busy machine makes these runs long, not wrong
 SEEDS = 3
 WORDS = ("--study", "dpw", "--dataset", "mnist", "--rows", 300, "--seeds", SEEDS)
 
@@ -39,14 +40,12 @@ def lines(folder):
 
 
 def ids(folder):
-    return [json.loads(line)["id"] for line in lines(folder)]
+    return [record.cell.id for record in Ledger(folder / "results").records()]
 
 
 def kill_when(child, reached):
     """SIGKILL to the run as soon as something holds; whether it was still running."""
-    deadline = time.monotonic() + 120
     while not reached() and child.poll() is None:
-        assert time.monotonic() < deadline
         time.sleep(0.001)
     running = child.poll() is None
     if running:
@@ -89,15 +88,13 @@ def test_a_run_that_is_killed_loses_at_most_the_arm_in_flight(tmp_path):
 def test_two_runs_at_once_share_the_work(tmp_path):
     children = [start(tmp_path, *WORDS) for _ in range(2)]
     for child in children:
-        error = child.communicate(timeout=200)[1]
+        error = child.communicate()[1]
         assert child.returncode == 0, error[-3000:]
     assert sorted(ids(tmp_path)) == sorted(wanted())
 
 
-def test_results_of_reduced_size_cannot_take_the_place_of_the_full_ones(tmp_path):
+def test_results_of_reduced_size_cannot_replace_the_full_ones(tmp_path):
     words = [sys.executable, "-m", "experiments", "run", "--rows", "300", "--cache", str(tmp_path)]
     done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == (
-        "error: --rows 300 needs --results: its lines would take the place of the full ones\n"
-    )
+    assert done.stderr == "error: --rows 300: its lines would replace the full ones; add --results FOLDER\n"

@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from child_runs import ROOT, environment, finish
 from support import require_data
 
-from experiments.ledger import RESULTS, Ledger
+from experiments.ledger import RESULTS, SHARED, Ledger
 from experiments.report import render
 
 COMMITTED = RESULTS / "smoke"
@@ -122,7 +121,7 @@ def chain(tmp_path_factory):
 
 @pytest.mark.slow
 def test_every_study_runs_from_raw_data_to_accuracy(chain):
-    assert sorted(path.stem for path in chain.glob("*.jsonl")) == [
+    assert sorted(path.stem for path in chain.glob("*-*.jsonl")) == [
         "dpw-head-cifar10",
         "dpw-head-mnist",
         "limits-head-cifar10",
@@ -251,14 +250,14 @@ measure(Console(quiet=True), ledger, units(["table1"], ["head"], ["mnist"], 2), 
 """
 
 
-def test_a_selector_in_one_small_file_appears_in_all_tables(tmp_path):
+def test_a_rule_in_one_small_file_appears_in_all_tables(tmp_path):
     require_chain("mnist")
     assert len(ADDED.strip().splitlines()) <= 30
     (tmp_path / "lowest_logit.py").write_text(ADDED.lstrip())
     done = subprocess.run(
         [sys.executable, "-c", ADDING, tmp_path],
         cwd=ROOT,
-        env={**environment(), "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))},
+        env={**environment(), "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "src")))},
         capture_output=True,
         text=True,
         check=False,
@@ -284,11 +283,12 @@ def test_a_selector_in_one_small_file_appears_in_all_tables(tmp_path):
     assert len(settings) == 12
 
 
-def test_the_committed_lines_name_no_place_and_no_time():
-    for path in Path(COMMITTED).glob("*.jsonl"):
-        for line in path.read_text().splitlines():
-            assert set(json.loads(line)) == {
-                *("id", "study", "regime", "dataset", "seed", "arm", "settings", "config", "config_hash"),
-                *("commit", "versions", "metrics", "extra"),
-            }
-            assert '"/' not in line
+def test_the_committed_lines_name_no_path_and_no_time():
+    for folder in (COMMITTED, RESULTS):
+        for path in folder.glob("*.jsonl"):
+            text = path.read_text()
+            assert '"/' not in text
+            names = {name for line in text.splitlines() for name in json.loads(line)}
+            assert names <= (
+                {"hash", "value"} if path.name == SHARED else {"series", "seed", "metrics", "extra"}
+            )

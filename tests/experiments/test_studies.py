@@ -1,5 +1,6 @@
 """The studies on made-up features: equal counts, who trains on what, and data set 2 left alone."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from made_up import made_up_regime
 from drip.errors import InputError
 from drip.rules import available
 from experiments import dpw, noise, running, streams, table1
-from experiments.arms import COMPARATORS, PAPER_RULES, Rule, decide, rules
+from experiments.arms import COMPARATORS, PAPER_RULES, Arm, decide, rules
 from experiments.cells import Unit
 from experiments.head import HeadRegime
+from experiments.ledger import RESULTS, Ledger
 from experiments.noise import NoisyWorkspace
 from experiments.streams import StreamWorkspace
 from experiments.workspace import Workspace
@@ -48,11 +50,11 @@ def measured():
     return {cell: table1.run(cell, bench) for cell in table1.cells(unit)}, bench
 
 
-def test_every_selector_that_drip_finds_is_an_arm_and_has_cells():
+def test_every_rule_that_drip_finds_is_an_arm_and_has_cells():
     assert set(available()) <= set(rules())
     for arm in rules():
         rules()[arm].build(0.3, 0)
-    assert rules()["drip"] == Rule("drip", "drip")
+    assert rules()["drip"] == Arm("drip", "drip")
     for study, dataset in ((table1, "mnist"), (streams, "cifar10")):
         arms = {cell.arm for cell in study.cells(Unit(study.NAME, "head", dataset, 0))}
         assert set(available()) - (COMPARATORS if study is streams else set()) <= arms
@@ -217,6 +219,15 @@ def test_arms_that_draw_do_not_draw_alike():
     random, reservoir = (rules()[name].build(0.3, seed=0) for name in ("random", "reservoir"))
     assert random.params["seed"] != reservoir.params["seed"]
     assert random.params["seed"] != rules()["random"].build(0.3, seed=1).params["seed"]
+
+
+@pytest.mark.parametrize("folder", [RESULTS, RESULTS / "smoke"])
+def test_no_committed_run_would_be_measured_again(folder):
+    """What a study says of a configuration today is what its lines were measured with."""
+    series = {(one.cell.series, one.config_hash): one for one in Ledger(folder).records()}
+    for one in series.values():
+        now = json.loads(json.dumps(running.STUDIES[one.cell.unit.study].config(one.cell)))
+        assert {name: one.config.get(name) for name in now} == now, one.cell.id
 
 
 def test_the_table_of_files_names_every_module_and_nothing_else():

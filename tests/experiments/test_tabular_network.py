@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.tabular_network import Networks, Rows, RuleSpec
+from experiments.tabular_network import Networks, Recipe, Rows
 
 WIDTHS = (4, 6, 5, 3)
-PLAIN = RuleSpec(hidden=(6, 5), batch_size=8, dropout=0.0, learning_rate=0.01)
+PLAIN = Recipe(hidden=(6, 5), batch_size=8, dropout=0.0, learning_rate=0.01)
 WEIGHTS = np.array([0.5, 1.0, 3.0])
 
 
@@ -57,7 +57,7 @@ def test_first_weights_are_drawn_as_torch_draws_them():
 
 @pytest.mark.parametrize("decays", [False, True])
 def test_training_is_that_of_torchs_adam_on_its_weighted_cross_entropy(decays):
-    recipe = RuleSpec((6, 5), 8, 0.0, 0.01, decays=decays)
+    recipe = Recipe((6, 5), 8, 0.0, 0.01, decays=decays)
     sets = [rows(8, 1), rows(5, 2)]  # a batch is a whole set here, so its order does not matter
     networks = Networks(WIDTHS, 2, seed=0)
     models = [torch_network(networks, number) for number in range(2)]
@@ -76,7 +76,7 @@ def test_training_is_that_of_torchs_adam_on_its_weighted_cross_entropy(decays):
 
 
 def test_dropout_scales_what_it_keeps_and_its_gradients_are_those_of_torch():
-    recipe = RuleSpec((6, 5), 8, 0.25, 0.01)
+    recipe = Recipe((6, 5), 8, 0.25, 0.01)
     networks = Networks(WIDTHS, 1, seed=0)
     model, own = torch_network(networks, 0), rows(8, 1)
     networks.train([own], [1], recipe, WEIGHTS)
@@ -129,7 +129,7 @@ def test_a_network_does_not_depend_on_those_beside_it():
 
 
 def test_training_in_two_parts_continues_weights_and_optimiser():
-    recipe = RuleSpec((6, 5), 20, 0.0, 0.01)  # one batch is all rows
+    recipe = Recipe((6, 5), 20, 0.0, 0.01)  # one batch is all rows
     whole, parts = Networks(WIDTHS, 1, seed=1), Networks(WIDTHS, 1, seed=1)
     whole.train([rows(20)], [20], recipe, WEIGHTS)
     parts.train([rows(20)], [12], recipe, WEIGHTS)
@@ -152,7 +152,7 @@ def test_epochs_are_counted_and_the_weights_of_the_moment_are_there():
 
 def test_a_network_learns_what_can_be_told_apart():
     networks = Networks((4, 30, 10, 3), 1, seed=1)
-    recipe = RuleSpec((30, 10), dropout=0.25)
+    recipe = Recipe((30, 10), dropout=0.25)
     networks.train([rows(600, 1)], [recipe.steps(600, 40)], recipe, np.ones(3))
     test = rows(500, 2)
     assert (networks.logits(test.values)[0].argmax(1) == test.codes).mean() > 0.75
