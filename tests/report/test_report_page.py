@@ -117,17 +117,17 @@ def test_the_markdown_table_is_exact_for_one_arm(make_report):
     lines = to_markdown_table(report).splitlines()
     assert lines[0] == f"| {' | '.join(COLUMNS)} |"
     assert lines[2] == (
-        "| random | 90.00 \u00b1 0.95 % | \u2013 | 120 | 60.0 % | 1.20 kB | 800 B (40.0 %) "
+        "| random | 90.00 \u00b1 2.44 % | \u2013 | 120 | 60.0 % | 1.20 kB | 800 B (40.0 %) "
         "| 50.0 % | 420 | 12.5 s |"
     )
     assert lines[3].startswith("| a\\|b | n/a | \u2013 | 0 | 0.0 % |")
-    assert "binomial standard error of 1,000 test samples" in lines[5]
+    assert "99 % confidence interval over the 1,000 test samples" in lines[5]
 
 
-def test_the_kind_of_error_is_named(make_report):
+def test_the_kind_of_interval_is_named(make_report):
     assert "McNemar" in to_markdown_table(make_report())
     unpaired = [make_report.arm(name, 900, 10, paired=False) for name in ("drip", "random")]
-    assert "in quadrature" in to_markdown_table(make_report(arms=unpaired))
+    assert "treats the arms as independent" in to_markdown_table(make_report(arms=unpaired))
 
 
 def test_everything_from_outside_is_escaped(make_report):
@@ -175,8 +175,8 @@ def test_wrong_predictions_are_marked_in_words(make_report):
 
 def test_kept_and_discarded_samples_are_apart(make_report):
     page = words(to_html(make_report()))
-    assert "Kept 3 shown, 2 of them predicted wrong" in page
-    assert "Discarded 1 shown, 0 of them predicted wrong" in page
+    assert "Kept 3 shown, 2 of them predicted incorrectly" in page
+    assert "Discarded 1 shown, 0 of them predicted incorrectly" in page
     assert "0.50 \u03c3 outside" in page
     assert "0.250 inside" in page
     assert "no window" in page

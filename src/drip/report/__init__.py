@@ -1,4 +1,4 @@
-"""The numbers of one run as a page for people, HTML or Markdown; trains nothing and reads no store."""
+"""The report of one run as an HTML page or a Markdown table; it trains nothing and reads no store."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from drip.report.model import (
     MARGIN,
     RANDOM,
     Arm,
+    Difference,
     GalleryItem,
-    Paired,
     RunReport,
     compare,
     standard_error,
@@ -25,8 +25,8 @@ __all__ = [
     "MARGIN",
     "RANDOM",
     "Arm",
+    "Difference",
     "GalleryItem",
-    "Paired",
     "RunReport",
     "Verdict",
     "compare",

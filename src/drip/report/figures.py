@@ -1,7 +1,7 @@
-"""Inline SVG drawings, coloured by the page's style sheet so that dark mode and print follow.
+"""Inline SVG drawings for the report, as strings with escaped text.
 
-Every figure is a string that stands on its own; text in it is escaped. Shades and line styles carry the
-meaning together with colour, so that grey prints read.
+The style sheet colours them, so that dark mode and print follow. Shades and line styles carry the meaning
+together with colour, so that a grey print can still be read.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Scale:
 
 
 def score_scales(histograms: Iterable[Histogram], start: float, stop: float) -> list[Scale]:
-    """One scale per class: shared by all where the classes overlap, each its own where one would vanish.
+    """One scale per class: shared by all classes unless the narrowest would be too small to see.
 
     Args:
         histograms: Calibration scores per class.
@@ -69,6 +69,7 @@ def score_scales(histograms: Iterable[Histogram], start: float, stop: float) -> 
         return [_wide(part.low, part.high, start, stop) for part in parts]
     low, high = min(part.low for part in filled), max(part.high for part in filled)
     narrowest = min(part.high - part.low for part in filled)
+    # A shared axis lets the classes be compared; below a quarter of its width a histogram is a smear.
     if narrowest >= 0.25 * (high - low):
         return [Scale(low, high, start, stop) for _ in parts]
     return [_wide(part.low, part.high, start, stop) for part in parts]
@@ -86,7 +87,7 @@ PANEL_START, PANEL_STOP = 4.0, 196.0
 
 
 def class_histogram(histogram: Histogram, window: Window, scale: Scale, name: str) -> str:
-    """Calibration scores of one class with its window shaded and both limits marked (the paper's Fig. 2).
+    """Calibration scores of one class with its window shaded and both ends marked (the paper's Fig. 2).
 
     Args:
         histogram: Counts of the scores.
@@ -152,7 +153,7 @@ def _bars(histogram: Histogram, window: Window, scale: Scale) -> str:
             single = inside if window.lower <= left <= window.upper else outside
             single.append(_bar(middle - 2.0, middle + 2.0, height))
             continue
-        # A bin that a limit cuts is drawn in two shades.
+        # A bin that an end of the window cuts is drawn in two shades.
         cuts = [value for value in (window.lower, window.upper) if left < value < right]
         corners = [left, *cuts, right]
         for start, stop in pairwise(corners):
@@ -176,10 +177,10 @@ def _axis(scale: Scale, y: float) -> str:
 
 
 def score_ruler(score: float, histogram: Histogram, window: Window) -> str:
-    """Where one score lies in the range of its class, with the window shaded.
+    """One score as a mark on the range of its class, with the window shaded.
 
     Args:
-        score: DRIP score of one sample; a triangle at an end means that it lies beyond.
+        score: DRIP score of one sample; drawn as a triangle at the end when it is out of range.
         histogram: Calibration scores of its predicted class.
         window: That class's window.
     """
@@ -202,26 +203,26 @@ def score_ruler(score: float, histogram: Histogram, window: Window) -> str:
 
 
 def accuracy_scale(values: list[tuple[float, float]]) -> Scale | None:
-    """A scale that holds every accuracy with two standard errors to either side; None without any.
+    """A scale that holds every accuracy with its interval; None without any.
 
     Args:
-        values: Pairs of accuracy and standard error, in [0, 1]; NaN is left out.
+        values: Pairs of an accuracy and half of its interval, in [0, 1]; NaN is left out.
     """
-    known = [(value, error if isfinite(error) else 0.0) for value, error in values if isfinite(value)]
+    known = [(value, reach if isfinite(reach) else 0.0) for value, reach in values if isfinite(value)]
     if not known:
         return None
-    low = min(value - 2 * error for value, error in known)
-    high = max(value + 2 * error for value, error in known)
+    low = min(value - reach for value, reach in known)
+    high = max(value + reach for value, reach in known)
     pad = 0.08 * (high - low) or 0.005
     return Scale(low - pad, high + pad, 6.0, 194.0)
 
 
-def interval(accuracy: float, error: float, scale: Scale, reference: float | None, kind: str) -> str:
-    """One accuracy as a dot with a bar of two standard errors, on the scale that all arms share.
+def interval(accuracy: float, reach: float, scale: Scale, reference: float | None, kind: str) -> str:
+    """One accuracy as a dot on its confidence interval, on the scale that all arms share.
 
     Args:
         accuracy: In [0, 1].
-        error: Its standard error.
+        reach: Half of the interval, in the same unit.
         scale: From :func:`accuracy_scale`.
         reference: Accuracy of the random arm, drawn as a dashed line; or None.
         kind: Style class of the dot; ``drip`` is filled with the accent.
@@ -231,11 +232,11 @@ def interval(accuracy: float, error: float, scale: Scale, reference: float | Non
         x = scale(reference)
         parts.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="24"/>')
     if isfinite(accuracy):
-        x, reach = scale(accuracy), error if isfinite(error) else 0.0
-        left, right = scale(accuracy - 2 * reach), scale(accuracy + 2 * reach)
+        known = reach if isfinite(reach) else 0.0
+        x, left, right = scale(accuracy), scale(accuracy - known), scale(accuracy + known)
         parts.append(f'<path class="whisker" d="M{left:.1f} 12H{right:.1f}M{left:.1f} 8v8M{right:.1f} 8v8"/>')
         parts.append(f'<circle class="dot {kind}" cx="{x:.1f}" cy="12" r="4.5"/>')
-    label = f"{percent(accuracy, 2)} with two standard errors of {percent(2 * error, 2)}"
+    label = f"{percent(accuracy, 2)}, 99 % confidence interval of {percent(reach, 2)} to either side"
     return svg(200.0, 24.0, "interval", label, parts)
 
 

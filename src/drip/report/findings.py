@@ -1,6 +1,9 @@
-"""What a run showed, in plain sentences computed from its numbers; no sentence without a number behind it.
+"""What a run showed, in plain sentences that are computed from its numbers.
 
-Pure functions; a result that does not favour DRIP is said in the same plain words as one that does.
+A small network on a small test set gives another accuracy on another machine: the order of floating-point
+sums differs, and training amplifies it. So no sentence depends on which of two arms happens to be ahead by
+less than the uncertainty: it gives the difference with its 99 % confidence interval and says "inconclusive".
+A result against DRIP gets the same words as one in its favour.
 """
 
 from __future__ import annotations
@@ -12,37 +15,47 @@ from typing import Literal
 import numpy as np
 
 from drip.files.format import byte_size, count, percent, points, ratio, significant
-from drip.report.model import ALL_DATA, BASELINE, DRIP, MARGIN, RANDOM, Arm, RunReport, compare
+from drip.report.model import (
+    ALL_DATA,
+    BASELINE,
+    DRIP,
+    MARGIN,
+    RANDOM,
+    Arm,
+    Difference,
+    RunReport,
+    compare,
+)
 
 _MAX_LISTED = 6
+
+Outcome = Literal["better", "worse", "inconclusive", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """DRIP against random in this run.
+    """DRIP against random selection of as many samples, in this run.
 
     Attributes:
-        outcome: ``better``, ``worse``, ``no-gain`` (chance explains the difference), or ``unknown``.
-        headline: A few words.
-        sentence: The numbers behind them.
+        outcome: ``better`` or ``worse`` when the 99 % confidence interval of the difference excludes
+            zero, ``inconclusive`` when it does not, ``unknown`` when an arm or its accuracy is missing.
+        headline: A few words; the same for every inconclusive run.
+        sentence: The numbers.
     """
 
-    outcome: Literal["better", "worse", "no-gain", "unknown"]
+    outcome: Outcome
     headline: str
     sentence: str
 
 
 def findings(report: RunReport) -> list[str]:
-    """What happened, most important first; what cannot be computed is left out or said to be missing.
-
-    Differences count as more than chance when they exceed two standard errors; see
-    :func:`drip.report.model.compare`.
+    """What happened, most important first.
 
     Args:
         report: The numbers of one run.
 
     Returns:
-        Sentences of plain text, the comparison with random first.
+        Sentences of plain text, the comparison with random first. What cannot be computed is left out.
     """
     first = verdict(report)
     sentences = [
@@ -60,7 +73,7 @@ def findings(report: RunReport) -> list[str]:
 
 
 def verdict(report: RunReport) -> Verdict:
-    """Whether DRIP did better than random, worse, or neither by more than chance.
+    """Whether DRIP's choice was worth more than a random one of the same size.
 
     Args:
         report: The numbers of one run.
@@ -70,46 +83,61 @@ def verdict(report: RunReport) -> Verdict:
         missing = "DRIP" if drip is None else "random"
         return Verdict(
             "unknown",
-            "Not compared with random",
-            f"The run has no {missing} arm: whether DRIP's choice is worth more than its count is unknown.",
+            "DRIP was not compared with random selection",
+            f"This run has no {missing} arm, so it does not show whether DRIP's choice matters.",
         )
-    if not isfinite(drip.accuracy) or not isfinite(random.accuracy):
+    if not _measured(drip, random):
         return Verdict(
             "unknown",
-            "Not compared with random",
-            "An accuracy was not measured, so whether DRIP's choice is worth more than its count is unknown.",
+            "DRIP was not compared with random selection",
+            "An accuracy is missing, so this run does not show whether DRIP's choice matters.",
         )
-    pair = compare(drip, random, report.n_test)
-    kept = (
-        f"with {count(drip.n_kept)} samples kept by each"
+    difference = compare(drip, random, report.n_test)
+    outcome = _outcome(difference)
+    counts = (
+        f"With {count(drip.n_kept)} kept samples each,"
         if drip.n_kept == random.n_kept
-        else f"but DRIP kept {count(drip.n_kept)} samples and random {count(random.n_kept)}, "
-        "so the counts are not equal and neither is the comparison"
+        else f"With {count(drip.n_kept)} samples kept by DRIP but {count(random.n_kept)} by random "
+        "selection, an unequal comparison,"
     )
-    numbers = f"DRIP reaches {percent(drip.accuracy, 2)} and random {percent(random.accuracy, 2)}, {kept}. "
-    kind = (
-        "the paired difference"
-        if pair.only_first is not None
-        else "the difference, arms taken as independent"
+    numbers = (
+        f"{counts} DRIP reaches {percent(drip.accuracy, 2)} and random selection "
+        f"{percent(random.accuracy, 2)}. The difference is {_plus_minus(difference)} "
+        "(99 % confidence interval)"
     )
-    error = f"two standard errors of {kind} are {points(2 * pair.standard_error, signed=False)}"
-    if pair.difference == 0:
-        return Verdict("no-gain", "DRIP is no better than random in this run", f"{numbers}They are equal.")
-    gap = f"The difference is {points(pair.difference)}"
-    if not pair.exceeds_chance:
+    if outcome == "inconclusive":
+        # The words must not lean to either side: the sign of such a difference changes with the machine.
         return Verdict(
-            "no-gain",
-            "DRIP is no better than random in this run",
-            f"{numbers}{gap}; chance alone can explain that much ({error}).",
+            outcome,
+            "DRIP against random selection: inconclusive in this run",
+            f"{numbers}, which includes zero: this run does not show which of the two is better.",
         )
-    word: Literal["better", "worse"] = "better" if pair.difference > 0 else "worse"
     return Verdict(
-        word,
-        f"DRIP is {word} than random in this run",
-        f"{numbers}{gap}, more than chance explains ({error}). "
-        "It is one run with one seed, and this error does not cover what another seed would change: "
-        "repeat it with others before relying on it.",
+        outcome,
+        f"DRIP is {outcome} than random selection in this run",
+        f"{numbers}, which excludes zero. The interval does not cover what another training seed or split "
+        "would change: repeat the run with other seeds before relying on it.",
     )
+
+
+def decision_times(report: RunReport) -> tuple[float, float, float] | None:
+    """Mean, median and 95th percentile of the time per decision in milliseconds; None without times."""
+    finite = report.decision_ms[np.isfinite(report.decision_ms)]
+    if not finite.size:
+        return None
+    return float(finite.mean()), float(np.median(finite)), float(np.quantile(finite, 0.95))
+
+
+def _outcome(difference: Difference) -> Outcome:
+    if not difference.conclusive:
+        return "inconclusive"
+    return "better" if difference.value > 0 else "worse"
+
+
+def _plus_minus(difference: Difference) -> str:
+    """The difference with its interval, such as ``+0.20 ± 0.36 points``."""
+    value = points(difference.value).removesuffix(" points")
+    return f"{value} \u00b1 {points(difference.plus_minus, signed=False)}"
 
 
 def _gain(report: RunReport) -> str:
@@ -117,24 +145,22 @@ def _gain(report: RunReport) -> str:
     parts = []
     if baseline and everything and _measured(baseline, everything):
         room = compare(everything, baseline, report.n_test)
-        if room.exceeds_chance and room.difference > 0:
-            parts.append(
-                f"Keeping everything gains {points(room.difference, signed=False)} over keeping nothing."
-            )
-        else:
-            parts.append(
-                f"Keeping everything instead of nothing changes the accuracy by {points(room.difference)}, "
-                "no gain beyond chance (two standard errors are "
-                f"{points(2 * room.standard_error, signed=False)}): "
-                "this run leaves little room for any rule to show a gain."
-            )
+        outcome = _outcome(room)
+        # Without a gain from all data no rule can show one, whatever it keeps.
+        rest = "" if outcome == "better" else "; this run leaves little room for any rule to show a gain"
+        parts.append(
+            f"Keeping everything instead of nothing changes the accuracy by {_plus_minus(room)} "
+            f"({outcome}{rest})."
+        )
     if baseline and drip and _measured(baseline, drip):
-        pair = compare(drip, baseline, report.n_test)
-        share = percent(report.retention(drip))
-        chance = "" if pair.exceeds_chance else ", no more than chance can explain"
-        parts.append(f"Keeping DRIP's {share} {_change(pair.difference)} over keeping nothing{chance}.")
+        parts.append(
+            f"Keeping DRIP's {percent(report.retention(drip))} instead of nothing changes it by "
+            f"{_against(drip, baseline, report.n_test)}."
+        )
     if everything and drip and _measured(everything, drip):
-        parts.append(f"Against keeping everything {_against(drip, everything, report.n_test)}.")
+        parts.append(
+            f"Keeping them instead of everything changes it by {_against(drip, everything, report.n_test)}."
+        )
     return " ".join(parts)
 
 
@@ -142,23 +168,16 @@ def _margin(report: RunReport) -> str:
     margin, drip = report.arm(MARGIN), report.arm(DRIP)
     if not margin or not drip or not _measured(margin, drip):
         return ""
-    same = "at the same count" if margin.n_kept == drip.n_kept else f"with {count(margin.n_kept)} samples"
-    return f"Against the smallest margin {same} {_against(drip, margin, report.n_test)}."
+    size = "as many" if margin.n_kept == drip.n_kept else f"the {count(margin.n_kept)}"
+    return (
+        f"Keeping DRIP's samples instead of {size} with the smallest margins changes the accuracy by "
+        f"{_against(drip, margin, report.n_test)}."
+    )
 
 
 def _against(drip: Arm, other: Arm, n_test: int) -> str:
-    pair = compare(drip, other, n_test)
-    if pair.difference == 0:
-        return "DRIP is equal"
-    side = "ahead" if pair.difference > 0 else "behind"
-    chance = "more than chance explains" if pair.exceeds_chance else "no more than chance can explain"
-    return f"DRIP is {points(pair.difference, signed=False)} {side}, {chance}"
-
-
-def _change(difference: float) -> str:
-    if difference == 0:
-        return "gains nothing"
-    return f"{'gains' if difference > 0 else 'loses'} {points(difference, signed=False)}"
+    difference = compare(drip, other, n_test)
+    return f"{_plus_minus(difference)} ({_outcome(difference)})"
 
 
 def _errors(report: RunReport) -> str:
@@ -172,41 +191,42 @@ def _errors(report: RunReport) -> str:
     drip = report.arm(DRIP)
     if drip is None or DRIP not in shares or report.n_errors == 0:
         return "The deployed model made no error in the stream." if report.n_errors == 0 else ""
-    names = {DRIP: "DRIP", RANDOM: "random", MARGIN: "the smallest margin"}
+    names = {DRIP: "DRIP", RANDOM: "random selection", MARGIN: "the smallest margin"}
     listed = _join([f"{names[name]} kept {percent(share)}" for name, share in shares.items()])
     of = f"the {count(report.n_errors)} samples" if report.n_errors else "the samples"
     text = f"Of {of} that the deployed model got wrong, {listed}."
     retention = report.retention(drip)
     if not report.n_errors or not isfinite(retention):
         return text
-    gap = shares[DRIP] - retention
-    if abs(gap) <= 2.0 * sqrt(retention * (1.0 - retention) / report.n_errors):
+    # A rule that ignores errors keeps each of them with probability `retention`.
+    gap = Difference(
+        shares[DRIP] - retention, sqrt(retention * (1.0 - retention) / report.n_errors), paired=False
+    )
+    if not gap.conclusive:
         return (
-            f"{text} DRIP keeps {percent(retention)} of all samples, so it does not single out the errors: "
-            "chance alone can explain the difference."
+            f"{text} DRIP keeps {percent(retention)} of all samples; the difference of {_plus_minus(gap)} is "
+            "inconclusive, so this run does not show that DRIP finds errors."
         )
-    more = "more often" if gap > 0 else "less often"
-    return f"{text} DRIP keeps errors {more} than samples in general ({percent(retention)}), beyond chance."
+    more = "more often" if gap.value > 0 else "less often"
+    return (
+        f"{text} DRIP keeps errors {more} than other samples: its keep rate is {percent(retention)}, a "
+        f"difference of {_plus_minus(gap)}."
+    )
 
 
 def _retention(report: RunReport) -> str:
     n_seen, n_kept = int(np.sum(report.class_counts_seen)), int(np.sum(report.class_counts_kept))
     if not n_seen:
-        return "The production stream was empty: nothing was decided."
-    share = ratio(n_seen - n_kept, n_seen)
-    if not report.windows or report.asked_discard is None:
-        return f"The policy discarded {percent(share)} of {count(n_seen)} samples."
-    asked = report.asked_discard
-    relation = "as" if percent(share) == percent(asked) else "more than" if share > asked else "less than"
+        return "The production stream was empty, so no sample was decided."
+    kept = f"kept {percent(ratio(n_kept, n_seen))} of {count(n_seen)} samples"
+    if not report.windows or report.asked_retention is None:
+        return f"The policy {kept}."
+    discarded = np.array([window.expected_discard for window in report.windows])
+    expected = 1.0 - float(np.sum(discarded * report.class_counts_seen)) / n_seen
     text = (
-        f"Asked to discard {percent(asked)} of every class (DPW), the policy discarded {percent(share)} "
-        f"of {count(n_seen)} samples, {relation} asked"
+        f"The policy was calibrated to keep {percent(report.asked_retention)} of every class and expected to "
+        f"keep {percent(expected)} of this stream; it {kept}."
     )
-    expected = np.array([window.expected_discard for window in report.windows])
-    forecast = float(np.sum(expected * report.class_counts_seen)) / n_seen
-    text += f"; calibration led to expect {percent(forecast)}."
-    if n_kept == 0:
-        text += " Nothing at all was kept."
     drip = report.arm(DRIP)
     if drip is not None and drip.n_kept != n_kept:
         text += (
@@ -233,13 +253,18 @@ def _never(report: RunReport) -> str:
 
 
 def _surprise(report: RunReport) -> str:
-    """The class that departs most from what calibration expected, if by more than three standard errors."""
+    """The class whose keep rate differs most from what calibration expected.
+
+    Only if by more than three standard errors: of ten classes the largest deviation passes two of them by
+    chance in one run of three, and three of them in one of forty.
+    """
     worst: tuple[float, int, float, float, int] | None = None
     for index, window in enumerate(report.windows):
         n_seen = int(report.class_counts_seen[index])
         if not window.discards or not n_seen or not window.n:
             continue
         actual = 1.0 - int(report.class_counts_kept[index]) / n_seen
+        # The expectation is an estimate from window.n scores, so both samples enter the error.
         pooled = (window.expected_discard * window.n + actual * n_seen) / (window.n + n_seen)
         error = sqrt(pooled * (1.0 - pooled) * (1.0 / n_seen + 1.0 / window.n))
         excess = abs(actual - window.expected_discard) / error if error else 0.0
@@ -249,21 +274,22 @@ def _surprise(report: RunReport) -> str:
         return ""
     _, index, expected, actual, n_seen = worst
     return (
-        f"Class {report.class_name(index)} departs most from its calibration: {percent(expected)} expected, "
-        f"{percent(actual)} of {count(n_seen)} samples discarded, more than three standard errors apart; "
-        "production may differ from the calibration data there."
+        f"Class {report.class_name(index)} differs most from its calibration: its expected keep rate is "
+        f"{percent(1.0 - expected)}, but {percent(1.0 - actual)} of {count(n_seen)} samples were kept, more "
+        "than three standard errors apart. Its production data may differ from its calibration data."
     )
 
 
 def _bytes(report: RunReport) -> str:
-    drip = report.arm(DRIP)
+    drip, random = report.arm(DRIP), report.arm(RANDOM)
     if drip is None or not report.bytes_seen:
         return ""
     saved = report.bytes_seen - drip.bytes_kept
+    # The saving is no merit of the choice: any rule that keeps as many samples has about the same.
+    beside = f"; random selection stored {byte_size(random.bytes_kept)}" if random is not None else ""
     return (
-        f"DRIP stored {byte_size(drip.bytes_kept)} of {byte_size(report.bytes_seen)}, "
-        f"which saves {percent(saved / report.bytes_seen)}; "
-        "a random choice of as many samples saves about the same."
+        f"DRIP stored {byte_size(drip.bytes_kept)} of {byte_size(report.bytes_seen)} "
+        f"({percent(saved / report.bytes_seen)} saved){beside}."
     )
 
 
@@ -273,17 +299,9 @@ def _time(report: RunReport) -> str:
         return ""
     includes = f" ({report.decision_includes})" if report.decision_includes else ""
     return (
-        f"A decision took {significant(times[1])} ms in the median, "
-        f"95 % took at most {significant(times[2])} ms{includes}."
+        f"The median time per decision was {significant(times[1])} ms, the 95th percentile "
+        f"{significant(times[2])} ms{includes}."
     )
-
-
-def decision_times(report: RunReport) -> tuple[float, float, float] | None:
-    """Mean, median and 95th percentile of the time per decision in milliseconds; None without times."""
-    finite = report.decision_ms[np.isfinite(report.decision_ms)]
-    if not finite.size:
-        return None
-    return float(finite.mean()), float(np.median(finite)), float(np.quantile(finite, 0.95))
 
 
 def _measured(*arms: Arm) -> bool:

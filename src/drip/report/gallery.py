@@ -1,4 +1,7 @@
-"""Images and heatmaps as small PNG data URIs. Drawing only; what is shown is decided elsewhere."""
+"""The gallery of a report: samples beside their heatmaps, as small PNG data URIs.
+
+Which samples are shown is decided by the caller.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +34,19 @@ _STOPS = np.array(
     ],
     dtype=np.float64,
 )
+"""Nine colours of matplotlib's inferno map, at equal distances; the report must not need matplotlib."""
+
+# The sum exceeds one on purpose: a bright pixel on a hot spot saturates, and dark images stay visible.
 _HEAT_WEIGHT, _IMAGE_WEIGHT = 0.72, 0.42
 _OVERLAY_SIDE = 112
+"""Pixels of the longer side of an overlay; four times a 28-pixel digit, so that its pixels stay square."""
 _LARGEST_SIDE = 256
+_LARGEST_GROUP = 60
+"""Cards per group. More would make the page heavy, and nobody looks at them."""
 
 
 def inferno(values: FloatArray) -> FloatArray:
-    """Colours from black over red to pale yellow; their lightness rises with the value, so grey prints read.
+    """Colours from black through red to pale yellow; lightness rises with the value, also in a grey print.
 
     Args:
         values: In [0, 1], any shape.
@@ -91,10 +100,6 @@ def _uri(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-_LARGEST_GROUP = 60
-"""Cards per group; more would make the page heavy and nobody looks at them."""
-
-
 def gallery_section(report: RunReport) -> str:
     """Kept and discarded samples side by side with their heatmaps; empty without samples.
 
@@ -108,7 +113,7 @@ def gallery_section(report: RunReport) -> str:
         items = [item for item in report.gallery if item.retained is retained]
         cards = "".join(_card(report, item) for item in items[:_LARGEST_GROUP])
         n_wrong = sum(item.wrong for item in items)
-        size = f"{count(len(items))} shown, {count(n_wrong)} of them predicted wrong"
+        size = f"{count(len(items))} shown, {count(n_wrong)} of them predicted incorrectly"
         if len(items) > _LARGEST_GROUP:
             size = f"the first {_LARGEST_GROUP} of {count(len(items))}"
         body = f'<div class="cards">{cards}</div>' if items else '<p class="note">None.</p>'
@@ -117,9 +122,9 @@ def gallery_section(report: RunReport) -> str:
     return (
         f'<section class="gallery">\n<h2>What the model looked at</h2>\n<p class="lead">{choice}'
         "Left the sample, right its Grad-CAM heatmap for the predicted class, each scaled to its own "
-        "maximum. Below: the predicted class and whether it is right; the score as a mark in the range of "
-        "that class&rsquo;s calibration scores, its window shaded; the score as a number, and its distance "
-        "to the window in standard deviations (&sigma;) of the calibration scores.</p>\n"
+        "maximum. Below: the predicted class and whether it is correct; the score as a mark in the range of "
+        "that class&rsquo;s calibration scores, with the window shaded; the score as a number, and its "
+        "distance to the window in standard deviations (&sigma;) of the calibration scores.</p>\n"
         f"{''.join(groups)}</section>"
     )
 

@@ -1,6 +1,6 @@
-"""What a report is made of: the numbers, vectors and pictures of one run, frozen.
+"""The data of a report: numbers, vectors and pictures of one run, and how two of its models compare.
 
-Plain data and its checks; nothing here formats, draws, trains or reads a store.
+Plain data and its checks. Nothing here formats, draws, trains or reads a store.
 """
 
 from __future__ import annotations
@@ -17,10 +17,18 @@ from drip.errors import InputError
 from drip.files.format import ratio
 from drip.policy import Policy
 from drip.types import BoolArray, FloatArray, IntArray
-from drip.windows import Window, complement
+from drip.windows import Window
 
 BASELINE, ALL_DATA, DRIP, RANDOM, MARGIN = "baseline", "all-data", "drip", "random", "margin"
 """Names of the arms that the findings compare; an arm of any other name only appears in the table."""
+
+Z_99 = 2.576
+"""Half of a 99 % confidence interval, in standard errors.
+
+A report makes five comparisons. At 95 % each, nearly one run in four (1 - 0.95^5) would announce a
+difference that is chance; at 99 % it is one in twenty. The first version of the report used two standard
+errors, and its headline changed with the machine that trained the models.
+"""
 
 
 @dataclass(frozen=True)
@@ -29,15 +37,15 @@ class Arm:
 
     Attributes:
         name: ``baseline``, ``all-data``, ``drip``, ``random``, ``margin``, or any other.
-        accuracy: Share of the test set that is right, in [0, 1]; NaN when it was not measured.
-        n_train: Samples that the model was trained on.
-        n_kept: Samples of the production stream that were kept, among them.
-        bytes_kept: Encoded size of these, in bytes.
-        seconds: Training time in seconds; NaN when it was not measured.
-        correct: Which test samples are right, shape (n_test,), in the order of every other arm; or
-            None. Two arms that have it are compared as pairs.
-        errors_kept_share: Share of the production samples the deployed model got wrong that the rule
-            kept, in [0, 1]; or None.
+        accuracy: Part of the test set that the model classifies correctly, in [0, 1]; NaN when unknown.
+        n_train: Number of samples that the model was trained on.
+        n_kept: How many of them the rule kept from the production stream.
+        bytes_kept: Encoded size of the kept samples, in bytes.
+        seconds: Training time in seconds; NaN when unknown.
+        correct: Which test samples the model classifies correctly, shape (n_test,), in the same order in
+            every arm; or None. Two arms that both have it are compared sample by sample.
+        errors_kept_share: Part of the deployed model's errors in the stream that the rule kept, in
+            [0, 1]; or None.
     """
 
     name: str
@@ -58,10 +66,10 @@ class GalleryItem:
         image: uint8, shape (height, width) in grey or (height, width, 3) in RGB.
         heatmap: Grad-CAM heatmap, shape (h, w), at least 0; scaled to its own maximum when drawn.
         predicted: Predicted class index.
-        label: True class index, or None where unknown.
+        label: True class index, or None when unknown.
         score: DRIP score.
-        retained: What the rule decided.
-        distance: From the nearest limit of the class's window, in standard deviations of the class's
+        retained: True when the sample was kept.
+        distance: To the nearer end of the class's window, in standard deviations of the class's
             calibration scores; positive outside, 0 or negative inside. Ignored for a class
             that never discards.
     """
@@ -76,7 +84,7 @@ class GalleryItem:
 
     @property
     def wrong(self) -> bool:
-        """True when the true class is known and is another one."""
+        """True when the label is known and differs from the prediction."""
         return self.label is not None and self.label != self.predicted
 
 
@@ -90,22 +98,22 @@ class RunReport:
         split: Sizes in samples by name of the part, in order: ``train``, ``calibration``,
             ``production``, ``test``.
         model: Description of the network.
-        command: The command line that makes this report again.
+        command: The command line that repeats this run.
         seed: Seed of the run.
-        policy: The calibrated policy; sections that need windows are left out for rules without.
+        policy: The calibrated policy. Without windows, the sections about windows are left out.
         arms: One per trained model, in the order of the table.
-        n_test: Samples behind every accuracy.
+        n_test: Number of test samples.
         n_seen: Samples of the production stream.
-        bytes_seen: Encoded size of these, in bytes.
+        bytes_seen: Encoded size of the stream, in bytes.
         decision_ms: Time per decision in milliseconds, shape (n,); may be empty.
         gallery: Samples to show; may be empty.
         class_counts_seen: Production samples per *predicted* class, shape (n_classes,).
         class_counts_kept: How many of these the policy kept, shape (n_classes,).
         decision_includes: What the time per decision covers, and on which machine.
-        n_errors: Production samples that the deployed model got wrong; None where it is unknown.
+        n_errors: Production samples that the deployed model got wrong; None when unknown.
         gallery_choice: How the samples of the gallery were chosen.
         notes: Sentences to print below the findings, such as deviations from the protocol.
-        version: Version of drip; empty for the installed one.
+        version: Version of drip; empty means the installed one.
     """
 
     title: str
@@ -130,51 +138,52 @@ class RunReport:
     version: str = ""
 
     def __post_init__(self) -> None:
-        """Check what would otherwise print as a contradiction.
+        """Check that the numbers do not contradict each other: the page prints several of them twice.
 
         Raises:
-            InputError: vectors of another length than the test set or the classes, an accuracy that
-                its own vector contradicts, two arms of one name, or more kept than seen.
+            InputError: a vector has another length than the test set or the classes, an accuracy differs
+                from its own vector, two arms have the same name, or more was kept than seen.
         """
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names):
-            raise InputError(f"arms must have different names, got {names!r}; rename one")
+            raise InputError(f"two arms have the same name in {names!r}; rename one")
         for arm in self.arms:
             if arm.correct is not None and arm.correct.shape != (self.n_test,):
                 raise InputError(
-                    f"arm {arm.name!r}: correct must have shape ({self.n_test},), got {arm.correct.shape}; "
-                    "give one entry per test sample"
+                    f"arm {arm.name!r}: correct has shape {arm.correct.shape}, but the test set has "
+                    f"{self.n_test} samples; give one entry per test sample"
                 )
+            # Half a sample is the tolerance: an accuracy that was saved with few digits still passes.
             if (
                 arm.correct is not None
                 and self.n_test
                 and not abs(float(arm.correct.mean()) - arm.accuracy) < 0.5 / self.n_test
             ):
                 raise InputError(
-                    f"arm {arm.name!r}: accuracy must be the mean of correct, "
-                    f"{float(arm.correct.mean()):.6f}, got {arm.accuracy!r}; take both from one evaluation"
+                    f"arm {arm.name!r}: accuracy is {arm.accuracy!r}, but the mean of correct is "
+                    f"{float(arm.correct.mean()):.6f}; take both from one evaluation"
                 )
             if not 0 <= arm.n_kept <= self.n_seen:
                 raise InputError(
-                    f"arm {arm.name!r}: n_kept must be in [0, {self.n_seen}], got {arm.n_kept}; "
+                    f"arm {arm.name!r}: n_kept is {arm.n_kept}, outside [0, {self.n_seen}]; "
                     "count samples of the production stream only"
                 )
         for name in ("class_counts_seen", "class_counts_kept"):
             shape = np.shape(getattr(self, name))
             if shape != (self.policy.n_classes,):
                 raise InputError(
-                    f"{name} must have shape ({self.policy.n_classes},), got {shape}; "
+                    f"{name} has shape {shape}, but the policy has {self.policy.n_classes} classes; "
                     "count with numpy.bincount(predicted, minlength=n_classes)"
                 )
         if np.any(np.asarray(self.class_counts_kept) > np.asarray(self.class_counts_seen)):
-            raise InputError("class_counts_kept must not exceed class_counts_seen; count the same samples")
+            raise InputError("class_counts_kept exceeds class_counts_seen; count both on the same samples")
 
     def arm(self, name: str) -> Arm | None:
-        """The arm of this name, or None."""
+        """The arm with this name, or None."""
         return next((arm for arm in self.arms if arm.name == name), None)
 
     def retention(self, arm: Arm) -> float:
-        """Share of the production stream that the arm kept, in [0, 1]; NaN for an empty stream."""
+        """Keep rate of an arm on the production stream, in [0, 1]; NaN for an empty stream."""
         return ratio(arm.n_kept, self.n_seen)
 
     @property
@@ -183,13 +192,12 @@ class RunReport:
         return self.policy.windows if "windows" in self.policy.rule.state else ()
 
     @property
-    def asked_discard(self) -> float | None:
-        """The discard fraction (DPW) that calibration was asked for, in (0, 1); None without windows."""
-        retention = self.policy.rule.params.get("retention")
-        return complement(retention) if self.windows and retention is not None else None
+    def asked_retention(self) -> float | None:
+        """The keep rate that the windows were calibrated for, in (0, 1); None without windows."""
+        return self.policy.rule.params.get("retention") if self.windows else None
 
     def class_name(self, index: int | None) -> str:
-        """Name of a class; its number where the policy has no names, a question mark for None."""
+        """Name of a class, or its number when the policy has no names; a question mark for None."""
         if index is None:
             return "?"
         names = self.policy.provenance.class_names
@@ -197,31 +205,34 @@ class RunReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
-    """The difference between two arms on the same test samples.
+class Difference:
+    """How much more accurate one arm is than another on the same test samples.
 
     Attributes:
-        difference: Accuracy of the first minus that of the second, in [-1, 1].
-        standard_error: Of the difference, at least 0.
-        only_first: Test samples that only the first arm gets right; None when not counted in pairs.
-        only_second: Test samples that only the second arm gets right; None when not counted in pairs.
+        value: Accuracy of the first minus that of the second, in [-1, 1].
+        standard_error: Of the value, at least 0.
+        paired: True when the arms were compared sample by sample.
     """
 
-    difference: float
+    value: float
     standard_error: float
-    only_first: int | None = None
-    only_second: int | None = None
+    paired: bool
 
     @property
-    def exceeds_chance(self) -> bool:
-        """True when the difference is larger than two standard errors."""
-        return abs(self.difference) > 2.0 * self.standard_error
+    def plus_minus(self) -> float:
+        """Half of the 99 % confidence interval."""
+        return Z_99 * self.standard_error
+
+    @property
+    def conclusive(self) -> bool:
+        """True when the 99 % confidence interval excludes zero."""
+        return abs(self.value) > self.plus_minus
 
 
 def standard_error(accuracy: float, n_test: int) -> float:
     r"""Binomial standard error of one accuracy: :math:`\sqrt{a(1-a)/n}`.
 
-    It covers which test samples were drawn; neither the split nor the training seed.
+    It covers which test samples were drawn. Another split or training seed changes the accuracy further.
 
     Args:
         accuracy: a, in [0, 1], or NaN.
@@ -235,24 +246,25 @@ def standard_error(accuracy: float, n_test: int) -> float:
     return sqrt(max(accuracy * (1.0 - accuracy), 0.0) / n_test)
 
 
-def compare(first: Arm, second: Arm, n_test: int) -> Paired:
-    r"""Difference in accuracy with its standard error, paired where both arms say what they got right.
+def compare(first: Arm, second: Arm, n_test: int) -> Difference:
+    r"""Difference in accuracy with its standard error, sample by sample where both arms have ``correct``.
 
     With b samples right in the first arm only and c in the second only, the difference is
-    :math:`(b-c)/n` with the standard error :math:`\sqrt{b + c - (b-c)^2/n}\,/\,n`. Without these
-    counts the two binomial errors add in quadrature, which is larger: the arms share their test set.
+    :math:`(b-c)/n` with the standard error :math:`\sqrt{b + c - (b-c)^2/n}\,/\,n`. Without ``correct``
+    the two binomial variances add. That overstates the error, because the arms share their test set and
+    most of their training set, so they mostly fail on the same samples.
 
     Args:
         first: One arm.
         second: The other.
-        n_test: n, test samples behind both accuracies.
+        n_test: n, the number of test samples of both accuracies.
 
     References:
         McNemar (1947), Note on the sampling error of the difference between correlated proportions.
 
     >>> right = np.array([True, True, True, False])
     >>> compare(Arm("drip", 0.75, 8, 4, 0, correct=right), Arm("random", 0.5, 8, 4, 0,
-    ...     correct=np.array([True, False, True, False])), 4).difference
+    ...     correct=np.array([True, False, True, False])), 4).value
     0.25
     """
     if first.correct is not None and second.correct is not None and n_test:
@@ -260,6 +272,6 @@ def compare(first: Arm, second: Arm, n_test: int) -> Paired:
         only_second = int(np.count_nonzero(second.correct & ~first.correct))
         net = only_first - only_second
         variance = max(only_first + only_second - net * net / n_test, 0.0)
-        return Paired(net / n_test, sqrt(variance) / n_test, only_first, only_second)
+        return Difference(net / n_test, sqrt(variance) / n_test, paired=True)
     errors = (standard_error(first.accuracy, n_test), standard_error(second.accuracy, n_test))
-    return Paired(first.accuracy - second.accuracy, sqrt(errors[0] ** 2 + errors[1] ** 2))
+    return Difference(first.accuracy - second.accuracy, sqrt(errors[0] ** 2 + errors[1] ** 2), paired=False)

@@ -1,4 +1,8 @@
-"""The table of arms as rows of text, and as Markdown; the page prints the same rows."""
+"""The report as a page: one row per arm, shared by the Markdown table and the HTML, and a section per topic.
+
+The sections follow the questions of a reader: what came out, how sure it is, what the windows look like, what
+was kept, what the model looked at, how long a decision takes, which policy it was.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,7 @@ from drip.report.model import (
     DRIP,
     MARGIN,
     RANDOM,
+    Z_99,
     Arm,
     RunReport,
     compare,
@@ -33,7 +38,7 @@ COLUMNS = (
     "Accuracy",
     "Minus random",
     "Kept",
-    "Share kept",
+    "Keep rate",
     "Bytes kept",
     "Bytes saved",
     "Model errors kept",
@@ -41,6 +46,7 @@ COLUMNS = (
     "Training",
 )
 NONE = "\u2013"
+
 _TITLES = {
     BASELINE: ("baseline", "nothing kept"),
     ALL_DATA: ("all-data", "everything kept"),
@@ -48,11 +54,24 @@ _TITLES = {
     RANDOM: ("random", "drawn at random"),
     MARGIN: ("margin", "smallest margin"),
 }
+_MARKS = {"better": "\u25b2", "worse": "\u25bc", "inconclusive": "\u00b1", "unknown": "?"}
+
+_CELLS: tuple[tuple[str, int, int | None], ...] = (
+    ("Accuracy", 1, None),
+    ("Minus random", 2, None),
+    ("Kept", 3, 4),
+    ("Stored", 5, 6),
+    ("Model errors kept", 7, None),
+    ("Training", 9, 8),
+)
+"""Cells of the HTML table: their name, the column of their value, the column of the small print below it."""
+
+_SMALL = {6: "saves {}", 8: "on {} samples"}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One arm in words.
+    """One arm as text.
 
     Attributes:
         arm: The arm itself.
@@ -77,10 +96,10 @@ def rows(report: RunReport) -> list[Row]:
 def _row(report: RunReport, arm: Arm) -> Row:
     title, explanation = _TITLES.get(arm.name, (arm.name, ""))
     random = report.arm(RANDOM)
-    error = standard_error(arm.accuracy, report.n_test)
+    reach = Z_99 * standard_error(arm.accuracy, report.n_test)
     accuracy = percent(arm.accuracy, 2)
-    if isfinite(error):
-        accuracy = f"{100 * arm.accuracy:.2f} \u00b1 {100 * error:.2f} %"
+    if isfinite(reach):
+        accuracy = f"{100 * arm.accuracy:.2f} \u00b1 {100 * reach:.2f} %"
     saved = report.bytes_seen - arm.bytes_kept
     share_saved = f" ({percent(saved / report.bytes_seen)})" if report.bytes_seen else ""
     return Row(
@@ -104,10 +123,11 @@ def _row(report: RunReport, arm: Arm) -> Row:
 def _difference(report: RunReport, arm: Arm, random: Arm | None) -> str:
     if random is None or arm is random:
         return NONE
-    pair = compare(arm, random, report.n_test)
-    if not isfinite(pair.difference):
+    difference = compare(arm, random, report.n_test)
+    if not isfinite(difference.value):
         return NONE
-    return f"{points(pair.difference).removesuffix(' points')} \u00b1 {100 * pair.standard_error:.2f}"
+    value = points(difference.value).removesuffix(" points")
+    return f"{value} \u00b1 {100 * difference.plus_minus:.2f}"
 
 
 def uncertainty(report: RunReport) -> str:
@@ -117,32 +137,29 @@ def uncertainty(report: RunReport) -> str:
         report: The numbers of one run.
     """
     random = report.arm(RANDOM)
-    text = (
-        f"\u00b1 behind an accuracy is the binomial standard error of {count(report.n_test)} test samples, "
-        "one run. "
-    )
+    text = f"\u00b1 is half of a 99 % confidence interval over the {count(report.n_test)} test samples. "
     if random is not None:
         paired = random.correct is not None and any(
             arm.correct is not None for arm in report.arms if arm is not random
         )
         text += (
-            "\u201cMinus random\u201d is in points with the standard error of the paired difference "
-            "(McNemar: only test samples on which the two arms disagree count). "
+            "\u201cMinus random\u201d is in points and compares the arms sample by sample (McNemar); it can "
+            "exclude zero although the intervals of the two accuracies overlap. "
             if paired
-            else "\u201cMinus random\u201d is in points with both standard errors added in quadrature, "
-            "as if the arms had separate test sets; that usually overstates the error. "
+            else "\u201cMinus random\u201d is in points and treats the arms as independent, which usually "
+            "overstates its interval. "
         )
-    return text + "Neither error covers the random seed or the split: only repeated runs show these."
+    return text + "No interval covers the training seed or the split: only repeated runs show their effect."
 
 
 def to_markdown_table(report: RunReport) -> str:
-    """The table of arms in Markdown, with a line that says what the errors are.
+    """The table of arms in Markdown, with a line on what the plus-minus signs mean.
 
     Args:
         report: The numbers of one run.
 
     Returns:
-        Markdown that ends with a newline; a bar in a name is escaped.
+        Markdown that ends with a newline; a vertical bar in a name is escaped.
     """
     lines = [_line(COLUMNS), _line(["---"] + ["---:"] * (len(COLUMNS) - 1))]
     lines += [
@@ -153,9 +170,6 @@ def to_markdown_table(report: RunReport) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-_MARKS = {"better": "\u25b2", "worse": "\u25bc", "no-gain": "\u2248", "unknown": "?"}
 
 
 def write_html(report: RunReport, path: str | Path) -> None:
@@ -172,10 +186,9 @@ def write_html(report: RunReport, path: str | Path) -> None:
 
 
 def to_html(report: RunReport) -> str:
-    """The page as one self-contained HTML document; equal numbers give an equal text.
+    """The page as one self-contained HTML document; equal numbers give equal text.
 
-    Everything that comes from the report is escaped; pictures are data URIs; a content security policy
-    in the page forbids it to load anything else.
+    Everything from the report is escaped, and pictures are data URIs.
 
     Args:
         report: The numbers of one run.
@@ -221,8 +234,12 @@ def _tiles(report: RunReport) -> str:
     drip, random, times = report.arm(DRIP), report.arm(RANDOM), decision_times(report)
     tiles: list[tuple[str, str, str]] = []
     if drip is not None:
-        against = "" if random is None else f"random: {percent(random.accuracy, 2)}"
-        tiles.append(("Accuracy with DRIP", percent(drip.accuracy, 2), against))
+        if random is not None and isfinite(drip.accuracy) and isfinite(random.accuracy):
+            # Not two accuracies side by side: the eye would rank them, however little separates them.
+            difference = _difference(report, drip, random)
+            tiles.append(("Accuracy, DRIP minus random", difference, f"points; {verdict(report).outcome}"))
+        else:
+            tiles.append(("Accuracy with DRIP", percent(drip.accuracy, 2), ""))
         tiles.append(
             (
                 "Kept of the stream",
@@ -266,40 +283,27 @@ def _split(report: RunReport) -> str:
 
 
 def _findings_section(report: RunReport) -> str:
-    # The verdict heads the page already; the list continues from there.
+    # The first finding is the verdict, which is already in the header.
     items = "".join(f"<li>{text(sentence)}</li>" for sentence in findings(report)[1:])
     notes = "".join(f'<p class="note">{text(note)}</p>' for note in report.notes)
     return f'<section>\n<h2>What happened</h2>\n<ul class="findings">{items}</ul>\n{notes}</section>'
 
 
-_CELLS: tuple[tuple[str, int, int | None], ...] = (
-    ("Accuracy", 1, None),
-    ("Minus random", 2, None),
-    ("Kept", 3, 4),
-    ("Stored", 5, 6),
-    ("Model errors kept", 7, None),
-    ("Training", 9, 8),
-)
-"""Name of a cell of the page's table, the column of its value and that of the small print below it."""
-
-_SMALL = {6: "saves {}", 8: "on {} samples"}
-
-
 def _arms_section(report: RunReport) -> str:
     if not report.arms:
         return ""
-    errors = [standard_error(arm.accuracy, report.n_test) for arm in report.arms]
-    pairs = [(arm.accuracy, error) for arm, error in zip(report.arms, errors, strict=True)]
+    reaches = [Z_99 * standard_error(arm.accuracy, report.n_test) for arm in report.arms]
+    pairs = [(arm.accuracy, reach) for arm, reach in zip(report.arms, reaches, strict=True)]
     scale = figures.accuracy_scale(pairs)
     random = report.arm(RANDOM)
     reference = None if random is None else random.accuracy
     names = ["Arm", *(name for name, _, _ in _CELLS)]
-    names.insert(2, "\u00b1 2 standard errors, in %")
+    names.insert(2, "99 % interval, in %")
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in names)
     lines = []
-    for row, error in zip(rows(report), errors, strict=True):
+    for row, reach in zip(rows(report), reaches, strict=True):
         kind = "drip" if row.arm.name == DRIP else "other"
-        drawing = "" if scale is None else figures.interval(row.arm.accuracy, error, scale, reference, kind)
+        drawing = "" if scale is None else figures.interval(row.arm.accuracy, reach, scale, reference, kind)
         small = f"<small>{text(row.explanation)}</small>" if row.explanation else ""
         cells = [_cell(row, *cell) for cell in _CELLS]
         cells.insert(1, f'<td class="drawing">{drawing}</td>')
@@ -307,10 +311,10 @@ def _arms_section(report: RunReport) -> str:
         lines.append(f'<tr class="{kind}">{title}{"".join(cells)}</tr>')
     axis = "" if scale is None else figures.interval_axis(scale)
     foot = f'<tr class="axis-row"><td></td><td></td><td class="drawing">{axis}</td><td colspan="5"></td></tr>'
-    reading = "Dot: accuracy; bar: two standard errors to either side; dashed line: the random arm. "
+    reading = "Dot: accuracy; bar: its 99 % confidence interval; dashed line: the random arm. "
     return (
-        '<section>\n<h2>Arms</h2>\n<p class="lead">Every arm is trained on the training set plus what '
-        "its rule kept of the same production stream, and tested on the same test set.</p>\n"
+        '<section>\n<h2>Arms</h2>\n<p class="lead">An arm is a model trained on the training set plus what '
+        "one rule kept of the production stream. All arms have the same test set.</p>\n"
         f'<table class="arms"><thead><tr>{head}</tr></thead><tbody>\n'
         + "\n".join(lines)
         + f"\n{foot}</tbody></table>\n"
@@ -334,12 +338,12 @@ def _classes_section(report: RunReport) -> str:
     for index, window in enumerate(report.windows):
         name = report.class_name(index)
         n_seen = int(report.class_counts_seen[index])
-        actual = ratio(n_seen - int(report.class_counts_kept[index]), n_seen)
-        asked = report.asked_discard
+        actual = ratio(int(report.class_counts_kept[index]), n_seen)
+        asked = report.asked_retention
         shares = (
             ("asked", MISSING if asked is None else percent(asked)),
-            ("in-sample", percent(window.calibration_discard)),
-            ("expected", percent(window.expected_discard)),
+            ("in-sample", percent(1.0 - window.calibration_discard)),
+            ("expected", percent(1.0 - window.expected_discard)),
             ("actual", percent(actual)),
         )
         listed = "".join(
@@ -357,14 +361,14 @@ def _classes_section(report: RunReport) -> str:
     axis = "All classes share one axis" if shared else "Every class has its own axis"
     return (
         '<section>\n<h2>Windows per class</h2>\n<p class="lead">The DRIP score is the mean of the '
-        "Grad-CAM heatmap of the predicted class. Calibration finds, per class, the densest run of scores: "
-        "the window. In production a sample inside the window of its predicted class counts as typical "
-        "and is discarded; one outside is kept.</p>\n"
+        "Grad-CAM heatmap of the predicted class. Calibration finds the densest run of scores of each class: "
+        "its window. In production a sample whose score is inside the window of its predicted class is "
+        "typical and is discarded; a sample outside is kept.</p>\n"
         f'<div class="panels">{"".join(panels)}</div>\n'
-        '<p class="caption">Calibration scores; dark bars on a shaded band lie inside the window, dashed '
-        f"lines are its limits. {axis}; heights are relative to the fullest bin of the class. Share "
-        "discarded, in per cent: <b>asked</b> of calibration (DPW), <b>in-sample</b> among the calibration "
-        "scores, <b>expected</b> of fresh scores by cross-validation, <b>actual</b> in "
+        '<p class="caption">Histograms of the calibration scores. The window is shaded, dashed lines mark '
+        f"its lower and upper end. {axis}; heights are relative to the fullest bin of the class. "
+        "Below, keep rates in per cent: <b>asked</b> of calibration, <b>in-sample</b> on the "
+        "calibration scores, <b>expected</b> on new scores (cross-validation), <b>actual</b> in "
         "production.</p>\n</section>"
     )
 
@@ -386,12 +390,12 @@ def _retention_section(report: RunReport) -> str:
     return (
         '<section>\n<h2>Kept per class</h2>\n<table class="retention"><thead><tr>'
         '<th scope="col">Predicted class</th><th scope="col"></th><th scope="col">Seen</th>'
-        '<th scope="col">Kept</th><th scope="col">Share</th></tr></thead><tbody>\n'
+        '<th scope="col">Kept</th><th scope="col">Keep rate</th></tr></thead><tbody>\n'
         f'{"".join(lines)}\n<tr class="total"><th scope="row">all</th>'
         f"<td></td><td>{count(total_seen)}</td><td>{count(total_kept)}</td>"
         f"<td>{text(percent(ratio(total_kept, total_seen)))}</td></tr></tbody></table>\n"
-        '<p class="caption">Outline: production samples that the model put into the class; filled: kept by '
-        "the policy.</p>\n</section>"
+        '<p class="caption">Outline: production samples that the model assigned to the class; filled: kept '
+        "by the policy.</p>\n</section>"
     )
 
 
@@ -406,7 +410,7 @@ def _times_section(report: RunReport) -> str:
     )
     includes = f"A decision includes: {text(report.decision_includes)}. " if report.decision_includes else ""
     beyond = int(np.count_nonzero(finite > 2.0 * times[2]))
-    cut = f" {count(beyond)} longer ones lie beyond the axis." if beyond else ""
+    cut = f" {count(beyond)} longer ones are beyond the axis." if beyond else ""
     return (
         f'<section class="times-section">\n<h2>Time per decision</h2>\n<dl class="numbers">{listed}</dl>\n'
         f"{figures.time_histogram(finite, times[1:])}\n"
@@ -432,7 +436,7 @@ def _footer(report: RunReport) -> str:
     return (
         f'<footer>\n<h2>Policy</h2>\n<dl class="facts">{listed}</dl>\n'
         f"<p>Written by drip {text(_version(report))}. "
-        "This file is complete: it loads nothing and runs no script.</p>\n</footer>"
+        "This file is self-contained: it loads nothing and runs no script.</p>\n</footer>"
     )
 
 
