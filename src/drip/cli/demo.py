@@ -16,7 +16,6 @@ from drip.cli.output import (
     print_table,
     progress_stages,
 )
-from drip.files.format import byte_size
 
 if TYPE_CHECKING:
     from drip.report import RunReport
@@ -61,7 +60,7 @@ def demo(
 
 
 def report_facts(report: RunReport) -> dict[str, object]:
-    """The numbers of the table, and the findings, for scripts."""
+    """The numbers of the table and the findings, as JSON values."""
     from drip.report import findings
 
     return {
@@ -85,25 +84,17 @@ def report_facts(report: RunReport) -> dict[str, object]:
 
 
 def print_report(report: RunReport, path: Path) -> None:
-    """The table and the findings, for people."""
-    from drip.report import findings, standard_error
+    """Print a part of the report's table, what its uncertainty means, and the findings."""
+    from drip.report import COLUMNS, findings, rows, uncertainty
 
+    shown = ("Arm", "Accuracy", "Minus random", "Kept", "Keep rate", "Model errors kept")
+    columns = [COLUMNS.index(name) for name in shown]
     print_table(
         f"{report.dataset}, test set of {report.n_test}",
-        ["arm", "accuracy", "kept", "retention", "bytes saved", "model's errors kept"],
-        [
-            [
-                arm.name,
-                f"{arm.accuracy:.2%} ± {standard_error(arm.accuracy, report.n_test):.2%}",
-                str(arm.n_kept),
-                f"{report.retention(arm):.1%}",
-                byte_size(report.bytes_seen - arm.bytes_kept),
-                f"{arm.errors_kept_share:.0%}" if arm.errors_kept_share is not None else "-",
-            ]
-            for arm in report.arms
-        ],
+        list(shown),
+        [[row.cells[column] for column in columns] for row in rows(report)],
     )
-    print_lines([f"Time per decision: {np.median(report.decision_ms):.2f} ms (median)", *findings(report)])
+    print_lines([uncertainty(report), *findings(report)])
     print_facts(
         "", {"report": path, "store": path.with_name("kept.db"), "policy": path.with_name("policy.json")}
     )

@@ -16,11 +16,12 @@ from drip.report.model import (
     compare,
     standard_error,
 )
-from drip.report.page import to_html, to_markdown_table, write_html
+from drip.report.page import COLUMNS, rows, to_html, to_markdown_table, uncertainty, write_html
 
 __all__ = [
     "ALL_DATA",
     "BASELINE",
+    "COLUMNS",
     "DRIP",
     "MARGIN",
     "RANDOM",
@@ -31,9 +32,11 @@ __all__ = [
     "Verdict",
     "compare",
     "findings",
+    "rows",
     "standard_error",
     "to_html",
     "to_markdown_table",
+    "uncertainty",
     "verdict",
     "write_html",
 ]
