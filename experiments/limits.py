@@ -76,7 +76,7 @@ def run(cell: Cell, bench: Workspace) -> Outcome:
 def _yardstick(bench: Workspace, retention: float) -> dict[str, float]:
     stream, rows = bench.stream("d1c"), bench.split.d3
     wrong = stream.classes != bench.regime.labels[rows]
-    order = np.lexsort((bench.rng(YARDSTICK).random(len(rows)), -MarginRule().utility(stream), ~wrong))
+    order = np.lexsort((bench.rng(YARDSTICK).random(len(rows)), -MarginRule().score(stream), ~wrong))
     kept = np.sort(order[: round(retention * len(rows))])
     return {
         **bench.finish(rows[kept]),
@@ -124,7 +124,7 @@ class LimitsWorkspace(StreamWorkspace):
         if measure == "max-logit":
             return np.asarray(seen.logits.max(axis=1), np.float64)
         if measure in ("margin", "energy"):
-            return -(MarginRule() if measure == "margin" else EnergyRule()).utility(seen)
+            return -(MarginRule() if measure == "margin" else EnergyRule()).score(seen)
         scene = self.scenario(SCENARIO)
         if measure == "labels":
             lessons, is_known = _features(stream[taught]), scene.labels[taught] >= 0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 import pytest
+
+from drip.errors import DripError
 
 
 def lacks(reason: str) -> NoReturn:
@@ -42,6 +45,14 @@ def require_data(name: str) -> Path:
     if not (os.environ.get("DRIP_DATA") and place.exists()):
         lacks(f"the data {name} are needed for this test: set DRIP_DATA to the folder that has them")
     return place
+
+
+@contextmanager
+def raises(kind: type[DripError], code: str) -> Iterator[pytest.ExceptionInfo[DripError]]:
+    """Expect an error of this type and code; messages may be reworded, codes may not."""
+    with pytest.raises(kind) as caught:
+        yield caught
+    assert caught.value.code == code, f"{caught.value.code}: {caught.value}"
 
 
 def replaced(value: Any, path: Sequence[Any], new: Any) -> Any:

@@ -36,8 +36,8 @@ class DiscardsNan(_Margin):
     def _check(self, observations):
         pass
 
-    def utility(self, observations):
-        return np.nan_to_num(super().utility(observations), nan=0.0)
+    def score(self, observations):
+        return np.nan_to_num(super().score(observations), nan=0.0)
 
 
 class RefusesWithoutRow(_Margin):
@@ -49,12 +49,12 @@ class RefusesWithoutRow(_Margin):
 
 
 class DependsOnBatch(_Margin):
-    def utility(self, observations):
-        return super().utility(observations) + len(observations)
+    def score(self, observations):
+        return super().score(observations) + len(observations)
 
 
 class DependsOnOrder(ThresholdRule):
-    def utility(self, observations):
+    def score(self, observations):
         return observations.logits[:, 0]
 
     def _calibrate(self, observations):
@@ -62,8 +62,8 @@ class DependsOnOrder(ThresholdRule):
 
 
 class InfinitePriority(_Margin):
-    def utility(self, observations):
-        return super().utility(observations) / 0.0 if len(observations) else np.zeros(0)
+    def score(self, observations):
+        return super().score(observations) / 0.0 if len(observations) else np.zeros(0)
 
 
 class WrongProbability(_Margin):

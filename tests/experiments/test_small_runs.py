@@ -223,7 +223,7 @@ class LowestLogitRule(ThresholdRule):
 
     name = "added-by-a-user"
 
-    def utility(self, observations):
+    def score(self, observations):
         """Minus the largest logit."""
         return -observations.logits.max(axis=1)
 '''

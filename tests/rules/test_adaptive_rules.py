@@ -29,13 +29,13 @@ def test_mixed_margin_is_the_mean_of_two_ranks():
     logits = rng.normal(size=(2000, 3))
     classes = logits.argmax(1)
     observations = Observations(classes, logits, {"drip": np.zeros(2000)}, "drip")
-    utility = create("mixed-margin", retention=0.5).calibrate(observations).utility(observations)
+    score = create("mixed-margin", retention=0.5).calibrate(observations).score(observations)
     top = np.sort(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), axis=1)
     doubt = 1 - (top[:, -1] - top[:, -2])
     for row in range(0, 2000, 50):
         alike = doubt[classes == classes[row]]
         expected = ((doubt < doubt[row]).mean() + (alike < doubt[row]).mean()) / 2
-        assert utility[row] == pytest.approx(expected, abs=0.02)
+        assert score[row] == pytest.approx(expected, abs=0.02)
 
 
 @pytest.mark.parametrize("retention", [0.1, 0.4])
@@ -227,7 +227,7 @@ def test_ranks_within_many_classes_come_from_fewer_numbers(n_classes, tolerance)
     doubt = 1 - (top[:, -1] - top[:, -2])
     alike = np.flatnonzero(rows.classes == 3)
     expected = [((doubt <= doubt[row]).mean() + (doubt[alike] <= doubt[row]).mean()) / 2 for row in alike]
-    assert rule.utility(rows)[alike] == pytest.approx(np.array(expected), abs=tolerance / 2 + 0.02)
+    assert rule.score(rows)[alike] == pytest.approx(np.array(expected), abs=tolerance / 2 + 0.02)
 
 
 def test_a_state_stays_small_and_a_batch_changes_little_of_it():

@@ -243,7 +243,7 @@ class BrightestFeature(ThresholdRule):
     def needs(self):
         return frozenset({"features"})
 
-    def utility(self, observations):
+    def score(self, observations):
         return observations.features.max(axis=1)
 
 

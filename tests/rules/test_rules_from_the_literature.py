@@ -43,20 +43,20 @@ def doubt(logits):
 def test_energy_is_the_free_energy_of_the_logits():
     given = fake_observations(N, 5)
     expected = [-log(sum(map(exp, row))) for row in given.logits]
-    assert create("energy").utility(given) == pytest.approx(expected, rel=1e-13)
+    assert create("energy").score(given) == pytest.approx(expected, rel=1e-13)
 
 
 def test_energy_counts_a_constant_that_softmax_does_not_see():
-    utility = create("energy").utility(observations([[1000.0, 999.0], [0.0, -1.0], [-1e308, -1e308]]))
-    assert utility[1] - utility[0] == 1000
-    assert utility[2] == 1e308
+    score = create("energy").score(observations([[1000.0, 999.0], [0.0, -1.0], [-1e308, -1e308]]))
+    assert score[1] - score[0] == 1000
+    assert score[2] == 1e308
 
 
 def test_the_gradient_norm_is_that_of_the_last_layer_by_finite_differences():
     rng = np.random.default_rng(3)
     weights, bias, features = rng.normal(size=(4, 6)), rng.normal(size=4), rng.normal(size=(10, 6))
     given = observations(features @ weights.T + bias, features)
-    for row, got in enumerate(create("gradient-norm").utility(given)):
+    for row, got in enumerate(create("gradient-norm").score(given)):
         label, step = given.classes[row], 1e-6
 
         def loss(parameters, row=row, label=label):
@@ -71,8 +71,8 @@ def test_the_gradient_norm_is_that_of_the_last_layer_by_finite_differences():
 
 def test_the_gradient_norm_of_a_certain_or_a_huge_sample_is_a_number():
     logits, features = [[1e308, -1e308], [0.0, 0.0], [0.0, 0.0]], np.array([[1e300], [1e300], [0.0]])
-    utility = create("gradient-norm").utility(observations(logits, features))
-    assert utility.tolist() == [0.0, np.finfo(np.float64).max * sqrt(0.5), pytest.approx(sqrt(0.5))]
+    score = create("gradient-norm").score(observations(logits, features))
+    assert score.tolist() == [0.0, np.finfo(np.float64).max * sqrt(0.5), pytest.approx(sqrt(0.5))]
 
 
 def test_novelty_is_the_squared_mahalanobis_distance_to_the_predicted_class():
@@ -93,7 +93,7 @@ def test_novelty_is_the_squared_mahalanobis_distance_to_the_predicted_class():
         (row - means[label]) @ inverse @ (row - means[label])
         for row, label in zip(z, stream.classes, strict=True)
     ]
-    assert rule.utility(stream) == pytest.approx(expected, rel=1e-3)
+    assert rule.score(stream) == pytest.approx(expected, rel=1e-3)
     held_out = held_out_distances(features, classes, 4)
     assert rule.state()["limit"] == sorted(held_out)[-120]
     assert isinstance(rule.state()["gaussians"], dict)
@@ -109,7 +109,7 @@ def test_novelty_keeps_a_foreign_cloud():
 def test_moderate_is_the_distance_to_the_median_distance_of_the_class():
     given, stream = wide(N), wide(50, seed=1)
     rule = create("moderate", retention=0.3).calibrate(given)
-    utility = rule.utility(stream)
+    score = rule.score(stream)
     features, z = project(given.features), project(stream.features)
     for row, label in enumerate(stream.classes):
         mine = features[given.classes == label]
@@ -117,10 +117,10 @@ def test_moderate_is_the_distance_to_the_median_distance_of_the_class():
         median = np.median(distances)
         spread = np.median([abs(distance - median) for distance in distances])
         distance = sqrt(((z[row] - mine.mean(axis=0)) ** 2).sum())
-        assert utility[row] == pytest.approx(-abs(distance - median) / spread, rel=1e-3, abs=1e-4)
+        assert score[row] == pytest.approx(-abs(distance - median) / spread, rel=1e-3, abs=1e-4)
     kept = rule.decide_many(given).retain
     assert kept.sum() == 120
-    assert rule.utility(given)[kept].min() > rule.utility(given)[~kept].max()
+    assert rule.score(given)[kept].min() > rule.score(given)[~kept].max()
 
 
 def test_moderate_measures_a_class_that_calibration_never_saw_against_all():
@@ -128,7 +128,7 @@ def test_moderate_measures_a_class_that_calibration_never_saw_against_all():
     with_three = replace(given, classes=np.minimum(given.classes, 2))
     rule = create("moderate").calibrate(with_three)
     stream = wide(20, seed=1)
-    got = rule.utility(replace(stream, classes=np.full(20, 3)))
+    got = rule.score(replace(stream, classes=np.full(20, 3)))
     features, z = project(given.features), project(stream.features)
     distances = np.linalg.norm(features - features.mean(axis=0), axis=1)
     spread = np.median(np.abs(distances - np.median(distances)))
@@ -224,7 +224,7 @@ def test_constant_logits_give_a_decision_on_everything(name):
     given = fake_observations(600, 3)
     given = replace(given, logits=np.zeros((600, 3)), classes=np.zeros(600, np.int64))
     decisions = create(name, retention=0.5).calibrate(given[:300]).decide_many(given[300:])
-    # Rules whose utility is the logits' alone cannot tell these apart: ties at a limit are all kept.
+    # Rules whose score is the logits' alone cannot tell these apart: ties at a limit are all kept.
     all_alike = name in ("energy", "margin-window")
     assert decisions.retain.mean() == pytest.approx(1.0 if all_alike else 0.5, abs=0.15)
 
@@ -310,4 +310,4 @@ def test_above_128_classes_one_gaussian_serves_all_in_novelty():
     order = np.lexsort((given.classes, *features.T))
     fitted = ClassGaussians().calibrate(features[order], given.classes[order], 130)
     away = fitted.whitened(features[0], 77)
-    assert rule.utility(given)[0] == pytest.approx(away @ away, rel=1e-9)
+    assert rule.score(given)[0] == pytest.approx(away @ away, rel=1e-9)

@@ -43,7 +43,7 @@ def observations(logits):
 def test_utility_has_all_digits_at_any_gap(name, gap):
     rows = [[gap, 0.0], [0.0, gap, -1.0], [-gap, 0.0, -gap - 0.25, -2 * gap], [gap, 0.0, 0.0, 0.0, -5.0]]
     for row in rows:
-        got = float(create(name).utility(observations([row]))[0])
+        got = float(create(name).score(observations([row]))[0])
         if gap < 300.0:
             assert got == pytest.approx(exact(name, row), rel=4e-15)
         assert got > 0.0
@@ -53,7 +53,7 @@ def test_utility_has_all_digits_at_any_gap(name, gap):
 def test_utility_of_random_logits(name):
     rng = np.random.default_rng(0)
     rows = rng.normal(0, 6, (30, 7)) + rng.choice([0.0, 1000.0, -1000.0], (30, 1))
-    for got, row in zip(create(name).utility(observations(rows)), rows, strict=True):
+    for got, row in zip(create(name).score(observations(rows)), rows, strict=True):
         assert got == pytest.approx(exact(name, row - row.max()), rel=1e-13)
 
 
@@ -62,22 +62,22 @@ def test_utility_of_random_logits(name):
 )
 def test_equal_logits_are_the_most_uncertain(name, expected):
     rule = create(name)
-    assert rule.utility(observations([[2.0] * 4]))[0] == pytest.approx(expected, rel=1e-15)
-    assert rule.utility(observations([[1e9] * 4]))[0] == pytest.approx(expected, rel=1e-15)
-    assert rule.utility(observations([[2.0, 2.0, 2.0, 2.1]]))[0] < expected
+    assert rule.score(observations([[2.0] * 4]))[0] == pytest.approx(expected, rel=1e-15)
+    assert rule.score(observations([[1e9] * 4]))[0] == pytest.approx(expected, rel=1e-15)
+    assert rule.score(observations([[2.0, 2.0, 2.0, 2.1]]))[0] < expected
 
 
 @pytest.mark.parametrize("name", ["margin", "least-confidence", "entropy"])
 def test_utility_falls_as_the_gap_grows(name):
     rows = [[gap, 0.0, -1.0] for gap in np.linspace(0.0, 700.0, 200)]
-    utility = create(name).utility(observations(rows))
-    assert (np.diff(utility) < 0).all()
+    score = create(name).score(observations(rows))
+    assert (np.diff(score) < 0).all()
 
 
 def test_a_gap_beyond_float64_is_certain():
     rows = observations([[1.7e308, -1.7e308, 0.0]])
     for name in ("margin", "least-confidence", "entropy"):
-        assert create(name).utility(rows).tolist() == [0.0]
+        assert create(name).score(rows).tolist() == [0.0]
     assert softmax_ratios(rows.logits).tolist() == [[1.0, 0.0, 0.0]]
 
 
@@ -87,15 +87,15 @@ def test_the_most_uncertain_are_kept_and_their_utility_is_the_priority(name, ret
     calibration = fake_observations(137, 5, seed=1)
     rule = create(name, retention=retention).calibrate(calibration)
     decisions = rule.decide_many(calibration)
-    utility = rule.utility(calibration)
+    score = rule.score(calibration)
     n_keep = (2 * round(100 * retention) * 137 + 100) // 200
     assert decisions.retain.sum() == n_keep
-    assert set(np.flatnonzero(decisions.retain)) == set(np.argsort(-utility)[:n_keep])
-    assert decisions.priority.tolist() == utility.tolist()
+    assert set(np.flatnonzero(decisions.retain)) == set(np.argsort(-score)[:n_keep])
+    assert decisions.priority.tolist() == score.tolist()
     assert decisions.keep_probability.tolist() == decisions.retain.astype(float).tolist()
     assert set(decisions.reasons) == {name, "below-limit"}
-    assert decisions.reasons[int(np.argmax(utility))] == name
-    assert rule.state() == {"limit": sorted(utility)[-n_keep]}
+    assert decisions.reasons[int(np.argmax(score))] == name
+    assert rule.state() == {"limit": sorted(score)[-n_keep]}
 
 
 def test_ties_at_the_limit_are_all_kept():
@@ -111,7 +111,7 @@ def test_counts_to_keep_round_half_up_and_are_never_zero():
 
 @pytest.mark.parametrize("name", ["margin", "least-confidence", "entropy"])
 def test_a_network_with_one_class_is_certain(name):
-    assert create(name).utility(observations([[3.0], [-3.0]])).tolist() == [0.0, 0.0]
+    assert create(name).score(observations([[3.0], [-3.0]])).tolist() == [0.0, 0.0]
 
 
 def test_ratios_are_sorted_from_one():
@@ -122,6 +122,6 @@ def test_ratios_are_sorted_from_one():
 @pytest.mark.parametrize("name", ["margin", "least-confidence", "entropy"])
 def test_float32_logits_are_counted_in_float64(name):
     rows = np.random.default_rng(4).normal(0, 6, (20, 5)).astype(np.float32)
-    utility = create(name).utility(replace(observations(rows), logits=rows))
-    assert utility.dtype == np.float64
-    assert utility.tolist() == create(name).utility(observations(rows)).tolist()
+    score = create(name).score(replace(observations(rows), logits=rows))
+    assert score.dtype == np.float64
+    assert score.tolist() == create(name).score(observations(rows)).tolist()

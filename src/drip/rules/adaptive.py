@@ -1,4 +1,4 @@
-"""Rules for streams that are not i.i.d.: a utility behind gates, at a rate that is held."""
+"""Rules for streams that are not i.i.d.: a score behind gates, at a rate that is held."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _Choice(NamedTuple):
 
 
 class ComposedRule(BaseRule):
-    """Gates, then a utility against a moving limit, with a floor for every class and a random share.
+    """Gates, then a score against a moving limit, with a floor for every class and a random share.
 
     In this order, for every arrival:
 
@@ -60,9 +60,9 @@ class ComposedRule(BaseRule):
        sample of a second population that calibration did not have; not while the rule is so far behind its
        rate that the controller asks for everything, as when the world changes all at once.
     2. A near-duplicate of one of the last 256 kept samples is discarded.
-    3. A utility among the highest of the last 500 is kept; which share of them, a controller says that
+    3. A score among the highest of the last 500 is kept; which share of them, a controller says that
        holds the target rate through drift. Where the second population has become the larger one, the
-       world has changed: what the model makes of it says little, and a draw takes the utility's place,
+       world has changed: what the model makes of it says little, and a draw takes the score's place,
        with that share as its probability, until the world changes back or the rule is calibrated again.
     4. A class of which less than a quarter of the target share was kept lately gets this sample; one that
        has more than its ceiling does not.
@@ -71,7 +71,7 @@ class ComposedRule(BaseRule):
 
     What adapts is bounded, can be frozen, and is noted: see :attr:`adaptations`.
 
-    Subclasses say which utility. The priority is the utility's rank among the last ones; where a draw takes
+    Subclasses say which score. The priority is the score's rank among the last ones; where a draw takes
     its place, the draw's.
 
     Args:
@@ -134,19 +134,19 @@ class ComposedRule(BaseRule):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the utility reads, and features for the gates."""
-        return self._utility_rule().needs | ({"features"} if self._params["gates"] else frozenset())
+        """What the score reads, and features for the gates."""
+        return self._scoring_rule().needs | ({"features"} if self._params["gates"] else frozenset())
 
     @abstractmethod
-    def _utility_rule(self) -> ThresholdRule:
-        """A new rule whose utility ranks the samples."""
+    def _scoring_rule(self) -> ThresholdRule:
+        """A new rule whose score ranks the samples."""
 
     @property
     def adaptations(self) -> list[JsonObject]:
         """The last 32 changes that the rule made to itself, the oldest first.
 
         Each has the number of the ``arrival`` from 1, ``what`` changed and the new ``value``: of ``limit``,
-        the utility's limit, when it has moved by a quarter; of ``second-population`` and ``new-world``, the
+        the score's limit, when it has moved by a quarter; of ``second-population`` and ``new-world``, the
         share of what calibration did not have, when rejecting it, or drawing, begins (0 when it ends).
         """
         return self._log.entries
@@ -176,9 +176,9 @@ class ComposedRule(BaseRule):
     def _calibrate(self, observations: Observations) -> None:
         n_classes = observations.logits.shape[1]
         self._check_classes(observations, n_classes)
-        self._rule = self._utility_rule().calibrate(observations)
+        self._rule = self._scoring_rule().calibrate(observations)
         self._start(n_classes)
-        self._recent = RunningQuantile.spread(_WINDOW, self._rule.utility(observations))
+        self._recent = RunningQuantile.spread(_WINDOW, self._rule.score(observations))
         if self._params["gates"]:
             features, classes = _features(observations), observations.classes
             order = np.lexsort((classes, *features.T))  # sums must not depend on the order of the samples
@@ -190,7 +190,7 @@ class ComposedRule(BaseRule):
             self._duplicates.calibrate(features)
 
     def _restore(self, state: JsonObject) -> None:
-        rule = self._utility_rule().restore(state["utility"])
+        rule = self._scoring_rule().restore(state["utility"])
         self._start(count("n_classes", state["classes"]["n_classes"]))
         self._recent = RunningQuantile.restored(_WINDOW, state["recent"], n_values=_WINDOW)
         self._rate.restore(state["rate"])
@@ -234,14 +234,14 @@ class ComposedRule(BaseRule):
         if self._rule is None:
             raise self._uncalibrated()
         self._check_arrivals(observations)
-        utility = self._rule.utility(observations)
-        n = len(utility)
+        score = self._rule.score(observations)
+        n = len(score)
         gated = self._params["gates"] and n
         features = self._gate_features(observations) if gated else np.empty((n, 0))
         retain, priority, probability = np.zeros(n, np.bool_), np.zeros(n), np.ones(n)
         reasons = []
         for row in range(n):
-            value, label = float(utility[row]), int(observations.classes[row])
+            value, label = float(score[row]), int(observations.classes[row])
             time_s = None if observations.time_s is None else float(observations.time_s[row])
             n_bytes = 0 if observations.n_bytes is None else int(observations.n_bytes[row])
             share = self._rate.share(time_s, n_bytes)
@@ -286,7 +286,7 @@ class ComposedRule(BaseRule):
         return _Choice(chosen, kept_as if chosen else refused_as, certainty, priority)
 
     def _limit_for(self, share: float, value: float) -> float:
-        """The limit that a share of the last utilities reach; takes in the next one."""
+        """The limit that a share of the last scores reach; takes in the next one."""
         limit = self._recent.limit(share)
         if not self._params["frozen"]:
             self._recent.add(value)
@@ -332,24 +332,24 @@ def _features(observations: Observations) -> FloatArray:
 
 
 class AdaptiveMarginRule(ComposedRule):
-    """The utility is that of :class:`drip.rules.chance.MixedMarginRule`."""
+    """The score is that of :class:`drip.rules.chance.MixedMarginRule`."""
 
     name: ClassVar[str] = "adaptive-margin"
 
-    def _utility_rule(self) -> ThresholdRule:
+    def _scoring_rule(self) -> ThresholdRule:
         return MixedMarginRule()
 
 
 class AdaptiveRandomRule(ComposedRule):
     """What :class:`drip.rules.adaptive.ComposedRule` does around no preference at all.
 
-    The utility is a checksum of logits and seed in [0, 1): as good as a draw, and the same whenever the
+    The score is a checksum of logits and seed in [0, 1): as good as a draw, and the same whenever the
     sample comes again.
     """
 
     name: ClassVar[str] = "adaptive-random"
 
-    def _utility_rule(self) -> ThresholdRule:
+    def _scoring_rule(self) -> ThresholdRule:
         return _Checksum(self._params["seed"])
 
 
@@ -358,6 +358,6 @@ class _Checksum(ThresholdRule):
         super().__init__()
         self._start = crc32(str(seed).encode())
 
-    def utility(self, observations: Observations) -> FloatArray:
+    def score(self, observations: Observations) -> FloatArray:
         rows = np.ascontiguousarray(observations.logits, "<f8")
         return np.array([crc32(row.tobytes(), self._start) / 2**32 for row in rows], np.float64)

@@ -203,12 +203,12 @@ def deterministic(retain: BoolArray, priority: FloatArray, kept: str, discarded:
 
 
 class ThresholdRule(BaseRule):
-    """Keep what has a utility of at least the calibrated quantile; the utility is the priority.
+    """Keep what has a score of at least the calibrated quantile; the score is the priority.
 
     Args:
         retention: Share of the calibration samples to keep, in (0, 1).
 
-    Subclasses implement :meth:`utility`. Ties at the limit are all kept.
+    Subclasses implement :meth:`score`. Ties at the limit are all kept.
     """
 
     def __init__(self, retention: float = 0.6) -> None:
@@ -227,17 +227,17 @@ class ThresholdRule(BaseRule):
         return {"retention": self._retention}
 
     @abstractmethod
-    def utility(self, observations: Observations) -> FloatArray:
+    def score(self, observations: Observations) -> FloatArray:
         """How much a sample is worth, shape (n,): the larger the better."""
 
     def state(self) -> JsonObject:
-        """The limit of the utility."""
+        """The limit of the score."""
         if self._limit is None:
             raise self._uncalibrated()
         return {"limit": self._limit}
 
     def _calibrate(self, observations: Observations) -> None:
-        descending = np.sort(self.utility(observations))[::-1]
+        descending = np.sort(self.score(observations))[::-1]
         self._limit = float(descending[count_to_keep(len(descending), self._retention) - 1])
 
     def _restore(self, state: JsonObject) -> None:
@@ -246,8 +246,8 @@ class ThresholdRule(BaseRule):
     def _decide(self, observations: Observations) -> Decisions:
         if self._limit is None:
             raise self._uncalibrated()
-        utility = self.utility(observations)
-        return deterministic(utility >= self._limit, utility, self.name, "below-limit")
+        score = self.score(observations)
+        return deterministic(score >= self._limit, score, self.name, "below-limit")
 
 
 class WindowRule(BaseRule):

@@ -135,7 +135,7 @@ _ALL_POINTS = 5000
 class MixedMarginRule(ThresholdRule):
     """Keep the samples whose margin is small among all and among those of their predicted class.
 
-    The utility is the mean of two ranks in [0, 1] of 1 - (p_1 - p_2): among all calibration samples and
+    The score is the mean of two ranks in [0, 1] of 1 - (p_1 - p_2): among all calibration samples and
     among those of the same predicted class (percentiles, linear between them). The first alone spends the
     whole budget on the two or three classes that the model confuses; the second alone keeps the clearest
     samples of the classes that it knows best. A class that calibration never saw has rank 1.
@@ -152,7 +152,7 @@ class MixedMarginRule(ThresholdRule):
         self._overall: FloatArray | None = None
         self._within: FloatArray
 
-    def utility(self, observations: Observations) -> FloatArray:
+    def score(self, observations: Observations) -> FloatArray:
         """Shape (n,): mean of the two ranks.
 
         Raises:
@@ -161,7 +161,7 @@ class MixedMarginRule(ThresholdRule):
         if self._overall is None:
             raise self._uncalibrated()
         self._check_classes(observations, len(self._within))
-        values = self._margin.utility(observations)
+        values = self._margin.score(observations)
         overall = _ranks(values, self._overall)
         within = np.ones(len(values))
         for label in np.unique(observations.classes).tolist():
@@ -180,7 +180,7 @@ class MixedMarginRule(ThresholdRule):
     def _calibrate(self, observations: Observations) -> None:
         n_classes = observations.logits.shape[1]
         self._check_classes(observations, n_classes)
-        values = self._margin.utility(observations)
+        values = self._margin.score(observations)
         self._overall = np.quantile(values, np.linspace(0, 1, _POINTS))
         shares = np.linspace(0, 1, min(_POINTS, max(_FEWEST, _ALL_POINTS // n_classes)))
         self._within = np.full((n_classes, len(shares)), np.nan)

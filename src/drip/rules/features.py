@@ -72,7 +72,7 @@ class NoveltyRule(ThresholdRule):
         """The features."""
         return frozenset({"features"})
 
-    def utility(self, observations: Observations) -> FloatArray:
+    def score(self, observations: Observations) -> FloatArray:
         """Shape (n,): the squared distance.
 
         Raises:
@@ -137,7 +137,7 @@ class ModerateRule(ThresholdRule):
         """The features."""
         return frozenset({"features"})
 
-    def utility(self, observations: Observations) -> FloatArray:
+    def score(self, observations: Observations) -> FloatArray:
         """Shape (n,): the negative distance to the median, in spreads of the class.
 
         Raises:
@@ -248,7 +248,7 @@ class CoverageRule(ChanceRule):
         }
 
     def _calibrate(self, observations: Observations) -> None:
-        ascending = np.sort(MarginRule().utility(observations))
+        ascending = np.sort(MarginRule().score(observations))
         n = len(ascending)
         n_dropped = int(min(_HARDEST, 1 - self._retention) * n)
         self._easiest, self._hardest = float(ascending[0]), float(ascending[n - n_dropped - 1])
@@ -271,7 +271,7 @@ class CoverageRule(ChanceRule):
     def _decide(self, observations: Observations) -> Decisions:
         if self._probabilities is None:
             raise self._uncalibrated()
-        difficulty = MarginRule().utility(observations)
+        difficulty = MarginRule().score(observations)
         probability = self._probabilities[self._strata(difficulty)]
         probability[difficulty > self._hardest] = 0.0
         return drawn(self._draw(observations), probability, self.name)

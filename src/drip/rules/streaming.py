@@ -24,9 +24,9 @@ class InformationGainRule(BaseRule):
     h is 1 - (p_1 - p_2); z are the 64 projected features minus their calibration mean, over one scale that
     makes the mean of :math:`z^T z` one in calibration. :math:`A = (I + \sum h z z^T)^{-1}` sums over what is
     kept: of the calibration samples the share r with the largest h, then every sample that the rule keeps
-    (a rank-one update). For a Bayesian linear model the utility is twice the information that a label with
-    noise 1 / h gives. A sample is kept when its utility is among the highest of the last 500; which share
-    of them, :class:`drip.rules.parts.RateController` says. The priority is the utility's rank among
+    (a rank-one update). For a Bayesian linear model the score is twice the information that a label with
+    noise 1 / h gives. A sample is kept when its score is among the highest of the last 500; which share
+    of them, :class:`drip.rules.parts.RateController` says. The priority is the score's rank among
     them. State: A in double precision, 44 kB of text, and 570 numbers.
 
     Args:
@@ -58,7 +58,7 @@ class InformationGainRule(BaseRule):
         return frozenset({"logits", "features"})
 
     def state(self) -> JsonObject:
-        """Mean and scale of the features, A, the last utilities and the rate."""
+        """Mean and scale of the features, A, the last scores and the rate."""
         if self._inverse is None:
             raise self._uncalibrated()
         return {
@@ -70,7 +70,7 @@ class InformationGainRule(BaseRule):
         }
 
     def _calibrate(self, observations: Observations) -> None:
-        features, uncertainty = projected(observations, self.name), MarginRule().utility(observations)
+        features, uncertainty = projected(observations, self.name), MarginRule().score(observations)
         order = fixed_order(features, uncertainty)
         features, uncertainty = features[order], uncertainty[order]
         self._mean = features.mean(axis=0)
@@ -106,7 +106,7 @@ class InformationGainRule(BaseRule):
         if self._inverse is None:
             raise self._uncalibrated()
         features = projected(observations, self.name, len(self._mean))
-        uncertainty = MarginRule().utility(observations).tolist()
+        uncertainty = MarginRule().score(observations).tolist()
         n = len(observations)
         retain, priority = np.zeros(n, np.bool_), np.zeros(n)
         for i, row in enumerate((features - self._mean) / self._scale):

@@ -20,7 +20,7 @@ class MarginRule(ThresholdRule):
 
     name: ClassVar[str] = "margin"
 
-    def utility(self, observations: Observations) -> FloatArray:
+    def score(self, observations: Observations) -> FloatArray:
         """Shape (n,): 1 - (p_1 - p_2) of the softmax probabilities."""
         ratios = softmax_ratios(observations.logits)
         others = ratios[:, 1:].sum(axis=1)
@@ -37,7 +37,7 @@ class EntropyRule(ThresholdRule):
 
     name: ClassVar[str] = "entropy"
 
-    def utility(self, observations: Observations) -> FloatArray:
+    def score(self, observations: Observations) -> FloatArray:
         """Shape (n,): the entropy of the softmax probabilities in nats."""
         ratios = softmax_ratios(observations.logits)
         total = ratios.sum(axis=1)
@@ -56,7 +56,7 @@ class LeastConfidenceRule(ThresholdRule):
 
     name: ClassVar[str] = "least-confidence"
 
-    def utility(self, observations: Observations) -> FloatArray:
+    def score(self, observations: Observations) -> FloatArray:
         """Shape (n,): 1 - p_1, the probability that is not on the predicted class."""
         others = softmax_ratios(observations.logits)[:, 1:].sum(axis=1)
         return np.asarray(others / (1.0 + others))
@@ -73,13 +73,13 @@ class EnergyRule(ThresholdRule):
 
     >>> from drip.types import Observations
     >>> rows = Observations(np.array([0]), np.array([[0.0, 0.0]]), {})
-    >>> EnergyRule().utility(rows).round(3).tolist()
+    >>> EnergyRule().score(rows).round(3).tolist()
     [-0.693]
     """
 
     name: ClassVar[str] = "energy"
 
-    def utility(self, observations: Observations) -> FloatArray:
+    def score(self, observations: Observations) -> FloatArray:
         """Shape (n,): the free energy of the logits."""
         largest = observations.logits.max(axis=1).astype(np.float64)
         return np.asarray(-(largest + np.log(softmax_ratios(observations.logits).sum(axis=1))))
@@ -106,7 +106,7 @@ class GradientNormRule(ThresholdRule):
         """Logits and features."""
         return frozenset({"logits", "features"})
 
-    def utility(self, observations: Observations) -> FloatArray:
+    def score(self, observations: Observations) -> FloatArray:
         """Shape (n,): the norm."""
         assert observations.features is not None  # noqa: S101  # checked as a need
         ratios = softmax_ratios(observations.logits)
@@ -150,13 +150,13 @@ class SoftMarginRule(ChanceRule):
         return frozenset({"logits"})
 
     def state(self) -> JsonObject:
-        """The generator, and evenly ranked calibration utilities in ascending order."""
+        """The generator, and evenly ranked calibration scores in ascending order."""
         if self._points is None:
             raise self._uncalibrated()
         return {**super().state(), "points": self._points.tolist()}
 
     def _calibrate(self, observations: Observations) -> None:
-        ascending = np.sort(MarginRule().utility(observations))
+        ascending = np.sort(MarginRule().score(observations))
         n_points = min(len(ascending), _POINTS)
         middles = (np.arange(n_points) + 0.5) / n_points
         self._points = ascending[(middles * len(ascending)).astype(np.int64)]
@@ -171,14 +171,14 @@ class SoftMarginRule(ChanceRule):
     def _decide(self, observations: Observations) -> Decisions:
         if self._points is None:
             raise self._uncalibrated()
-        probability = self._probability(MarginRule().utility(observations), self._points)
+        probability = self._probability(MarginRule().score(observations), self._points)
         return drawn(self._draw(observations), probability, self.name)
 
-    def _probability(self, utility: FloatArray, points: FloatArray) -> FloatArray:
-        """The mean of u^((1-r)/r) over the ranks u of a tie; of one rank for a utility between two points."""
+    def _probability(self, score: FloatArray, points: FloatArray) -> FloatArray:
+        """The mean of u^((1-r)/r) over the ranks u of a tie; of one rank for a score between two points."""
         r = self._retention
-        below = np.searchsorted(points, utility, "left") / len(points)
-        up_to = np.searchsorted(points, utility, "right") / len(points)
+        below = np.searchsorted(points, score, "left") / len(points)
+        up_to = np.searchsorted(points, score, "right") / len(points)
         width = up_to - below
         tie = r * (up_to ** (1 / r) - below ** (1 / r)) / np.where(width > 0, width, 1.0)
         return np.asarray(np.clip(np.where(width > 0, tie, below ** ((1 - r) / r)), 0.0, 1.0))

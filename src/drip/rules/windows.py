@@ -117,16 +117,16 @@ class MarginWindowRule(ThresholdRule):
         super().__init__(retention)
         self._upper = 0.0
 
-    def utility(self, observations: Observations) -> FloatArray:
+    def score(self, observations: Observations) -> FloatArray:
         """Shape (n,): 1 - (p_1 - p_2)."""
-        return MarginRule().utility(observations)
+        return MarginRule().score(observations)
 
     def state(self) -> JsonObject:
         """The two ends of the window; ``limit`` is the lower one."""
         return {**super().state(), "upper": self._upper}
 
     def _calibrate(self, observations: Observations) -> None:
-        descending = np.sort(self.utility(observations))[::-1]
+        descending = np.sort(self.score(observations))[::-1]
         n = len(descending)
         start = int((1 - Fraction(str(self._retention))) / 4 * n)
         self._upper = float(descending[start])
@@ -141,8 +141,8 @@ class MarginWindowRule(ThresholdRule):
     def _decide(self, observations: Observations) -> Decisions:
         if self._limit is None:
             raise self._uncalibrated()
-        utility = self.utility(observations)
-        inside = np.minimum(utility - self._limit, self._upper - utility)
+        score = self.score(observations)
+        inside = np.minimum(score - self._limit, self._upper - score)
         return deterministic(inside >= 0, inside, self.name, "outside-window")
 
 
