@@ -1,4 +1,4 @@
-"""Pictures, sounds and arrays as bytes, whole and lying, for the tests of decoding."""
+"""Images, audio and arrays as bytes, some with false headers, for the tests of decoding."""
 
 import io
 import struct
@@ -16,8 +16,8 @@ GREY = RNG.integers(0, 256, (12, 10), dtype=np.uint8)
 COLOUR = RNG.integers(0, 256, (12, 10, 3), dtype=np.uint8)
 SMOOTH = np.add.outer(np.arange(60) * 2, np.arange(90)).astype(np.uint8)
 TONE = (0.5 * np.sin(np.arange(400) / 7)).astype(np.float32)
-GREY_CONTRACT = InputSpec(shape=(1, 12, 10))
-COLOUR_CONTRACT = InputSpec(shape=(3, 12, 10))
+GREY_SPEC = InputSpec(shape=(1, 12, 10))
+COLOUR_SPEC = InputSpec(shape=(3, 12, 10))
 
 
 def encoded(picture, form, **options):
@@ -54,7 +54,8 @@ def npy_declaring(shape, data=b"", descr="<f4", fortran_order=False):
     return buffer.getvalue() + data
 
 
-def refused(spec, data, media_type):
+def error_of(spec, data, media_type):
+    """The error with which an input spec rejects these bytes."""
     with pytest.raises(InputError) as caught:
         spec.prepare(data, media_type)
-    return str(caught.value)
+    return caught.value

@@ -1,4 +1,4 @@
-"""What goes wrong in the field, tried from the command line to the store, each with its message."""
+"""Faults that happen in the field, from the command line to the store, each with its message."""
 
 import io
 import json
@@ -65,16 +65,16 @@ def other_size(_):
 
 
 BAD_FILES = {
-    "truncated": (truncated, "a complete image is needed"),
+    "truncated": (truncated, "the image is truncated or corrupt"),
     "bomb": (lambda _: png_bomb(), "3600000000"),
-    "empty": (lambda _: b"", "image/png are needed, got 0"),
-    "gif": (other_format, "begin with b'GIF8"),
-    "size": (other_size, "28 x 28 pixels is needed, got 28 x 9"),
+    "empty": (lambda _: b"", "the image/png file is empty"),
+    "gif": (other_format, "it begins with b'GIF8"),
+    "size": (other_size, "the image has 28 x 9 pixels, the input spec 28 x 28"),
 }
 
 
 @pytest.mark.parametrize("kind", sorted(BAD_FILES))
-def test_bad_file_goes_to_quarantine_with_the_reason_and_takes_nothing_with_it(
+def test_bad_file_goes_to_quarantine_with_the_reason_and_affects_no_other_sample(
     kind, drip, run_options, production, tmp_path
 ):
     make, reason = BAD_FILES[kind]
@@ -86,14 +86,14 @@ def test_bad_file_goes_to_quarantine_with_the_reason_and_takes_nothing_with_it(
     assert found["run"]["n_seen"] == N_PRODUCTION + 1
     assert found["store"]["seen"] == N_PRODUCTION
     with RetentionStore.open_readonly(tmp_path / "kept.db") as store:
-        (aside,) = store.quarantined()
+        (quarantined,) = store.quarantined()
         assert store.check().ok
-    assert aside.sample.id == "5/bad.png"
-    assert reason in aside.reason
+    assert quarantined.sample.id == "5/bad.png"
+    assert reason in quarantined.reason
 
 
 @pytest.mark.parametrize("kind", sorted(BAD_FILES))
-def test_bad_file_stops_the_run_by_name_where_that_is_wanted(kind, drip, run_options, production):
+def test_bad_file_stops_the_run_when_errors_raise(kind, drip, run_options, production):
     make, reason = BAD_FILES[kind]
     (production / "5" / "bad.png").write_bytes(make(production))
     result = drip(*run_options, "--on-error", "raise")
@@ -103,7 +103,7 @@ def test_bad_file_stops_the_run_by_name_where_that_is_wanted(kind, drip, run_opt
     assert "Traceback" not in result.err
 
 
-def test_bad_file_stops_the_calibration_by_name(digits, drip, calibrate_options, tmp_path):
+def test_bad_file_stops_the_calibration_and_is_named(digits, drip, calibrate_options, tmp_path):
     folder = shutil.copytree(digits.calibration, tmp_path / "calibration")
     (folder / "5" / "bad.png").write_bytes(png_bomb())
     calibrate_options[calibrate_options.index(digits.calibration)] = folder
@@ -115,7 +115,7 @@ def test_bad_file_stops_the_calibration_by_name(digits, drip, calibrate_options,
 
 @pytest.fixture
 def users_model(tmp_path, monkeypatch):
-    """Writes a model into the current folder; the name is new every time."""
+    """Writes a model into the current folder. Each needs a new name, as Python caches modules."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -140,13 +140,13 @@ def test_nan_logits_send_one_sample_to_quarantine(drip, run_options, production,
     result = drip(*run_options, "--json")
     assert result.code == 0, result.err
     with RetentionStore.open_readonly(tmp_path / "kept.db") as store:
-        (aside,) = store.quarantined()
+        (quarantined,) = store.quarantined()
         assert store.stats().seen == N_PRODUCTION
-    assert aside.sample.id == "5/dark.png"
-    assert "NaN" in aside.reason
+    assert quarantined.sample.id == "5/dark.png"
+    assert "NaN" in quarantined.reason
 
 
-def test_nan_logits_stop_the_calibration_by_name(digits, drip, calibrate_options, users_model, tmp_path):
+def test_nan_logits_stop_the_calibration_and_the_sample_is_named(digits, drip, calibrate_options, users_model, tmp_path):
     folder = shutil.copytree(digits.calibration, tmp_path / "calibration")
     Image.fromarray(np.full((28, 28), 3, np.uint8)).save(folder / "5" / "dark.png")
     calibrate_options[1] = users_model("moody_model_2", MOODY)
@@ -168,7 +168,7 @@ def test_weights_that_are_all_nan_are_an_error(drip, calibrate_options, tmp_path
     assert "NaN" in result.err
 
 
-def test_model_with_one_class_is_refused(drip, calibrate_options, users_model):
+def test_model_with_one_class_is_an_error(drip, calibrate_options, users_model):
     calibrate_options[1:4] = [users_model("one_class", "def build():\n    return SmallCNN(n_classes=1)\n")]
     result = drip(*calibrate_options)
     assert result.code == 1
@@ -219,7 +219,7 @@ def test_constant_scores_never_discard_and_say_so(
     assert found["run"]["retention"] == 1.0
 
 
-def test_policy_of_another_model_is_refused_and_nothing_is_decided(drip, run_options, tmp_path):
+def test_policy_of_another_model_is_an_error(drip, run_options, tmp_path):
     torch.manual_seed(3)
     torch.save(SmallCNN().state_dict(), tmp_path / "other.pt")
     run_options[3] = tmp_path / "other.pt"
@@ -228,7 +228,7 @@ def test_policy_of_another_model_is_refused_and_nothing_is_decided(drip, run_opt
     assert "calibrate again with this model" in result.err
 
 
-def test_truncated_policy_is_refused_at_many_offsets(drip, digits, run_options, tmp_path):
+def test_truncated_policy_is_an_error_at_many_offsets(drip, digits, run_options, tmp_path):
     text = digits.policy.read_bytes()
     run_options[5] = tmp_path / "cut.json"
     for end in (0, 1, len(text) // 2, len(text) - 3):
@@ -239,14 +239,14 @@ def test_truncated_policy_is_refused_at_many_offsets(drip, digits, run_options, 
     assert not (tmp_path / "kept.db").exists()
 
 
-def test_budget_below_the_least_is_refused_with_the_least(drip, run_options, tmp_path):
+def test_budget_below_the_minimum_is_an_error_with_the_minimum(drip, run_options, tmp_path):
     result = drip(*run_options, "--budget", "20kB")
     assert result.code == 1
     assert "budget_bytes must be at least" in result.err
     assert not (tmp_path / "kept.db").exists()
 
 
-def test_run_of_which_nothing_could_be_scored_ends_with_one_and_the_reason(drip, run_options, production):
+def test_run_that_can_decode_no_sample_exits_with_1_and_the_reason(drip, run_options, production):
     for path in production.glob("*/*.png"):
         path.write_bytes(b"")
     for policy in ("quarantine", "skip"):
@@ -284,7 +284,7 @@ def test_kept_sample_larger_than_the_budget_names_itself(
 
 
 @pytest.mark.parametrize("place", ["file/kept.db", "missing/kept.db", "/proc/kept.db"])
-def test_store_in_a_folder_that_cannot_be_written_is_one_line(place, drip, run_options, tmp_path):
+def test_store_in_a_folder_that_cannot_be_written_is_a_one_line_error(place, drip, run_options, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     run_options[-1] = tmp_path / place
     result = drip(*run_options)
@@ -295,7 +295,7 @@ def test_store_in_a_folder_that_cannot_be_written_is_one_line(place, drip, run_o
 
 
 @pytest.mark.parametrize("place", ["file/policy.json", "missing/policy.json", "/proc/policy.json"])
-def test_policy_in_a_folder_that_cannot_be_written_is_one_line(place, drip, calibrate_options, tmp_path):
+def test_policy_in_a_folder_that_cannot_be_written_is_a_one_line_error(place, drip, calibrate_options, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     calibrate_options[-1] = tmp_path / place
     result = drip(*calibrate_options)
@@ -304,7 +304,7 @@ def test_policy_in_a_folder_that_cannot_be_written_is_one_line(place, drip, cali
     assert "Traceback" not in result.err
 
 
-def test_store_that_is_no_database_is_refused_and_left_alone(drip, run_options, tmp_path):
+def test_store_that_is_not_a_database_is_an_error_and_unchanged(drip, run_options, tmp_path):
     (tmp_path / "kept.db").write_text("a shopping list\n" * 100)
     result = drip(*run_options)
     assert result.code == 1
@@ -312,10 +312,10 @@ def test_store_that_is_no_database_is_refused_and_left_alone(drip, run_options, 
     assert (tmp_path / "kept.db").read_text().startswith("a shopping list")
 
 
-def test_interrupted_run_continues_without_a_loss_or_a_double(
+def test_interrupted_run_continues_without_loss_or_duplicate(
     drip, run_options, production, tmp_path, monkeypatch
 ):
-    """A put fails in the middle of the stream, as a full disk makes it; the same command goes on."""
+    """A put is interrupted in the middle of the stream; the same command continues."""
     real, calls = RetentionStore.put, []
 
     def put(self, sample, observation, decision):

@@ -1,4 +1,4 @@
-"""Pictures to inputs: by hand computation, and nothing but InputError on bad bytes."""
+"""Images to inputs: compared with results computed by hand, and InputError only on bad bytes."""
 
 import struct
 import tracemalloc
@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from encoded_samples import (
     COLOUR,
-    COLOUR_CONTRACT,
+    COLOUR_SPEC,
     GREY,
-    GREY_CONTRACT,
+    GREY_SPEC,
     RNG,
     SMOOTH,
     encoded,
+    error_of,
     png_chunk,
     png_declaring,
-    refused,
 )
 from PIL import Image
 
@@ -26,13 +26,13 @@ from drip.media import SUFFIXES, InputSpec, encode_png
 
 
 def test_grey_png_is_scaled_to_one_and_gets_a_channel_axis():
-    got = GREY_CONTRACT.prepare(encode_png(GREY), "image/png")
+    got = GREY_SPEC.prepare(encode_png(GREY), "image/png")
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, GREY[None] / 255.0, rtol=1e-6)
 
 
 def test_colour_png_has_channels_first():
-    got = COLOUR_CONTRACT.prepare(encode_png(COLOUR), "image/png")
+    got = COLOUR_SPEC.prepare(encode_png(COLOUR), "image/png")
     for channel in range(3):
         np.testing.assert_allclose(got[channel], COLOUR[:, :, channel] / 255.0, rtol=1e-6)
 
@@ -46,19 +46,19 @@ def test_mean_and_std_are_per_channel_after_scaling():
         np.testing.assert_allclose(got[channel], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_one_mean_serves_all_channels():
+def test_a_single_mean_applies_to_all_channels():
     spec = InputSpec((3, 12, 10), mean=(0.5,), std=(0.25,))
     got = spec.prepare(encode_png(COLOUR), "image/png")
     np.testing.assert_allclose(got, (COLOUR.transpose(2, 0, 1) / 255.0 - 0.5) / 0.25, rtol=1e-5, atol=1e-6)
 
 
 def test_colour_becomes_grey_by_the_usual_luma():
-    got = GREY_CONTRACT.prepare(encode_png(COLOUR), "image/png")
+    got = GREY_SPEC.prepare(encode_png(COLOUR), "image/png")
     np.testing.assert_allclose(got[0] * 255, COLOUR @ np.array([0.299, 0.587, 0.114]), atol=0.6)
 
 
 def test_grey_becomes_three_equal_channels():
-    got = COLOUR_CONTRACT.prepare(encode_png(GREY), "image/png")
+    got = COLOUR_SPEC.prepare(encode_png(GREY), "image/png")
     for channel in range(3):
         np.testing.assert_allclose(got[channel], GREY / 255.0, rtol=1e-6)
 
@@ -67,40 +67,40 @@ def test_grey_becomes_three_equal_channels():
 def test_sixteen_bit_grey_keeps_its_high_byte_and_is_not_clipped_to_white(depth_type):
     values = RNG.integers(0, 65536, (12, 10)).astype(depth_type)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    got = GREY_CONTRACT.prepare(png_declaring(10, 12, bits=16, rows=rows), "image/png")
+    got = GREY_SPEC.prepare(png_declaring(10, 12, bits=16, rows=rows), "image/png")
     np.testing.assert_allclose(got[0], (values >> 8) / 255.0, rtol=1e-6)
 
 
 def test_palette_image_gives_its_colours():
     picture = Image.fromarray(COLOUR).quantize(16)
-    got = COLOUR_CONTRACT.prepare(encoded(picture, "PNG"), "image/png")
+    got = COLOUR_SPEC.prepare(encoded(picture, "PNG"), "image/png")
     palette = np.array(picture.getpalette()).reshape(-1, 3)
     np.testing.assert_allclose(got, palette[np.asarray(picture)].transpose(2, 0, 1) / 255.0, rtol=1e-6)
 
 
 def test_palette_image_with_transparency_gives_its_colours_without_a_warning():
     picture = Image.fromarray(COLOUR).quantize(16)
-    plain = COLOUR_CONTRACT.prepare(encoded(picture, "PNG"), "image/png")
+    plain = COLOUR_SPEC.prepare(encoded(picture, "PNG"), "image/png")
     transparent = encoded(picture, "PNG", transparency=bytes(range(16)))
-    np.testing.assert_array_equal(COLOUR_CONTRACT.prepare(transparent, "image/png"), plain)
+    np.testing.assert_array_equal(COLOUR_SPEC.prepare(transparent, "image/png"), plain)
 
 
 def test_alpha_is_ignored():
     alpha = RNG.integers(0, 256, (12, 10, 1), dtype=np.uint8)
     data = encode_png(np.concatenate([COLOUR, alpha], axis=2))
-    got = COLOUR_CONTRACT.prepare(data, "image/png")
+    got = COLOUR_SPEC.prepare(data, "image/png")
     np.testing.assert_allclose(got, COLOUR.transpose(2, 0, 1) / 255.0, rtol=1e-6)
 
 
 def test_cmyk_jpeg_is_read_as_colour():
     picture = Image.fromarray(np.full((12, 10, 3), (200, 30, 90), np.uint8)).convert("CMYK")
-    got = COLOUR_CONTRACT.prepare(encoded(picture, "JPEG", quality=100), "image/jpeg")
+    got = COLOUR_SPEC.prepare(encoded(picture, "JPEG", quality=100), "image/jpeg")
     np.testing.assert_allclose(got[:, 5, 5] * 255, (200, 30, 90), atol=4)
 
 
 def test_one_bit_image_is_black_and_white():
     picture = Image.fromarray(GREY).convert("1")
-    got = GREY_CONTRACT.prepare(encoded(picture, "PNG"), "image/png")
+    got = GREY_SPEC.prepare(encoded(picture, "PNG"), "image/png")
     assert set(np.unique(got)) == {0.0, 1.0}
 
 
@@ -108,21 +108,20 @@ def test_orientation_tag_is_ignored():
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(Image.fromarray(GREY), "JPEG", exif=exif, quality=100)
-    np.testing.assert_allclose(GREY_CONTRACT.prepare(data, "image/jpeg")[0] * 255, GREY, atol=6)
+    np.testing.assert_allclose(GREY_SPEC.prepare(data, "image/jpeg")[0] * 255, GREY, atol=6)
 
 
-def test_first_frame_of_an_animation_counts():
+def test_an_animation_gives_its_first_frame():
     frames = [Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)]
     data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
-    got = COLOUR_CONTRACT.prepare(data, "image/webp")
+    got = COLOUR_SPEC.prepare(data, "image/webp")
     np.testing.assert_allclose(got, COLOUR.transpose(2, 0, 1) / 255.0, rtol=1e-6)
 
 
-def test_exact_refuses_another_size_and_says_what_to_set():
-    message = refused(InputSpec((1, 28, 28)), encode_png(GREY), "image/png")
-    assert "28 x 28" in message
-    assert "10 x 12" in message
-    assert "stretch" in message
+def test_exact_rejects_another_size_and_says_what_to_set():
+    error = error_of(InputSpec((1, 28, 28)), encode_png(GREY), "image/png")
+    assert error.code == "sample-shape"
+    assert all(word in str(error) for word in ("28 x 28", "10 x 12", "stretch"))
 
 
 @pytest.mark.parametrize("size", [(30, 45), (90, 20), (7, 5)])
@@ -136,7 +135,7 @@ def test_stretch_resizes_both_sides(size):
 
 @pytest.mark.parametrize("size", [(30, 30), (24, 12), (12, 24), (60, 90), (80, 80), (1, 1)])
 @pytest.mark.parametrize("pixels", [SMOOTH, SMOOTH.T, COLOUR[:, :, 0]])
-def test_crop_is_the_middle_of_the_picture_with_the_shorter_side_resized(size, pixels):
+def test_crop_is_the_centre_of_the_image_with_the_shorter_side_resized(size, pixels):
     height, width = size
     got = InputSpec((1, height, width), resize="crop").prepare(encode_png(pixels), "image/png")
     scale = max(width / pixels.shape[1], height / pixels.shape[0])
@@ -148,90 +147,99 @@ def test_crop_is_the_middle_of_the_picture_with_the_shorter_side_resized(size, p
     )
 
 
-def test_crop_of_extreme_proportions_takes_no_memory():
+def test_crop_of_extreme_proportions_needs_no_memory():
     data = encode_png(np.zeros((1, 60_000), np.uint8))
     got = InputSpec((1, 224, 224), resize="crop").prepare(data, "image/png")
     assert got.shape == (1, 224, 224)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP"])
-def test_truncated_image_is_refused_or_whole(form):
+def test_truncated_image_is_rejected_or_whole(form):
     data = encoded(Image.fromarray(COLOUR.repeat(8, 0).repeat(8, 1)), form)
     spec = InputSpec((3, 96, 80))
     kind = f"image/{form.lower()}"
     whole = spec.prepare(data, kind)
-    n_refused = 0
+    n_rejected, codes = 0, set()
     offsets = sorted({*range(0, len(data), max(1, len(data) // 60)), *range(len(data) - 30, len(data))})
     for end in offsets:
         try:
             np.testing.assert_array_equal(spec.prepare(data[:end], kind), whole)
-        except InputError:
-            n_refused += 1
+        except InputError as error:
+            n_rejected += 1
+            codes.add(error.code)
             assert end < len(data)
-    assert n_refused >= len(offsets) - 32  # only what follows the last pixel may be missing
+    assert n_rejected >= len(offsets) - 32  # only bytes after the last pixel may be missing
+    assert codes == {"sample-undecodable"}
 
 
 @pytest.mark.parametrize("media_type", sorted(SUFFIXES))
-def test_no_bytes_at_all_are_refused(media_type):
-    spec = InputSpec((1, 400), sample_rate_hz=16_000) if "audio" in media_type else GREY_CONTRACT
-    refused(spec, b"", media_type)
+def test_an_empty_file_is_rejected(media_type):
+    spec = InputSpec((1, 400), sample_rate_hz=16_000) if "audio" in media_type else GREY_SPEC
+    error = error_of(spec, b"", media_type)
+    assert (error.code, str(error)) == ("sample-undecodable", f"the {media_type} file is empty")
 
 
-def test_picture_that_declares_sixty_thousand_squared_is_refused_before_memory_is_taken():
+def test_image_that_declares_a_huge_size_is_rejected_before_memory_is_allocated():
     tracemalloc.start()
-    message = refused(GREY_CONTRACT, png_declaring(60_000, 60_000), "image/png")
+    error = error_of(GREY_SPEC, png_declaring(60_000, 60_000), "image/png")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert "3600000000" in message
+    assert error.code == "sample-too-large"
+    assert "3600000000" in str(error)
     assert peak < 2_000_000
 
 
-def test_picture_over_max_values_is_refused_by_its_header():
+def test_image_over_max_values_is_rejected_by_its_header():
     spec = InputSpec((1, 12, 10), max_values=119)
-    assert "at most 119 pixels" in refused(spec, encode_png(GREY), "image/png")
+    error = error_of(spec, encode_png(GREY), "image/png")
+    assert error.code == "sample-too-large"
+    assert "max_values" in str(error)
 
 
-def test_zip_bomb_in_a_small_picture_gives_its_pixels_or_an_error_but_not_its_memory():
+def test_zip_bomb_in_a_small_image_does_not_fill_the_memory():
     rows = b"\0" * 40_000_000
     data = png_declaring(10, 12, rows=rows)
     assert len(data) < 50_000
     tracemalloc.start()
     with suppress(InputError):
-        assert not GREY_CONTRACT.prepare(data, "image/png").any()
+        assert not GREY_SPEC.prepare(data, "image/png").any()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5_000_000
 
 
-def test_text_bomb_in_a_picture_is_refused_or_ignored():
+def test_text_bomb_in_an_image_is_rejected_or_ignored():
     bomb = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * 200_000_000, 9))
     data = encode_png(GREY)
     after_header = 8 + 25
     data = data[:after_header] + bomb + data[after_header:]
     with suppress(InputError):
-        np.testing.assert_allclose(GREY_CONTRACT.prepare(data, "image/png")[0], GREY / 255.0, rtol=1e-6)
+        np.testing.assert_allclose(GREY_SPEC.prepare(data, "image/png")[0], GREY / 255.0, rtol=1e-6)
 
 
-def test_webp_that_declares_a_huge_canvas_is_refused():
+def test_webp_that_declares_a_huge_canvas_is_rejected():
     content = struct.pack("<I", 0x02) + b"\xff\xff\x00" + b"\xff\xff\x00"
     body = b"WEBPVP8X" + struct.pack("<I", len(content)) + content
-    refused(GREY_CONTRACT, b"RIFF" + struct.pack("<I", len(body)) + body, "image/webp")
+    error = error_of(GREY_SPEC, b"RIFF" + struct.pack("<I", len(body)) + body, "image/webp")
+    assert error.code in ("sample-undecodable", "sample-too-large")
 
 
 @pytest.mark.parametrize("form", ["GIF", "JPEG", "TIFF", "WEBP", "BMP", "PPM", "ICO"])
-def test_bytes_of_another_format_are_refused_as_png(form):
-    message = refused(GREY_CONTRACT, encoded(Image.fromarray(GREY), form), "image/png")
-    assert "image/png" in message
-    assert "0x" not in message  # no addresses of Python objects
+def test_another_format_is_rejected_as_png(form):
+    error = error_of(GREY_SPEC, encoded(Image.fromarray(GREY), form), "image/png")
+    assert error.code == "sample-undecodable"
+    assert "not an image/png file" in str(error)
+    assert "0x" not in str(error)  # Pillow's own message has the address of a BytesIO object
 
 
 @pytest.mark.parametrize("media_type", ["image/gif", "text/html", "", "image", "IMAGE/PNG", "image/png; q=1"])
-def test_unknown_media_type_is_refused_with_the_known_ones(media_type):
-    message = refused(GREY_CONTRACT, encode_png(GREY), media_type)
-    assert repr(media_type) in message
-    assert "image/png" in message
+def test_unknown_media_type_is_rejected_with_the_known_ones(media_type):
+    error = error_of(GREY_SPEC, encode_png(GREY), media_type)
+    assert error.code == "sample-undecodable"
+    assert repr(media_type) in str(error)
+    assert "image/png" in str(error)
 
 
 def test_image_needs_a_shape_with_one_or_three_channels():
     for shape in ((2, 12, 10), (120,), (12, 10)):
-        assert "image" in refused(InputSpec(shape), encode_png(GREY), "image/png")
+        assert error_of(InputSpec(shape), encode_png(GREY), "image/png").code == "sample-shape"

@@ -132,7 +132,8 @@ CODES: Mapping[str, str] = MappingProxyType(
             "No rule has this name. Check the spelling, or install the package that provides it."
         ),
         "sample-non-finite": (
-            "The model gives NaN or infinity for this sample. Check the scale of its input."
+            "The sample contains NaN or infinity, or the model gives them for it. Check the sensor and the "
+            "scale of the input."
         ),
         "sample-rejected": "The store cannot keep this sample: its id, label or text is not valid.",
         "sample-shape": "The sample does not have the size or shape of the input spec.",

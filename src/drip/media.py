@@ -1,6 +1,8 @@
-"""Encoded bytes to model inputs and back: images (Pillow), audio (soundfile), npy; the input contract.
+"""The input spec: how encoded images, audio files and npy arrays become model inputs; and the way back.
 
-The only room that parses what comes from outside. Nothing here knows a model or a store.
+Everything here assumes that the bytes were made by an attacker. They are checked before they cost memory, by
+what their headers declare, and fail with :class:`~drip.errors.InputError` only: one bad sample goes to
+quarantine and must never end a run. Nothing here knows a model or a store.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import soundfile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from drip.errors import InputError
+from drip.errors import InputError, brief
 from drip.types import JsonObject
 
 Resize = Literal["exact", "stretch", "crop"]
@@ -33,17 +35,18 @@ MEDIA_TYPES: Mapping[str, str] = {
     ".flac": "audio/flac",
     ".npy": NPY,
 }
-"""Media type by file suffix, in lower case; what sources accept."""
+"""Media type by file suffix in lower case: the files that sources read."""
 
 SUFFIXES: Mapping[str, str] = {kind: suffix for suffix, kind in MEDIA_TYPES.items() if suffix != ".jpeg"}
-"""File suffix by media type; what exports write."""
+"""File suffix by media type: the names that exports write."""
 
-# What the decoders may open for a media type: bytes of another format are refused, not guessed at.
+# Pillow and libsndfile open dozens of formats. Only the declared one may be decoded: guessing would open
+# decoders that nobody tests here, and a file would mean something else than its name says.
 _IMAGE_FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/bmp": "BMP"}
 _AUDIO_FORMATS = {"audio/wav": ("WAV", "WAVEX"), "audio/flac": ("FLAC",)}
 
+# 256 MiB as float32, and the activations of a network's first layer are many times as large.
 _MAX_INPUT_VALUES = 2**26
-"""A quarter of a gibibyte as float32; the first layer of a network takes many times that."""
 _DEFAULT_MAX_VALUES = 64_000_000
 
 
@@ -54,15 +57,15 @@ class InputSpec:
     Attributes:
         shape: Shape of one input: (channels, height, width) of an image, (channels, samples) of audio,
             any shape of an array.
-        resize: ``exact`` refuses other sizes; ``stretch`` resizes both sides; ``crop`` resizes the
-            shorter side and cuts the middle. Audio: ``crop`` cuts or zero-pads at the end. Bilinear
+        resize: ``exact`` rejects other sizes; ``stretch`` resizes both sides; ``crop`` resizes the
+            shorter side and cuts out the centre. Audio: ``crop`` cuts or zero-pads at the end. Bilinear
             with antialiasing. Transparency and orientation tags are ignored; 16-bit images keep their
-            high byte; of an animation the first frame counts.
+            high byte; an animation gives its first frame.
         mean: Subtracted per channel, after scaling values to [0, 1] (images) or [-1, 1] (audio).
         std: Divided by, per channel.
         sample_rate_hz: Required rate of audio; 0 for images and arrays.
-        max_values: Largest number of pixels or audio samples that is decoded; more is refused before
-            memory is taken.
+        max_values: Largest number of pixels, audio samples or array values that is decoded. Larger samples
+            are rejected before memory is allocated for them.
     """
 
     shape: tuple[int, ...]
@@ -79,23 +82,23 @@ class InputSpec:
             InputError: a field is outside its range.
         """
         if not self.shape or not all(_is_count(side) and side > 0 for side in self.shape):
-            raise InputError(f"shape must be positive sizes such as (3, 224, 224), got {self.shape!r}")
+            raise _spec_error(f"shape must be positive sizes such as (3, 224, 224), got {self.shape!r}")
         if self.resize not in get_args(Resize):
-            raise InputError(f"resize must be one of {', '.join(get_args(Resize))}, got {self.resize!r}")
+            raise _spec_error(f"resize must be one of {', '.join(get_args(Resize))}, got {self.resize!r}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.shape[0]) or not np.isfinite(_float32(values)).all():
-                raise InputError(
+                raise _spec_error(
                     f"{name} must be one finite number or one per channel ({self.shape[0]}), got {values!r}"
                 )
         if _float32(self.std).min() <= 0:
-            raise InputError(f"std must be positive, got {self.std!r}")
+            raise _spec_error(f"std must be positive, got {self.std!r}")
         if not (_is_count(self.sample_rate_hz) and _is_count(self.max_values) and self.max_values > 0):
-            raise InputError(
-                "sample_rate_hz must be a rate from 0 and max_values a count from 1, "
+            raise _spec_error(
+                "sample_rate_hz must be at least 0 and max_values at least 1, "
                 f"got {self.sample_rate_hz!r} and {self.max_values!r}"
             )
         if math.prod(self.shape) > _MAX_INPUT_VALUES:
-            raise InputError(f"shape must have at most {_MAX_INPUT_VALUES} values, got {self.shape}")
+            raise _spec_error(f"shape must have at most {_MAX_INPUT_VALUES} values, got {self.shape}")
 
     def prepare(self, data: bytes, media_type: str) -> NDArray[np.float32]:
         """Decode one sample.
@@ -108,16 +111,21 @@ class InputSpec:
             float32 of :attr:`shape`, normalised.
 
         Raises:
-            InputError: corrupt or truncated bytes, an unknown type, a size that the contract refuses,
+            InputError: corrupt or truncated bytes, an unknown type, a size that does not fit the input spec,
                 a decompression bomb, NaN or infinite values.
 
-        >>> contract = InputSpec(shape=(1, 2, 2))
-        >>> contract.prepare(encode_png(np.array([[0, 255], [51, 0]], np.uint8)), "image/png").tolist()
+        >>> spec = InputSpec(shape=(1, 2, 2))
+        >>> spec.prepare(encode_png(np.array([[0, 255], [51, 0]], np.uint8)), "image/png").tolist()
         [[[0.0, 1.0], [0.20000000298023224, 0.0]]]
         """
         kind = media_type.partition("/")[0]
         if media_type not in SUFFIXES:
-            raise InputError(f"media type must be one of {', '.join(SUFFIXES)}, got {media_type!r}")
+            raise InputError(
+                f"media type {media_type!r} is not supported; use one of {', '.join(SUFFIXES)}",
+                code="sample-undecodable",
+            )
+        if not data:
+            raise InputError(f"the {media_type} file is empty", code="sample-undecodable")
         if kind == "image":
             values = self._image(data, media_type)
         elif kind == "audio":
@@ -125,12 +133,17 @@ class InputSpec:
         else:
             values = _float32(decode_npy(data, max_values=self.max_values))
         if values.shape != self.shape:
-            raise InputError(f"an input of shape {self.shape} is needed, got {values.shape}")
+            raise InputError(
+                f"the sample has shape {values.shape}, the input spec {self.shape}", code="sample-shape"
+            )
         channels = (-1,) + (1,) * (len(self.shape) - 1)
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+        with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are found below
             values = (values - _float32(self.mean).reshape(channels)) / _float32(self.std).reshape(channels)
         if not np.isfinite(values).all():
-            raise InputError("finite values are needed, got NaN or infinity; check the sensor or the encoder")
+            raise InputError(
+                "the sample contains NaN or infinity; check the sensor or the encoder",
+                code="sample-non-finite",
+            )
         return values
 
     def to_json(self) -> JsonObject:
@@ -141,7 +154,7 @@ class InputSpec:
 
     @classmethod
     def from_json(cls, content: JsonObject) -> Self:
-        """The contract that :meth:`to_json` wrote.
+        """The input spec that :meth:`to_json` wrote.
 
         Raises:
             InputError: unknown or malformed fields.
@@ -152,21 +165,28 @@ class InputSpec:
             }
             return cls(**fields)
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise InputError(f"an input contract is needed, got {content!r}: {error}") from error
+            raise _spec_error(f"{brief(content)} is not an input spec: {error}") from error
 
     def _check_count(self, count: int, what: str) -> None:
         if count > self.max_values:
             raise InputError(
-                f"at most {self.max_values} {what} are decoded, got {count}; raise max_values if it is wanted"
+                f"the sample has {count} {what}, more than the {self.max_values} that are decoded; raise "
+                "max_values to accept it",
+                code="sample-too-large",
             )
 
     def _image(self, data: bytes, media_type: str) -> NDArray[np.float32]:
         if len(self.shape) != 3 or self.shape[0] not in (1, 3):
-            raise InputError(f"an image needs a shape of (1 or 3, height, width), got {self.shape}")
+            raise InputError(
+                "the sample is an image, but the input spec has no shape of (1 or 3, height, width): "
+                f"{self.shape}",
+                code="sample-shape",
+            )
         n_channels, height, width = self.shape
         try:
             with warnings.catch_warnings():
-                # Large pictures are refused here, before they are decoded; odd metadata is ignored.
+                # Pillow warns of large images and odd metadata. The size is checked below, before anything
+                # is decoded, and metadata is not read.
                 warnings.simplefilter("ignore")
                 with Image.open(io.BytesIO(data), formats=(_IMAGE_FORMATS[media_type],)) as opened:
                     self._check_count(opened.width * opened.height, "pixels")
@@ -175,11 +195,13 @@ class InputSpec:
             raise
         except UnidentifiedImageError as error:
             raise InputError(
-                f"bytes of type {media_type} are needed, got {len(data)} that begin with {data[:8]!r}"
+                f"not an {media_type} file: it begins with {data[:8]!r}", code="sample-undecodable"
             ) from error
+        except Image.DecompressionBombError as error:  # Pillow's own limit of 179 megapixels
+            raise InputError(f"the image is too large: {error}", code="sample-too-large") from error
         except Exception as error:  # Pillow's decoders raise many types on corrupt bytes
             raise InputError(
-                f"a complete image is needed, got {len(data)} bytes that fail: {error}"
+                f"the image is truncated or corrupt ({error})", code="sample-undecodable"
             ) from error
         picture = self._resized(picture, width, height)
         pixels = np.asarray(picture, dtype=np.float32) / np.float32(255)
@@ -190,15 +212,17 @@ class InputSpec:
             return picture
         if self.resize == "exact":
             raise InputError(
-                f"an image of {width} x {height} pixels is needed, got {picture.width} x {picture.height}; "
-                "set resize to 'stretch' or 'crop' to accept other sizes"
+                f"the image has {picture.width} x {picture.height} pixels, the input spec {width} x "
+                f"{height}; set resize to 'stretch' or 'crop' to accept other sizes",
+                code="sample-shape",
             )
         if self.resize == "stretch":
             return picture.resize((width, height), Image.Resampling.BILINEAR)
         scale = max(width / picture.width, height / picture.height)
         size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
         left, top = (size[0] - width) // 2, (size[1] - height) // 2
-        # Only the cut is computed: a picture of extreme proportions would take all memory when resized.
+        # Pillow resizes only the part in the box. Resizing the whole image before the cut fills the memory
+        # when its proportions are extreme: 1 x 60,000 pixels would become 224 x 13,440,000.
         across, down = picture.width / size[0], picture.height / size[1]
         box = (
             left * across,
@@ -210,7 +234,10 @@ class InputSpec:
 
     def _audio(self, data: bytes, media_type: str) -> NDArray[np.float32]:
         if len(self.shape) != 2:
-            raise InputError(f"audio needs a shape of (channels, samples), got {self.shape}")
+            raise InputError(
+                f"the sample is audio, but the input spec has no shape of (channels, samples): {self.shape}",
+                code="sample-shape",
+            )
         n_channels, n_samples = self.shape
         try:
             with soundfile.SoundFile(io.BytesIO(data)) as sound:
@@ -218,26 +245,42 @@ class InputSpec:
                 rate, n_frames, form = sound.samplerate, sound.frames, sound.format
                 values = cast("NDArray[np.float32]", sound.read(dtype="float32", always_2d=True)).T
         except soundfile.SoundFileError as error:
-            raise InputError(f"complete audio is needed, got {len(data)} bytes that fail: {error}") from error
+            raise InputError(
+                f"the audio is truncated or corrupt ({error})", code="sample-undecodable"
+            ) from error
         if form not in _AUDIO_FORMATS[media_type]:
-            raise InputError(f"bytes of type {media_type} are needed, got the format {form}")
-        if values.shape[1] < n_frames or _is_cut_riff(data):
-            raise InputError(f"complete audio is needed, got {len(data)} bytes that end too early")
+            raise InputError(f"not an {media_type} file: its format is {form}", code="sample-undecodable")
+        # libsndfile gives what is left of a truncated file as if it were whole, which 'crop' would then pad.
+        if values.shape[1] < n_frames or _is_truncated_wav(data):
+            raise InputError(
+                f"the audio is truncated: {len(data)} bytes are fewer than its header declares",
+                code="sample-undecodable",
+            )
         if rate != self.sample_rate_hz:
             raise InputError(
-                f"audio at {self.sample_rate_hz} Hz is needed, got {rate} Hz; resample it at the source"
+                f"the audio has {rate} Hz, the input spec {self.sample_rate_hz} Hz; resample it at the "
+                "source",
+                code="sample-shape",
             )
         if len(values) != n_channels:
-            raise InputError(f"audio with {n_channels} channels is needed, got {len(values)}")
+            raise InputError(
+                f"the audio has {len(values)} channels, the input spec {n_channels}", code="sample-shape"
+            )
         if values.shape[1] == n_samples:
             return values
         if self.resize != "crop":
             raise InputError(
-                f"{n_samples} samples are needed, got {values.shape[1]}; set resize to 'crop' to cut or pad"
+                f"the audio has {values.shape[1]} samples, the input spec {n_samples}; set resize to 'crop' "
+                "to cut or pad it",
+                code="sample-shape",
             )
         fitted = np.zeros(self.shape, dtype=np.float32)
         fitted[:, : values.shape[1]] = values[:, :n_samples]
         return fitted
+
+
+def _spec_error(message: str) -> InputError:
+    return InputError(message, code="input-spec-invalid")
 
 
 def _is_count(value: object) -> bool:
@@ -245,20 +288,23 @@ def _is_count(value: object) -> bool:
 
 
 def _float32(values: Any) -> NDArray[np.float32]:
-    """The values as float32; what is too large becomes infinite, without a warning."""
+    """The values as float32; those that are too large become infinite, without a warning."""
     with np.errstate(over="ignore"):
         return np.asarray(values).astype(np.float32)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """High byte of a 16-bit grey picture, as Pillow does with colours; it would clip greys to white."""
+    """High byte of a 16-bit grey image. Pillow's own conversion clips everything above 255 to white."""
     if not picture.mode.startswith("I"):
         return picture
     return Image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
 
 
-def _is_cut_riff(data: bytes) -> bool:
-    """True where a WAV file is shorter than it says; recorders that stream leave the size open."""
+def _is_truncated_wav(data: bytes) -> bool:
+    """True if a WAV file is shorter than its RIFF header declares.
+
+    Recorders that stream cannot know the size and write 0xFFFFFFFF, which is accepted.
+    """
     declared = int.from_bytes(data[4:8], "little")
     return data[:4] == b"RIFF" and declared != 0xFFFFFFFF and declared + 8 > len(data) + 1
 
@@ -293,20 +339,28 @@ def decode_npy(data: bytes, *, max_values: int = _DEFAULT_MAX_VALUES) -> NDArray
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy warns of headers that Python 2 wrote
+            warnings.simplefilter("ignore")  # numpy warns of headers written by Python 2
             shape, is_fortran, dtype = read_header(stream)
     except Exception as error:  # numpy parses the header as Python source, which fails in many ways
-        raise InputError(f"an npy array is needed, got {len(data)} bytes that fail: {error}") from error
+        raise InputError(f"not an npy file ({error})", code="sample-undecodable") from error
     if dtype.hasobject or dtype.kind not in "buif":
-        raise InputError(f"an array of numbers is needed, got dtype {dtype}")
+        raise InputError(f"the array has dtype {dtype}; send real numbers", code="sample-undecodable")
     if any(side < 0 for side in shape) or math.prod(shape) > max_values:
-        raise InputError(f"an array of at most {max_values} values is needed, got shape {shape}")
+        raise InputError(
+            f"the array has shape {shape}, more than the {max_values} values that are decoded; raise "
+            "max_values to accept it",
+            code="sample-too-large",
+        )
     if len(data) - stream.tell() != math.prod(shape) * dtype.itemsize:
         raise InputError(
-            f"a complete npy array is needed, got {len(data)} bytes for shape {shape}; send it anew"
+            f"the npy file has {len(data)} bytes, but its header declares the shape {shape} of {dtype}",
+            code="sample-undecodable",
         )
+    # numpy.load would do, but allocates what the header declares before it looks at the length of the data.
     values = np.frombuffer(data, dtype, offset=stream.tell()) if math.prod(shape) else np.empty(0, dtype)
     try:
         return values.reshape(shape, order="F" if is_fortran else "C").copy()
-    except ValueError as error:  # more axes, or longer ones, than numpy has
-        raise InputError(f"an array of numbers is needed, got shape {shape}: {error}") from error
+    except ValueError as error:  # more axes, or longer ones, than numpy supports
+        raise InputError(
+            f"the array has shape {shape}, which numpy does not support: {error}", code="sample-undecodable"
+        ) from error

@@ -48,24 +48,24 @@ def with_nan(values):
 
 
 BAD_PICTURES = {
-    "truncated.jpg": (jpeg()[:-40], "a complete image is needed"),
-    "no_tables.jpg": (without_tables(jpeg()), "a complete image is needed"),
+    "truncated.jpg": (jpeg()[:-40], "the image is truncated or corrupt"),
+    "no_tables.jpg": (without_tables(jpeg()), "the image is truncated or corrupt"),
     "bomb.jpg": (declaring(jpeg(), 60_000, 60_000), "3600000000"),
     "bomb.png": (png_declaring(60_000, 60_000), "3600000000"),
-    "wide.jpg": (declaring(jpeg(), 8, 16), "8 x 8 pixels is needed, got"),
-    "text.jpg": (b"no picture", "image/jpeg are needed"),
+    "wide.jpg": (declaring(jpeg(), 8, 16), "the input spec 8 x 8"),
+    "text.jpg": (b"no picture", "not an image/jpeg file"),
 }
 BAD_SOUNDS = {
-    "nan.wav": (sound(with_nan(SAMPLES[0]), subtype="FLOAT"), "finite"),
+    "nan.wav": (sound(with_nan(SAMPLES[0]), subtype="FLOAT"), "NaN or infinity"),
     "short.wav": (sound(SAMPLES[0][:399]), "400"),
     "rate.wav": (sound(SAMPLES[0], rate=8000), "16000"),
     "stereo.wav": (sound(np.stack([SAMPLES[0]] * 2, axis=1)), "channel"),
-    "truncated.wav": (sound(SAMPLES[0])[:-100], "complete"),
-    "truncated.flac": (sound(SAMPLES[0], form="FLAC")[:-100], "complete"),
+    "truncated.wav": (sound(SAMPLES[0])[:-100], "truncated"),
+    "truncated.flac": (sound(SAMPLES[0], form="FLAC")[:-100], "truncated"),
 }
 GOOD = np.random.default_rng(5).normal(0, 1, (N_GOOD, 3, 8, 8)).astype(np.float32)
 BAD_ARRAYS = {
-    "nan.npy": (encode_npy(with_nan(GOOD[0])), "finite"),
+    "nan.npy": (encode_npy(with_nan(GOOD[0])), "NaN or infinity"),
     "shape.npy": (encode_npy(GOOD[0][:, :7]), "(3, 8, 8)"),
     "truncated.npy": (encode_npy(GOOD[0])[:-8], "bytes"),
 }

@@ -158,9 +158,9 @@ def test_bad_payloads_go_to_quarantine_with_their_reason_and_the_others_are_kept
         b'{"id": 1, "data": "%%%"}': "data in base64",
         b'{"id": 1, "da': "JSON object",
         b"": "got 0 bytes",
-        digits[5][:100]: "complete image",
+        digits[5][:100]: "truncated or corrupt",
         png_declaring(60_000, 60_000): "3600000000",
-        png_declaring(28, 9, rows=bytes(29 * 9)): "28 x 28 pixels is needed, got 28 x 9",
+        png_declaring(28, 9, rows=bytes(29 * 9)): "28 x 9 pixels, the input spec 28 x 28",
         b"x" * 5000: "at most 4000 bytes is needed, got 5000",
     }
     for payload in bad:

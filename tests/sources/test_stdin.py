@@ -313,5 +313,5 @@ def test_command_reads_a_pipe_into_a_store_and_says_what_was_bad(digits, tmp_pat
     with RetentionStore.open_readonly(tmp_path / "kept") as store:
         assert store.stats().seen == N_PRODUCTION
         reasons = [aside.reason for aside in store.quarantined()]
-    assert "complete image" in reasons[0]
+    assert "truncated or corrupt" in reasons[0]
     assert reasons[1].startswith("a line with its end is needed, got 20 bytes and the stream's end")

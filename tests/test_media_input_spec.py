@@ -1,4 +1,4 @@
-"""The input contract itself, and mutated bytes of every kind under it."""
+"""The input spec itself, and mutated bytes of every media type."""
 
 import json
 
@@ -35,14 +35,15 @@ from drip.media import MEDIA_TYPES, NPY, SUFFIXES, InputSpec, encode_npy, encode
         ({"shape": (3, 4, 4), "max_values": "many"}, "max_values"),
     ],
 )
-def test_field_outside_its_range_is_refused_by_name(fields, word):
-    with pytest.raises(InputError, match=word):
+def test_field_outside_its_range_is_an_error_with_its_name(fields, word):
+    with pytest.raises(InputError, match=word) as caught:
         InputSpec(**fields)
+    assert caught.value.code == "input-spec-invalid"
 
 
-def test_contract_survives_json():
-    contract = InputSpec((3, 12, 10), "crop", (0.1, 0.2, 0.3), (0.5,), 0, 10**6)
-    assert InputSpec.from_json(json.loads(json.dumps(contract.to_json()))) == contract
+def test_json_round_trip_is_exact():
+    spec = InputSpec((3, 12, 10), "crop", (0.1, 0.2, 0.3), (0.5,), 0, 10**6)
+    assert InputSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
 @pytest.mark.parametrize(
@@ -64,9 +65,10 @@ def test_contract_survives_json():
         None,
     ],
 )
-def test_malformed_contract_is_refused(content):
-    with pytest.raises(InputError):
+def test_malformed_json_is_an_error(content):
+    with pytest.raises(InputError) as caught:
         InputSpec.from_json(content)
+    assert caught.value.code == "input-spec-invalid"
 
 
 def test_every_media_type_has_a_suffix_to_write_and_to_read():
@@ -109,7 +111,7 @@ SEEDS = {
     head=st.booleans(),
 )
 def test_mutated_bytes_give_a_whole_input_or_an_input_error(media_type, edits, cut, head):
-    contract, seed = SEEDS[media_type]
+    spec, seed = SEEDS[media_type]
     data = bytearray(seed)
     for place, content in edits:
         start = int(place * (min(len(data), 64) if head else len(data)))
@@ -117,10 +119,10 @@ def test_mutated_bytes_give_a_whole_input_or_an_input_error(media_type, edits, c
     if cut is not None:
         del data[int(cut * len(data)) :]
     try:
-        got = contract.prepare(bytes(data), media_type)
+        got = spec.prepare(bytes(data), media_type)
     except InputError:
         return
-    assert got.shape == contract.shape
+    assert got.shape == spec.shape
     assert got.dtype == np.float32
     assert np.isfinite(got).all()
 
