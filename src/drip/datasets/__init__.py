@@ -1,7 +1,7 @@
-"""Real data sets as arrays and encoded samples, with the groups that a split must not tear. No torch.
+"""Real data sets as arrays and encoded samples, with the groups that a split must keep together. No torch.
 
-Each set is looked for in a given folder, else in the one that DRIP_DATA names, then in the cache;
-`download=True` fetches it from its original source into the cache.
+Each set is searched for in a given folder, else in the folder that DRIP_DATA names, then in the cache;
+`download=True` downloads it from its original source into the cache.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from drip.datasets.speech_commands import load_speech_commands
 from drip.datasets.splits import split_rows
 from drip.datasets.tomato import load_tomato
 from drip.errors import InputError
-from drip.files.fetch import CACHE_VARIABLE, DATA_VARIABLE, Progress, Source
+from drip.files.fetch import CACHE_VARIABLE, DATA_VARIABLE, Progress, RemoteFile
 
 __all__ = [
     "CACHE_VARIABLE",
@@ -26,7 +26,7 @@ __all__ = [
     "AudioDataset",
     "ImageDataset",
     "Progress",
-    "Source",
+    "RemoteFile",
     "load",
     "load_cifar10",
     "load_mnist",
@@ -41,7 +41,7 @@ LOADERS: Mapping[str, Callable[..., ImageDataset | AudioDataset]] = {
     "tomato": load_tomato,
     "speech_commands": load_speech_commands,
 }
-"""The function that loads a data set, by its name; all take the keywords of :func:`load`."""
+"""Loading functions by the name of the data set; all accept the keywords of :func:`load`."""
 
 
 def load(
@@ -52,24 +52,24 @@ def load(
     cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> ImageDataset | AudioDataset:
-    """A data set by name, with the defaults of its own function.
+    """A data set by name, with the defaults of its own function in :data:`LOADERS`.
 
     Args:
         name: A key of :data:`LOADERS`.
-        folder: The only folder to search; where it lacks the set and ``download`` is set, the cache is next.
-            Default: the one that DRIP_DATA names, then the cache.
-        download: Fetch what is nowhere into the cache.
+        folder: The only folder to search. If the set is not in it and ``download`` is True, it is downloaded
+            into the cache. Default: the folder that DRIP_DATA names, then the cache.
+        download: Download the set into the cache if it is not found.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
-        progress: Called with the bytes that are there and the bytes of the whole while a file is fetched.
+        progress: Called during a download with the bytes so far and the bytes of the whole.
 
     Raises:
-        InputError: no such name, the set is nowhere, or a file is damaged.
+        InputError: an unknown name, the set is not found, or a file is damaged.
         DripError: the download fails.
 
     >>> load("lena")
     Traceback (most recent call last):
-    drip.errors.InputError: a data set of mnist, cifar10, tomato, speech_commands is needed, got 'lena'
+    drip.errors.InputError: unknown data set 'lena'; use mnist, cifar10, tomato, speech_commands
     """
     if name not in LOADERS:
-        raise InputError(f"a data set of {', '.join(LOADERS)} is needed, got {name!r}")
+        raise InputError(f"unknown data set {name!r}; use {', '.join(LOADERS)}")
     return LOADERS[name](folder=folder, download=download, cache=cache, progress=progress)

@@ -1,4 +1,4 @@
-"""Labelled clips of one length in memory: model inputs, encoded samples, sizes. Reads no file."""
+"""Labelled audio clips of equal length in memory: model inputs, encoded samples, sizes. Reads no files."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _Rows = Sequence[int] | IntArray
 
 @dataclass(frozen=True)
 class AudioDataset:
-    """Labelled mono clips of one length in memory.
+    """Labelled mono clips of equal length in memory.
 
     Attributes:
-        name: What it is, with its part: ``Speech Commands, 9 words, 3,600 clips``.
+        name: Name of the set and the part, such as ``Speech Commands, 9 words, 3,600 clips``.
         clips: 16-bit PCM, int16, shape (n, n_samples).
         sample_rate: Hz.
         labels: True classes, int64, shape (n,).
         class_names: Names in the order of the labels.
         groups: Rows of one group must stay on one side of a split (one speaker), int64, shape (n,); None
-            where every row stands for itself. See :func:`drip.datasets.split_rows`.
-        encoded: The file of every row as it was found, where it is at hand; None: FLAC files are made.
-        media_type: Of the samples; ``audio/flac`` where ``encoded`` is None.
+            if rows are independent. See :func:`drip.datasets.split_rows`.
+        encoded: The original file of every row; None to encode samples as FLAC.
+        media_type: Media type of the samples; ``audio/flac`` if ``encoded`` is None.
 
     Raises:
         InputError: labels, groups or files that are not one per clip.
@@ -46,7 +46,7 @@ class AudioDataset:
     media_type: str = "audio/flac"
 
     def __post_init__(self) -> None:
-        """Check that the columns are of one length."""
+        """Check that there is one label, group and file per clip."""
         check_columns(len(self.clips), labels=self.labels, groups=self.groups, encoded=self.encoded)
 
     def __len__(self) -> int:
@@ -59,14 +59,14 @@ class AudioDataset:
         return InputSpec(shape=(1, self.clips.shape[1]), resize="crop", sample_rate_hz=self.sample_rate)
 
     def inputs(self, rows: _Rows) -> NDArray[np.float32]:
-        """The clips of the given rows as :attr:`contract` would prepare them, shape (n, 1, n_samples)."""
+        """The clips of the given rows as :attr:`spec` prepares the samples, shape (n, 1, n_samples)."""
         chosen = self.clips[np.asarray(rows, dtype=np.int64)]
         return (chosen.astype(np.float32) / np.float32(32768))[:, None]
 
     def samples(self, rows: Iterable[int]) -> Iterator[Sample]:
         """The given rows as encoded samples with their true labels, encoded one at a time.
 
-        The id is the row with six digits. The bytes are those of :attr:`encoded`, else a FLAC file.
+        The id is the row with six digits. The bytes are those of :attr:`encoded`, else of a FLAC file.
         """
         for row in rows:
             yield Sample(
@@ -76,7 +76,7 @@ class AudioDataset:
     def encoded_sizes(self, rows: _Rows) -> IntArray:
         """Bytes of each row as :meth:`samples` gives it, int64, shape (n,).
 
-        Complexity: where the set holds no files, every row is encoded; about 1 ms per second of audio.
+        Complexity: without :attr:`encoded`, every row is encoded; about 1 ms per second of audio.
         """
         return np.array([len(self._data(row)) for row in np.asarray(rows, dtype=np.int64)], dtype=np.int64)
 
@@ -87,7 +87,7 @@ class AudioDataset:
 
 
 def encode_flac(clip: NDArray[np.int16], sample_rate: int) -> bytes:
-    """A mono clip, int16 of shape (n_samples,), as FLAC, without loss.
+    """A mono clip, int16 of shape (n_samples,), as lossless FLAC.
 
     >>> encode_flac(np.zeros(1600, np.int16), 16000)[:4]
     b'fLaC'

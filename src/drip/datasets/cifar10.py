@@ -1,4 +1,4 @@
-"""CIFAR-10: all 60,000 images, from the original Python archive or from lossless strips."""
+"""CIFAR-10: all 60,000 images, from the original Python archive or from lossless WebP strips."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from drip.datasets.images import ImageDataset, duplicate_groups
 from drip.errors import InputError
 from drip.files.fetch import (
     Progress,
-    Source,
+    RemoteFile,
     cache_folder,
     data_places,
     fetch,
@@ -33,7 +33,7 @@ CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "
 ARCHIVE = "cifar-10-python.tar.gz"
 STRIPS = "cifar10_lossless_webp.tar"
 BATCHES = "cifar-10-batches-py"
-SOURCE = Source(
+SOURCE = RemoteFile(
     url=f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}",
     path=ARCHIVE,
     n_bytes=170_498_071,
@@ -61,28 +61,29 @@ def load_cifar10(
     download: bool = False,
     cache: str | Path | None = None,
     progress: Progress | None = None,
-    source: Source = SOURCE,
+    source: RemoteFile = SOURCE,
 ) -> ImageDataset:
     """CIFAR-10: 32 x 32 colour images of ten classes, 50,000 for training and 10,000 for testing.
 
     Read from ``cifar-10-python.tar.gz``, from the folder ``cifar-10-batches-py`` of that archive, or from
-    ``cifar10_lossless_webp.tar``: 120 strips of 500 images with the images' original names. The rows are the
-    same from all three.
+    ``cifar10_lossless_webp.tar``: 120 strips of 500 images with the images' original names. All three give
+    the same rows.
 
     Args:
-        folder: The only folder to search; where it lacks the set and ``download`` is set, the cache is next.
-            Default: the one that DRIP_DATA names, then the cache.
-        download: Fetch what is nowhere into the cache.
+        folder: The only folder to search. If the set is not in it and ``download`` is True, it is downloaded
+            into the cache. Default: the folder that DRIP_DATA names, then the cache.
+        download: Download the set into the cache if it is not found.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
-        progress: Called with the bytes that are there and the bytes of the whole while a file is fetched.
-        source: What is fetched: the original archive, or a copy of it elsewhere.
+        progress: Called during a download with the bytes so far and the bytes of the whole.
+        source: What to download: the original archive, or a copy of it elsewhere.
 
     Returns:
         Training part first (rows 0-49,999), then the test part; within a part sorted by class, then by the
-        image's original name. No image occurs twice, so ``groups`` is None.
+        image's original name. This order must not change: stored results refer to rows. No image occurs
+        twice, so ``groups`` is None.
 
     Raises:
-        InputError: the set is nowhere, or a file is damaged.
+        InputError: the set is not found, or a file is damaged.
         DripError: the download fails.
 
     References:
@@ -169,7 +170,7 @@ def _sorted_batches(read: Callable[[str], bytes]) -> _Columns:
             names += [name.removesuffix(b".png") for name in batch[b"filenames"]]
         if not len(classes) == len(names) == sum(map(len, pixels)):
             raise ValueError(f"{len(classes)} labels and {len(names)} names")
-        order = sorted(range(len(classes)), key=lambda row: (classes[row], names[row]))  # used here
+        order = sorted(range(len(classes)), key=lambda row: (classes[row], names[row]))
         images.append(np.concatenate(pixels)[order].transpose(0, 2, 3, 1))
         labels.append(np.array(classes, dtype=np.int64)[order])
     every = np.concatenate(labels)
@@ -179,7 +180,11 @@ def _sorted_batches(read: Callable[[str], bytes]) -> _Columns:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Knows the three globals that a pickled array is made of and no other: nothing in a file can run."""
+    """Loads arrays and plain values only, so that no code in a downloaded file can run.
+
+    A pickle may name any function to call. The three names that a pickled array needs are replaced by
+    today's numpy ones; any other name is an error.
+    """
 
     _KNOWN: Mapping[tuple[str, str], Any] = {
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
@@ -189,23 +194,23 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._KNOWN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
         return self._KNOWN[module, name]
 
 
 def _unpickle(data: bytes) -> dict[bytes, Any]:
     batch = _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
     if not isinstance(batch, dict):
-        raise TypeError(f"{type(batch).__name__} in place of a batch")
+        raise TypeError(f"a batch is a {type(batch).__name__}, not a dict")
     return batch
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
     stream = archive.extractfile(name)
     if stream is None:
-        raise KeyError(f"{name} is no file")
+        raise KeyError(f"{name} is not a file")
     return stream.read()
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError(f"a complete CIFAR-10 is needed at {path}, got: {error}; fetch it again")
+    return InputError(f"{path} is damaged ({error}); download it again", code="dataset-damaged")

@@ -1,4 +1,4 @@
-"""Labelled images of one size in memory: model inputs, encoded samples, sizes. Reads no file."""
+"""Labelled images of equal size in memory: model inputs, encoded samples, sizes. Reads no files."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _Rows = Sequence[int] | IntArray
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Labelled images of one size in memory.
+    """Labelled images of equal size in memory.
 
     Attributes:
-        name: What it is, with its part: ``MNIST, all 70,000 digits``.
+        name: Name of the set and the part, such as ``MNIST, all 70,000 digits``.
         images: uint8, shape (n, height, width) or (n, height, width, 3).
         labels: True classes, int64, shape (n,).
         class_names: Names in the order of the labels.
         groups: Rows of one group must stay on one side of a split (photographs of one leaf), int64, shape
-            (n,); None where every row stands for itself. See :func:`drip.datasets.split_rows`.
-        encoded: The file of every row as it was found, where it is at hand; None: PNG files are made.
-        media_type: Of the samples; ``image/png`` where ``encoded`` is None.
+            (n,); None if rows are independent. See :func:`drip.datasets.split_rows`.
+        encoded: The original file of every row; None to encode samples as PNG.
+        media_type: Media type of the samples; ``image/png`` if ``encoded`` is None.
 
     Raises:
         InputError: labels, groups or files that are not one per image.
@@ -43,7 +43,7 @@ class ImageDataset:
     media_type: str = "image/png"
 
     def __post_init__(self) -> None:
-        """Check that the columns are of one length."""
+        """Check that there is one label, group and file per image."""
         check_columns(len(self.images), labels=self.labels, groups=self.groups, encoded=self.encoded)
 
     def __len__(self) -> int:
@@ -57,14 +57,14 @@ class ImageDataset:
         return InputSpec(shape=(1 if self.images.ndim == 3 else 3, height, width))
 
     def inputs(self, rows: _Rows) -> NDArray[np.float32]:
-        """The images of the given rows as :attr:`contract` would prepare them, shape (n, C, H, W)."""
+        """The images of the given rows as :attr:`spec` prepares the samples, shape (n, C, H, W)."""
         pixels = self.images[np.asarray(rows, dtype=np.int64)].astype(np.float32) / np.float32(255)
         return pixels[:, None] if pixels.ndim == 3 else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
     def samples(self, rows: Iterable[int]) -> Iterator[Sample]:
         """The given rows as encoded samples with their true labels, encoded one at a time.
 
-        The id is the row with six digits. The bytes are those of :attr:`encoded`, else a PNG file.
+        The id is the row with six digits. The bytes are those of :attr:`encoded`, else of a PNG file.
         """
         for row in rows:
             yield Sample(
@@ -74,7 +74,7 @@ class ImageDataset:
     def encoded_sizes(self, rows: _Rows) -> IntArray:
         """Bytes of each row as :meth:`samples` gives it, int64, shape (n,).
 
-        Complexity: where the set holds no files, every row is encoded; about 0.1 ms per row of 32 x 32.
+        Complexity: without :attr:`encoded`, every row is encoded; about 0.1 ms per row of 32 x 32.
         """
         return np.array([len(self._data(row)) for row in np.asarray(rows, dtype=np.int64)], dtype=np.int64)
 
@@ -83,7 +83,7 @@ class ImageDataset:
 
 
 def check_columns(n: int, **columns: Sequence[object] | IntArray | None) -> None:
-    """Refuse columns that do not have one entry per sample.
+    """Check that every column has one entry per sample.
 
     Raises:
         InputError: a column of another length.
@@ -93,12 +93,12 @@ def check_columns(n: int, **columns: Sequence[object] | IntArray | None) -> None
     for name, column in columns.items():
         if column is not None and len(column) != n:
             raise InputError(
-                f"{name} of {n} samples are needed, got {len(column)}; select the same rows of all"
+                f"{name} has {len(column)} entries for {n} samples; select the same rows of every column"
             )
 
 
 def duplicate_groups(images: NDArray[np.uint8]) -> IntArray | None:
-    """One group per distinct image, so that exact copies never lie on both sides of a split.
+    """One group per distinct image, so that exact copies are never on both sides of a split.
 
     Groups are numbered in the order of their first row.
 
@@ -106,7 +106,7 @@ def duplicate_groups(images: NDArray[np.uint8]) -> IntArray | None:
         images: uint8, shape (n, ...).
 
     Returns:
-        int64, shape (n,); None where no image occurs twice.
+        int64, shape (n,); None if no image occurs twice.
 
     >>> duplicate_groups(np.array([[1, 2], [0, 0], [1, 2]], np.uint8)).tolist()
     [0, 1, 0]

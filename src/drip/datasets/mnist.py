@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from drip.datasets.images import ImageDataset
 from drip.errors import InputError
 from drip.files import sha256_hex
-from drip.files.fetch import DATA_VARIABLE, Progress, Source, cache_folder, fetch, place_below
+from drip.files.fetch import DATA_VARIABLE, Progress, RemoteFile, cache_folder, fetch, place_below
 
-# SHA-256 of the decompressed original files; the first sixteen bytes are the IDX header.
+# SHA-256 of the decompressed files: mirrors compress the same files differently.
 _MNIST = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -33,7 +33,9 @@ _COMPRESSED = (
     ("t10k-labels-idx1", 4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
 )
 SOURCES = tuple(
-    Source(f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}-ubyte.gz", f"mnist/{name}-ubyte.gz", n, sha)
+    RemoteFile(
+        f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}-ubyte.gz", f"mnist/{name}-ubyte.gz", n, sha
+    )
     for name, n, sha in _COMPRESSED
 )
 
@@ -44,25 +46,25 @@ def load_mnist(
     download: bool = False,
     cache: str | Path | None = None,
     progress: Progress | None = None,
-    sources: Sequence[Source] = SOURCES,
+    sources: Sequence[RemoteFile] = SOURCES,
 ) -> ImageDataset:
-    """MNIST: all 70,000 digits where they are at hand, else the 10,000 that ship with the package.
+    """MNIST: all 70,000 digits if their files are found, else the 10,000 that ship with the package.
 
     Args:
-        folder: Folder with the four original ``.gz`` files, or one with the folder ``mnist`` that has them.
+        folder: Folder with the four original ``.gz`` files, or with a subfolder ``mnist`` that has them.
             Default: ``mnist`` in the folder that the environment variable DRIP_DATA names, then in the
-            cache, where one exists.
-        download: Fetch what is nowhere into the cache.
+            cache, if one of them exists.
+        download: Download the files into the cache if they are not found.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
-        progress: Called with the bytes that are there and the bytes of the whole while a file is fetched.
-        sources: What is fetched: the four original files, or copies of them elsewhere.
+        progress: Called during a download with the bytes so far and the bytes of the whole.
+        sources: What to download: the four original files, or copies of them elsewhere.
 
     Returns:
         Training part first (rows 0-59,999), then the test part, both in the original order; the packaged
         set is the test part. No image occurs twice, so ``groups`` is None.
 
     Raises:
-        InputError: ``folder`` lacks a file, or a file is not the original.
+        InputError: a file is missing in ``folder``, or a file is not the original.
         DripError: the download fails.
 
     References:
@@ -96,8 +98,8 @@ def _mnist_folder(folder: str | Path | None, cache: str | Path | None) -> Path |
     return cached if _has_files(cached) else None
 
 
-def _fetch(sources: Sequence[Source], cache: Path, progress: Progress | None) -> Path:
-    """The folder with the files of all sources; progress counts over all."""
+def _fetch(sources: Sequence[RemoteFile], cache: Path, progress: Progress | None) -> Path:
+    """The folder with all files; progress counts over all of them."""
     total, done = sum(source.n_bytes for source in sources), 0
     for source in sources:
         fetch(source, cache, partial(_shifted, progress, done, total) if progress is not None else None)
@@ -117,12 +119,17 @@ def _read_idx(root: Path | None, name: str, header_bytes: int) -> NDArray[np.uin
     place = (files("drip") / "data" if root is None else root) / f"{name}.gz"
     try:
         content = gzip.decompress(place.read_bytes())
+    except FileNotFoundError as error:
+        message = f"{place} does not exist; name the folder of the four original files, or set download=True"
+        raise InputError(message, code="dataset-missing") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"the MNIST file {name}.gz is needed at {place}, got: {error}") from error
+        message = f"{place} is damaged ({error}); download it again"
+        raise InputError(message, code="dataset-damaged") from error
     digest = sha256_hex(content)
     if digest != _MNIST[name]:
         raise InputError(
-            f"the original {name} (SHA-256 {_MNIST[name][:12]}...) is needed at {place}, got "
-            f"{digest[:12]}...; fetch it again"
+            f"{place} is not the original {name}: its content has SHA-256 {digest[:12]}..., not "
+            f"{_MNIST[name][:12]}...; download it again",
+            code="dataset-damaged",
         )
     return np.frombuffer(content, np.uint8, offset=header_bytes)

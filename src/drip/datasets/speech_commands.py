@@ -20,7 +20,7 @@ from drip.datasets.audio import AudioDataset
 from drip.errors import InputError
 from drip.files.fetch import (
     Progress,
-    Source,
+    RemoteFile,
     cache_folder,
     data_places,
     fetch,
@@ -31,14 +31,14 @@ from drip.files.fetch import (
 
 SUBSET = "speech_commands_9words.zip"
 ARCHIVES = {"0.02": "speech_commands_v0.02.tar.gz", "0.01": "speech_commands_v0.01.tar.gz"}
-SOURCES: Mapping[str, Source] = {
-    "0.02": Source(
+SOURCES: Mapping[str, RemoteFile] = {
+    "0.02": RemoteFile(
         url=f"http://download.tensorflow.org/data/{ARCHIVES['0.02']}",
         path=ARCHIVES["0.02"],
         n_bytes=2_428_923_189,
         sha256="af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
     ),
-    "0.01": Source(
+    "0.01": RemoteFile(
         url=f"http://download.tensorflow.org/data/{ARCHIVES['0.01']}",
         path=ARCHIVES["0.01"],
         n_bytes=1_489_096_277,
@@ -69,26 +69,26 @@ def load_speech_commands(
     download: bool = False,
     cache: str | Path | None = None,
     progress: Progress | None = None,
-    sources: Mapping[str, Source] = SOURCES,
+    sources: Mapping[str, RemoteFile] = SOURCES,
 ) -> AudioDataset:
     """Speech Commands: one spoken word of one second per clip, 16 kHz, 16 bit, mono.
 
     Version 0.01 has 64,721 clips of 30 words, version 0.02 105,829 clips of 35 words. Read from the original
     archives or from ``speech_commands_9words.zip``: 400 clips of version 0.01 each of down, eight, five, go,
-    left, one, right, up and zero. Clips that are shorter than a second are padded with zeros at the end. The
-    samples are the FLAC files as they were found; where the originals are WAV, FLAC files are made. A clip
-    takes 32 kB of memory, all of version 0.02 3.4 GB.
+    left, one, right, up and zero. Clips that are shorter than a second are padded with zeros at the end.
+    Samples from FLAC files are those files; WAV files are encoded as FLAC. A clip takes 32 kB of memory, all
+    of version 0.02 3.4 GB.
 
     Args:
-        words: The words to load, in any order. None: all that are there.
+        words: The words to load, in any order. None: all words in the archive.
         version: ``0.01`` or ``0.02``: only that original archive. None: the first of the subset,
-            version 0.02 and version 0.01 that has all words; version 0.02 is fetched.
-        folder: The only folder to search; where it lacks the set and ``download`` is set, the cache is next.
-            Default: the one that DRIP_DATA names, then the cache.
-        download: Fetch what is nowhere into the cache.
+            version 0.02 and version 0.01 that has all words; a download gets version 0.02.
+        folder: The only folder to search. If the set is not in it and ``download`` is True, it is downloaded
+            into the cache. Default: the folder that DRIP_DATA names, then the cache.
+        download: Download the set into the cache if it is not found.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
-        progress: Called with the bytes that are there and the bytes of the whole while a file is fetched.
-        sources: What is fetched for each version: the original archives, or copies of them elsewhere.
+        progress: Called during a download with the bytes so far and the bytes of the whole.
+        sources: What to download for each version: the original archives, or copies of them elsewhere.
 
     Returns:
         Rows sorted by word, then by file name; labels number the sorted words. ``groups`` are the speakers
@@ -96,7 +96,7 @@ def load_speech_commands(
         the full archives.
 
     Raises:
-        InputError: no such version, no word, the set or a word is nowhere, or a file is damaged.
+        InputError: an unknown version, no word, the set or a word is not found, or a file is damaged.
         DripError: the download fails.
 
     References:
@@ -106,7 +106,7 @@ def load_speech_commands(
         raise InputError(f"version must be one of {', '.join(sorted(ARCHIVES))} or None, got {version!r}")
     wanted = None if words is None else frozenset([words] if isinstance(words, str) else words)
     if wanted is not None and not wanted:
-        raise InputError("at least one word is needed, got none; None loads all that are there")
+        raise InputError("words is empty; name at least one word, or pass None to load all")
     names = (SUBSET, *ARCHIVES.values()) if version is None else (ARCHIVES[version],)
     places = data_places(folder, cache)
     found = [place / name for place in places for name in names if (place / name).is_file()]
@@ -117,20 +117,20 @@ def load_speech_commands(
         try:
             clips = _read(path, wanted)
         except _DAMAGE as error:
-            raise InputError(
-                f"a complete archive is needed at {path}, got: {error}; fetch it again"
-            ) from error
+            message = f"{path} is damaged ({error}); download it again"
+            raise InputError(message, code="dataset-damaged") from error
         absent = sorted((wanted or frozenset()) - {clip.word for clip in clips})
         if clips and not absent:
             return _dataset(clips, path)
         lacking[path] = f"{path} without {', '.join(absent) or 'any clip'}"
     if lacking:
-        raise InputError(f"an archive with all words is needed, got {'; '.join(lacking.values())}")
+        message = f"no archive has all words: {'; '.join(lacking.values())}"
+        raise InputError(message, code="dataset-missing")
     raise missing("speech_commands", " or ".join(names), places, sources[version or "0.02"].n_bytes)
 
 
-def _fetched(source: Source, cache: str | Path | None, progress: Progress | None) -> Iterator[Path]:
-    """The archive from its source, when it is asked for."""
+def _fetched(source: RemoteFile, cache: str | Path | None, progress: Progress | None) -> Iterator[Path]:
+    """The downloaded archive; a generator, so that nothing is downloaded if a local archive is enough."""
     yield fetch(source, cache_folder(cache), progress)
 
 
@@ -183,7 +183,7 @@ def _read(path: Path, words: frozenset[str] | None) -> list[_Clip]:
 def _decode(data: bytes, name: str) -> NDArray[np.int16]:
     pcm, rate = soundfile.read(io.BytesIO(data), dtype="int16")
     if rate != SAMPLE_RATE or pcm.ndim != 1:
-        raise OSError(f"{name} of {rate} Hz and shape {pcm.shape} in place of {SAMPLE_RATE} Hz mono")
+        raise OSError(f"{name} has {rate} Hz and shape {pcm.shape}, not {SAMPLE_RATE} Hz mono")
     clip = np.zeros(N_SAMPLES, dtype=np.int16)
     clip[: len(pcm)] = pcm[:N_SAMPLES]
     return clip

@@ -1,4 +1,4 @@
-"""Random partitions of rows, with whole groups on one side. Numbers only: no file, no data set."""
+"""Random partitions of rows that keep groups together."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ def split_rows(
 ) -> tuple[IntArray, ...]:
     """A random partition of n rows, such as the paper's 40/20/40.
 
-    Without groups the rows are permuted and cut at the rounded cumulative shares. With groups, the groups are
-    put in a random order, every group with all its rows, and the sequence is cut between two groups where the
-    number of rows before the cut comes nearest to the cumulative share (the earlier place of two that are
-    equally near). So a cut is off by at most half of the largest group, and a part by at most the largest
-    group; a part is empty where a group is larger than it. The order of rows within a part is random.
+    Without groups, the rows are permuted and cut at the rounded cumulative shares. With groups, whole groups
+    are put in random order, and the sequence is cut at the group boundary nearest to each cumulative share
+    (the earlier one of two that are equally near). So a cut is off by at most half of the largest group, and
+    a part by at most the largest group; a part can be empty if a group is larger than the part. The order of
+    rows within a part is random.
+
+    Published results refer to rows of these partitions, so a seed must give the same rows for ever.
 
     Args:
         n: Number of rows.
-        shares: Positive shares that sum to 1; the last part takes what rounding leaves.
+        shares: Positive shares that sum to 1; the last part absorbs the rounding.
         seed: Seed of the permutation.
-        groups: One number per row; rows of one number go to one part. None: every row for itself.
+        groups: One number per row; rows with equal numbers go to the same part. None: rows are independent.
 
     Returns:
         The rows of each part, int64.
@@ -50,7 +52,7 @@ def split_rows(
     if groups is None:
         return tuple(np.split(order, np.round(targets).astype(int)))
     if len(groups) != n:
-        raise InputError(f"groups of {n} rows are needed, got {len(groups)}; give one number per row")
+        raise InputError(f"groups has {len(groups)} entries for {n} rows; give one number per row")
     _, member_of = np.unique(np.asarray(groups), return_inverse=True)
     sizes = np.bincount(member_of)
     dealt = generator.permutation(len(sizes))

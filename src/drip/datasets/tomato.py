@@ -1,4 +1,8 @@
-"""The photographs of the tomato set: their list, their originals on the net, the small archive of them."""
+"""Tomato leaves: 5,773 photographs of PlantVillage, with groups of photographs of the same leaf.
+
+The set has no original archive. The package has the list of the photographs with their digests; a download
+gets them one by one from a public repository, and writes them into an archive of 128 x 128 pixels.
+"""
 
 from __future__ import annotations
 
@@ -37,21 +41,24 @@ ARCHIVE = "plantvillage_tomato10_128.zip"
 ORIGINALS = "plantvillage_tomato10_originals"
 SIDE = 128
 MEAN_BYTES = 16_000
-"""Of an original, roughly: the mean over the colour photographs of PlantVillage."""
+"""Approximate size of an original, to announce the size of a download: the mean over PlantVillage."""
 
 _LIST = "plantvillage-tomato10.csv.xz"
 _QUALITY = 90
+_EXPOSURES_PER_GROUP = 32
+_LEAF = re.compile(r"(?P<series>\S+) Leaf (?P<leaf>\d+)")
+_COUNTER = re.compile(r"(?P<series>\S+) (?P<counter>\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A photograph.
+    """A photograph in the list.
 
     Attributes:
         file: ``<class>/<number>.jpg``, its name in the small archive.
-        source_path: The original's path below the source's address.
+        source_path: The original's path below the source's URL.
         source_blob_sha1: The original's git digest: SHA-1 over ``blob <size>``, a zero byte and the content.
-        plantvillage_name: The file name in PlantVillage; empty where unknown.
+        plantvillage_name: The file name in PlantVillage; empty if unknown.
     """
 
     file: str
@@ -70,8 +77,8 @@ class LeafSource:
     """Where the originals are.
 
     Attributes:
-        base_url: What the paths are appended to, with a slash at the end.
-        index: The list of the photographs as CSV with the fields of :class:`Leaf`; None: the packaged one.
+        base_url: URL that the paths are appended to, with a slash at the end.
+        index: The list of the photographs as CSV with the fields of :class:`Leaf`; None: the packaged list.
     """
 
     base_url: str
@@ -107,13 +114,13 @@ def parse_index(content: bytes) -> tuple[Leaf, ...]:
     """The photographs of a list, sorted by :attr:`Leaf.file`.
 
     Raises:
-        ValueError: another list.
+        ValueError: a CSV file with other fields.
     """
     rows = csv.DictReader(io.StringIO(content.decode()))
     try:
         return tuple(sorted((Leaf(**row) for row in rows), key=lambda leaf: leaf.file))
     except TypeError as error:
-        raise ValueError(f"a list of photographs with other fields: {rows.fieldnames}") from error
+        raise ValueError(f"the list of photographs has the fields {rows.fieldnames}") from error
 
 
 def blob_sha1(content: bytes) -> str:
@@ -126,18 +133,15 @@ def blob_sha1(content: bytes) -> str:
 
 
 def fetch_leaves(source: LeafSource, cache_folder: Path, progress: Progress | None = None) -> Path:
-    """The small archive in the cache, made from the originals, which are fetched one by one.
+    """The path of the small archive in the cache, made from the originals, which are downloaded one by one.
 
-    An interrupted download goes on with the photographs that are missing. The originals are removed when the
-    archive is made.
+    An interrupted download continues with the photographs that are missing. The originals are removed when
+    the archive is complete.
 
     Args:
         source: Where the originals are.
-        cache_folder: Folder of downloads; made where it does not exist.
+        cache_folder: Folder of downloads; created if it does not exist.
         progress: Called after every original with the bytes so far and an estimate of all.
-
-    Returns:
-        The place of the archive.
 
     Raises:
         DripError: no network, no such file, another content, no space.
@@ -167,7 +171,7 @@ def downscaled(source: LeafSource, folder: Path) -> Iterator[bytes]:
     for leaf in source.leaves():
         content = place_below(folder, leaf.source_path).read_bytes()
         if blob_sha1(content) != leaf.source_blob_sha1:
-            raise ValueError(f"{leaf.source_path} with another content than {leaf.source_blob_sha1}")
+            raise ValueError(f"{leaf.source_path} does not have the git digest {leaf.source_blob_sha1}")
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as opened:
             small = opened.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
@@ -186,8 +190,9 @@ def _fetch_originals(source: LeafSource, folder: Path, progress: Progress | None
             content = session.get(leaf.source_path)
             if blob_sha1(content) != leaf.source_blob_sha1:
                 raise DripError(
-                    f"{source.base_url}{leaf.source_path} with the git digest {leaf.source_blob_sha1} is "
-                    f"needed, got {blob_sha1(content)}; call again to continue"
+                    f"{source.base_url}{leaf.source_path} has the git digest {blob_sha1(content)}, not "
+                    f"{leaf.source_blob_sha1}; call again to continue",
+                    code="download-damaged",
                 )
             place.parent.mkdir(parents=True, exist_ok=True)
             with atomic_writer(place) as handle:
@@ -195,11 +200,6 @@ def _fetch_originals(source: LeafSource, folder: Path, progress: Progress | None
             done += len(content)
             if progress is not None:
                 progress(done, done * len(leaves) // (n_before + 1))
-
-
-_EXPOSURES_PER_GROUP = 32
-_LEAF = re.compile(r"(?P<series>\S+) Leaf (?P<leaf>\d+)")
-_COUNTER = re.compile(r"(?P<series>\S+) (?P<counter>\d+)\.")
 
 
 def load_tomato(
@@ -212,38 +212,38 @@ def load_tomato(
 ) -> ImageDataset:
     """Tomato leaves of PlantVillage: 5,773 colour photographs of 128 x 128, nine diseases and healthy.
 
-    600 photographs a class, 373 of the mosaic virus, without augmented copies. Read from
+    600 photographs per class, 373 of the mosaic virus, without augmented copies. Read from
     ``plantvillage_tomato10_128.zip``, or from the 256 x 256 originals in the folders of the repository that
     :data:`SOURCE` names. Originals are checked against their git digest, downscaled (Lanczos) and encoded as
     JPEG of quality 90, as the archive was; a download leaves such an archive in the cache. Another version of
-    the JPEG library may give other bytes, and pixels that differ by a few levels. The samples are the JPEG
+    the JPEG library may give other bytes, with pixels that differ by a few levels. The samples are the JPEG
     files of 128 x 128.
 
     Groups keep photographs of one leaf together as far as the PlantVillage names allow:
 
-    - ``GHLB_PS Leaf 46.2 Day 18``: series and leaf number name the leaf, over all exposures and days.
+    - ``GHLB_PS Leaf 46.2 Day 18``: series and leaf number identify the leaf, over all exposures and days.
     - ``RS_Erly.B 8405``: the series and the camera's counter. A leaf was photographed in a few successive
       exposures (mostly four), but the name does not say where the next leaf begins, so a group is a block of
-      32 counter values of one series. A leaf is torn only where it lies on the edge of a block: at most
-      about one in eight.
-    - No name is known of 2,174 photographs (all of bacterial spot, spider mites and target spot, 374 of
-      Septoria leaf spot) and one name has neither number. Each is a group of its own: other photographs of
-      its leaf may lie on the other side of a split.
+      32 counter values of one series. Only leaves at the edge of a block are split: at most about one in
+      eight.
+    - The names of 2,174 photographs are unknown (all of bacterial spot, spider mites and target spot, 374 of
+      Septoria leaf spot), and one name has neither number. Each is a group of its own: other photographs of
+      its leaf may be on the other side of a split.
 
     Args:
-        folder: The only folder to search; where it lacks the set and ``download`` is set, the cache is next.
-            Default: the one that DRIP_DATA names, then the cache.
-        download: Fetch what is nowhere into the cache.
+        folder: The only folder to search. If the set is not in it and ``download`` is True, it is downloaded
+            into the cache. Default: the folder that DRIP_DATA names, then the cache.
+        download: Download the set into the cache if it is not found.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
-        progress: Called with the bytes that are there and the bytes of the whole, which are estimated from
+        progress: Called during a download with the bytes so far and the bytes of the whole, estimated from
             the photographs so far.
-        source: Where the originals are fetched from, and the list of them.
+        source: Where the originals are downloaded from, and their list.
 
     Returns:
         Rows sorted by class, then by file name.
 
     Raises:
-        InputError: the set is nowhere, or a file is damaged.
+        InputError: the set is not found, or a file is damaged.
         DripError: the download fails.
 
     References:
@@ -258,7 +258,8 @@ def load_tomato(
     try:
         return _read_archive(path) if path.is_file() else _dataset(source.leaves(), downscaled(source, path))
     except (OSError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise InputError(f"all tomato leaves are needed at {path}, got: {error}; fetch them again") from error
+        message = f"{path} is damaged ({error}); download it again"
+        raise InputError(message, code="dataset-damaged") from error
 
 
 def _find(source: LeafSource, place: Path) -> Path | None:
@@ -273,7 +274,7 @@ def leaf_groups(photographs: Iterable[tuple[str, str]]) -> IntArray:
     The rules are those of :func:`load_tomato`. Groups are numbered in the order of their first photograph.
 
     Args:
-        photographs: Class and PlantVillage file name of each photograph; the name is empty where unknown.
+        photographs: Class and PlantVillage file name of each photograph; the name is empty if unknown.
 
     Returns:
         int64, shape (n,).
@@ -309,7 +310,7 @@ def _dataset(leaves: Sequence[Leaf], files: Iterable[bytes]) -> ImageDataset:
     for row, data in enumerate(encoded):
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
             if opened.size != (SIDE, SIDE):
-                raise ValueError(f"{leaves[row].file} of {opened.size} in place of {SIDE} x {SIDE} pixels")
+                raise ValueError(f"{leaves[row].file} has the size {opened.size}, not {SIDE} x {SIDE}")
             images[row] = np.asarray(opened.convert("RGB"))
     classes = sorted({leaf.class_name for leaf in leaves})
     return ImageDataset(

@@ -1,4 +1,4 @@
-"""Atomic writing and digests: the only place that knows how a file is replaced without a torn state."""
+"""Files that are whole or untouched: atomic writing, digests, and the types of entries in JSON files."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def sha256_hex(data: bytes) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no blanks: equal values give equal bytes, so that digests are stable.
+    """JSON with sorted keys and without spaces: equal values give equal bytes, so digests are stable.
 
     Raises:
-        ValueError: NaN or infinite numbers, which JSON does not have.
+        ValueError: NaN or infinite numbers, which JSON cannot express.
 
     >>> canonical_json({"b": 1, "a": [1.5]})
     b'{"a":[1.5],"b":1}'
@@ -48,51 +48,59 @@ def sync_directory(path: Path) -> None:
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` that replaces it when the block ends without an error.
 
-    The order is write, fsync, rename, fsync of the folder: a reader or a power cut sees the old
-    file or the new one, never a part. When the block raises, the temporary file is removed. Of a link
-    the file that it leads to is replaced.
+    The order is write, fsync, rename, fsync of the folder: readers see the old file or the new one, never a
+    part of it, also after a power cut. When the block raises, the temporary file is removed. If ``path`` is a
+    link, the file that it leads to is replaced.
 
     Raises:
         DripError: the folder does not exist or cannot be written, ``path`` is a folder, a device or a
             pipe, the disk is full.
     """
     path = path.resolve()
-    if path.exists() and not path.is_file() and not path.is_dir():  # root may rename a file over /dev/null
-        message = f"a file is needed at {path}, got a device or a pipe; choose another path"
-        raise DripError(message)
     try:
+        _check_replaceable(path)
         handle = tempfile.NamedTemporaryFile(  # noqa: SIM115  # closed below, before the rename
             dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
         )
     except OSError as error:
-        message = f"a writable folder is needed for {path}, got: {error}; choose another path"
-        raise DripError(message) from error
+        message = f"cannot write into {path.parent}: {error}; choose another path"
+        raise DripError(message, code="path-not-writable") from error
     temporary = Path(handle.name)
     try:
         with handle:
             yield handle  # type: ignore[misc]  # the wrapper is a BinaryIO in all but its declared type
             handle.flush()
             os.fsync(handle.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(0o644)  # NamedTemporaryFile creates it for its owner only
         temporary.replace(path)
         sync_directory(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        message = f"a writable file is needed at {path}, got: {error}; free space or choose another path"
-        raise DripError(message) from error
+        message = f"cannot write {path}: {error}; free space or choose another path"
+        raise DripError(message, code="path-not-writable") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
+def _check_replaceable(path: Path) -> None:
+    if not path.parent.exists():
+        message = f"{path.parent} does not exist; create it or choose another path"
+        raise DripError(message, code="path-missing")
+    if path.is_dir():
+        raise DripError(f"{path} is a folder; choose another path", code="path-not-writable")
+    if path.exists() and not path.is_file():  # root could replace /dev/null by a file and break the machine
+        raise DripError(f"{path} is a device or a pipe; choose another path", code="path-not-writable")
+
+
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that the file is either the old one or the whole new one."""
+    """Replace ``path`` by a file with ``data``; see :func:`atomic_writer`."""
     with atomic_writer(path) as handle:
         handle.write(data)
 
 
 def expect_types(what: str, part: Any, **types: Any) -> None:
-    """Check the types of entries that came out of a JSON file; other entries are ignored.
+    """Check the types of entries from a JSON file; other entries are ignored.
 
     Args:
         what: Name of the object, for the message.

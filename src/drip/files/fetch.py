@@ -1,4 +1,9 @@
-"""Where data sets are looked for: a given folder, DRIP_DATA, the cache; what is said when all lack them."""
+"""Files of data sets: where they are searched for, how they are downloaded, and how archives are read.
+
+A set is searched for in a given folder, else in the folder that DRIP_DATA names, then in the cache. Downloads
+go into the cache, are continued after an interruption and checked before they get their final name. Archives
+are read in place, without unpacking them to disk.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +31,33 @@ from urllib.parse import quote, urlsplit
 from drip.errors import DripError, InputError
 from drip.files import sync_directory
 
+fcntl: Any
+try:
+    fcntl = importlib.import_module("fcntl")
+except ImportError:  # pragma: no cover  # Windows: nothing keeps two processes from the same download
+    fcntl = None
+
 DATA_VARIABLE = "DRIP_DATA"
 CACHE_VARIABLE = "DRIP_CACHE"
 
+Progress = Callable[[int, int], None]
+"""Called with the bytes so far and the bytes of the whole."""
+
+Members = Iterator[tuple[str, Callable[[], bytes]]]
+"""Names with a function that reads the member. In a compressed tar, call it before taking the next name."""
+
 _Found = TypeVar("_Found")
+
+_SCHEMES = ("http", "https", "file")
+_ATTEMPTS = 4
+_TIMEOUT_S = 60
+_CHUNK = 1 << 18
+_MEMBER_CHUNK = 1 << 20
+_MAX_BYTES = 10_000_000  # of a file that a Session holds in memory
+_INTERRUPTED = (http.client.HTTPException, OSError)
+
+
+# -- where data sets are searched for ------------------------------------------------------------------
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
@@ -45,9 +73,10 @@ def cache_folder(cache: str | Path | None = None) -> Path:
 
 
 def data_places(folder: str | Path | None, cache: str | Path | None) -> list[Path]:
-    """The folders to search, in order: ``folder`` alone where it is given, else DRIP_DATA, then the cache.
+    """The folders to search, in order: only ``folder`` if it is given, else DRIP_DATA, then the cache.
 
-    A folder that was named and lacks the set is not passed over for another copy in silence.
+    If the caller names a folder and the set is not in it, that is an error: silently using another copy would
+    give results on other data than the caller thinks.
     """
     if folder is not None:
         return [Path(folder)]
@@ -56,49 +85,37 @@ def data_places(folder: str | Path | None, cache: str | Path | None) -> list[Pat
 
 
 def first_found(places: list[Path], find: Callable[[Path], _Found | None]) -> _Found | None:
-    """What ``find`` gives for the first place where it gives something."""
+    """The first result of ``find`` over the places that is not None."""
     return next((found for found in map(find, places) if found is not None), None)
 
 
 def missing(
     name: str, wanted: str, places: list[Path], n_bytes: int, function: str = "drip.datasets.load"
 ) -> InputError:
-    """The error of a data set that is nowhere, with the call of ``function`` that fetches it.
+    """The error for a data set that is in none of the places, with the call that downloads it.
 
     >>> print(missing("cifar10", "cifar-10-python.tar.gz", [Path("/data")], 170_498_071))
-    the data set cifar10 needs cifar-10-python.tar.gz in /data, got no such file;
-    drip.datasets.load("cifar10", download=True) fetches 170 MB
+    data set cifar10: cifar-10-python.tar.gz does not exist in /data;
+    drip.datasets.load("cifar10", download=True) downloads it (170 MB)
     """
     searched = " or ".join(map(str, places))
     return InputError(
-        f"the data set {name} needs {wanted} in {searched}, got no such file; "
-        f'{function}("{name}", download=True) fetches {n_bytes / 1e6:.0f} MB'
+        f"data set {name}: {wanted} does not exist in {searched}; "
+        f'{function}("{name}", download=True) downloads it ({n_bytes / 1e6:.0f} MB)',
+        code="dataset-missing",
     )
 
 
-fcntl: Any
-try:
-    fcntl = importlib.import_module("fcntl")
-except ImportError:  # pragma: no cover  # Windows: downloads at once from two processes are not kept apart
-    fcntl = None
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes that are there and the bytes of the whole."""
-
-_CHUNK = 1 << 18
-_ATTEMPTS = 4
-_TIMEOUT_S = 60
-_SCHEMES = ("http", "https", "file")
-_CUT = (http.client.HTTPException, OSError)
+# -- one large file ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A file that can be fetched.
+class RemoteFile:
+    """A file that can be downloaded.
 
     Attributes:
-        url: Its address; http, https or file.
-        path: Its place below the cache folder, with ``/``.
+        url: Its URL; http, https or file.
+        path: Its path below the cache folder, with ``/``.
         n_bytes: Its size.
         sha256: Its SHA-256, 64 hexadecimal digits.
     """
@@ -109,31 +126,28 @@ class Source:
     sha256: str
 
 
-def fetch(source: Source, cache: Path, progress: Progress | None = None) -> Path:
-    """The file in the cache, downloaded where it is not there yet.
+def fetch(source: RemoteFile, cache: Path, progress: Progress | None = None) -> Path:
+    """The path of the file in the cache, downloaded if it is not there yet.
 
-    The bytes go to ``<path>.part``, which is continued after a cut where the server allows it (HTTP Range).
-    Size and SHA-256 are checked before the file is synced and renamed: under its name it is whole. Processes
-    that fetch the same file at once wait for one another.
+    The bytes go to ``<path>.part``, which is continued after an interruption if the server supports it (HTTP
+    Range). Size and SHA-256 are checked before the file is synced and renamed, so a file under its final name
+    is complete. Processes that fetch the same file wait for one another.
 
     Args:
-        source: Where the file is and what it must be.
-        cache: Folder of downloads; made where it does not exist.
-        progress: Called before the first and after every part of 256 KiB.
-
-    Returns:
-        The place of the file.
+        source: The file, its size and its digest.
+        cache: Folder of downloads; created if it does not exist.
+        progress: Called before the first and after every chunk of 256 KiB.
 
     Raises:
-        InputError: an address or a place that is not allowed.
+        InputError: a URL or a path that is not allowed.
         DripError: no network, no such file, another content, no space. A part that can be continued is kept,
             a wrong one is removed.
     """
     target = place_below(cache, source.path)
-    if _is_there(target, source):
+    if _is_complete(target, source):
         return target
     with locked(target):
-        if not _is_there(target, source):
+        if not _is_complete(target, source):  # another process may have fetched it meanwhile
             partial = target.with_name(f"{target.name}.part")
             _check_space(target.parent, source.n_bytes - (partial.stat().st_size if partial.exists() else 0))
             _download(source, partial, progress)
@@ -144,28 +158,29 @@ def fetch(source: Source, cache: Path, progress: Progress | None = None) -> Path
 
 
 def place_below(cache: Path, path: str) -> Path:
-    """The place of a relative path below the cache.
+    """The path in the cache for a relative path from a list or an archive, which is not trusted.
 
     Raises:
-        InputError: a path that leads elsewhere.
+        InputError: a path that could lead out of the cache.
 
     >>> place_below(Path("cache"), "mnist/labels.gz").as_posix()
     'cache/mnist/labels.gz'
     >>> place_below(Path("cache"), "../labels.gz")
     Traceback (most recent call last):
-    drip.errors.InputError: a path below the cache is needed, got '../labels.gz'
+    drip.errors.InputError: '../labels.gz' is not a relative path below the cache
     """
     parts = path.split("/")
     if path.startswith("/") or "\\" in path or ":" in path or not all(part.strip(".") for part in parts):
-        raise InputError(f"a path below the cache is needed, got {path!r}")
+        raise InputError(f"{path!r} is not a relative path below the cache")
     return cache.joinpath(*parts)
 
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Wait for other processes that write ``target`` and keep them out; makes the folder.
+    """Hold a lock on ``target`` among processes; creates its folder.
 
-    The lock file stays: to remove it could let two in at once. A killed process releases its lock.
+    The lock file is not removed: a process that waits for the removed file and one that creates a new file
+    could both get the lock. The lock of a killed process is released by the system.
 
     Raises:
         DripError: the folder cannot be written.
@@ -180,15 +195,15 @@ def locked(target: Path) -> Iterator[None]:
 
 
 def open_url(url: str, first_byte: int = 0) -> Any:
-    """The response of an address, from a byte on; status 206 where the server skips to it.
+    """The response to a URL from a byte on; its status is 206 if the server supports that.
 
     Raises:
-        InputError: neither http, https nor file.
+        InputError: a scheme other than http, https and file.
         DripError: no network, or a status that is an error.
     """
     if urlsplit(url).scheme not in _SCHEMES:
-        raise InputError(f"an address of {', '.join(_SCHEMES)} is needed, got {url!r}")
-    headers = {"User-Agent": "drip-edge", "Accept-Encoding": "identity"}
+        raise InputError(f"{url!r} cannot be downloaded; use a URL of {', '.join(_SCHEMES)}")
+    headers = {"User-Agent": "drip-edge", "Accept-Encoding": "identity"}  # Range counts encoded bytes
     if first_byte:
         headers["Range"] = f"bytes={first_byte}-"
     request = urllib.request.Request(url, headers=headers)  # noqa: S310  # schemes are checked above
@@ -196,23 +211,30 @@ def open_url(url: str, first_byte: int = 0) -> Any:
         return _opener().open(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         with error:
-            raise RefusedError(url, error.code, error.reason) from None
+            raise HttpStatusError(url, error.code, error.reason) from None
     except urllib.error.URLError as error:
         raise DripError(
-            f"{url} is needed, got: {error.reason}; check the network, or put the file into a folder "
-            "and name it with folder="
+            f"cannot download {url}: {error.reason}; check the network, or put the file into a folder "
+            "and name it with folder=",
+            code="download-failed",
         ) from error
 
 
-class RefusedError(DripError):
-    """A server answered with a status that is an error."""
+class HttpStatusError(DripError):
+    """A server answered with an HTTP status that is an error."""
+
+    code = "download-failed"
 
     def __init__(self, url: str, status: int, reason: object) -> None:
-        super().__init__(f"{url} is needed, got HTTP {status} {reason}; the file may have moved: use folder=")
+        super().__init__(
+            f"cannot download {url}: HTTP {status} {reason}; the file may have moved: get it elsewhere and "
+            "name its folder with folder="
+        )
         self.status = status
 
 
 def _opener() -> urllib.request.OpenerDirector:
+    # urllib's default opener also handles ftp: and data:, to which a server could redirect.
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -228,12 +250,12 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _is_there(target: Path, source: Source) -> bool:
+def _is_complete(target: Path, source: RemoteFile) -> bool:
     return target.is_file() and target.stat().st_size == source.n_bytes
 
 
-def _download(source: Source, partial: Path, progress: Progress | None) -> None:
-    """Fill ``partial`` and check it; after a cut go on where it ended, a few times."""
+def _download(source: RemoteFile, partial: Path, progress: Progress | None) -> None:
+    """Fill ``partial``, continuing it after interruptions, and check it."""
     digest = hashlib.sha256()
     with _writing(partial), partial.open("ab+") as handle:
         _read_through(handle, digest)
@@ -246,40 +268,41 @@ def _download(source: Source, partial: Path, progress: Progress | None) -> None:
         n_bytes = handle.tell()
     if n_bytes < source.n_bytes:
         raise DripError(
-            f"{source.n_bytes} bytes of {source.url} are needed, got {n_bytes} before it was cut; "
-            "call again to continue"
+            f"{source.url}: the download was interrupted after {n_bytes} of {source.n_bytes} bytes; call "
+            "again to continue",
+            code="download-failed",
         )
     if n_bytes > source.n_bytes or digest.hexdigest() != source.sha256:
         partial.unlink()
-        came = "more" if n_bytes > source.n_bytes else f"{digest.hexdigest()[:12]}..."
         raise DripError(
-            f"{source.url} with {source.n_bytes} bytes and SHA-256 {source.sha256[:12]}... is needed, "
-            f"got {came}; {partial} is removed, call again"
+            f"{source.url}: the download has {n_bytes} bytes and SHA-256 {digest.hexdigest()[:12]}..., not "
+            f"{source.n_bytes} bytes and {source.sha256[:12]}...; it was removed, call again",
+            code="download-damaged",
         )
 
 
-def _append(source: Source, handle: BinaryIO, digest: Any, progress: Progress | None) -> Any:
-    """Append what the server sends, from the start where it does not skip; returns the digest so far."""
+def _append(source: RemoteFile, handle: BinaryIO, digest: Any, progress: Progress | None) -> Any:
+    """Append the server's response; start over if it ignores the range. Returns the digest so far."""
     done = handle.tell()
     try:
         response = open_url(source.url, done)
-    except RefusedError as error:
+    except HttpStatusError as error:
         if not (done and error.status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE):
             raise
         response = open_url(source.url)
-    except _CUT:
+    except _INTERRUPTED:
         return digest
     with response:
         if done and _first_byte(response) != done:
-            handle.truncate(0)
+            handle.truncate(0)  # the server sends the whole file again
             handle.seek(0)
             done, digest = 0, hashlib.sha256()
         if progress is not None:
             progress(done, source.n_bytes)
-        while done <= source.n_bytes:
+        while done <= source.n_bytes:  # one chunk too many proves that the file is longer
             try:
                 chunk = response.read(_CHUNK)
-            except _CUT as error:
+            except _INTERRUPTED as error:
                 chunk = getattr(error, "partial", b"")
             if not chunk:
                 break
@@ -292,7 +315,7 @@ def _append(source: Source, handle: BinaryIO, digest: Any, progress: Progress | 
 
 
 def _first_byte(response: Any) -> int:
-    """Where the body of a response begins in the file; 0 where the server sends the whole."""
+    """Position in the file at which the body of a response begins; 0 if the server sends the whole file."""
     if getattr(response, "status", None) != http.client.PARTIAL_CONTENT:
         return 0
     found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
@@ -309,8 +332,9 @@ def _check_space(folder: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
         raise DripError(
-            f"{n_bytes / 1e6:.0f} MB are needed in {folder}, got {free / 1e6:.0f} MB free; free space or "
-            "choose another folder with cache= or DRIP_CACHE"
+            f"{folder} has {free / 1e6:.0f} MB free, but the download takes {n_bytes / 1e6:.0f} MB; free "
+            "space, or choose another folder with cache= or DRIP_CACHE",
+            code="path-not-writable",
         )
 
 
@@ -321,19 +345,22 @@ def _writing(place: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise DripError(
-            f"a writable file is needed at {place}, got: {error}; "
-            f"{'free space and call again to continue' if full else 'choose another folder with cache='}"
+            f"cannot write {place}: {error}; "
+            f"{'free space and call again to continue' if full else 'choose another folder with cache='}",
+            code="path-not-writable",
         ) from error
 
 
-_MAX_BYTES = 10_000_000
+# -- many small files ----------------------------------------------------------------------------------
 
 
 class Session:
-    """A connection that stays open from file to file; behind a proxy every file has its own.
+    """A connection that stays open over many files. With a proxy, every file opens its own.
+
+    One connection for 5,773 photographs saves as many TLS handshakes.
 
     Args:
-        base_url: What the paths are appended to, with a slash at the end.
+        base_url: URL that the paths are appended to, with a slash at the end.
     """
 
     def __init__(self, base_url: str) -> None:
@@ -358,10 +385,10 @@ class Session:
             self._connection.close()
 
     def get(self, path: str) -> bytes:
-        """The content of a file; after a cut it is asked for again, a few times.
+        """The content of a file; requested again after an interruption, a few times.
 
         Args:
-            path: Relative to the base address, not quoted.
+            path: Relative to the base URL, not quoted.
 
         Raises:
             DripError: no network, no such file, more than 10 MB.
@@ -373,12 +400,13 @@ class Session:
             except (http.client.HTTPException, OSError) as error:
                 last: Exception = error
                 if self._connection is not None:
-                    self._connection.close()  # the next request opens it anew
+                    self._connection.close()  # http.client opens it again with the next request
                 continue
             if len(content) > _MAX_BYTES:
-                raise DripError(f"{url} of at most {_MAX_BYTES} bytes is needed, got more")
+                raise DripError(f"{url} has more than {_MAX_BYTES} bytes", code="download-damaged")
             return content
-        raise DripError(f"{url} is needed, got: {last}; check the network and call again") from last
+        message = f"cannot download {url}: {last}; check the network and call again"
+        raise DripError(message, code="download-failed") from last
 
     def _direct(self, url: str) -> bytes:
         if self._connection is not None:
@@ -390,22 +418,19 @@ class Session:
             if response.status == http.client.OK:
                 return content
             if response.status < http.client.MULTIPLE_CHOICES or response.status >= http.client.BAD_REQUEST:
-                raise RefusedError(url, response.status, response.reason)
+                raise HttpStatusError(url, response.status, response.reason)
         with open_url(url) as response:  # a redirection, a proxy, or a file
             return bytes(response.read(_MAX_BYTES + 1))
 
 
-Members = Iterator[tuple[str, Callable[[], bytes]]]
-"""Names with a function that reads the member; of a compressed tar it must be called before the next name."""
-
-_MEMBER_CHUNK = 1 << 20
+# -- archives ------------------------------------------------------------------------------------------
 
 
 def zip_members(path: Path) -> Members:
     """All members of a zip.
 
     Raises:
-        zipfile.BadZipFile: no zip, or a damaged member.
+        zipfile.BadZipFile: not a zip file, or a damaged member.
         OSError: the file cannot be read.
     """
     with zipfile.ZipFile(path) as archive:
@@ -417,9 +442,9 @@ def tar_gz_members(path: Path) -> Members:
     """The regular files of a gzip-compressed tar, in one pass; the checksum at the end is checked.
 
     Raises:
-        tarfile.TarError: no tar.
-        EOFError: the file is cut.
-        OSError: no gzip, a wrong checksum, or the file cannot be read.
+        tarfile.TarError: not a tar file.
+        EOFError: the file is truncated.
+        OSError: not a gzip file, a wrong checksum, or the file cannot be read.
         zlib.error: damaged bytes.
     """
     with gzip.open(path) as stream:
@@ -428,5 +453,5 @@ def tar_gz_members(path: Path) -> Members:
                 content = archive.extractfile(member) if member.isfile() else None
                 if content is not None:
                     yield member.name, content.read
-        while stream.read(_MEMBER_CHUNK):
+        while stream.read(_MEMBER_CHUNK):  # gzip compares its checksum only at the end of the file
             pass

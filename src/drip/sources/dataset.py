@@ -39,11 +39,11 @@ class DatasetSource:
             SourceError: no such data set, or its files are not at hand; nothing is downloaded.
         """
         if name not in LOADERS:
-            raise SourceError(f"a data set of {', '.join(LOADERS)} is needed, got {name!r}")
+            raise SourceError(f"unknown data set {name!r}; use {', '.join(LOADERS)}", code="source-url")
         try:
             return cls(load(name))
         except InputError as error:
-            raise SourceError(str(error)) from error
+            raise SourceError(str(error), code=error.code) from error
 
     def __len__(self) -> int:
         """The number of samples, those behind the cursor included."""
