@@ -291,7 +291,7 @@ def test_in_a_changed_world_the_stored_probability_is_the_frequency(is_saturated
     rule.decide_many(strange_stream(1500, 0.0, seed=1)[0])
     decisions = rule.decide_many(new)
     probability = decisions.keep_probability
-    assert np.char.startswith(decisions.reasons, "new-world").sum() > 5000
+    assert np.char.startswith(decisions.reasons, "shift-").sum() > 5000
     error = (probability * (1 - probability)).sum() ** 0.5
     assert abs(decisions.retain.sum() - probability.sum()) < 4 * error
 
@@ -302,13 +302,13 @@ def test_in_a_changed_world_draws_stay_independent_for_ever():
     rule.decide_many(strange_stream(1500, 0.0, seed=1)[0])
     decisions = rule.decide_many(strange_stream(30_000, 1.0, seed=2)[0])
     settled = np.arange(30_000) >= 2000
-    drawn = np.char.startswith(decisions.reasons, "new-world") & settled
+    drawn = np.char.startswith(decisions.reasons, "shift-") & settled
     assert drawn.sum() > 0.95 * settled.sum()
     probability, priority = decisions.keep_probability[drawn], decisions.priority[drawn]
     assert ((probability > 0) & (probability < 1)).mean() > 0.999
     assert len(np.unique(priority)) == drawn.sum()
     assert np.sort(priority) == pytest.approx(np.linspace(0, 1, drawn.sum()), abs=0.02)
-    kept = np.array(decisions.reasons)[drawn] == "new-world-draw"
+    kept = np.array(decisions.reasons)[drawn] == "shift-draw"
     np.testing.assert_array_equal(kept, priority > 1 - probability)
 
 
@@ -332,7 +332,7 @@ def test_in_a_changed_world_the_rule_draws_until_the_old_one_returns():
     rule.decide_many(old)
     decisions = rule.decide_many(new)
     kept = decisions.retain
-    drawn = np.char.startswith(decisions.reasons, "new-world")
+    drawn = np.char.startswith(decisions.reasons, "shift-")
     assert drawn[1000:].mean() > 0.9
     assert decisions.keep_probability[drawn].mean() == pytest.approx(0.3, abs=0.03)
     assert kept[drawn].mean() == pytest.approx(0.3, abs=0.03)
@@ -344,7 +344,7 @@ def test_in_a_changed_world_the_rule_draws_until_the_old_one_returns():
     kept = rule.decide_many(later).retain
     unsure = create("mixed-margin", retention=0.3).calibrate(calibration).decide_many(later).retain
     assert unsure[kept].mean() > 0.7
-    values = [entry["value"] for entry in rule.adaptations if entry["what"] == "new-world"]
+    values = [entry["value"] for entry in rule.adaptations if entry["what"] == "distribution-shift"]
     assert [value > 0 for value in values] == [True, False]
 
 

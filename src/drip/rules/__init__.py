@@ -35,7 +35,7 @@ ENTRY_POINTS = "drip.rules"
 
 
 def available() -> dict[str, type[BaseRule]]:
-    """Every selector by name: of this package, of packages that register some, and any defined since.
+    """Every rule by name: built-in, registered by other packages, and defined in the running program.
 
     >>> sorted(available())[:3]
     ['adaptive-margin', 'adaptive-random', 'class-balanced-random']
@@ -47,7 +47,7 @@ def available() -> dict[str, type[BaseRule]]:
 
 @cache
 def load_all() -> None:
-    """Import every module with rules, once: those of this package and those that others register."""
+    """Import every module with rules, once: our own and those that other packages register."""
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         importlib.import_module(module.name)
     for entry in entry_points(group=ENTRY_POINTS):
@@ -60,11 +60,11 @@ def _concrete(base: type[BaseRule]) -> list[type[BaseRule]]:
 
 
 def create(name: str, *, retention: float | None = None, **params: Any) -> BaseRule:
-    """A selector by name, not yet calibrated.
+    """A rule by name, not yet calibrated.
 
     Args:
         name: One of :func:`available`.
-        retention: Share of the stream to keep, in (0, 1); every rule takes it.
+        retention: Keep rate, in (0, 1); every rule accepts it.
         params: Further arguments of the rule.
 
     Raises:

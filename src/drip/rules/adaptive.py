@@ -1,4 +1,4 @@
-"""Rules for streams that are not i.i.d.: a score behind gates, at a rate that is held."""
+"""Rules for streams that are not i.i.d.: gates, a moving threshold and a controller that holds the keep rate."""
 
 from __future__ import annotations
 
@@ -30,19 +30,20 @@ from drip.types import Decisions, FloatArray, JsonObject, Observations
 from drip.windows import check_count, is_real
 
 _WINDOW = 500
-_LOGGED_STEP = 0.25
-_DRAWN = ("new-world-draw", "new-world-not-drawn")
-_LOGGED = ("limit", "second-population", "new-world")
+_LOGGED_STEP = 0.25  # in units of the score; smaller moves of the threshold would fill the log in minutes
+_DRAWN = ("shift-draw", "shift-not-drawn")
+# A saved log refers to these by position: append only.
+_LOGGED = ("limit", "second-population", "distribution-shift")
 
 
 class _Choice(NamedTuple):
-    """What a rule does with an arrival, but for exploration.
+    """What a rule decides on an arrival, before exploration.
 
     Attributes:
-        retain: Whether it keeps it.
+        retain: Whether to keep it.
         reason: Why or why not.
-        certainty: How probable it was that it keeps it.
-        priority: Rank for a store that is full, in [0, 1].
+        certainty: Probability of keeping it.
+        priority: Rank for eviction from a full store, in [0, 1].
     """
 
     retain: bool
@@ -52,37 +53,37 @@ class _Choice(NamedTuple):
 
 
 class ComposedRule(BaseRule):
-    """Gates, then a score against a moving limit, with a floor for every class and a random share.
+    """Gates, then a moving threshold on a score, with a floor for every class and random exploration.
 
-    In this order, for every arrival:
+    For every arrival, in this order:
 
-    1. An outlier, farther from its predicted class than calibration samples are, is discarded, and so is a
-       sample of a second population that calibration did not have; not while the rule is so far behind its
-       rate that the controller asks for everything, as when the world changes all at once.
+    1. An outlier is discarded: a sample farther from its predicted class than calibration samples are, or one
+       of a second population that calibration did not contain. Exception: the rule is so far below its keep
+       rate that the controller asks for everything, as after a sudden change of the whole stream.
     2. A near-duplicate of one of the last 256 kept samples is discarded.
-    3. A score among the highest of the last 500 is kept; which share of them, a controller says that
-       holds the target rate through drift. Where the second population has become the larger one, the
-       world has changed: what the model makes of it says little, and a draw takes the score's place,
-       with that share as its probability, until the world changes back or the rule is calibrated again.
-    4. A class of which less than a quarter of the target share was kept lately gets this sample; one that
-       has more than its ceiling does not.
-    5. Of all arrivals, whatever the above says, a small share is kept at random; its probability is stored,
+    3. A sample whose score is among the highest of the last 500 is kept. A controller sets how many of them, so
+       that the keep rate holds through drift. When the second population has become the larger one, the
+       distribution has shifted and the model's output means little: a random draw then replaces the score,
+       with the same probability, until the stream changes back or the rule is calibrated again.
+    4. A class of which less than a quarter of the target was kept recently gets this sample; a class above its
+       ceiling does not.
+    5. Independently of the above, a small part of all arrivals is kept at random. Its probability is stored,
        so that what the rule never keeps can be estimated.
 
-    What adapts is bounded, can be frozen, and is noted: see :attr:`adaptations`.
+    Every adaptation is bounded, can be frozen, and is logged: see :attr:`adaptations`.
 
-    Subclasses say which score. The priority is the score's rank among the last ones; where a draw takes
-    its place, the draw's.
+    Subclasses name the score. The priority is the rank of the score among the last ones, or of the draw where
+    a draw replaces it.
 
     Args:
-        retention: Share of the stream to keep, in (0, 1); not with one of the next two.
-        samples_per_hour: Target per time instead.
-        bytes_per_day: Target per time instead, in encoded bytes.
-        exploration: Share of what is kept that is drawn at random, in [0, 1).
-        gates: Whether outliers, a second population and near-duplicates are discarded; needs features.
-        floor: Share of the target that every class gets, in [0, 1]; 0 for none.
-        ceiling: Largest share of one class in what is kept, in (0, 1]; 1 for none.
-        frozen: Keep the calibrated limits and expect no second population; only the rate is controlled.
+        retention: Keep rate, in (0, 1); excludes the next two.
+        samples_per_hour: A target per time instead.
+        bytes_per_day: A target per time instead, in encoded bytes.
+        exploration: Part of the kept samples that is drawn at random, in [0, 1).
+        gates: Whether to discard outliers, a second population and near-duplicates; needs features.
+        floor: Part of the target that every class gets, in [0, 1]; 0 for none.
+        ceiling: Largest part of the kept samples that one class may have, in (0, 1]; 1 for none.
+        frozen: Keep the calibrated thresholds and expect no second population; only the keep rate adapts.
         seed: Seed of the draws.
     """
 
@@ -120,11 +121,11 @@ class ComposedRule(BaseRule):
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._rate = RateController(self._target)
         self._rule: ThresholdRule | None = None
-        self._start(0)  # refuses a floor or ceiling outside its range
+        self._start(0)  # checks floor and ceiling
 
     @classmethod
     def for_retention(cls, retention: float, **params: Any) -> Self:
-        """The rule that aims at keeping the share ``retention``."""
+        """The rule with this keep rate as its target."""
         return cls(retention, **params)
 
     @property
@@ -134,7 +135,7 @@ class ComposedRule(BaseRule):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the score reads, and features for the gates."""
+        """What the score reads, plus features for the gates."""
         return self._scoring_rule().needs | ({"features"} if self._params["gates"] else frozenset())
 
     @abstractmethod
@@ -145,9 +146,10 @@ class ComposedRule(BaseRule):
     def adaptations(self) -> list[JsonObject]:
         """The last 32 changes that the rule made to itself, the oldest first.
 
-        Each has the number of the ``arrival`` from 1, ``what`` changed and the new ``value``: of ``limit``,
-        the score's limit, when it has moved by a quarter; of ``second-population`` and ``new-world``, the
-        share of what calibration did not have, when rejecting it, or drawing, begins (0 when it ends).
+        Each has the number of the ``arrival`` from 1, ``what`` changed and the new ``value``. ``limit`` is the
+        threshold of the score, logged when it has moved by a quarter. ``second-population`` and
+        ``distribution-shift`` give the part of the stream that calibration did not contain, logged when the
+        rule starts to reject it or to draw at random, and 0 when that ends.
         """
         return self._log.entries
 
@@ -181,7 +183,9 @@ class ComposedRule(BaseRule):
         self._recent = RunningQuantile.spread(_WINDOW, self._rule.score(observations))
         if self._params["gates"]:
             features, classes = _features(observations), observations.classes
-            order = np.lexsort((classes, *features.T))  # sums must not depend on the order of the samples
+            order = np.lexsort(
+                (classes, *features.T)
+            )  # a fixed order: sums must not depend on the order of arrival
             features, classes = features[order], classes[order]
             coarse = features[:, :N_NUMBERS]
             self._gaussians.calibrate(coarse, classes, n_classes)
@@ -221,13 +225,15 @@ class ComposedRule(BaseRule):
             observations.time_s is None or not np.isfinite(observations.time_s).all()
         ):
             raise InputError(
-                f"selector {self.name!r} aims at {self._target.params} and needs the time of every sample; "
-                "use a source that gives times, or a retention"
+                f"the rule {self.name!r} has the target {self._target.params} and needs the time of every "
+                "sample; use a source that gives times, or a keep rate",
+                code="rule-needs",
             )
         if self._target.bytes_per_day is not None and observations.n_bytes is None:
             raise InputError(
-                f"selector {self.name!r} aims at {self._target.params} and needs the size of every sample, "
-                "got none; give n_bytes, or a retention"
+                f"the rule {self.name!r} has the target {self._target.params} and needs the size of every "
+                "sample; give n_bytes, or a keep rate",
+                code="rule-needs",
             )
 
     def _decide(self, observations: Observations) -> Decisions:
@@ -262,8 +268,9 @@ class ComposedRule(BaseRule):
         features = _features(observations)
         if features.shape[1] != self._duplicates.n_features:
             raise InputError(
-                f"features must be {self._duplicates.n_features} numbers after the projection, got "
-                f"{features.shape[1]}; calibrate {self.name!r} with the model that scores the stream"
+                f"the rule {self.name!r} was calibrated with {self._duplicates.n_features} projected features, "
+                f"this model gives {features.shape[1]}; calibrate it with the model that scores the stream",
+                code="policy-other-model",
             )
         return features
 
@@ -272,7 +279,7 @@ class ComposedRule(BaseRule):
         refusal = self._refusal(label, features, share) if self._params["gates"] else None
         if refusal is not None:
             return _Choice(False, refusal, 0.0, priority)
-        if self._is_new_world:
+        if self._is_shifted:
             draw = float(self._rng.random())
             chosen, certainty, priority = draw < share, share, 1 - draw
             kept_as, refused_as = _DRAWN
@@ -286,7 +293,7 @@ class ComposedRule(BaseRule):
         return _Choice(chosen, kept_as if chosen else refused_as, certainty, priority)
 
     def _limit_for(self, share: float, value: float) -> float:
-        """The limit that a share of the last scores reach; takes in the next one."""
+        """The threshold that this part of the last scores reach; then remember the new score."""
         limit = self._recent.limit(share)
         if not self._params["frozen"]:
             self._recent.add(value)
@@ -295,7 +302,7 @@ class ComposedRule(BaseRule):
         return limit
 
     def _refusal(self, label: int, features: FloatArray, share: float) -> str | None:
-        """Which gate an arrival does not pass, if any; every gate but the last learns from all arrivals."""
+        """The gate that rejects an arrival, or None; every gate but the last learns from all arrivals."""
         frozen = self._params["frozen"]
         away = self._gaussians.whitened(features[:N_NUMBERS], label)
         is_usual = self._outliers.passes(float(away @ away), frozen=frozen)
@@ -303,17 +310,17 @@ class ComposedRule(BaseRule):
         if not frozen:
             is_known = self._population.passes(away)
             self._note("second-population", self._population.share if self._population.is_apart else 0.0)
-            self._note("new-world", self._population.share if self._is_new_world else 0.0)
+            self._note("distribution-shift", self._population.share if self._is_shifted else 0.0)
         if share < 1 and not (is_usual and is_known):
             return "second-population" if is_usual else "outlier"
         return None if self._duplicates.passes(features, frozen=frozen) else "near-duplicate"
 
     @property
-    def _is_new_world(self) -> bool:
-        return bool(self._params["gates"]) and self._population.is_new_world
+    def _is_shifted(self) -> bool:
+        return bool(self._params["gates"]) and self._population.is_shifted
 
     def _note(self, what: str, value: float, at_least: float | None = None) -> None:
-        """Log a value: one that began or ended being 0, or moved by so much since it was logged last."""
+        """Log a value that became or ceased to be 0, or moved by ``at_least`` since the last entry."""
         last = self._log.last(what)
         moved = (last > 0) != (value > 0) if at_least is None else abs(value - last) >= at_least
         if moved:
@@ -332,7 +339,7 @@ def _features(observations: Observations) -> FloatArray:
 
 
 class AdaptiveMarginRule(ComposedRule):
-    """The score is that of :class:`drip.rules.chance.MixedMarginRule`."""
+    """A :class:`ComposedRule` with the score of :class:`drip.rules.chance.MixedMarginRule`."""
 
     name: ClassVar[str] = "adaptive-margin"
 
@@ -341,10 +348,10 @@ class AdaptiveMarginRule(ComposedRule):
 
 
 class AdaptiveRandomRule(ComposedRule):
-    """What :class:`drip.rules.adaptive.ComposedRule` does around no preference at all.
+    """A :class:`ComposedRule` without any preference between samples.
 
-    The score is a checksum of logits and seed in [0, 1): as good as a draw, and the same whenever the
-    sample comes again.
+    The score is a checksum of logits and seed in [0, 1): as good as a random draw, but the same whenever the
+    same sample arrives again.
     """
 
     name: ClassVar[str] = "adaptive-random"

@@ -1,4 +1,4 @@
-"""What all selection rules share: checks, state, and the three families threshold, window and rank."""
+"""What all rules share: checks, saved state, and the families threshold, window, ranked and chance."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from drip.windows import (
 
 
 class BaseRule(ABC):
-    """A selection rule; subclasses say what they need, how they calibrate and how they decide.
+    """A rule: subclasses say which columns they read, how they calibrate and how they decide.
 
-    Subclasses set :attr:`name` and implement :meth:`_decide`; rules with limits add :meth:`_calibrate`,
+    Subclasses set :attr:`name` and implement :meth:`_decide`; rules that calibrate add :meth:`_calibrate`,
     :meth:`state` and :meth:`_restore`. ``params`` returns the constructor's arguments, so that a policy
     file can rebuild the rule.
     """
@@ -62,11 +62,11 @@ class BaseRule(ABC):
 
     @classmethod
     def for_retention(cls, retention: float, **params: Any) -> Self:
-        """The rule that aims at keeping the share ``retention`` of the stream."""
+        """The rule with this keep rate as its target."""
         return cls(retention=retention, **params)  # type: ignore[call-arg]  # rules without it override this
 
     def calibrate(self, observations: Observations) -> Self:
-        """Set the limits from observations that resemble production.
+        """Calibrate on observations that resemble production.
 
         Raises:
             InputError: no observation, a missing column, NaN or infinite values.
@@ -108,7 +108,7 @@ class BaseRule(ABC):
         """Continue from a saved :meth:`state`.
 
         Raises:
-            KeyError, TypeError, ValueError: the state is not one of this rule.
+            KeyError, TypeError, ValueError: the state is damaged or belongs to another rule.
         """
         self._restore(state)
         return self
@@ -132,10 +132,10 @@ class BaseRule(ABC):
         """Decide on checked observations."""
 
     def _calibrate(self, observations: Observations) -> None:  # noqa: B027  # a default, not a duty
-        """Set the limits from checked observations; rules without limits keep this."""
+        """Calibrate on checked observations; rules without calibration keep this."""
 
     def _restore(self, state: JsonObject) -> None:  # noqa: B027  # a default, not a duty
-        """Take over a state; rules without state keep this."""
+        """Restore a state; rules without state keep this."""
 
     def _check_classes(self, observations: Observations, n_classes: int) -> None:
         classes = observations.classes
@@ -191,24 +191,24 @@ def require_scores(rule: Rule, provides: Iterable[str], advice: str) -> None:
 
 
 def within_float64(values: FloatArray) -> FloatArray:
-    """Quotients that overflowed, cut to the largest finite number: priorities are finite."""
+    """Values clipped to the largest finite number, because a priority must be finite."""
     largest = np.finfo(np.float64).max
     return np.clip(values, -largest, largest)
 
 
 def deterministic(retain: BoolArray, priority: FloatArray, kept: str, discarded: str) -> Decisions:
-    """Decisions of a rule without chance: the keep-probability is one or zero."""
+    """Decisions of a rule without randomness: the keep probability is one or zero."""
     reasons = [kept if value else discarded for value in retain.tolist()]
     return Decisions(retain, priority, retain.astype(np.float64), reasons)
 
 
 class ThresholdRule(BaseRule):
-    """Keep what has a score of at least the calibrated quantile; the score is the priority.
+    """Keep the samples whose score reaches a calibrated threshold; the score is the priority.
 
     Args:
-        retention: Share of the calibration samples to keep, in (0, 1).
+        retention: Keep rate on the calibration samples, in (0, 1).
 
-    Subclasses implement :meth:`score`. Ties at the limit are all kept.
+    Subclasses implement :meth:`score`. Samples that tie at the threshold are all kept.
     """
 
     def __init__(self, retention: float = 0.6) -> None:
@@ -228,10 +228,10 @@ class ThresholdRule(BaseRule):
 
     @abstractmethod
     def score(self, observations: Observations) -> FloatArray:
-        """How much a sample is worth, shape (n,): the larger the better."""
+        """How much a sample is worth keeping, shape (n,): larger is better."""
 
     def state(self) -> JsonObject:
-        """The limit of the score."""
+        """The threshold of the score."""
         if self._limit is None:
             raise self._uncalibrated()
         return {"limit": self._limit}
@@ -251,18 +251,18 @@ class ThresholdRule(BaseRule):
 
 
 class WindowRule(BaseRule):
-    """Discard what lies inside the window of its predicted class; the distance to it is the priority.
+    """Discard scores inside the window of the predicted class; the distance to it is the priority.
 
-    The distance is counted in standard deviations of the class's calibration scores, so that classes
-    compare. A class that never discards has priority 1, like a sample one deviation outside.
+    The distance is in standard deviations of the class's calibration scores, so that classes are
+    comparable. A class that never discards has priority 1, like a sample one deviation outside.
 
     Args:
         retention: Keep rate of every class, in (0, 1): one minus the paper's DPW.
         method: ``min_std`` (section III-A) or ``histogram_peak`` (Algorithm 1).
-        min_class_count: Calibration scores below which a class never discards.
+        min_class_count: A class with fewer calibration scores never discards.
 
-    Subclasses implement :meth:`score`. Windows that are not of a DRIP score, or not of what is
-    discarded, are saved under another :attr:`windows_key`, so that :attr:`Policy.windows` refuses them.
+    Subclasses implement :meth:`score`. Windows of another score than DRIP, or of the kept side, are saved
+    under another :attr:`windows_key`, so that ``Policy.windows`` never confuses them with equation 9.
 
     References:
         DRIP paper, sections III-A and III-B, equations 6, 7 and 9.
@@ -295,7 +295,7 @@ class WindowRule(BaseRule):
 
     @property
     def window_fraction(self) -> float:
-        """Share of every class inside its window, in (0, 1)."""
+        """Part of every class inside its window, in (0, 1)."""
         return complement(self._retention)
 
     @property
@@ -305,7 +305,7 @@ class WindowRule(BaseRule):
 
     @abstractmethod
     def score(self, observations: Observations) -> FloatArray:
-        """The scores that the windows are cut from, shape (n,)."""
+        """The scores that windows are fitted to, shape (n,)."""
 
     def state(self) -> JsonObject:
         """The windows."""
@@ -332,7 +332,7 @@ class WindowRule(BaseRule):
     def _restore(self, state: JsonObject) -> None:
         windows = windows_from_json(state[self.windows_key])
         if not windows:
-            raise ValueError("windows must be one per class, got none")
+            raise ValueError("there is no window; expected one per class")
         self._set(windows)
 
     def _set(self, windows: tuple[Window, ...]) -> None:
@@ -342,7 +342,7 @@ class WindowRule(BaseRule):
         self._unit = np.array([window.scale or 1.0 for window in windows])
 
     def _distances(self, observations: Observations) -> tuple[BoolArray, BoolArray, FloatArray]:
-        """Inside the window, of a class that discards, distance to the window in standard deviations."""
+        """Whether inside the window, whether of a class that discards, and the distance in deviations."""
         if not self._windows:
             raise self._uncalibrated()
         self._check_classes(observations, len(self._windows))
@@ -367,14 +367,14 @@ class WindowRule(BaseRule):
 
 
 class RankedRule(BaseRule):
-    """Keep the lowest scores of every predicted class; the depth below the class's mean is the priority.
+    """Keep the lowest scores of every predicted class; the distance below the class mean is the priority.
 
     Args:
-        retention: Share of every class to keep, in (0, 1).
-        min_class_count: Calibration scores below which a class keeps everything.
+        retention: Keep rate of every class, in (0, 1).
+        min_class_count: A class with fewer calibration scores keeps everything.
 
-    Subclasses set :attr:`score_name`. Ties at the limit are all kept. The priority is counted in
-    standard deviations of the class's calibration scores, so that classes compare.
+    Subclasses set :attr:`score_name`. Samples that tie at the threshold are all kept. The priority is in
+    standard deviations of the class's calibration scores, so that classes are comparable.
     """
 
     score_name: ClassVar[str]
@@ -397,7 +397,7 @@ class RankedRule(BaseRule):
         return {"retention": self._retention, "min_class_count": self._min_class_count}
 
     def state(self) -> JsonObject:
-        """Per class the limit (null where everything is kept), mean and standard deviation."""
+        """Threshold (null where everything is kept), mean and standard deviation of every class."""
         if self._limits is None:
             raise self._uncalibrated()
         return {
@@ -438,10 +438,10 @@ class RankedRule(BaseRule):
 
 
 class ChanceRule(BaseRule):
-    """Rules that draw one uniform number per observation, in the order of arrival.
+    """Base of random rules: one uniform draw per observation, in the order of arrival.
 
     Args:
-        retention: Share of the stream to keep, in (0, 1].
+        retention: Keep rate, in (0, 1].
         seed: Seed of the draws.
     """
 
@@ -470,7 +470,7 @@ class ChanceRule(BaseRule):
 
 
 def count_to_keep(n: int, retention: float) -> int:
-    """Number of n calibration samples that a retention means, rounded half up, at least 1.
+    """Number of n calibration samples to keep at a keep rate, rounded half up, at least 1.
 
     >>> count_to_keep(10, 0.25), count_to_keep(3, 0.01)
     (3, 1)
@@ -479,12 +479,13 @@ def count_to_keep(n: int, retention: float) -> int:
 
 
 def softmax_ratios(logits: FloatArray) -> FloatArray:
-    """Probabilities over the largest one, exp(logit - max), sorted descending, shape (n, n_classes).
+    """Probabilities divided by the largest one, exp(logit - max), in descending order, shape (n, n_classes).
 
-    The first column is one. Uncertainties are sums of the other columns, so that a probability of
-    0.9999999999999999 still has an exact distance from one.
+    The first column is one. An uncertainty summed over the other columns stays exact even where the largest
+    probability rounds to 0.9999999999999999.
     """
-    # Row-contiguous, or the order of a sum would depend on the layout and the size of the batch.
+    # Contiguous rows: otherwise NumPy may sum in an order that depends on layout and batch size, and a
+    # sample alone would be decided differently from the same sample in a batch.
     rows = np.ascontiguousarray(logits, dtype=np.float64)
     with np.errstate(over="ignore"):  # a gap beyond float64 is a ratio of zero
         gaps = rows - rows.max(axis=1, keepdims=True)
@@ -492,10 +493,10 @@ def softmax_ratios(logits: FloatArray) -> FloatArray:
 
 
 def drawn(draw: FloatArray, probability: FloatArray, kept: str) -> Decisions:
-    """Keep where the draw, uniform in [0, 1), is below the probability.
+    """Keep a sample where its draw, uniform in [0, 1), is below its probability.
 
-    The priority is 1 - draw / probability: a store over budget that drops the lowest ones keeps every
-    sample with its probability times one factor that is the same for all, up to those that reach 1.
+    The priority is 1 - draw / probability. A store over budget that evicts the lowest priorities then keeps
+    every sample with its own probability times one common factor, as long as none reaches 1.
 
     >>> drawn(np.array([0.3, 0.3]), np.array([0.6, 0.2]), "coin").retain.tolist()
     [True, False]

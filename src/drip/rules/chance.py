@@ -1,4 +1,8 @@
-"""Decisions of rules that keep every sample with a probability of its own."""
+"""Random rules and rules that fill quotas: what every other rule is compared with.
+
+Also here: :func:`match_count`, which gives two rules the same number of kept samples, the condition of every
+fair comparison.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from drip.windows import sort_by_class
 
 
 class RandomRule(ChanceRule):
-    """Keep each sample with the same probability; a store over budget drops the oldest (priority 0)."""
+    """Keep each sample with the same probability; all have priority 0, so a full store evicts the oldest."""
 
     name: ClassVar[str] = "random"
 
@@ -28,8 +32,8 @@ class RandomRule(ChanceRule):
 class ReservoirRule(ChanceRule):
     """Give each sample a uniform random priority and keep those above 1 - retention.
 
-    A store over budget drops the lowest priorities, so that what it holds is at every moment a
-    uniform sample without replacement of all that came (the default retention is 1).
+    A full store evicts the lowest priorities, so it always holds a uniform sample without replacement of
+    everything that arrived (the default keep rate is 1).
 
     References:
         Vitter (1985), Random sampling with a reservoir; Li (1994), random priorities.
@@ -49,12 +53,12 @@ class ReservoirRule(ChanceRule):
 
 
 class ClassBalancedRandomRule(ChanceRule):
-    """Keep at random, so that every predicted class fills the same quota as far as it can.
+    """Keep at random so that every predicted class fills the same quota, as far as it has samples.
 
     The quota m solves sum_c min(n_c, m) = retention * n on the calibration counts n_c; a sample of
-    class c is kept with probability min(1, m / n_c). A class that calibration never saw is kept.
-    The priority is 1 - draw / probability: uniform in [0, 1] among the kept samples of every class, so
-    that a store over budget evicts from all classes alike, and below 0 for what is discarded.
+    class c is kept with probability min(1, m / n_c). A class that calibration never saw is kept. The
+    priority is 1 - draw / probability: uniform in [0, 1] among the kept samples of every class, so that a
+    full store evicts from all classes equally, and negative for discarded samples.
     """
 
     name: ClassVar[str] = "class-balanced-random"
@@ -64,7 +68,7 @@ class ClassBalancedRandomRule(ChanceRule):
         self._probabilities: FloatArray | None = None
 
     def state(self) -> JsonObject:
-        """The keep-probability of every class, and the generator."""
+        """The keep probability of every class, and the generator."""
         if self._probabilities is None:
             raise self._uncalibrated()
         return {**super().state(), "probabilities": self._probabilities.tolist()}
@@ -101,20 +105,20 @@ def equal_quota(counts: IntArray, retention: float) -> float:
     """
     wanted = retention * float(counts.sum())
     ascending = np.sort(counts).astype(np.float64)
-    # With the i smallest classes kept whole, the others share the rest.
+    # If the i smallest classes are kept whole, the others share the rest of the budget equally.
     whole = np.concatenate([[0.0], np.cumsum(ascending)[:-1]])
     shares = (wanted - whole) / np.arange(len(counts), 0, -1)
     return float(shares[int(np.argmax(shares <= ascending))])
 
 
 class KeepAllRule(BaseRule):
-    """Keep every sample, all with priority 0: a store over budget drops the oldest."""
+    """Keep every sample, all with priority 0: a full store evicts the oldest."""
 
     name: ClassVar[str] = "keep-all"
 
     @classmethod
-    def for_retention(cls, retention: float, **params: Any) -> Self:  # noqa: ARG003  # it keeps all whatever is asked
-        """Keep everything; the retention is ignored."""
+    def for_retention(cls, retention: float, **params: Any) -> Self:  # noqa: ARG003  # keeps everything
+        """Keep everything; the keep rate is ignored."""
         return cls(**params)
 
     @property
@@ -136,12 +140,12 @@ class MixedMarginRule(ThresholdRule):
     """Keep the samples whose margin is small among all and among those of their predicted class.
 
     The score is the mean of two ranks in [0, 1] of 1 - (p_1 - p_2): among all calibration samples and
-    among those of the same predicted class (percentiles, linear between them). The first alone spends the
-    whole budget on the two or three classes that the model confuses; the second alone keeps the clearest
-    samples of the classes that it knows best. A class that calibration never saw has rank 1.
+    among those of the same predicted class (percentiles, linear in between). The first alone spends the
+    whole budget on the two or three classes that the model confuses; the second alone keeps even the
+    clearest samples of the classes that it knows best. A class that calibration never saw has rank 1.
 
-    State: 101 numbers for every class, 1.1 kB of text each; from 50 classes on fewer, 5,000 over all classes
-    together, but at least 3 for each. A thousand classes have their quartiles and extremes.
+    State: 101 numbers per class, 1.1 kB of text each. From 50 classes on there are fewer, 5,000 for all
+    classes together but at least 3 each, so that the state stays small with a thousand classes.
     """
 
     name: ClassVar[str] = "mixed-margin"
@@ -171,9 +175,9 @@ class MixedMarginRule(ThresholdRule):
         return (overall + within) / 2
 
     def state(self) -> JsonObject:
-        """The limit, and percentiles of every class (null for one without samples) and of all."""
+        """The threshold, and the percentiles of every class (null without samples) and of all samples."""
         state = super().state()
-        assert self._overall is not None  # noqa: S101  # a limit comes from them
+        assert self._overall is not None  # noqa: S101  # calibration sets both together
         rows = [packed(row, "<f8") if np.isfinite(row[0]) else None for row in self._within]
         return {**state, "percentiles": [*rows, packed(self._overall, "<f8")]}
 
@@ -207,7 +211,7 @@ def _percentiles(text: Any) -> FloatArray:
 
 
 def _ranks(values: FloatArray, percentiles: FloatArray) -> FloatArray:
-    """Shares of the calibration samples below; where percentiles tie, the middle of the tie."""
+    """Part of the calibration samples below each value; the middle of a tie of percentiles."""
     shares = np.linspace(0, 1, len(percentiles))
     low = np.interp(values, *_unique(percentiles, shares, last=False))
     high = np.interp(values, *_unique(percentiles, shares, last=True))
@@ -215,7 +219,7 @@ def _ranks(values: FloatArray, percentiles: FloatArray) -> FloatArray:
 
 
 def _unique(percentiles: FloatArray, shares: FloatArray, *, last: bool) -> tuple[FloatArray, FloatArray]:
-    """Percentiles without repeats, each with the first or last of its shares."""
+    """Percentiles without repeats, each with the first or the last rank that has it."""
     if last:
         values, rows = np.unique(percentiles[::-1], return_index=True)
         return values, shares[::-1][rows]
@@ -226,7 +230,7 @@ def _unique(percentiles: FloatArray, shares: FloatArray, *, last: bool) -> tuple
 def match_count(retain: BoolArray, count: int, seed: int) -> IntArray:
     """Rows that a rule keeps when it may keep exactly ``count``.
 
-    An excess is dropped at random; a shortfall is filled at random from what the rule discarded.
+    A surplus is removed at random; a shortfall is filled at random from the discarded samples.
 
     Args:
         retain: The rule's decisions on the whole stream, shape (n,).

@@ -1,4 +1,8 @@
-"""The 64 projected features of observations, as rules read them that measure distances."""
+"""Rules on distances between pooled features: novelty, moderate coreset, coverage of difficulty.
+
+Features are projected to 64 numbers first (:func:`drip.rules.parts.gaussians.project`), which bounds state and
+cost on a device whatever the network.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,9 @@ def projected(observations: Observations, name: str, n_features: int | None = No
     """The projected features, shape (n, d), d at most 64.
 
     Args:
-        observations: Observations with features, as a rule that needs them has checked.
-        name: The rule that asks.
-        n_features: The number d that the rule was calibrated for; None for any.
+        observations: Observations with features.
+        name: Name of the rule, for the message.
+        n_features: The number d that the rule was calibrated for; None accepts any.
 
     Raises:
         InputError: another number of features.
@@ -31,14 +35,15 @@ def projected(observations: Observations, name: str, n_features: int | None = No
     features = project(observations.features)
     if n_features is not None and features.shape[1] != n_features:
         raise InputError(
-            f"features must be {n_features} numbers after the projection, got {features.shape[1]}; "
-            f"calibrate {name!r} with the model that scores the stream"
+            f"the rule {name!r} was calibrated with {n_features} projected features, this model gives "
+            f"{features.shape[1]}; calibrate it with the model that scores the stream",
+            code="policy-other-model",
         )
     return features
 
 
 def fixed_order(features: FloatArray, *columns: FloatArray | IntArray) -> IntArray:
-    """Rows in an order that does not depend on the one they came in, so that sums over them round alike.
+    """Rows in an order that does not depend on the order of arrival, so that sums over them round equally.
 
     >>> fixed_order(np.array([[2.0], [1.0], [1.0]]), np.array([0, 1, 0])).tolist()
     [2, 1, 0]
@@ -50,9 +55,9 @@ class NoveltyRule(ThresholdRule):
     r"""Keep the samples with the largest Mahalanobis distance to their predicted class.
 
     The priority is the squared distance :math:`(z - \mu_c)^T (\Sigma + \lambda I)^{-1} (z - \mu_c)` of the
-    64 projected features z, see :class:`drip.rules.parts.ClassGaussians`. The limit comes from
-    distances of calibration samples to means and covariance of the others: a sample is nearer to a mean
-    that it took part in. State: d (d + n_classes) numbers in single precision for d = 64, 22 kB of text and
+    64 projected features z, see :class:`drip.rules.parts.ClassGaussians`. The threshold comes from
+    distances of calibration samples to means and covariance of held-out others, because a sample is closer
+    to a mean that it was part of. State: d (d + n_classes) numbers in single precision for d = 64, 22 kB of text and
     340 bytes for every class up to 128.
 
     References:
@@ -86,7 +91,7 @@ class NoveltyRule(ThresholdRule):
         return np.array([row @ row for row in away], np.float64)
 
     def state(self) -> JsonObject:
-        """The limit, means and covariance."""
+        """The threshold, means and covariance."""
         return {**super().state(), "gaussians": self._gaussians.state(), "n_classes": self._n_classes}
 
     def _calibrate(self, observations: Observations) -> None:
@@ -95,8 +100,8 @@ class NoveltyRule(ThresholdRule):
         features, classes = projected(observations, self.name), observations.classes
         if not np.ptp(features, axis=0).any():
             raise InputError(
-                f"selector {self.name!r} needs calibration samples with different features, got "
-                f"{len(features)} alike; calibrate with more samples of the stream"
+                f"the rule {self.name!r} needs calibration samples with different features, but all "
+                f"{len(features)} are equal; calibrate on more samples of the stream"
             )
         order = fixed_order(features, classes)
         features, classes = features[order], classes[order]
@@ -113,12 +118,12 @@ class NoveltyRule(ThresholdRule):
 
 
 class ModerateRule(ThresholdRule):
-    r"""Keep the samples whose distance to the centre of their predicted class is nearest to the median.
+    r"""Keep the samples whose distance to the centre of their predicted class is closest to the median.
 
     With the distance d of the 64 projected features to the class's mean, the priority is
     :math:`-|d - m_c| / s_c`: :math:`m_c` is the median of the class's calibration distances and
-    :math:`s_c` the median of :math:`|d - m_c|`, so that classes compare. A class without calibration
-    samples takes mean, median and spread of all. State: 64 numbers in single precision and 2 more for every
+    :math:`s_c` the median of :math:`|d - m_c|`, so that classes are comparable. A class without calibration
+    samples gets mean, median and spread of all samples. State: 64 numbers in single precision and 2 more for every
     class, 380 bytes of text.
 
     References:
@@ -155,9 +160,9 @@ class ModerateRule(ThresholdRule):
             return within_float64(-np.abs(distances - self._medians[classes]) / self._scales[classes])
 
     def state(self) -> JsonObject:
-        """The limit; centre, median and spread of every class."""
+        """The threshold; centre, median and spread of every class."""
         state = super().state()
-        assert self._centres is not None  # noqa: S101  # a limit comes from them
+        assert self._centres is not None  # noqa: S101  # calibration sets both together
         return {
             **state,
             "n_features": self._centres.shape[1],
@@ -194,15 +199,17 @@ class ModerateRule(ThresholdRule):
 
 
 def _centre_median_scale(features: FloatArray, scale: float) -> tuple[FloatArray, float, float]:
-    """Mean, median distance and its spread; the given scale where the spread is zero."""
-    centre = features.mean(axis=0).astype("<f4").astype(np.float64)  # as a restored state has it
+    """Mean, median distance and its spread; ``scale`` where the spread is zero."""
+    centre = (
+        features.mean(axis=0).astype("<f4").astype(np.float64)
+    )  # rounded as in a saved state, so that a restored rule decides equally
     distances = _lengths(features - centre)
     median = float(np.median(distances))
     return centre, median, float(np.median(np.abs(distances - median))) or scale
 
 
 def _lengths(rows: FloatArray) -> FloatArray:
-    # Row by row: a sum over many rows may round differently for batches of different sizes.
+    # Row by row: one sum over many rows may round differently for batches of different sizes.
     return np.array([np.sqrt(row @ row) for row in rows], np.float64)
 
 
@@ -211,18 +218,18 @@ _STRATA = 20
 
 
 class CoverageRule(ChanceRule):
-    r"""Drop the hardest tenth, then keep at random so that all strata of difficulty fill the same quota.
+    r"""Discard the hardest tenth, then keep at random so that all levels of difficulty fill the same quota.
 
-    The difficulty is 1 - (p_1 - p_2). What is harder than nine tenths of the calibration samples is
-    discarded (than the share r, where the retention r is above 0.9); the range of the others is cut into 20
-    strata of equal width. The quota m solves :math:`\sum_i \min(n_i, m) = r n` on the calibration
+    The difficulty is 1 - (p_1 - p_2). Samples harder than nine tenths of the calibration samples are
+    discarded (fewer where the keep rate r is above 0.9); the range of the others is divided into 20 strata of
+    equal width. The quota m solves :math:`\sum_i \min(n_i, m) = r n` on the calibration
     counts :math:`n_i`, and a sample of stratum i is kept with probability
     :math:`\min(1, m / n_i)`. A stratum that calibration never saw is kept. State: the generator and 22
     numbers.
 
     References:
         Zheng, Liu, Lai and Prakash (2023), Coverage-centric coreset selection for high pruning rates;
-        with the margin for a score and one share of hardest samples for all rates.
+        here with the margin as score and one fraction of hardest samples for all keep rates.
     """
 
     name: ClassVar[str] = "coverage"
@@ -237,7 +244,7 @@ class CoverageRule(ChanceRule):
         return frozenset({"logits"})
 
     def state(self) -> JsonObject:
-        """The generator, the range of difficulties and the keep-probability of every stratum."""
+        """The generator, the range of difficulties and the keep probability of every stratum."""
         if self._probabilities is None:
             raise self._uncalibrated()
         return {

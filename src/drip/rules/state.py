@@ -1,4 +1,8 @@
-"""Numbers out of a saved state, which a file or a store may have damaged; nothing else passes for one."""
+"""Parses numbers from saved state, which may be corrupt.
+
+Plain ``TypeError`` and ``ValueError`` are enough here: the caller knows which file or store the state came from
+and adds it.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,10 @@ from drip.types import FloatArray
 
 
 def number(name: str, value: Any) -> float:
-    """A finite number; ``true`` and ``"3"`` are none.
+    """A finite number; ``true`` and ``"3"`` are not numbers.
 
     Raises:
-        TypeError: no number.
+        TypeError: not a number.
         ValueError: NaN or infinite.
         OverflowError: an integer beyond float64.
 
@@ -35,7 +39,7 @@ def count(name: str, value: Any) -> int:
     """An integer of at least 0.
 
     Raises:
-        TypeError: no integer.
+        TypeError: not an integer.
         ValueError: below 0.
 
     >>> count("arrivals", 2)
@@ -49,10 +53,10 @@ def count(name: str, value: Any) -> int:
 
 
 def numbers(name: str, values: Any, *shape: int | None) -> FloatArray:
-    """Finite numbers in lists of the given lengths; None stands for any.
+    """Finite numbers in nested lists of the given lengths; None accepts any length.
 
     Raises:
-        TypeError: no list, or an entry that is no number.
+        TypeError: not a list, or an entry that is not a number.
         ValueError: a list of another length, NaN or infinity.
         OverflowError: an integer beyond float64.
 
@@ -69,10 +73,10 @@ def packed(array: NDArray[np.floating[Any]], dtype: str = "<f4") -> str:
 
 
 def unpacked(name: str, text: Any, *shape: int | None, dtype: str = "<f4") -> FloatArray:
-    """The numbers of :func:`packed`; the first length may be None for any.
+    """The numbers of :func:`packed`; a first length of None accepts any.
 
     Raises:
-        TypeError: no text, or a length that is no integer.
+        TypeError: not text, or a length that is not an integer.
         ValueError: not base64, not of that shape, NaN or infinity.
 
     >>> unpacked("means", packed(np.ones((2, 3))), None, 3).shape
@@ -84,7 +88,7 @@ def unpacked(name: str, text: Any, *shape: int | None, dtype: str = "<f4") -> Fl
         raise ValueError(f"{name} must have at least one number in a row, got shape {shape}")
     values = np.frombuffer(b64decode(text, validate=True), dtype)
     values = values.reshape(*(-1 if n is None else n for n in shape))
-    if not np.isfinite(values).all():  # before a cast, which warns of some NaN
+    if not np.isfinite(values).all():  # before the cast, which warns about some NaN
         raise ValueError(f"{name} must be finite, got NaN or infinity")
     return values.astype(np.float64)
 
@@ -93,7 +97,7 @@ def restore_generator(generator: np.random.Generator, state: Any) -> None:
     """Continue drawing from a saved state of PCG64.
 
     Raises:
-        KeyError, TypeError, ValueError: no such state.
+        KeyError, TypeError, ValueError: not the state of such a generator.
     """
     words = state["state"]["state"], state["state"]["inc"], state["has_uint32"], state["uinteger"]
     if not all(type(word) is int for word in words):

@@ -1,4 +1,7 @@
-"""Information gain: keep uncertain samples in directions that what is kept does not cover yet."""
+"""Rules from the literature that change with every sample: information gain, VeSSAL, variable uncertainty.
+
+Their state grows with what they keep, but only inside a matrix or a number of fixed size.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +18,23 @@ from drip.rules.state import count, number, numbers, packed, unpacked
 from drip.rules.uncertainty import MarginRule
 from drip.types import Decisions, FloatArray, JsonObject, Observations
 
+# Samples that the moving threshold remembers: long enough for a keep rate of 1 %, short enough to follow drift.
 _WINDOW = 500
 
 
 class InformationGainRule(BaseRule):
-    r"""Keep what tells most beyond what was kept: :math:`\log(1 + h\, z^T A z)` with uncertainty h.
+    r"""Keep the samples that add most information to the kept ones: :math:`\log(1 + h\, z^T A z)` with uncertainty h.
 
-    h is 1 - (p_1 - p_2); z are the 64 projected features minus their calibration mean, over one scale that
-    makes the mean of :math:`z^T z` one in calibration. :math:`A = (I + \sum h z z^T)^{-1}` sums over what is
-    kept: of the calibration samples the share r with the largest h, then every sample that the rule keeps
-    (a rank-one update). For a Bayesian linear model the score is twice the information that a label with
-    noise 1 / h gives. A sample is kept when its score is among the highest of the last 500; which share
-    of them, :class:`drip.rules.parts.RateController` says. The priority is the score's rank among
-    them. State: A in double precision, 44 kB of text, and 570 numbers.
+    h is 1 - (p_1 - p_2). z are the 64 projected features minus their calibration mean, scaled so that the mean
+    of :math:`z^T z` in calibration is one. :math:`A = (I + \sum h z z^T)^{-1}` sums over the kept samples: at
+    first the calibration samples with the largest h, then every sample that the rule keeps (a rank-one
+    update). For a Bayesian linear model the score is twice the information of a label with noise 1 / h. A
+    sample is kept when its score is among the highest of the last 500;
+    :class:`drip.rules.parts.RateController` sets how many of them. The priority is the rank of the score
+    among them. State: A in double precision, 44 kB of text, and 570 numbers.
 
     Args:
-        retention: Share of the stream to keep, in (0, 1).
+        retention: Keep rate, in (0, 1).
 
     Complexity: 2 d squared multiplications per sample for d = 64.
 
@@ -96,7 +100,7 @@ class InformationGainRule(BaseRule):
         self._inverse = inverse
 
     def _gain(self, row: FloatArray, uncertainty: float) -> tuple[float, FloatArray, float]:
-        """Utility of a row z, A z, and h z'A z."""
+        """Score of a row z, A z, and h z'A z."""
         assert self._inverse is not None  # noqa: S101  # calibrated
         direction = self._inverse @ row
         leverage = max(uncertainty * float(row @ direction), 0.0)
@@ -116,43 +120,44 @@ class InformationGainRule(BaseRule):
             self._recent.add(value)
             if retain[i]:
                 self._rate.kept()
-                # Sherman and Morrison; an outer product of a row with itself leaves A exactly symmetric.
+                # Sherman-Morrison update. The outer product of a row with itself keeps A exactly symmetric, which
+                # `_restore` checks.
                 self._inverse -= np.outer(direction, direction) * (uncertainty[i] / (1 + leverage))
         return deterministic(retain, priority, self.name, "below-limit")
 
 
-_RIDGE = 0.01
-_LEAST = 1e-100
+_RIDGE = 0.01  # as in the paper's code
+_LEAST = 1e-100  # keeps volumes positive, so that all samples are equal where all gradients vanish
 
 
 class VessalRule(ChanceRule):
-    r"""Keep with a probability that grows with the volume which a sample's gradient adds to those kept.
+    r"""Keep with a probability proportional to the volume that a sample's gradient adds to the kept ones.
 
     With the softmax probabilities p, the predicted class :math:`\hat y` and the 64 projected features z,
-    the gradient of the last layer is :math:`(p - e_{\hat y}) \otimes z`; it is sketched to as many numbers,
+    the gradient of the last layer is :math:`(p - e_{\hat y}) \otimes z`. It is sketched to 64 numbers,
     :math:`g = \sum_c (p - e_{\hat y})_c\, (z \odot s_c)` with fixed random signs :math:`s_c` for every class,
-    which keeps inner products in expectation. With :math:`A = (0.01\, I + \sum g g^T)^{-1}` over what the
-    stream kept and :math:`v = g^T A g`, a sample is kept with probability :math:`\min(1, \zeta v)`. The
-    factor :math:`\zeta` is such that the mean of these over the last 500 samples is a share which
-    :class:`drip.rules.parts.RateController` sets to hold the retention. State: A and 500 numbers in
+    which keeps inner products in expectation. With :math:`A = (0.01\, I + \sum g g^T)^{-1}` over the kept
+    samples and :math:`v = g^T A g`, a sample is kept with probability :math:`\min(1, \zeta v)`. The
+    factor :math:`\zeta` makes the mean probability over the last 500 samples equal to what
+    :class:`drip.rules.parts.RateController` asks for to hold the keep rate. State: A and 500 numbers in
     double precision, 49 kB of text, and 10 numbers.
 
     Args:
-        retention: Share of the stream to keep, in (0, 1).
+        retention: Keep rate, in (0, 1).
         seed: Seed of the draws.
 
-    Complexity: 2 d squared multiplications per sample for d = 64, and d for every class.
+    Complexity: 2 d squared multiplications per sample for d = 64, plus d for every class.
 
     References:
         Saran, Yousefi, Krishnamurthy, Langford and Ash (2023), Streaming active learning with deep neural
-        networks. There the gradients are whole; :math:`\zeta` comes from the mean of v under a
-        running covariance, and what the bound at 1 then loses is filled at random at the end of a pool.
+        networks. The paper uses whole gradients, takes :math:`\zeta` from the mean of v under a running
+        covariance, and fills the shortfall caused by the bound at 1 at random at the end of a pool.
     """
 
     name: ClassVar[str] = "vessal"
 
     def __init__(self, retention: float = 0.6, seed: int = 0) -> None:
-        self._target = Target(retention)  # the share must be below 1
+        self._target = Target(retention)  # rejects a keep rate of 1, which the base class allows
         super().__init__(retention, seed)
         self._rate = RateController(self._target)
         self._inverse: FloatArray | None = None
@@ -202,19 +207,19 @@ class VessalRule(ChanceRule):
     def _gradients(self, observations: Observations, features: FloatArray) -> FloatArray:
         """The sketches g, shape (n, d)."""
         rows = np.ascontiguousarray(observations.logits, np.float64)
-        with np.errstate(over="ignore"):  # a gap beyond float64 is a ratio of zero
+        with np.errstate(over="ignore"):  # a gap beyond float64 gives a ratio of zero
             errors = np.exp(rows - rows.max(axis=1, keepdims=True))
         totals = errors.sum(axis=1)
         every = np.arange(len(rows))
         errors[every, observations.classes] = 0.0
         errors[every, observations.classes] = -errors.sum(axis=1)
         errors /= totals[:, None]
-        # Row by row: a product of matrices rounds differently for batches of different sizes.
+        # Row by row: a matrix product may round differently for batches of different sizes.
         mixed = [row @ self._signs for row in errors]
         return features * np.array(mixed, np.float64).reshape(features.shape)
 
     def _volume(self, gradient: FloatArray) -> tuple[float, FloatArray]:
-        """The volume, never quite zero, so that all are alike where all gradients are zero; and A g."""
+        """The volume v, at least ``_LEAST``, and A g."""
         assert self._inverse is not None  # noqa: S101  # calibrated
         direction = self._inverse @ gradient
         return max(float(gradient @ direction), _LEAST), direction
@@ -226,8 +231,9 @@ class VessalRule(ChanceRule):
         self._check_classes(observations, n_classes)
         if observations.logits.shape[1] != n_classes:
             raise InputError(
-                f"logits must be {n_classes} numbers per sample, got {observations.logits.shape[1]}; "
-                f"calibrate {self.name!r} with the model that scores the stream"
+                f"the rule {self.name!r} was calibrated for {n_classes} classes, this model has "
+                f"{observations.logits.shape[1]}; calibrate it with the model that scores the stream",
+                code="policy-other-classes",
             )
         features = projected(observations, self.name, len(self._inverse))
         draw = self._draw(observations)
@@ -238,19 +244,21 @@ class VessalRule(ChanceRule):
             probability[row] = min(1.0, volume * factor(self._recent.ordered, self._rate.share()))
             if draw[row] < probability[row]:
                 self._rate.kept()
-                # Sherman and Morrison; an outer product of a row with itself leaves A exactly symmetric.
+                # Sherman-Morrison update. The outer product of a row with itself keeps A exactly symmetric, which
+                # `_restore` checks.
                 self._inverse -= np.outer(direction, direction) / (1 + volume)
         return drawn(draw, probability, self.name)
 
 
 def factor(ascending: FloatArray, share: float) -> float:
-    """The number f for which the mean of min(1, f v) over positive volumes v is the share, in [0, 1].
+    """The number f for which the mean of min(1, f v) over positive volumes v is ``share``, in [0, 1].
 
     >>> factor(np.array([1.0, 2.0, 97.0]), 0.5)
     0.16666666666666666
     """
     n = len(ascending)
-    # With all but the j smallest at 1, the others share the rest; the largest j at which none exceeds 1.
+    # All but the j smallest have probability 1, the j smallest share the rest; the largest j for which none
+    # of them exceeds 1 is the solution.
     rest = share * n - np.arange(n - 1, -1, -1)
     factors = rest / np.cumsum(ascending)
     fits = np.flatnonzero(factors <= 1.0 / ascending)
@@ -262,27 +270,29 @@ def _signs(n_classes: int, n_features: int) -> FloatArray:
     return np.where(np.random.Generator(np.random.PCG64(0)).random((n_classes, n_features)) < 0.5, 1.0, -1.0)
 
 
+# The constants of the published strategy, which scikit-activeml has too.
 _STEP = 0.01
 _DELTA = 1.0
 _BUDGET_WINDOW = 100
 
 
 class VariableUncertaintyRule(ChanceRule):
-    r"""Keep what is less certain than a random multiple of a threshold, while there is budget.
+    r"""Keep samples less certain than a random multiple of a threshold, while there is budget.
 
     With the largest probability p and :math:`\eta` drawn from a normal distribution of mean and standard
     deviation 1, a sample is kept when :math:`p < \theta \eta`: with probability
     :math:`\Phi(1 - p / \theta)`, which is stored. Then :math:`\theta`, 1 at first, is multiplied by
-    0.99, else by 1.01. What was spent of the budget is :math:`u \leftarrow 0.99\, u +` 1 if kept; nothing
-    is kept and :math:`\theta` stays while :math:`u / 100 \ge r`.
+    0.99 if the sample was kept, else by 1.01. The spent budget is :math:`u \leftarrow 0.99\, u +` 1 if kept.
+    While :math:`u / 100 \ge r` nothing is kept and :math:`\theta` does not change.
 
-    Steps of equal size pass one half of the arrivals, so that a budget above one half would never be spent.
-    There, the budget is one of discards, 1 - r: while it lasts the same threshold decides, then all is kept.
-    Nothing is calibrated. State: the generator and two numbers.
+    With steps of equal size the threshold settles where half of the arrivals pass, so a budget above one half
+    would never be spent. Above one half the budget is therefore one of discards, 1 - r: while it lasts the
+    same threshold decides, then everything is kept. There is nothing to calibrate. State: the generator and
+    two numbers.
 
     References:
         Zliobaite, Bifet, Pfahringer and Holmes (2014), Active learning with drifting streaming data: the
-        variable uncertainty strategy with randomization, and its estimate of what was spent; the same as
+        variable uncertainty strategy with randomization and its estimate of the spent budget; the same as
         ``RandomVariableUncertaintyBudgetManager`` of scikit-activeml.
     """
 
@@ -298,7 +308,7 @@ class VariableUncertaintyRule(ChanceRule):
         return frozenset({"logits"})
 
     def state(self) -> JsonObject:
-        """The generator, the threshold and what was spent lately."""
+        """The generator, the threshold and the budget spent recently."""
         return {**super().state(), "theta": self._theta, "spent": self._spent}
 
     def _restore(self, state: JsonObject) -> None:

@@ -1,4 +1,8 @@
-"""Margin: keep where the two largest probabilities are close."""
+"""Rules that keep what the model is unsure of, from logits (and features) alone.
+
+Each score is written so that it loses no digits where the model is nearly certain: most of a stream is, and
+the threshold lies there at high keep rates.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ class MarginRule(ThresholdRule):
         """Shape (n,): 1 - (p_1 - p_2) of the softmax probabilities."""
         ratios = softmax_ratios(observations.logits)
         others = ratios[:, 1:].sum(axis=1)
-        second = ratios[:, 1:2].sum(axis=1)  # zero where the network has one class
+        second = ratios[:, 1:2].sum(axis=1)  # zero for a model with one class
         return np.asarray((others + second) / (1.0 + others))
 
 
@@ -41,7 +45,7 @@ class EntropyRule(ThresholdRule):
         """Shape (n,): the entropy of the softmax probabilities in nats."""
         ratios = softmax_ratios(observations.logits)
         total = ratios.sum(axis=1)
-        # H = log S - sum r log r / S; log1p keeps the digits of a nearly certain prediction.
+        # H = log S - sum r log r / S with S = 1 + tail; log1p keeps the digits of a nearly certain prediction.
         tail = ratios[:, 1:]
         spread = (tail * np.log(np.maximum(tail, np.finfo(np.float64).tiny))).sum(axis=1)
         return np.asarray(np.log1p(tail.sum(axis=1)) - spread / total)
@@ -57,7 +61,7 @@ class LeastConfidenceRule(ThresholdRule):
     name: ClassVar[str] = "least-confidence"
 
     def score(self, observations: Observations) -> FloatArray:
-        """Shape (n,): 1 - p_1, the probability that is not on the predicted class."""
+        """Shape (n,): 1 - p_1, the probability of all other classes."""
         others = softmax_ratios(observations.logits)[:, 1:].sum(axis=1)
         return np.asarray(others / (1.0 + others))
 
@@ -65,8 +69,8 @@ class LeastConfidenceRule(ThresholdRule):
 class EnergyRule(ThresholdRule):
     r"""Keep the samples with the largest free energy :math:`-\log \sum_c e^{f_c}`; that is the priority.
 
-    Softmax forgets a constant that is added to all logits; the energy is large where the network sees
-    little of any class. State: one number.
+    Softmax ignores a constant added to all logits, the energy does not: it is large where the model sees
+    little evidence for any class. State: one number.
 
     References:
         Liu, Wang, Owens and Li (2020), Energy-based out-of-distribution detection; temperature 1.
@@ -88,15 +92,15 @@ class EnergyRule(ThresholdRule):
 class GradientNormRule(ThresholdRule):
     r"""Keep the samples with the largest gradient of the loss in the last layer; its norm is the priority.
 
-    With the softmax probabilities p, the predicted class :math:`\hat y` taken for the true one and the
-    pooled features z, the gradient of the cross entropy in weights and bias is
+    With the softmax probabilities p, the predicted class :math:`\hat y` in place of the label and the pooled
+    features z, the gradient of the cross entropy in weights and bias is
     :math:`(p - e_{\hat y}) \otimes (z, 1)`, and its norm :math:`\|p - e_{\hat y}\| \sqrt{z^T z + 1}`.
     State: one number.
 
     References:
         Ash, Zhang, Krishnamurthy, Langford and Agarwal (2020), Deep batch active learning by diverse,
-        uncertain gradient lower bounds: the length of its embedding; Paul, Ganguli and Dziugaite (2021),
-        Deep learning on a data diet: the first factor, of true labels.
+        uncertain gradient lower bounds (the length of its embedding); Paul, Ganguli and Dziugaite (2021),
+        Deep learning on a data diet (the first factor, with labels).
     """
 
     name: ClassVar[str] = "gradient-norm"
@@ -115,7 +119,7 @@ class GradientNormRule(ThresholdRule):
         errors = np.sqrt(others * others + (tail * tail).sum(axis=1)) / (1.0 + others)
         rows = np.ascontiguousarray(observations.features, np.float64)
         with np.errstate(over="ignore"):
-            # Row by row: a sum over many rows may round differently for batches of different sizes.
+            # Row by row: one sum over many rows may round differently for batches of different sizes.
             lengths = within_float64(np.sqrt([row @ row + 1.0 for row in rows]))
             return within_float64(errors * lengths)
 
@@ -126,16 +130,16 @@ _POINTS = 500
 class SoftMarginRule(ChanceRule):
     r"""Keep with probability :math:`u^{(1-r)/r}` for the rank u of 1 - (p_1 - p_2) among calibration samples.
 
-    Ranks of fresh samples are uniform in [0, 1], so that the retention r is the mean probability,
-    :math:`\int_0^1 u^{(1-r)/r} du = r`; samples that tie share the mean of their ranks' probabilities.
-    Every probability is known, and zero only for what is clearer than the clearest of up to 500 calibration
-    samples that stand for all: weights of one over the probability make what is kept stand for the stream.
-    State: the generator and those numbers.
+    Ranks of new samples are uniform in [0, 1], so the mean probability is the keep rate r,
+    :math:`\int_0^1 u^{(1-r)/r} du = r`; tied samples get the mean probability of their ranks. Every
+    probability is known and positive, except for samples clearer than the clearest of up to 500 evenly
+    ranked calibration samples. Weights of one over the probability therefore correct estimates on the kept
+    samples for the selection. State: the generator and those numbers.
 
     References:
         Horvitz and Thompson (1952), A generalization of sampling without replacement from a finite
-        universe: the weights; Beygelzimer, Dasgupta and Langford (2009), Importance weighted active
-        learning: probabilities that follow the uncertainty. The power is the one with mean r.
+        universe (the weights); Beygelzimer, Dasgupta and Langford (2009), Importance weighted active learning
+        (probabilities that follow the uncertainty). The exponent is the one with mean r.
     """
 
     name: ClassVar[str] = "soft-margin"
@@ -150,7 +154,7 @@ class SoftMarginRule(ChanceRule):
         return frozenset({"logits"})
 
     def state(self) -> JsonObject:
-        """The generator, and evenly ranked calibration scores in ascending order."""
+        """The generator and evenly ranked calibration scores in ascending order."""
         if self._points is None:
             raise self._uncalibrated()
         return {**super().state(), "points": self._points.tolist()}
@@ -175,7 +179,7 @@ class SoftMarginRule(ChanceRule):
         return drawn(self._draw(observations), probability, self.name)
 
     def _probability(self, score: FloatArray, points: FloatArray) -> FloatArray:
-        """The mean of u^((1-r)/r) over the ranks u of a tie; of one rank for a score between two points."""
+        """Mean of u^((1-r)/r) over the ranks u of a tie; the value at one rank for a score between points."""
         r = self._retention
         below = np.searchsorted(points, score, "left") / len(points)
         up_to = np.searchsorted(points, score, "right") / len(points)

@@ -1,4 +1,8 @@
-"""The paper's rule: discard what has a typical DRIP score for its predicted class."""
+"""Rules on class-activation scores: the paper's window per class, its variants, and rankings.
+
+``drip`` is the published rule. The others answer what a part of it contributes: the heatmap
+(``max-logit-window``), the side that is kept (``inverse-drip``), the window itself (``lowest-drip``).
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,7 @@ class DripRule(WindowRule):
 
     @property
     def params(self) -> JsonObject:
-        """Those of the window, and the score's name."""
+        """The window's arguments and the name of the score."""
         return {**super().params, "score": self._score_name}
 
     def score(self, observations: Observations) -> FloatArray:
@@ -60,8 +64,8 @@ class DripRule(WindowRule):
 class InverseDripRule(DripRule):
     """Keep inside the per-class window of the DRIP score, discard outside.
 
-    The window holds what is kept: its share is ``retention``. The priority is minus the
-    distance to the window. A class that never discards keeps everything.
+    The window holds the kept part of every class, ``retention``. The priority is minus the distance to the
+    window. A class that never discards keeps everything.
     """
 
     name: ClassVar[str] = "inverse-drip"
@@ -69,20 +73,20 @@ class InverseDripRule(DripRule):
 
     @property
     def window_fraction(self) -> float:
-        """Share of every class inside its window: what is kept."""
+        """Part of every class inside its window: the kept part."""
         return self._retention
 
     def _decide(self, observations: Observations) -> Decisions:
         inside, discards, distance = self._distances(observations)
-        # Zero minus, so that the middle of the window has priority 0 and not -0.
+        # Zero minus the distance, not a sign change: the middle of the window gets priority 0.0, not -0.0.
         return deterministic(inside | ~discards, 0.0 - distance, "inside-window", "outside-window")
 
 
 class MaxLogitWindowRule(WindowRule):
     """Discard inside the per-class window of the largest logit, keep outside.
 
-    On a head of global average pooling and one linear layer the DRIP score is nearly this logit, so
-    this rule tells what the heatmap adds.
+    With global average pooling and one linear layer the DRIP score is nearly this logit, so a comparison
+    with ``drip`` shows what the heatmap adds.
     """
 
     name: ClassVar[str] = "max-logit-window"
@@ -99,16 +103,16 @@ class MaxLogitWindowRule(WindowRule):
 
 
 class MarginWindowRule(ThresholdRule):
-    r"""Keep a window of ranks of 1 - (p_1 - p_2) that begins below the hardest :math:`(1 - r) / 4`.
+    r"""Keep a range of ranks of 1 - (p_1 - p_2) that starts below the hardest :math:`(1 - r) / 4`.
 
-    The hardest samples are often mislabelled, foreign or beyond the network; the window keeps the next
-    share r of the calibration samples, so that the start moves down as less is kept. The priority is the
-    distance to the nearer end of the window, negative outside; ties at the ends are all kept. State: two
-    numbers.
+    The hardest samples are often mislabelled, out-of-distribution or beyond the network. The rule skips them
+    and keeps the next r of the calibration samples; the lower the keep rate r, the more it skips. The
+    priority is the distance to the nearer end of the range, negative outside; samples that tie at an end
+    are all kept. State: two numbers.
 
     References:
         Choi, Ki and Chung (2024), BWS: best window selection based on sample scores for data pruning across
-        broad ranges; there the start is searched with the labels of the samples.
+        broad ranges. There the start is found with the labels of the samples.
     """
 
     name: ClassVar[str] = "margin-window"
@@ -122,7 +126,7 @@ class MarginWindowRule(ThresholdRule):
         return MarginRule().score(observations)
 
     def state(self) -> JsonObject:
-        """The two ends of the window; ``limit`` is the lower one."""
+        """Both ends of the range; ``limit`` is the lower one."""
         return {**super().state(), "upper": self._upper}
 
     def _calibrate(self, observations: Observations) -> None:

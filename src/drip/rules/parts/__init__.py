@@ -1,6 +1,6 @@
-"""Building blocks of rules that follow a stream: limits that move, a rate that is held, gates, quotas.
+"""Building blocks of rules that follow a stream: moving thresholds, rate control, gates, quotas.
 
-Every part is usable alone and has bounded state that is saved and restored; none of them is a rule.
+Each part can be used alone and has bounded state that can be saved and restored. None of them is a rule.
 """
 
 from drip.rules.parts.adaptations import AdaptationLog

@@ -1,4 +1,4 @@
-"""What a rule changed about itself, remembered for whoever looks."""
+"""A log of the changes that a rule made to itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class AdaptationLog:
     Args:
         kinds: What may change.
 
-    >>> log = AdaptationLog(("limit", "new-world"))
+    >>> log = AdaptationLog(("limit", "distribution-shift"))
     >>> log.note(7, "limit", 0.5)
     >>> log.last("limit"), log.entries
     (0.5, [{'arrival': 7, 'what': 'limit', 'value': 0.5}])
@@ -36,12 +36,12 @@ class AdaptationLog:
         ]
 
     def last(self, what: str) -> float:
-        """The last value of one kind; 0 where there is none."""
+        """The last value of one kind; 0 without any."""
         wanted = self._kinds.index(what)
         return next((value for _, kind, value in self._newest_first() if kind == wanted), 0.0)
 
     def note(self, arrival: int, what: str, value: float) -> None:
-        """Remember a change; the oldest is forgotten."""
+        """Add a change; when the log is full it replaces the oldest."""
         entry = (arrival, self._kinds.index(what), value)
         if len(self._slots) < _LENGTH:
             self._slots.append(entry)
@@ -50,7 +50,7 @@ class AdaptationLog:
             self._oldest = (self._oldest + 1) % _LENGTH
 
     def state(self) -> JsonObject:
-        """The changes in their slots, of which those that are empty count too: the length stays."""
+        """The changes in their slots, empty ones included: a state of constant length costs a store less."""
         slots = [list(slot) for slot in self._slots]
         return {"slots": slots + [[None] * 3] * (_LENGTH - len(slots)), "oldest": self._oldest}
 
@@ -58,7 +58,7 @@ class AdaptationLog:
         """Continue from a saved :meth:`state`.
 
         Raises:
-            KeyError, TypeError, ValueError: no such state.
+            KeyError, TypeError, ValueError: the state is damaged.
         """
         given, empty = state["slots"], [None] * 3
         if not isinstance(given, list) or len(given) != _LENGTH:

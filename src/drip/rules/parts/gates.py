@@ -1,4 +1,4 @@
-"""A gate for what looks like something that was kept lately."""
+"""Gates that reject near-duplicates and outliers."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from drip.windows import check_fraction
 _MEMORY = 256
 _WINDOW = 500
 _HIGH = 0.9
-_LEAST = 1 / 400
+_LEAST = 1 / 400  # of squared distances: a twentieth of the distance
 _BLOCK = 512
-_STEPS = 127
+_STEPS = 127  # one signed byte
 _BYTE = "|i1"
 
 
 class DuplicateGate:
-    r"""Distance to the nearest of the last kept samples, against what is usual between calibration samples.
+    r"""Rejects a sample that is closer to a recently kept one than independent samples are to each other.
 
-    The limit is a quantile of the calibration samples' distances to their nearest neighbours: what is nearer
-    to a kept sample than almost all independent samples are to each other is a near-duplicate. Where all
-    distances shrink, as in fog, the limit shrinks alike: by the nine-tenths quantile of the last 500
-    arrivals' distances to what was kept, over that of calibration samples to ``memory`` others. As long as
-    less than nine tenths of the arrivals are near-duplicates, they hardly move it. It shrinks to a twentieth
-    of itself, as distances go, and no further: a picture that only repeats, with less noise than that, stays
-    a near-duplicate for ever, and so does what a thicker fog leaves. One with more noise looks like fog.
+    The threshold is a quantile of the calibration samples' distances to their nearest neighbours. Where all
+    distances shrink, as in fog, the threshold shrinks with them: by the nine-tenths quantile of the last 500
+    arrivals' distances to the kept samples, divided by that of calibration samples to ``memory`` others. As
+    long as less than nine tenths of the arrivals are near-duplicates, they hardly influence it. The threshold
+    never shrinks below a twentieth of its calibrated value. A scene that only repeats, with less noise than
+    that, therefore stays a near-duplicate for ever; so does what remains visible in very thick fog. A
+    repeated scene with more noise than that looks like fog, and is kept.
 
     Args:
-        quantile: Share of the calibration samples that would count as near-duplicates, in (0, 1).
-        memory: Number of kept samples that are remembered, at least 1.
+        quantile: Part of the calibration samples that would be rejected, in (0, 1).
+        memory: Number of kept samples to remember, at least 1.
 
-    Rows are held in steps of a 127th of the largest calibration value, one byte per number; distances of
-    such rows are whole numbers, without rounding. Where a mean that all rows share is many times what they
-    differ by, the limit is few steps, and the rounding counts as noise.
+    Rows are stored in steps of a 127th of the largest calibration value, one byte per number, so that their
+    squared distances are whole numbers and exact in any order of summation. Where the common mean of all rows
+    is many times larger than their differences, the threshold is only a few steps and rounding acts as noise.
 
     Complexity: ``memory`` times d multiplications for d features, at most 512. State: as many bytes and 503
-    numbers, as text, 90 kB for 256 rows of 256.
+    numbers; as text 90 kB for 256 rows of 256.
     """
 
     def __init__(self, quantile: float = 0.02, memory: int = _MEMORY) -> None:
@@ -54,13 +54,15 @@ class DuplicateGate:
         self._recent = RunningQuantile(_WINDOW)
 
     def calibrate(self, features: FloatArray) -> Self:
-        """Take the limit from calibration features, shape (n, d); nothing is remembered.
+        """Set the threshold from calibration features, shape (n, d); nothing is remembered.
 
         Raises:
             InputError: fewer than two rows.
         """
-        if len(features) < 2:  # a neighbour is another sample
-            raise InputError(f"a duplicate gate needs at least 2 calibration samples, got {len(features)}")
+        if len(features) < 2:  # a nearest neighbour needs another sample
+            raise InputError(
+                f"the near-duplicate gate needs at least 2 calibration samples, got {len(features)}"
+            )
         self._step = float(np.abs(features).max()) / _STEPS or 1.0
         self._kept = np.empty((0, features.shape[1]), np.float32)
         self._next = 0
@@ -74,15 +76,15 @@ class DuplicateGate:
 
     @property
     def n_features(self) -> int:
-        """Length of the rows that the gate was calibrated for."""
+        """Length of a row."""
         return int(self._kept.shape[1])
 
     def passes(self, features: FloatArray, *, frozen: bool = False) -> bool:
-        """Whether one row, shape (d,), is farther than the limit from all that is remembered.
+        """Whether one row, shape (d,), is farther than the threshold from all remembered rows.
 
         Args:
             features: The row.
-            frozen: Hold the calibrated limit, however small all distances are.
+            frozen: Use the calibrated threshold, however small all distances are.
         """
         if not len(self._kept):
             return True
@@ -95,22 +97,23 @@ class DuplicateGate:
 
     @property
     def _has_shrunk(self) -> bool:
-        """Whether the last distances say how much smaller all are than in calibration.
+        """Whether the last distances may be compared with those of calibration.
 
-        To fewer samples than calibration had distances are larger; then only a silent gate says that.
+        Distances to fewer remembered samples are larger. Until the memory is full the comparison is therefore
+        only made when nearly everything is being rejected.
         """
         if len(self._recent) < _WINDOW or not self._usual:
             return False
         return len(self._kept) == self._memory or self._recent.limit(1 - _HIGH) <= self._limit
 
     def kept(self, features: FloatArray) -> None:
-        """Remember one row, shape (d,), in the place of the oldest."""
+        """Remember one row, shape (d,); it replaces the oldest."""
         row = self._in_steps(features)
         if len(self._kept) < self._memory:
             shrunk = self._has_shrunk
             self._kept = np.concatenate([self._kept, row[None]])
             if len(self._kept) == self._memory and not shrunk:
-                self._recent = RunningQuantile(_WINDOW)  # those to fewer samples were larger
+                self._recent = RunningQuantile(_WINDOW)  # distances to fewer samples were larger: start over
         else:
             self._kept[self._next] = row
         self._next = (self._next + 1) % self._memory
@@ -119,7 +122,7 @@ class DuplicateGate:
         return np.clip(np.rint(row / self._step), -_STEPS, _STEPS).astype(np.float32)
 
     def state(self) -> JsonObject:
-        """The limit and what is remembered, with the place of the next."""
+        """The thresholds and the remembered rows."""
         return {
             "limit": self._limit,
             "usual": self._usual,
@@ -142,18 +145,17 @@ class DuplicateGate:
         places = range(self._memory) if len(kept) == self._memory else (len(kept),)
         if len(kept) > self._memory or self._next not in places:
             raise ValueError(
-                f"at most {self._memory} rows and the place of the next are needed, got {len(kept)} rows and "
-                f"next={self._next}"
+                f"the gate remembers at most {self._memory} rows, got {len(kept)} rows and next={self._next}"
             )
 
 
 def _nearest(rows: NDArray[np.float32], row: NDArray[np.float32]) -> float:
-    """Squared distance to the nearest of some rows of whole numbers: exact, however it is summed."""
+    """Squared distance to the nearest row; rows hold whole numbers, so the result is exact."""
     return float((np.einsum("ij,ij->i", rows, rows) - 2 * (rows @ row)).min() + row @ row)
 
 
 def nearest_distances(features: NDArray[np.floating[Any]]) -> FloatArray:
-    """Squared distance of every row to the nearest other row, shape (n,); memory for 512 rows at a time."""
+    """Squared distance of every row to the nearest other row, shape (n,), in blocks of 512 rows."""
     squares = np.einsum("ij,ij->i", features, features)
     nearest = np.empty(len(features))
     for start in range(0, len(features), _BLOCK):
@@ -164,17 +166,17 @@ def nearest_distances(features: NDArray[np.floating[Any]]) -> FloatArray:
     return nearest
 
 
-_MOST = 0.3
+_MOST = 0.3  # where more arrivals are outliers, the threshold is outdated, not the stream strange
 
 
 class OutlierGate:
-    """A distance, cut at a quantile of what it is for calibration samples.
+    """Rejects samples farther than a quantile of the calibration samples' distances.
 
-    What is farther is an outlier, as long as that holds for less than three tenths of about the last 500
-    arrivals: where everything looks strange, the world has changed, and all of it passes.
+    It rejects as long as fewer than three tenths of about the last 500 arrivals are outliers. Where everything
+    looks strange the distribution has shifted, and everything passes.
 
     Args:
-        quantile: Share of the calibration samples that pass, in (0, 1).
+        quantile: Part of the calibration samples that pass, in (0, 1).
     """
 
     def __init__(self, quantile: float = 0.97) -> None:
@@ -183,24 +185,24 @@ class OutlierGate:
         self._share = 0.0
 
     def calibrate(self, distances: FloatArray) -> Self:
-        """Take the limit from the distances of calibration samples, shape (n,), n at least 1."""
+        """Set the threshold from the distances of calibration samples, shape (n,), n at least 1."""
         self._limit = float(np.quantile(distances, self._quantile))
         return self
 
     def passes(self, distance: float, *, frozen: bool = False) -> bool:
-        """Whether a sample at this distance is no outlier.
+        """Whether a sample at this distance passes.
 
         Args:
-            distance: The sample's.
-            frozen: Hold the limit, however many it rejects.
+            distance: Distance of the sample.
+            frozen: Reject outliers however many there are.
         """
         is_far = distance > self._limit
-        is_new_world = not frozen and self._share >= _MOST
+        is_shifted = not frozen and self._share >= _MOST
         self._share += (is_far - self._share) / _WINDOW
-        return not is_far or is_new_world
+        return not is_far or is_shifted
 
     def state(self) -> JsonObject:
-        """The limit, and the share of outliers among the last arrivals."""
+        """The threshold and the part of outliers among the last arrivals."""
         return {"limit": self._limit, "share": self._share}
 
     def restore(self, state: JsonObject) -> None:

@@ -1,4 +1,4 @@
-"""Features in few numbers: one fixed random matrix, the same on every machine."""
+"""Distances in feature space: a fixed random projection, class Gaussians, and a second population."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ N_FINE = 256
 
 @lru_cache(maxsize=4)
 def projection(n_features: int, n_numbers: int = N_NUMBERS) -> NDArray[np.float32]:
-    """The matrix that takes ``n_features`` features to fewer numbers, shape (n_features, n_numbers).
+    """The projection matrix, shape (n_features, n_numbers), the same on every machine.
 
-    Signs drawn column by column with PCG64 from seed 0, times the square root of 1 / n_features, so that the
-    first numbers of many are those of few; as few features as 64 stay themselves. Distances survive such a
-    projection, to an eighth with 64 numbers and to a sixteenth with 256 (Achlioptas 2003, Database-friendly
-    random projections).
+    Signs are drawn column by column with PCG64 from seed 0 and scaled by the square root of 1 / n_features, so
+    the first 64 of 256 numbers equal the projection to 64. Up to 64 features are not projected. Such a
+    projection preserves distances to about an eighth with 64 numbers and a sixteenth with 256 (Achlioptas
+    2003, Database-friendly random projections).
     """
     if n_features <= N_NUMBERS:
         return np.eye(n_features, dtype=np.float32)
@@ -33,10 +33,11 @@ def projection(n_features: int, n_numbers: int = N_NUMBERS) -> NDArray[np.float3
 
 
 def project(features: NDArray[np.floating[Any]], n_numbers: int = N_NUMBERS) -> FloatArray:
-    r"""Rows of features in few numbers, shape (n, n_numbers); one row gives what it gives among others.
+    r"""Project rows of features, shape (n, n_numbers); a row alone gives the same as in a batch.
 
-    Before the projection every feature x becomes :math:`\operatorname{sign}(x) \sqrt{|x|}` and every row unit
-    length: activations are skewed and differ in strength from sample to sample; distances should not see it.
+    Before the projection every feature x becomes :math:`\operatorname{sign}(x) \sqrt{|x|}` and every row is
+    scaled to unit length. Activations are skewed and differ in strength from sample to sample, and distances
+    should not depend on that.
 
     >>> project(np.ones((2, 4))).tolist()[0]
     [0.5, 0.5, 0.5, 0.5]
@@ -48,7 +49,7 @@ def project(features: NDArray[np.floating[Any]], n_numbers: int = N_NUMBERS) -> 
         return np.empty((0, matrix.shape[1]))
     lengths = np.sqrt([row @ row for row in rows])
     rows = rows / np.where(lengths > 0, lengths, 1.0)[:, None]
-    # Row by row: a product of matrices rounds differently for batches of different sizes.
+    # Row by row: a matrix product may round differently for batches of different sizes.
     return np.stack([row @ matrix for row in rows])
 
 
@@ -59,12 +60,12 @@ _FOLDS = 5
 
 
 class ClassGaussians:
-    r"""Differences to the mean of the predicted class, in a measure in which the covariance is one.
+    r"""Whitened differences to the mean of the predicted class.
 
     With the means :math:`\mu_c` and the covariance :math:`\Sigma` of all differences to them,
     :math:`x = L^T (z - \mu_c)` where :math:`L L^T = (\Sigma + \lambda I)^{-1}`; the ridge :math:`\lambda`
-    is a twentieth of the mean variance. Then :math:`x^T x` is the squared Mahalanobis distance. A class
-    mean counts the mean of all as five samples more; above 128 classes, that one serves all of them.
+    is a twentieth of the mean variance. Then :math:`x^T x` is the squared Mahalanobis distance. Class
+    means are shrunk towards the overall mean by five samples; above 128 classes all use the overall mean.
 
     Complexity: d squared multiplications for a row of d features. State: d (d + n_classes) numbers in
     single precision.
@@ -75,15 +76,15 @@ class ClassGaussians:
     """
 
     def calibrate(self, features: FloatArray, classes: IntArray, n_classes: int) -> Self:
-        """Take means and covariance from calibration features, shape (n, d), and predicted classes.
+        """Fit means and covariance to calibration features, shape (n, d), and predicted classes.
 
         Raises:
             InputError: fewer than two rows, or features that are all equal.
         """
-        if len(features) < 2 or not np.ptp(features, axis=0).any():  # a variance needs two
+        if len(features) < 2 or not np.ptp(features, axis=0).any():  # a variance needs two samples
             raise InputError(
-                f"gates need calibration samples with different features, got {len(features)} alike; "
-                "calibrate with more samples of the stream, or turn gates off"
+                f"gates need calibration samples with different features, but all {len(features)} are equal; "
+                "calibrate on more samples of the stream, or turn gates off"
             )
         groups = _n_groups(n_classes)
         self._means, self._whitener = _fit(features, classes if groups > 1 else 0 * classes, groups)
@@ -91,7 +92,7 @@ class ClassGaussians:
 
     @property
     def n_features(self) -> int:
-        """Length of the rows that it was calibrated for."""
+        """Length of a row."""
         return int(self._means.shape[1])
 
     def whitened(self, features: FloatArray, predicted_class: int) -> FloatArray:
@@ -112,7 +113,7 @@ class ClassGaussians:
         """Continue from a saved :meth:`state` for as many classes.
 
         Raises:
-            KeyError, TypeError, ValueError: no such state.
+            KeyError, TypeError, ValueError: the state is damaged.
         """
         if n_classes < 1:
             raise ValueError(f"there must be at least one class, got {n_classes}")
@@ -128,10 +129,10 @@ class ClassGaussians:
 
 
 def held_out_distances(features: FloatArray, classes: IntArray, n_classes: int) -> FloatArray:
-    """Squared distances of every fifth of the rows under means and covariance of the others, shape (n,).
+    """Squared distances of each fifth of the rows to means and covariance of the others, shape (n,).
 
-    A sample is nearer to a mean that it took part in: distances to it would reject more of the fresh
-    samples than of these.
+    A sample is closer to a mean that it was part of. A threshold from such distances would reject more of the
+    new samples than intended.
     """
     folds = np.arange(len(features)) % min(_FOLDS, len(features))
     distances = np.empty(len(features))
@@ -166,7 +167,7 @@ def _fit(features: FloatArray, groups: IntArray, n_groups: int) -> tuple[FloatAr
 
 
 def _as_saved(array: NDArray[np.floating[Any]]) -> FloatArray:
-    """In the precision and the memory layout of a restored state, so that decisions go on bit by bit."""
+    """Precision and memory layout of a restored state, so that decisions continue bit by bit."""
     return np.ascontiguousarray(array, "<f4").astype(np.float64)
 
 
@@ -180,22 +181,22 @@ _POSTERIOR = 0.1
 
 
 class PopulationGate:
-    r"""Two Gaussians of one covariance, fitted to the stream as it passes; the second one is rejected.
+    r"""Fits two Gaussians of equal covariance to the stream and rejects the second one.
 
-    Rows are differences to what is known, in a measure in which known samples have mean zero and covariance
-    one (:class:`drip.rules.parts.ClassGaussians`). A single foreign picture may lie within the cloud of
-    the known ones; a fifth of the stream cannot: it moves the mean of the last rows, and the direction in
-    which it does so separates the two (Fisher's discriminant).
+    Rows are whitened differences (:class:`drip.rules.parts.ClassGaussians`): known samples have mean zero and
+    unit covariance. A single out-of-distribution sample may look like a known one, but a fifth of the stream
+    cannot: it moves the mean of the last rows, and the direction of that move separates the two (Fisher's
+    discriminant).
 
     1. With the mean m of about the last 500 rows, n of them, :math:`T = n\, m^T m / d` is about 1 for known
-       samples (Hotelling's statistic). Above 3, the second population begins with mean
-       :math:`\nu = m / 0.2` and share 0.2; below 2 it ends.
+       samples (Hotelling's T-squared). Above 3, a second population begins with mean
+       :math:`\nu = m / 0.2` and weight 0.2; below 2 it ends.
     2. Meanwhile every row x has the posterior
-       :math:`q = \sigma(x^T \nu - \nu^T \nu / 2 + \log \frac{\pi}{1 - \pi})`, and moves share
-       :math:`\pi` and mean :math:`\nu` by it (expectation maximisation, with a forgetting of 500 rows).
-    3. A row with q above 0.1 is rejected where the two are apart, :math:`\nu^T \nu > 20` (at most 1.3 % of
-       either is nearer to the other), and where the second is the smaller: at :math:`\pi \ge 0.35` the
-       world has changed, and everything passes.
+       :math:`q = \sigma(x^T \nu - \nu^T \nu / 2 + \log \frac{\pi}{1 - \pi})`, and updates
+       weight :math:`\pi` and mean :math:`\nu` (expectation maximisation that forgets over 500 rows).
+    3. A row with q above 0.1 is rejected if the two are well separated, :math:`\nu^T \nu > 20` (at most 1.3 %
+       of either is closer to the other), and the second is the smaller one. At :math:`\pi \ge 0.35` the
+       distribution has shifted, and everything passes.
 
     Complexity: 4 d operations per row. State: 2 d + 4 numbers.
 
@@ -213,7 +214,7 @@ class PopulationGate:
 
     @property
     def share(self) -> float:
-        """Share of the second population among the last rows; 0 where there is none."""
+        """Weight of the second population among the last rows; 0 without one."""
         return self._share
 
     @property
@@ -224,12 +225,12 @@ class PopulationGate:
         return float(self._sum @ self._sum) > _SEPARATION * self._share**2
 
     @property
-    def is_new_world(self) -> bool:
-        """Whether the second population is no longer the smaller one: the stream as a whole has changed."""
+    def is_shifted(self) -> bool:
+        """Whether the second population is no longer the smaller one: the distribution has shifted."""
         return self._share >= _MOST
 
     def passes(self, row: FloatArray) -> bool:
-        """Whether one row, shape (d,), belongs to what is known; learns from it."""
+        """Whether one row, shape (d,), belongs to the known population; updates the fit with it."""
         self._n = min(self._n + 1, 2 * _WINDOW - 1)
         self._wait = max(self._wait - 1, 0)
         self._mean += max(1 / self._n, 1 / _WINDOW) * (row - self._mean)
@@ -246,7 +247,7 @@ class PopulationGate:
         return not rejects or posterior <= _POSTERIOR
 
     def state(self) -> JsonObject:
-        """Counts, the mean of the last rows, share and sum of the second population."""
+        """Counts, the mean of the last rows, weight and sum of the second population."""
         return {
             "n": self._n,
             "wait": self._wait,

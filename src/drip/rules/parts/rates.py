@@ -1,4 +1,4 @@
-"""Quantiles of the last values of a stream."""
+"""What a rule needs to hold a rate: quantiles of recent scores, a controller, class quotas."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class RunningQuantile:
     """The last ``window`` values, in order of arrival and in order of size.
 
     Args:
-        window: Number of values that are held, at least 1.
-        values: Values to start with, the oldest first; all but the last ``window`` are dropped.
+        window: Number of values to hold, at least 1.
+        values: Initial values, the oldest first; only the last ``window`` are used.
 
-    Complexity: one search and one insertion into a list of ``window`` numbers for every value.
+    Complexity: one search and one insertion into a list of ``window`` numbers per value.
 
     >>> quantile = RunningQuantile(3, [5.0, 1.0, 2.0, 3.0])
     >>> quantile.values, quantile.rank(2.5), quantile.limit(1 / 3)
@@ -35,19 +35,19 @@ class RunningQuantile:
             raise InputError(f"window must be at least 1, got {window!r}")
         self._window = window
         self._slots = list(values)[-window:]
-        self._oldest = 0  # a new value takes its slot: a state changes in as many places as there were values
+        self._oldest = 0  # slots, not a queue: few bytes of a saved state change per value
         self._ordered = sorted(self._slots)
         if not all(map(isfinite, self._ordered)):
             raise InputError("the values of a running quantile must be finite, got NaN or infinity")
 
     @classmethod
     def spread(cls, window: int, values: FloatArray) -> Self:
-        """As many values as the window holds, evenly over a sample in order of size.
+        """A full window of values, evenly spaced over the ranks of a sample.
 
-        They arrive in a fixed mixed order, so that those that leave first are no tail of the sample.
+        Their order is mixed (with a fixed seed), so that the first values to leave are not one tail of the sample.
 
         Args:
-            window: Number of values that are held.
+            window: Number of values to hold.
             values: The sample, shape (n,), n at least 1.
         """
         taken = np.sort(values)[np.linspace(0, len(values) - 1, window).round().astype(np.int64)]
@@ -55,7 +55,7 @@ class RunningQuantile:
         return cls(window, taken[mixed].tolist())
 
     def __len__(self) -> int:
-        """Number of values that are held."""
+        """Number of held values."""
         return len(self._ordered)
 
     @property
@@ -65,7 +65,7 @@ class RunningQuantile:
 
     @property
     def ordered(self) -> FloatArray:
-        """The values in order of size."""
+        """The values in ascending order."""
         return np.array(self._ordered)
 
     def state(self) -> JsonObject:
@@ -77,23 +77,23 @@ class RunningQuantile:
         """Continue from a saved :meth:`state`.
 
         Args:
-            window: Number of values that are held.
+            window: Number of values to hold.
             state: What was saved.
-            n_values: Number of values that it must have; None takes up to ``window``.
+            n_values: Expected number of values; None accepts up to ``window``.
 
         Raises:
-            KeyError, TypeError, ValueError: no such state.
+            KeyError, TypeError, ValueError: the state is damaged.
         """
         values = unpacked("values", state["values"], n_values, dtype="<f8")
         oldest = count("oldest", state["oldest"])
         if len(values) > window or oldest >= (window if len(values) == window else 1):
-            raise ValueError(f"at most {window} values and the oldest of them are needed, got {oldest}")
+            raise ValueError(f"the window holds {window} values, got {len(values)} and oldest={oldest}")
         quantile = cls(window, values.tolist())
         quantile._oldest = oldest
         return quantile
 
     def add(self, value: float) -> None:
-        """Take in a finite value; the oldest leaves when the window is full."""
+        """Add a finite value; it replaces the oldest when the window is full."""
         if len(self._slots) == self._window:
             del self._ordered[bisect_left(self._ordered, self._slots[self._oldest])]
             self._slots[self._oldest] = value
@@ -103,17 +103,17 @@ class RunningQuantile:
         insort(self._ordered, value)
 
     def rank(self, value: float) -> float:
-        """Share of the held values below ``value``, ties counted half; a half where nothing is held."""
+        """Part of the held values below ``value``, ties counted half; 0.5 without values."""
         if not self._ordered:
             return 0.5
         below = bisect_left(self._ordered, value)
         return 0.5 * (below + bisect_right(self._ordered, value)) / len(self._ordered)
 
     def limit(self, share: float) -> float:
-        """The smallest held value that ``share`` of them reach; infinite for a share of zero.
+        """The threshold that ``share`` of the held values reach; infinite for a share of zero.
 
         Args:
-            share: In [0, 1]; the number of values that reach the limit is rounded half up.
+            share: In [0, 1]; the number of values that reach the threshold is rounded half up.
         """
         count = int(share * len(self._ordered) + 0.5)
         return self._ordered[-count] if count else float("inf")
@@ -129,10 +129,10 @@ _SECONDS = {"samples_per_hour": 3600.0, "bytes_per_day": 86400.0}
 
 @dataclass(frozen=True)
 class Target:
-    """What a controller aims at; exactly one of the three is set.
+    """The target of a controller; exactly one of the three is set.
 
     Attributes:
-        retention: Share of the arrivals, in (0, 1).
+        retention: Keep rate, in (0, 1).
         samples_per_hour: Samples, above 0.
         bytes_per_day: Encoded bytes, above 0.
 
@@ -148,10 +148,11 @@ class Target:
     bytes_per_day: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers once, where they come in."""
+        """Check the numbers once, at the boundary."""
         if len(self.params) != 1:
             raise InputError(
-                f"exactly one of retention, samples_per_hour and bytes_per_day is needed, got {self.params}"
+                f"give exactly one of retention, samples_per_hour and bytes_per_day, got {self.params}",
+                code="rule-arguments",
             )
         ((name, value),) = self.params.items()
         if name == "retention":
@@ -161,30 +162,29 @@ class Target:
 
     @property
     def params(self) -> JsonObject:
-        """What is set, by name."""
+        """The set target by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 class RateController:
-    r"""Integral control of the share of the next arrivals that a rule should keep.
+    r"""Integral control of the keep rate: says which part of the next arrivals a rule should keep.
 
-    With the credit :math:`c_t = \sum_{i \le t} (r_i - k_i)`, what should have been kept minus what was, the
-    share for the next arrival is :math:`r + c_t / 20`, cut to [0, 1]. A constant error of the rule's limit
-    is so paid back within some hundreds of arrivals. The credit is bounded by what 200 arrivals are worth,
-    or by one sample where that is more: a pause or a flood is not made good by keeping everything, or
-    nothing, for hours.
+    The credit is :math:`c_t = \sum_{i \le t} (r_i - k_i)`: what should have been kept minus what was kept. The
+    share for the next arrival is :math:`r + c_t / 20`, clipped to [0, 1], so a constant error of the rule's
+    threshold is corrected within a few hundred arrivals. The credit is bounded by 200 arrivals' worth, or one
+    sample if that is more: after a pause or a burst the controller does not overcompensate.
 
-    For a target in bytes the credit is in bytes, and counts in the formula as so many samples of mean size.
-    A file that takes more than the bound is paid back in full, up to a day's bytes.
+    For a target in bytes the credit is in bytes and converted with the mean size of a sample. A single file
+    larger than the bound is paid back in full, up to a day's bytes.
 
-    A target per time needs observations with a time. The share is the target over what arrives, both per
-    second, from the mean interval (and bytes) of about the last 200 arrivals; it starts with the middle one
-    of the first three, as a clock may be set after the first sample. A clock that jumps back counts as no
-    time; a single interval counts as at most 600 mean ones. So a jump makes the mean four times as long at
-    most, and a pause after a burst of up to 270 arrivals counts in full.
+    A target per time needs observations with a time. The share is the target divided by the arrivals, both
+    per second, from the mean interval (and size) of about the last 200 arrivals. It starts with the median of
+    the first three intervals, because a clock may be set after the first sample. A clock that jumps back
+    counts as zero time, and a single interval as at most 600 mean ones. A jump therefore at most quadruples
+    the mean, and a pause after a burst of up to 270 arrivals still counts in full.
 
     Args:
-        target: What to aim at.
+        target: The target.
     """
 
     def __init__(self, target: Target) -> None:
@@ -198,23 +198,23 @@ class RateController:
 
     @property
     def needs_time(self) -> bool:
-        """Whether observations must have a time."""
+        """Whether observations need a time."""
         return self._target.retention is None
 
     @property
     def target_share(self) -> float:
-        """Share of the arrivals that the target means at present, in (0, 1]."""
+        """The target as a part of the present arrivals, in (0, 1]."""
         return self._share
 
     def share(self, time_s: float | None = None, n_bytes: int = 0) -> float:
-        """The share of arrivals like this one to keep, in [0, 1]; called once for every arrival.
+        """The part of arrivals like this one to keep, in [0, 1]; call it once per arrival.
 
         Args:
-            time_s: Time of the observation in seconds; only a target per time reads it.
-            n_bytes: Its encoded size; only a target in bytes reads it.
+            time_s: Time of the observation in seconds; used by targets per time.
+            n_bytes: Its encoded size; used by targets in bytes.
 
         Raises:
-            InputError: a target per time and no time.
+            InputError: a target per time, but the observation has no time.
         """
         if self._target.retention is None:
             self._follow(time_s, n_bytes)
@@ -222,7 +222,7 @@ class RateController:
         return min(max(self._share + (self._credit / self._unit - self._share) / _TIME_CONSTANT, 0.0), 1.0)
 
     def kept(self, n_bytes: int = 0) -> None:
-        """The arrival of the last :meth:`share` was kept."""
+        """Report that the arrival of the last :meth:`share` was kept."""
         per_day = self._target.bytes_per_day
         cost = 1.0 if per_day is None else min(float(n_bytes), per_day)
         least = min(self._credit, -max(self._most_credit, cost))
@@ -230,7 +230,7 @@ class RateController:
 
     @property
     def _unit(self) -> float:
-        """What a sample of mean size counts: its bytes for a target in bytes, else 1."""
+        """Credit of a sample of mean size: its bytes for a target in bytes, else 1."""
         return 1.0 if self._target.bytes_per_day is None else max(self._size or 0.0, 1.0)
 
     @property
@@ -238,7 +238,7 @@ class RateController:
         return max(_CREDIT_ARRIVALS * self._share, 1.0) * self._unit
 
     def state(self) -> JsonObject:
-        """Share, credit, and for a target per time the clock."""
+        """Share, credit and, for a target per time, the clock."""
         return {
             "share": self._share,
             "credit": self._credit,
@@ -262,9 +262,12 @@ class RateController:
             raise ValueError("share must be in [0, 1], interval and size at least 0")
 
     def _follow(self, time_s: float | None, n_bytes: int) -> None:
-        """Bring the share up to date with the rate of arrivals."""
+        """Update the share with the rate of arrivals."""
         if time_s is None:
-            raise InputError(f"a target of {self._target.params} needs samples with a time, got one without")
+            raise InputError(
+                f"the target {self._target.params} needs samples with a time, and this one has none",
+                code="rule-needs",
+            )
         if self._last_time is not None:
             self._interval = self._mean_interval(max(time_s - self._last_time, 0.0))
         self._last_time = time_s
@@ -283,7 +286,7 @@ class RateController:
 
 
 def _smoothed(mean: float | None, value: float) -> float:
-    """Exponential mean over about the last arrivals; the first value starts it."""
+    """Exponential moving mean over about 200 arrivals; the first value starts it."""
     return value if mean is None else mean + (value - mean) * -expm1(-1 / _INTERVAL_ARRIVALS)
 
 
@@ -291,16 +294,16 @@ _MEMORY = 1000
 
 
 class ClassShares:
-    r"""Arrivals and kept samples of every predicted class, older ones forgotten.
+    r"""Counts recent arrivals and kept samples of every predicted class, for floors and ceilings.
 
-    Both are counted with weights :math:`e^{-a/1000}` of their age a in arrivals. A class is below its floor
-    when less than ``floor`` times the target share of its own arrivals was kept, with one sample in hand; it
-    is above its ceiling when it has more than ``ceiling`` of all that was kept.
+    Both are weighted by :math:`e^{-a/1000}` with their age a in arrivals. A class is below its floor when it
+    is at least one sample short of ``floor`` times the target; it is above its ceiling when it has more than
+    ``ceiling`` of all kept samples.
 
     Args:
         n_classes: Number of classes.
-        floor: Share of the target that every class gets, in [0, 1]; 0 for none.
-        ceiling: Largest share of one class in what is kept, in (0, 1]; 1 for none.
+        floor: Part of the target that every class gets, in [0, 1]; 0 for none.
+        ceiling: Largest part of the kept samples that one class may have, in (0, 1]; 1 for none.
     """
 
     def __init__(self, n_classes: int, floor: float = 0.25, ceiling: float = 1.0) -> None:
@@ -313,22 +316,22 @@ class ClassShares:
         self._kept = np.zeros(n_classes)
 
     def arrived(self, predicted_class: int) -> None:
-        """One more arrival of a class."""
+        """Count an arrival of a class."""
         self._arrived *= exp(-1 / _MEMORY)
         self._kept *= exp(-1 / _MEMORY)
         self._arrived[predicted_class] += 1
 
     def kept(self, predicted_class: int) -> None:
-        """That arrival was kept."""
+        """Count a kept sample of a class."""
         self._kept[predicted_class] += 1
 
     def below_floor(self, predicted_class: int, share: float) -> bool:
-        """Whether a class has less than its floor of a target share."""
+        """Whether a class is below its floor at this target."""
         due = self._floor * share * self._arrived[predicted_class] - self._kept[predicted_class]
         return bool(due >= 1)
 
     def above_ceiling(self, predicted_class: int) -> bool:
-        """Whether a class has more than its part of what is kept, counted once there are 20."""
+        """Whether a class has too large a part of the kept samples; False before there are 20."""
         total = self._kept.sum()
         enough = 20
         return bool(total >= enough and self._kept[predicted_class] > self._ceiling * total)
