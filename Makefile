@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint unit docs bench mutation clean
+.PHONY: demo test lint unit docs site bench mutation clean
 
 demo: .venv/demo.done  ## train, calibrate, stream, keep, retrain, report: a few minutes
 	$(BIN)/drip demo --out drip-demo
@@ -22,6 +22,9 @@ unit: .venv/dev.done
 
 docs: .venv/dev.done  ## regenerate the pages that are made from code and result files
 	$(BIN)/python docs/generate.py
+
+site: docs  ## the documentation as a site that needs no network: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: export OMP_NUM_THREADS = 1
 bench: .venv/bench.done  ## timings; refuses on a busy machine

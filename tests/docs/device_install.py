@@ -1,4 +1,4 @@
-"""A Python that sees what a board installs and nothing else: the base install, linked together."""
+"""A Python that sees what a device installs and nothing else: the base install, linked together."""
 
 import venv
 from importlib.metadata import distribution
@@ -11,7 +11,7 @@ import drip
 
 
 def requirements(name, extras=frozenset()):
-    """The distributions that a name stands for, with all that they need."""
+    """The distributions that a requirement needs, itself included."""
     found, waiting = {}, [(name, frozenset(extras))]
     while waiting:
         name, extras = waiting.pop()
