@@ -64,6 +64,10 @@ CODES: Mapping[str, str] = MappingProxyType(
             "Labels or class names do not fit the data. The message gives the expected number."
         ),
         "method-unknown": "No reduction method has this name, or it does not take these parameters.",
+        "model-failed": (
+            "The model raised an error while it ran on a sample of the usual shape. The message has its "
+            "reason."
+        ),
         "model-file-damaged": (
             "The model file is incomplete or was altered after it was written. Copy it again."
         ),

@@ -1,4 +1,7 @@
-"""Scores a torch classifier: the only room besides export and retraining that needs torch.
+"""Scores PyTorch classifiers: the mean of a class activation map, computed the cheapest exact way.
+
+``scorer`` is the public class, ``target`` finds the layer, ``gradient`` computes its gradient, ``cam`` has
+the formulas, ``model`` runs the user's model and leaves it as it was, ``digest`` identifies its weights.
 
 >>> from drip.models import SmallCNN
 >>> scorer = TorchScorer(SmallCNN(in_channels=1, n_classes=10))
@@ -13,7 +16,7 @@ import numpy as np  # noqa: F401  # used by the doctest
 from drip.errors import missing_extra
 
 try:
-    import torch  # noqa: F401  # only to say early how to install it
+    import torch  # noqa: F401  # checked here, so that the error names the command that installs it
 except ImportError as error:
     raise missing_extra("drip.scoring", "torch", "torch") from error
 

@@ -1,10 +1,12 @@
-"""Class activation maps as pure functions on tensors; no model, no hook and no file lives here.
+"""Class activation maps as pure functions of activations and gradients, without a model or a hook.
 
-Everywhere ``activations`` A has shape (N, K, *positions): N samples, K maps, one axis of positions
-for signals and two for images. ``gradients`` G = dy/dA has the same shape, or positions of length
-one where the gradient is the same at every position (average pooling), which saves the copies.
-The two functions of the paper's score take NumPy arrays as well.
-A *map* is the weighted sum before the ReLU, a *heatmap* the one after it.
+Everywhere ``activations`` A has shape (N, K, *positions): N samples, K feature maps, one axis of positions
+for signals and two for images. ``gradients`` G = dy/dA has the same shape, or positions of length one if the
+gradient is the same at every position, as after average pooling; broadcasting then saves the copies. The two
+functions of the paper's score accept NumPy arrays as well.
+
+A *map* is the weighted sum before the ReLU, a *heatmap* the same after it. They are separate because the
+contrastive score needs the sign.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def gradcam_map(activations: ArrayT, gradients: ArrayT) -> ArrayT:
     n, n_maps = gradients.shape[:2]
     weights = gradients.reshape(n, n_maps, -1)
     weights = weights.mean(2) if weights.shape[2] > 1 else weights[:, :, 0]
-    summed = weights[:, None] @ activations.reshape(n, n_maps, -1)  # a matrix product copies nothing
+    # (weights * activations).sum(1) would first write a copy as large as the activations.
+    summed = weights[:, None] @ activations.reshape(n, n_maps, -1)
     return summed.reshape(n, *activations.shape[2:])
 
 
@@ -97,8 +100,8 @@ def gradcam_plus_plus_map(activations: Tensor, gradients: Tensor) -> Tensor:
     .. math:: w_k = \sum_p \alpha_{k,p} \max(0, G_{k,p}), \qquad
               \alpha_{k,p} = \frac{G_{k,p}^2}{2 G_{k,p}^2 + G_{k,p}^3 \sum_q A_{k,q}}
 
-    A position whose gradient is zero, or whose denominator is, has alpha 0. As in common use the
-    factor exp(y) of the positive gradients is left out: it is one constant per sample.
+    A position whose gradient or denominator is zero has alpha 0. The factor exp(y) of the positive
+    gradients is left out, as is common: it is one constant per sample and overflows for large logits.
 
     Args:
         activations: A, shape (N, K, *positions).
@@ -117,8 +120,10 @@ def gradcam_plus_plus_map(activations: Tensor, gradients: Tensor) -> Tensor:
     flat = activations.flatten(2)
     gradient = gradients.flatten(2)
     n_positions = flat.shape[2]
-    denominator = 2.0 + gradient * flat.sum(2, keepdim=True)  # the formula, divided by G^2
+    # Numerator and denominator of the formula are divided by G^2: squares of small gradients underflow.
+    denominator = 2.0 + gradient * flat.sum(2, keepdim=True)
     usable = (gradient != 0) & (denominator != 0)
+    # The inner where keeps the division finite: the outer one selects, but both branches are computed.
     alpha = torch.where(usable, 1.0 / torch.where(usable, denominator, 1.0), 0.0)
     weights = (alpha * gradient.relu()).mean(2, keepdim=True) * n_positions
     return gradcam_map(activations, weights)
@@ -132,7 +137,7 @@ MAPS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
         "layercam": layercam_map,
     }
 )
-"""Every method by the name that scorers and policies record."""
+"""Every method by its name in scorers and policies. A new map needs one function and a line here."""
 
 
 def mean_over_positions(maps: ArrayT) -> ArrayT:
@@ -145,7 +150,7 @@ def mean_over_positions(maps: ArrayT) -> ArrayT:
     tensor([3.])
     """
     flat = maps.reshape(len(maps), -1)
-    # NumPy's mean is written in Python and takes three times as long as its sum
+    # Not mean(): NumPy's is Python code and takes about twice as long as its sum for one small map.
     means: ArrayT = flat.sum(1) / flat.shape[1]
     return means
 
@@ -153,7 +158,7 @@ def mean_over_positions(maps: ArrayT) -> ArrayT:
 def normalise(heatmaps: Tensor) -> Tensor:
     r"""Min-max normalisation per map to [0, 1]: :math:`(H - \min H) / (\max H - \min H)`.
 
-    A map of one value only has no range: it becomes zeros, and so does every map of one position.
+    A constant map has no range and becomes zeros; so does every map of one position.
 
     Args:
         heatmaps: H, shape (N, *positions).
@@ -168,6 +173,6 @@ def normalise(heatmaps: Tensor) -> Tensor:
     flat = heatmaps.flatten(1)
     low = flat.amin(1, keepdim=True)
     span = flat.amax(1, keepdim=True) - low
-    constant = span == 0  # and not "span > 0", which would turn NaN into zeros
+    constant = span == 0  # not "~(span > 0)": that would turn NaN into zeros and hide it
     scaled = torch.where(constant, 0.0, (flat - low) / torch.where(constant, 1.0, span))
     return scaled.reshape(heatmaps.shape)

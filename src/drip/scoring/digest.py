@@ -1,4 +1,4 @@
-"""The name of a model's weights: one hash that policies, exported files and scorers compare."""
+"""The digest of a model's weights, by which policies and model files recognise the model they belong to."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from drip.errors import ModelError
 def model_digest(model: nn.Module) -> str:
     r"""SHA-256 of a model's parameters and buffers, 64 hexadecimal characters.
 
-    For every entry of the ``state_dict`` in the order of its name the hash takes the name, a zero
-    byte, the shape as decimal numbers joined by ``x``, a zero byte, and the values as
-    little-endian float32. So equal weights give equal digests on every device and in every
-    precision that float32 holds; the class and the code of the model do not enter.
+    For every entry of the ``state_dict``, in the order of names, the hash covers the name, a zero byte, the
+    shape as decimal numbers joined by ``x``, a zero byte, and the values as little-endian float32. Equal
+    weights therefore give equal digests on every device and in every precision that float32 can
+    represent. Class and code of the model do not matter.
+
+    A hash of the saved file would be simpler, but two saves of one model differ: the archive contains its
+    own file name.
 
     Args:
         model: Any module whose state consists of tensors.
@@ -25,7 +28,7 @@ def model_digest(model: nn.Module) -> str:
         The digest in hexadecimal.
 
     Raises:
-        ModelError: An entry of the state is no tensor, as in torch's quantised modules.
+        ModelError: An entry of the state is not a tensor, as in torch's quantised modules.
 
     >>> model = nn.Linear(2, 2, bias=False)
     >>> _ = nn.init.zeros_(model.weight)
@@ -35,8 +38,11 @@ def model_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         if not isinstance(value, torch.Tensor):
-            message = f"every state_dict entry must be a tensor, got {type(value).__name__} for {name!r}"
-            raise ModelError(f"{message}; take the digest of the float model")
+            raise ModelError(
+                f"the state_dict entry {name!r} is a {type(value).__name__}, not a tensor; take the digest "
+                "of the float model before quantisation"
+            )
+        # The shape is part of the hash: weights of shapes (2, 3) and (3, 2) may have the same bytes.
         shape = "x".join(str(size) for size in value.shape)
         digest.update(f"{name}\0{shape}\0".encode())
         values = value.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()

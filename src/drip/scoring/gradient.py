@@ -1,8 +1,19 @@
-"""What a plan is, and the one that is exact for every head: autograd through the head alone.
+"""The gradient of the head: two exact ways to it, and how one of them is chosen.
 
-A plan gives the activations A and, for a linear combination of logits, the gradient dy/dA.
+The score needs dy/dA, the gradient of a logit at the target activation A. Autograd through the whole model,
+as CAM packages do it, computes far more than that. Two *plans* compute only what is needed:
+
+- :class:`HeadVjp` runs the backbone without a graph and differentiates the head alone. Exact for every head.
+- :class:`ClosedForm` writes the gradient down from the weights, for heads of pooling or flattening followed
+by
+  linear layers with ReLU. No graph and no backward; :func:`host_scores` does the arithmetic in NumPy.
+
+:func:`choose_plan` uses the closed form only where three independent checks agree that it is exact: the graph
+of the head contains nothing else, the numbers equal autograd's on the example, and they equal it on noise of
+several magnitudes in place of A. Every later pass is checked again, and one that does not fit goes through
+:class:`HeadVjp`: a user may add a hook, exchange a layer or change a flag at any time.
 """
-# ruff: noqa: SLF001  # torch keeps hooks in private names only
+# ruff: noqa: SLF001  # torch keeps hooks in private names
 
 from __future__ import annotations
 
@@ -27,110 +38,25 @@ from drip.scoring.cam import ArrayT
 from drip.scoring.model import Call, Tap, gradient_at, run_tapped
 from drip.scoring.target import Target
 
-RELATIVE_TOLERANCE = 1e-5
-"""Two routes are equal when they differ by at most this share of the largest absolute value (A12)."""
-
-
 Gradients = Callable[[Tensor, Tensor | None], Tensor]
+Floats = NDArray[np.floating[Any]]
 
+RELATIVE_TOLERANCE = 1e-5
+"""Two routes are equal if they differ by at most this part of the largest absolute value.
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One forward pass.
+It is the project's definition (docs/decisions.md, A12): float32 holds seven digits, and sums over some
+thousand positions in another order lose about two of them.
+"""
 
-    Attributes:
-        logits: Shape (N, C).
-        activations: A in the layout (N, K, *positions).
-        gradients: Maps classes (N,) and rivals (N,) or None to the gradient of the classes'
-            logits, minus the rivals' where given, in the shape of A or with positions of length one.
-        mean_gradients: The same, averaged over the positions, which then have length one: all that
-            Grad-CAM asks for, and cheaper than ``gradients`` where a plan can average beforehand.
-    """
+_FEW_ROWS = 8
+"""Up to this many rows, average the gradients after the products; above, the first weight before them.
 
-    logits: Tensor
-    activations: Tensor
-    gradients: Gradients
-    mean_gradients: Gradients
+Averaging the weight costs the same for any number of rows. On the paper's audio network (15 positions, 128
+hidden units) it takes 130 us against 51 us for one row and 249 us for 32; the two cross near twelve rows.
+"""
 
-
-class Plan(Protocol):
-    """A way to the gradient at the target layer."""
-
-    name: ClassVar[str]
-
-    def run(self, x: Tensor) -> Pass:
-        """Run the model on a batch."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class HeadVjp:
-    """Backward through the head alone: the backbone runs without a graph, A is where the graph starts.
-
-    Exact for every head: what happens before A does not enter dy/dA.
-
-    References:
-        DRIP paper, eqs. 1-2.
-    """
-
-    model: nn.Module
-    target: Target
-    name: ClassVar[str] = "head VJP"
-
-    def run(self, x: Tensor) -> Pass:
-        """Run the model on a batch; everything after the target layer builds a graph."""
-        logits, leaf = self.graph(x)
-        return _autograd_pass(logits, leaf, self.target)
-
-    def graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits with their graph, and the target layer's output, where it starts."""
-        kept: list[Tensor] = []
-
-        def start_graph(output: Tensor) -> Tensor:
-            torch.set_grad_enabled(True)
-            leaf = output.detach().requires_grad_()
-            kept.append(leaf)
-            return leaf.clone()  # a later in-place operation must not reach A
-
-        with torch.no_grad():  # puts back what start_graph switches
-            target = self.target
-            logits = run_tapped(self.model, target.module, target.functions, x, start_graph)
-        return logits, kept[0]
-
-
-def top_two(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the largest and second largest logit of each row, the lower index first on ties."""
-    best = logits.argmax(1)
-    rest = logits.scatter(1, best.unsqueeze(1), -torch.inf)
-    return best, rest.argmax(1)
-
-
-def _autograd_pass(logits: Tensor, tapped: Tensor, target: Target) -> Pass:
-    """A pass whose gradients come from the graph between ``tapped`` and ``logits``."""
-
-    def gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
-        seed = torch.zeros_like(logits).scatter_(1, classes.unsqueeze(1), 1.0)
-        if rivals is not None:
-            seed.scatter_(1, rivals.unsqueeze(1), -1.0)
-        # the rows are independent in eval mode, so one backward gives every sample its own gradient;
-        # the graph stays for a second seed and goes with the pass
-        gradient = gradient_at(tapped, logits, seed, keep_graph=True)
-        if gradient is None:
-            raise ModelError("the logits must depend on the target layer, they do not; choose another layer")
-        return target.arrange(gradient)
-
-    def mean_gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
-        gradient = gradients(classes, rivals)
-        # half precision would round the mean
-        return in_single(gradient).mean(tuple(range(2, gradient.dim())), keepdim=True)
-
-    return Pass(logits.detach(), target.arrange(tapped.detach()), gradients, mean_gradients)
-
-
-def in_single(values: Tensor) -> Tensor:
-    """Values of half precision in single precision, which holds them all; any others as they are."""
-    return values.float() if values.element_size() < 4 else values
-
+_LEAST_SQUARE = 1e-25
+"""Below this, the square of a length has lost digits in float32, whose smallest normal number is 1e-38."""
 
 _LEAF = "torch::autograd::AccumulateGrad"
 
@@ -149,75 +75,135 @@ _COVERED: Mapping[str, str] = MappingProxyType(
         ),
     }
 )  # fmt: skip
-"""Operations of the closed form by the name of their node: linear, ReLU, mean; the others only move values.
+"""Operations of the closed form by the name of their graph node: linear, ReLU, mean; others move values.
 
-Average pooling of a fixed window is not among them: on a larger input than the example it is no mean.
+Average pooling with a fixed window is missing on purpose: it is the mean of inputs of the example's size, but
+not of larger ones.
 """
 
 _CLOSED_FORM = re.compile("L(R+L)*M*")
-"""From the logits back to A: linear layers with ReLU between, and means before the first of them."""
+"""From the logits back to A: linear layers with ReLU between them, and means before the first layer."""
+
+_PROBE_SCALES = (1e-2, 1.0, 1e2, 1e4)
+"""Magnitudes of the noise that replaces activations: a head that saturates does so at one of them.
+
+ReLU6 and clamps are linear on an ordinary example, so the example alone does not tell them from ReLU.
+"""
 
 
-def count_linears(logits: Tensor, leaf: Tensor) -> int:
-    """How many linear layers lie between an activation and the logits; 0 where anything else does too.
-
-    The graph is followed from the logits back to the activation. It names every differentiable
-    operation that ran, whether a module, a function or a method called it, so a saturation that the
-    example does not reach is seen all the same. Dropout in eval mode leaves no node.
-
-    Args:
-        logits: The head's result.
-        leaf: The activation; requires a gradient.
-
-    Returns:
-        L for the head ``mean or flatten, linear, (ReLU, linear) x (L - 1)``, else 0.
-
-    >>> import torch
-    >>> a, weight = torch.ones(1, 4, 3, requires_grad=True), torch.ones(4, 2)
-    >>> count_linears(a.mean(2) @ weight, a), count_linears(a.mean(2).clamp(max=5) @ weight, a)
-    (1, 0)
-    """
-    node: Any = logits.grad_fn
-    operations = ""
-    while node is not None and getattr(node, "variable", None) is not leaf:
-        operation = _COVERED.get(node.name())
-        following = [parent for parent, _ in node.next_functions if _reaches(parent, leaf)]
-        if operation is None or len(following) != 1:
-            return 0
-        operations += operation
-        node = following[0]
-    return operations.count("L") if node is not None and _CLOSED_FORM.fullmatch(operations) else 0
-
-
-def _reaches(start: Any, leaf: Tensor) -> bool:
-    """Whether the graph behind a node holds the leaf; the nodes of weights do not."""
-    seen, waiting = set(), [start]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name() == _LEAF and node.variable is leaf:
-            return True
-        waiting.extend(parent for parent, _ in node.next_functions)
-    return False
-
-
-_FEW_ROWS = 8
-"""Up to so many rows the gradients are averaged after the products, above it the weight before them."""
-
-_LEAST_SQUARE = 1e-25
-"""A squared length below which float32 has lost digits."""
-
-
-class Forward(NamedTuple):
-    """What a pass without a graph gives.
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward pass.
 
     Attributes:
         logits: Shape (N, C).
         activations: A in the layout (N, K, *positions).
-        calls: What the linear layers read and gave, in the order of execution.
-        pooled: Whether the first of them is to read the mean of A over its positions.
+        gradients: Maps classes (N,) and rivals (N,) or None to the gradient of the classes' logits,
+            minus the rivals' logits if given. It has the shape of A, or positions of length one if
+            the gradient is the same at every position.
+        mean_gradients: The same, averaged over the positions, which then have length one. This is all
+            that Grad-CAM needs, and cheaper if a plan can average beforehand.
+    """
+
+    logits: Tensor
+    activations: Tensor
+    gradients: Gradients
+    mean_gradients: Gradients
+
+
+class Plan(Protocol):
+    """A way to compute the gradient at the target layer."""
+
+    name: ClassVar[str]
+
+    def run(self, x: Tensor) -> Pass:
+        """Run the model on a batch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HeadVjp:
+    """Backward through the head alone: the backbone runs without a graph, and the graph starts at A.
+
+    Exact for every head, because nothing before A enters dy/dA.
+
+    References:
+        DRIP paper, eqs. 1-2.
+    """
+
+    model: nn.Module
+    target: Target
+    name: ClassVar[str] = "head VJP"
+
+    def run(self, x: Tensor) -> Pass:
+        """Run the model on a batch; only what follows the target layer builds a graph."""
+        logits, leaf = self.graph(x)
+        return _autograd_pass(logits, leaf, self.target)
+
+    def graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits with their graph, and the target layer's output, where the graph starts."""
+        kept: list[Tensor] = []
+
+        def start_graph(output: Tensor) -> Tensor:
+            torch.set_grad_enabled(True)
+            leaf = output.detach().requires_grad_()
+            kept.append(leaf)
+            return leaf.clone()  # a later operation in place, such as ReLU(inplace=True), must not change A
+
+        with torch.no_grad():  # restores the grad mode that start_graph changes
+            target = self.target
+            logits = run_tapped(self.model, target.module, target.functions, x, start_graph)
+        return logits, kept[0]
+
+
+def _autograd_pass(logits: Tensor, tapped: Tensor, target: Target) -> Pass:
+    """A pass whose gradients come from the graph between ``tapped`` and ``logits``."""
+
+    def gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
+        seed = torch.zeros_like(logits).scatter_(1, classes.unsqueeze(1), 1.0)
+        if rivals is not None:
+            seed.scatter_(1, rivals.unsqueeze(1), -1.0)
+        # Rows are independent in eval mode, so one backward of the sum gives every sample its own gradient.
+        # The graph is kept for a second seed (the contrastive score) and freed with the pass.
+        gradient = gradient_at(tapped, logits, seed, keep_graph=True)
+        if gradient is None:
+            raise ModelError(
+                "the logits do not depend on the target layer; choose another layer", code="model-layer"
+            )
+        return target.arrange(gradient)
+
+    def mean_gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
+        gradient = gradients(classes, rivals)
+        # In single precision: a mean of half-precision values over many positions would be rounded.
+        return in_single(gradient).mean(tuple(range(2, gradient.dim())), keepdim=True)
+
+    return Pass(logits.detach(), target.arrange(tapped.detach()), gradients, mean_gradients)
+
+
+def top_two(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the largest and second largest logit of each row, the lower index first on ties.
+
+    Not ``topk``: its order on ties is unspecified, and a decision must not depend on it.
+    """
+    best = logits.argmax(1)
+    rest = logits.scatter(1, best.unsqueeze(1), -torch.inf)
+    return best, rest.argmax(1)
+
+
+def in_single(values: Tensor) -> Tensor:
+    """Half-precision values in single precision, which represents them exactly; other values unchanged."""
+    return values.float() if values.element_size() < 4 else values
+
+
+class Forward(NamedTuple):
+    """The result of a pass without a graph.
+
+    Attributes:
+        logits: Shape (N, C).
+        activations: A in the layout (N, K, *positions).
+        calls: Input and output of the linear layers, in the order of execution.
+        pooled: True if the first layer should read the mean of A over its positions, False if it reads A
+            flattened.
     """
 
     logits: Tensor
@@ -228,7 +214,7 @@ class Forward(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ClosedForm:
-    r"""No graph and no backward: the gradient of a head of linear layers with ReLU between is written down.
+    r"""The gradient of a head of linear layers with ReLU between them, written down from the weights.
 
     For average pooling and one linear layer, and for flattening and L of them:
 
@@ -236,18 +222,20 @@ class ClosedForm:
               \frac{\partial y_c}{\partial \mathrm{vec}(A)} =
               W_1^\top \bigl(m_1 \circ \cdots W_{L-1}^\top (m_{L-1} \circ W_L[c])\bigr)
 
-    Z is the number of positions, W_i the weight of layer i, read anew at each call, and m_i is 1
-    where its output is positive after the ReLU, else 0. Dropout is the identity in eval mode.
-    Whether a model's head is of this kind is found out and tried in ``choose_plan``; whether it still
-    is, at each pass, from hooks and values. What no value shows stays unseen: a ``forward`` that
-    detaches a tensor of its own only after the choice was made.
+    Z is the number of positions, W_i the weight of layer i and m_i a mask, 1 where its output is positive.
+    Weights are read at each call: caching them would need a sign of change, and torch's counter does not
+    count edits through ``.data``. Dropout is the identity in eval mode.
+
+    ``choose_plan`` decides once whether a head has this form. Each pass checks again, from hooks and values,
+    whether it still has. One change is invisible to that: a ``forward`` that starts to detach one of its
+    tensors after the choice.
 
     Attributes:
         head: The plan for passes that the formula does not cover.
-        linears: W_1 to W_L in the order of execution.
-        modules: Every module that runs behind the target layer or around it, and the layer.
-        tap: Takes hold of the activation and of what the linear layers read and gave.
-        edits: The operations in place on what the tap holds, as of a ReLU; see :class:`Tapped`.
+        linears: The layers of W_1 to W_L in the order of execution.
+        modules: The target layer and every module that runs after it or around it.
+        tap: Observes the activation and the calls of the linear layers.
+        edits: Edits in place in an ordinary pass, such as those of a ReLU; see :class:`Tapped`.
     """
 
     head: HeadVjp
@@ -262,7 +250,7 @@ class ClosedForm:
         return self.attempt(x) or self.head.run(x)
 
     def attempt(self, x: Tensor) -> Pass | None:
-        """The pass where the formula covers it."""
+        """The pass, or None if the formula does not cover it."""
         forward = self.forward(x)
         if forward is None or not _is_followed(forward):
             return None
@@ -272,7 +260,10 @@ class ClosedForm:
         n_positions = math.prod(activations.shape[2:])
 
         def back(first: Tensor, classes: Tensor, rivals: Tensor | None) -> Tensor:
-            """Rows of the product of all layers' weights, with ``first`` in place of W_1."""
+            """Rows of the product of all layers' weights, with ``first`` in place of W_1.
+
+            From the logits towards A: N rows times a matrix at each step, never matrix times matrix.
+            """
             weights = [first, *(linear.weight.detach() for linear in self.linears[1:])]
             gradient = weights[-1][classes]
             if rivals is not None:
@@ -283,7 +274,7 @@ class ClosedForm:
 
         def gradients(classes: Tensor, rivals: Tensor | None) -> Tensor:
             gradient = back(self.linears[0].weight.detach(), classes, rivals)
-            if pooled:  # the positions of this input, which may be larger than the example
+            if pooled:  # positions of this input, which may be larger than the example
                 return (gradient / n_positions).reshape(*gradient.shape, *ones)
             return gradient.reshape(activations.shape)
 
@@ -294,7 +285,7 @@ class ClosedForm:
             if n <= _FEW_ROWS:
                 full = back(self.linears[0].weight.detach(), classes, rivals)
                 gradient = full.reshape(n, n_maps, n_positions).sum(2) / n_positions
-            else:  # averaging before the product saves the larger part of many rows' work
+            else:  # averaging before the product saves most of the work for many rows
                 first = self.linears[0].weight.detach()
                 folded = first.reshape(len(first), n_maps, n_positions).sum(2) / n_positions
                 gradient = back(folded, classes, rivals)
@@ -303,13 +294,13 @@ class ClosedForm:
         return Pass(logits, activations, gradients, mean_gradients)
 
     def forward(self, x: Tensor) -> Forward | None:
-        """One pass, or None where the formula does not cover it.
+        """One pass, or None if the formula does not cover it.
 
-        What it rests on: nothing is hooked to the head, the linear layers are torch's own and ran once
-        each, nobody edited what they read and gave, the first read A flattened, and the last gave the
-        logits. The caller still has to ask :func:`agrees`, in the arrays that it computes with, whether
-        each other layer read the ReLU of what the one before gave, and the first the mean of A if
-        ``pooled``.
+        Checked here: nothing is hooked to the head, the linear layers are torch's own and ran once each,
+        their inputs and outputs were not edited, the first one read A flattened, and the last one
+        returned the logits. Left to the caller, who has the values as tensors or as arrays: with
+        :func:`agrees`, that every other layer read the ReLU of the output before it, and that the
+        first one read the mean of A if ``pooled``.
         """
         if not self._is_plain(x):
             return None
@@ -324,7 +315,7 @@ class ClosedForm:
         return Forward(logits, activations, calls, pooled)
 
     def _is_plain(self, x: Tensor) -> bool:
-        """Whether no hook, class, override or precision stands between the formula and the head."""
+        """True if no hook, subclass, override or autocast changes what the head's layers compute."""
         if (
             of_all_modules._global_forward_hooks
             or of_all_modules._global_forward_pre_hooks
@@ -334,20 +325,22 @@ class ClosedForm:
         ):
             return False
         for linear in self.linears:
+            # Not isinstance: a subclass may compute anything, and parametrisations (weight_norm) are
+            # subclasses.
             if type(linear) is not nn.Linear or "forward" in linear.__dict__:
                 return False
         layer = self.head.target.module
         for module in self.modules:
             if module._backward_hooks or module._backward_pre_hooks:
                 return False
-            # those of the layer itself run before the activation is taken
+            # Hooks of the layer itself run before the activation is observed and are part of it.
             if (module._forward_hooks or module._forward_pre_hooks) and module is not layer:
                 return False
         return True
 
 
 def _is_followed(forward: Forward) -> bool:
-    """What :meth:`ClosedForm.forward` leaves to its caller, on tensors."""
+    """The checks that :meth:`ClosedForm.forward` leaves to its caller, on tensors."""
     _, activations, calls, pooled = forward
     if pooled and not agrees(calls[0].given, activations.flatten(2).mean(2)):
         return False
@@ -355,10 +348,10 @@ def _is_followed(forward: Forward) -> bool:
 
 
 def agrees(found: ArrayT, expected: ArrayT) -> bool:
-    """Whether what a layer read is what the closed form takes it for, to 1e-5 (A12) or the last digits.
+    """Whether a layer read what the closed form assumes: equal to 1e-5 (A12), or to the last digits.
 
-    In terms of lengths, as these take the fewest kinds of calls. False also where squares say nothing:
-    all zero, infinite, or NaN.
+    The lengths of the vectors are compared and not their elements, because two dot products are the cheapest
+    check, and this one runs in every pass. False also if the squares are useless: all zero, infinite or NaN.
 
     >>> agrees(np.array([2.0, 4.0]), np.array([2.0, 4.0])), agrees(np.array([1.0, 2.0]), np.array([2.0, 4.0]))
     (True, False)
@@ -366,14 +359,15 @@ def agrees(found: ArrayT, expected: ArrayT) -> bool:
     difference, values = (found - expected).reshape(-1), found.reshape(-1)
     tolerance = RELATIVE_TOLERANCE
     if isinstance(difference, Tensor) and isinstance(values, Tensor):
-        tolerance = max(tolerance, 4 * torch.finfo(difference.dtype).eps)  # half precision is coarser
+        # Half precision is coarser than 1e-5; four units in the last place are two roundings on each side.
+        tolerance = max(tolerance, 4 * torch.finfo(difference.dtype).eps)
         difference, values = in_single(difference), in_single(values)
     square = float(values.dot(values))
     return _LEAST_SQUARE < square < math.inf and float(difference.dot(difference)) <= tolerance**2 * square
 
 
 def _same(found: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors hold the same values, at no cost where they are one or views of one."""
+    """Whether two tensors have equal values; free if they are one tensor or views of one."""
     if found is expected:
         return True
     if found.shape != expected.shape or found.dtype != expected.dtype:
@@ -383,159 +377,8 @@ def _same(found: Tensor, expected: Tensor) -> bool:
     return torch.equal(found, expected)
 
 
-_PROBE_SCALES = (1e-2, 1.0, 1e2, 1e4)
-"""Magnitudes of the noise that stands in for activations: what saturates must do so in one of them."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The chosen plan and what the choice rests on.
-
-    Attributes:
-        plan: The cheapest exact plan.
-        seconds: Best time of one scored example batch by plan name, exact plans only.
-        errors: Largest deviation from the head's autograd by plan name, as a share of the largest gradient.
-    """
-
-    plan: Plan
-    seconds: dict[str, float]
-    errors: dict[str, float]
-
-
-def choose_plan(model: nn.Module, target: Target, example: Tensor) -> Choice:
-    """Try the closed form on an example batch against the head's autograd; take it if it is exact.
-
-    The closed form is tried where the graph between A and the logits holds nothing else than what it
-    covers. It counts as exact when its logits and its gradients of the predicted class and of the two
-    best classes' difference deviate by at most 1e-5 of the largest value, on the example and on
-    activations that no input produced: noise of several magnitudes and offsets in place of A.
-
-    Raises:
-        ModelError: Autograd cannot reach the layer from the logits.
-    """
-    head = HeadVjp(model, target)
-    classes, rivals = top_two(head.run(example).logits)
-    truth = _values(head.run(example), classes, rivals)
-    again = _largest_deviation(_values(head.run(example), classes, rivals), truth)
-    if not again <= RELATIVE_TOLERANCE:  # also where it is NaN
-        raise ModelError(
-            f"two passes in eval mode must give the same finite gradient, they deviate by {again:.2g}; "
-            "take what is random, or not differentiable at this input, out of the model's head"
-        )
-    seconds = {head.name: _best_time(head, example, classes)}
-    errors = {head.name: 0.0}
-    closed = _closed_form(head, example)
-    if closed is None or not _agrees_on_noise(closed, example):
-        return Choice(head, seconds, errors)
-    run = closed.attempt(example)
-    error = math.inf if run is None else _largest_deviation(_values(run, classes, rivals), truth)
-    if not error <= RELATIVE_TOLERANCE:  # also where it is NaN
-        return Choice(head, seconds, errors)
-    errors[closed.name] = error
-    seconds[closed.name] = _best_time(closed, example, classes)
-    # It has the fewer operations. The times are for people alone: on a busy machine they would turn the
-    # choice round, and the last digits of scores, and with them a policy's digest, would hang on the clock.
-    return Choice(closed, seconds, errors)
-
-
-def _closed_form(head: HeadVjp, example: Tensor) -> ClosedForm | None:
-    """The closed form where the head consists of what it covers; still to be tried."""
-    target = head.target
-    ran = _modules_after(head.model, target, example)
-    linears = tuple(module for module in ran if isinstance(module, nn.Linear))
-    if not linears or len(linears) != count_linears(*head.graph(example)):
-        return None
-    used_once = len(set(linears)) == len(linears)
-    fits = linears[0].in_features in (target.shape[0], math.prod(target.shape))
-    if not (used_once and fits):
-        return None
-    tap = Tap(target.module, target.functions, linears)
-    edits = tap.run(head.model, example).edits
-    return ClosedForm(head, linears, tuple(dict.fromkeys((target.module, *ran))), tap, edits)
-
-
-def _modules_after(model: nn.Module, target: Target, example: Tensor) -> tuple[nn.Module, ...]:
-    """The modules that run behind the target layer or around it, in the order in which they end."""
-    ran: list[nn.Module] = []
-    handles = [
-        module.register_forward_hook(lambda module, _inputs, _output: ran.append(module))
-        for module in model.modules()
-    ]
-    try:
-        run_tapped(model, target.module, target.functions, example, lambda _output: ran.clear())
-    finally:
-        for handle in handles:
-            handle.remove()
-    return tuple(ran)
-
-
-def _agrees_on_noise(closed: ClosedForm, example: Tensor) -> bool:
-    """Whether the closed form holds with noise of every scale and sign in place of the layer's output."""
-    return all(
-        _agrees_on(scale, 0.5 * sign * scale, closed, example)
-        for scale in _PROBE_SCALES
-        for sign in (-1.0, 1.0)
-    )
-
-
-def _agrees_on(scale: float, offset: float, closed: ClosedForm, example: Tensor) -> bool:
-    """Whether the closed form holds on noise of this deviation and mean."""
-    generator = torch.Generator()
-
-    def noise(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        return (torch.randn(output.shape, generator=generator.manual_seed(0)) * scale + offset).to(output)
-
-    handle = closed.head.target.module.register_forward_hook(noise)  # runs before the hook of the plans
-    try:
-        logits = closed.head.run(example).logits
-        if not torch.isfinite(logits).all():  # half precision ends below the largest scale
-            return True
-        classes, rivals = top_two(logits)
-        expected = _values(closed.head.run(example), classes, rivals)
-        run = closed.attempt(example)
-        return (
-            run is not None
-            and _largest_deviation(_values(run, classes, rivals), expected) <= RELATIVE_TOLERANCE
-        )
-    except (RuntimeError, ValueError, ModelError):  # the layers do not fit one another: another kind of head
-        return False
-    finally:
-        handle.remove()
-
-
-def _values(run: Pass, classes: Tensor, rivals: Tensor) -> tuple[Tensor, ...]:
-    """Logits, gradients of the classes and of their lead over the rivals; the pass's graph is let go."""
-    full = (run.gradients(classes, None), run.gradients(classes, rivals))
-    return run.logits, *full, run.mean_gradients(classes, None), run.mean_gradients(classes, rivals)
-
-
-def _largest_deviation(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
-    """The largest of the deviations of values that belong together."""
-    deviations = [_deviation(got, want) for got, want in zip(found, expected, strict=True)]
-    return math.nan if any(map(math.isnan, deviations)) else max(deviations)  # max alone may lose a NaN
-
-
-def _deviation(got: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference as a share of the largest absolute expected value."""
-    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
-    return float((got - expected).abs().max() / scale)
-
-
-def _best_time(plan: Plan, example: Tensor, classes: Tensor) -> float:
-    """Shortest of five runs in seconds, gradient included."""
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        plan.run(example).gradients(classes, None)
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-Floats = NDArray[np.floating[Any]]
-
-
 class HostScores(NamedTuple):
-    """What one pass gives of N samples.
+    """Columns of one pass over N samples, in float32.
 
     Attributes:
         classes: Predicted classes, the lowest index on ties, shape (N,).
@@ -551,13 +394,15 @@ class HostScores(NamedTuple):
 
 
 def host_scores(plan: ClosedForm, x: Tensor) -> HostScores | None:
-    r"""Classes, logits, Grad-CAM scores and pooled features of a batch in float32 on the CPU.
+    r"""Classes, logits, Grad-CAM scores and pooled features of a float32 batch on the CPU.
+
+    The same as :meth:`ClosedForm.attempt` followed by map and mean, in NumPy. For small heads a torch call
+    costs more than its arithmetic: one digit of the demonstration takes 6 us here against 50 us there.
 
     .. math:: \mathrm{score} = \frac1Z \sum_p \max\Bigl(0, \sum_k a_k A_{k,p}\Bigr), \quad
               a_k = \frac1Z \sum_p \frac{\partial y_c}{\partial A_{k,p}}
 
-    The weights are read anew at each call: a change through ``.data`` leaves no sign. None where the
-    closed form does not cover the pass.
+    None if the closed form does not cover the pass.
     """
     forward = plan.forward(x)
     if forward is None:
@@ -568,7 +413,7 @@ def host_scores(plan: ClosedForm, x: Tensor) -> HostScores | None:
     before_relu = [call.result.numpy() for call in forward.calls[:-1]]
     weights = [linear.weight.numpy(force=True) for linear in plan.linears]
     follow = _one_row if len(values) == 1 else _rows
-    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for what is not finite
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller checks for NaN and infinity
         for before, after in zip(before_relu, given[1:], strict=True):
             if not agrees(after, np.maximum(before, 0)):
                 return None
@@ -576,6 +421,8 @@ def host_scores(plan: ClosedForm, x: Tensor) -> HostScores | None:
         return None if forward.pooled and not agrees(given[0], found.features) else found
 
 
+# One row and several have a function each: for a single sample, the usual case on a device, products of
+# vectors without a batch axis take 21 us instead of 54 us on the paper's audio network.
 def _one_row(
     logits: Floats, activations: Floats, after_relu: Sequence[Floats], weights: Sequence[Floats]
 ) -> HostScores:
@@ -604,7 +451,7 @@ def _rows(
     first = weights[0]
     if first.shape[1] == n_maps:  # after average pooling
         first = first / n_positions
-    else:  # averaging before the products saves the larger part of their work
+    else:  # averaging before the products saves most of their work
         first = np.dot(first.reshape(-1, n_positions), mean).reshape(len(first), n_maps)
     folded = [first, *weights[1:]]
     classes = logits.argmax(1)
@@ -618,5 +465,197 @@ def _rows(
 
 @lru_cache(maxsize=8)
 def _mean(n_positions: int) -> Floats:
-    """The vector whose product with values is their mean."""
+    """The vector whose dot product with values is their mean; np.mean is Python code and slower."""
     return np.full(n_positions, 1 / n_positions, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen plan and the measurements behind the choice.
+
+    Attributes:
+        plan: The cheapest exact plan.
+        seconds: Best time for the example by plan name, exact plans only; for information.
+        errors: Largest deviation from the head's autograd by plan name, relative to the largest value.
+    """
+
+    plan: Plan
+    seconds: dict[str, float]
+    errors: dict[str, float]
+
+
+def choose_plan(model: nn.Module, target: Target, example: Tensor) -> Choice:
+    """The closed form if it is exact for this head, otherwise the head's autograd.
+
+    The closed form is tried if the graph between A and the logits contains only operations that it covers.
+    It is exact if logits and gradients, of the predicted class and of its lead over the second, deviate by
+    at most 1e-5 of the largest value, on the example and on activations that no input produces: noise of
+    several magnitudes and offsets in place of A.
+
+    Raises:
+        ModelError: The layer has no gradient, or two equal passes differ.
+    """
+    head = HeadVjp(model, target)
+    classes, rivals = top_two(head.run(example).logits)
+    truth = _values(head.run(example), classes, rivals)
+    again = _largest_deviation(_values(head.run(example), classes, rivals), truth)
+    if not again <= RELATIVE_TOLERANCE:  # also if it is NaN
+        raise ModelError(
+            f"two passes over the same input in eval mode give gradients that differ by {again:.2g}; remove "
+            "randomness, or operations without a gradient at this input, from the model's head",
+            code="score-unavailable",
+        )
+    seconds = {head.name: _best_time(head, example, classes)}
+    errors = {head.name: 0.0}
+    closed = _closed_form(head, example)
+    if closed is None or not _agrees_on_noise(closed, example):
+        return Choice(head, seconds, errors)
+    run = closed.attempt(example)
+    error = math.inf if run is None else _largest_deviation(_values(run, classes, rivals), truth)
+    if not error <= RELATIVE_TOLERANCE:  # also if it is NaN
+        return Choice(head, seconds, errors)
+    errors[closed.name] = error
+    seconds[closed.name] = _best_time(closed, example, classes)
+    # Timing never influences the choice. An earlier version took the faster plan: the last digits of scores,
+    # and with them a policy's digest, then depended on machine load. The closed form has fewer operations.
+    return Choice(closed, seconds, errors)
+
+
+def _closed_form(head: HeadVjp, example: Tensor) -> ClosedForm | None:
+    """The closed form if the head consists of operations that it covers; the numbers are not compared yet."""
+    target = head.target
+    ran = _modules_after(head.model, target, example)
+    linears = tuple(module for module in ran if isinstance(module, nn.Linear))
+    if not linears or len(linears) != count_linears(*head.graph(example)):
+        return None
+    used_once = len(set(linears)) == len(linears)  # the tap cannot tell two calls of one module apart
+    fits = linears[0].in_features in (target.shape[0], math.prod(target.shape))
+    if not (used_once and fits):
+        return None
+    tap = Tap(target.module, target.functions, linears)
+    edits = tap.run(head.model, example).edits
+    return ClosedForm(head, linears, tuple(dict.fromkeys((target.module, *ran))), tap, edits)
+
+
+def _modules_after(model: nn.Module, target: Target, example: Tensor) -> tuple[nn.Module, ...]:
+    """The modules that run after the target layer or around it, in the order in which they finish."""
+    ran: list[nn.Module] = []
+    handles = [
+        module.register_forward_hook(lambda module, _inputs, _output: ran.append(module))
+        for module in model.modules()
+    ]
+    try:
+        # Whatever finished before the target's output was observed belongs to the backbone.
+        run_tapped(model, target.module, target.functions, example, lambda _output: ran.clear())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(ran)
+
+
+def _agrees_on_noise(closed: ClosedForm, example: Tensor) -> bool:
+    """Whether the closed form is exact with noise of every scale and sign in place of the layer's output."""
+    return all(
+        _agrees_on(scale, 0.5 * sign * scale, closed, example)
+        for scale in _PROBE_SCALES
+        for sign in (-1.0, 1.0)
+    )
+
+
+def _agrees_on(scale: float, offset: float, closed: ClosedForm, example: Tensor) -> bool:
+    """Whether the closed form is exact on noise with this standard deviation and mean."""
+    generator = torch.Generator()
+
+    def noise(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return (torch.randn(output.shape, generator=generator.manual_seed(0)) * scale + offset).to(output)
+
+    handle = closed.head.target.module.register_forward_hook(noise)  # runs before the hooks of the plans
+    try:
+        logits = closed.head.run(example).logits
+        if not torch.isfinite(logits).all():  # half precision overflows at the largest scale
+            return True
+        classes, rivals = top_two(logits)
+        expected = _values(closed.head.run(example), classes, rivals)
+        run = closed.attempt(example)
+        return (
+            run is not None
+            and _largest_deviation(_values(run, classes, rivals), expected) <= RELATIVE_TOLERANCE
+        )
+    except (RuntimeError, ValueError, ModelError):  # shapes do not fit: it is another kind of head
+        return False
+    finally:
+        handle.remove()
+
+
+def _values(run: Pass, classes: Tensor, rivals: Tensor) -> tuple[Tensor, ...]:
+    """Logits, and gradients of the classes and of their lead over the rivals, full and averaged."""
+    full = (run.gradients(classes, None), run.gradients(classes, rivals))
+    return run.logits, *full, run.mean_gradients(classes, None), run.mean_gradients(classes, rivals)
+
+
+def _largest_deviation(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """The largest deviation between corresponding values."""
+    deviations = [_deviation(got, want) for got, want in zip(found, expected, strict=True)]
+    return math.nan if any(map(math.isnan, deviations)) else max(deviations)  # max alone can drop a NaN
+
+
+def _deviation(got: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference relative to the largest absolute expected value."""
+    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
+    return float((got - expected).abs().max() / scale)
+
+
+def _best_time(plan: Plan, example: Tensor, classes: Tensor) -> float:
+    """Shortest of five runs in seconds, including the gradient: the minimum is the least disturbed one."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        plan.run(example).gradients(classes, None)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def count_linears(logits: Tensor, leaf: Tensor) -> int:
+    """Number of linear layers between an activation and the logits; 0 if there is any other operation.
+
+    It follows the graph from the logits back to the activation. Module types were the obvious thing to look
+    at, but ``forward`` may call functions and methods that no module shows. The graph names every
+    differentiable operation that ran, also a saturation that the example does not reach. Dropout
+    in eval mode has no node.
+
+    Args:
+        logits: The head's result.
+        leaf: The activation; it requires a gradient.
+
+    Returns:
+        L for the head ``mean or flatten, linear, (ReLU, linear) x (L - 1)``, else 0.
+
+    >>> import torch
+    >>> a, weight = torch.ones(1, 4, 3, requires_grad=True), torch.ones(4, 2)
+    >>> count_linears(a.mean(2) @ weight, a), count_linears(a.mean(2).clamp(max=5) @ weight, a)
+    (1, 0)
+    """
+    node: Any = logits.grad_fn
+    operations = ""
+    while node is not None and getattr(node, "variable", None) is not leaf:
+        operation = _COVERED.get(node.name())
+        following = [parent for parent, _ in node.next_functions if _reaches(parent, leaf)]
+        if operation is None or len(following) != 1:
+            return 0
+        operations += operation
+        node = following[0]
+    return operations.count("L") if node is not None and _CLOSED_FORM.fullmatch(operations) else 0
+
+
+def _reaches(start: Any, leaf: Tensor) -> bool:
+    """Whether the leaf is reachable from a node of the graph; from the nodes of weights it is not."""
+    seen, waiting = set(), [start]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == _LEAF and node.variable is leaf:
+            return True
+        waiting.extend(parent for parent, _ in node.next_functions)
+    return False

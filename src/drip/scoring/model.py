@@ -1,6 +1,13 @@
-"""Evaluates a model as in production, and alone: training flags, grad modes and locks; no hook."""
-# ruff: noqa: SLF001  # the children of a module have no public name without a generator
-# ruff: noqa: SLF001  # torch counts edits in place, and keeps hooks, in private names only
+"""Running someone else's model politely: what goes in, what is observed, and nothing left behind.
+
+The model is the user's. It may be in training mode, have hooks of its own, edit its input, be shared by
+several scorers and threads, or raise anything. This file is the only place of the room that calls it:
+
+- :class:`ScoringMode` evaluates it as in production and restores every flag afterwards, also after an error.
+- :func:`run_tapped` and :class:`Tap` observe the output of one layer during a forward pass.
+- :func:`to_input`, :func:`logits_of` and :func:`require_finite` check what enters and what comes out, once.
+"""
+# ruff: noqa: SLF001  # torch keeps a module's children, its hooks and a tensor's edit count in private names
 
 from __future__ import annotations
 
@@ -21,19 +28,24 @@ from torch.overrides import TorchFunctionMode
 
 from drip.errors import InputError, ModelError, NonFiniteError
 
+Batch = NDArray[np.floating[Any]] | Tensor
 Lock = AbstractContextManager[Any]
 
+# Weak keys: this table must not keep models in memory. An attribute on the module would be simpler, but a
+# lock can be neither pickled nor copied, so the user's model could not be either.
 _LOCKS: WeakKeyDictionary[nn.Module, tuple[int, Lock]] = WeakKeyDictionary()
 _NUMBERS = count()
 _GUARD = threading.Lock()
 
 
 def locks_of(model: nn.Module) -> tuple[Lock, ...]:
-    """What to hold while a model is scored: hooks and training flags are its own, not the scorer's.
+    """The locks to hold while a model is scored.
 
-    Every module has one lock, shared with the modules of the model that it was first scored with. So
-    a model, a part of it and a wrapper around it wait for one another. Where a model joins several
-    that had locks before, there are several, in the order in which everyone takes them.
+    Hooks and training flags belong to the model, not to a scorer, so a lock per scorer is not enough: two
+    scorers of one model would switch each other's flags. Every module has one lock, which it shares with
+    the other modules of the model that it was first scored with. A model, a part of it and a wrapper
+    around it therefore wait for each other. A model that joins several with locks of their own has several;
+    they are numbered, and everyone takes them in this order, which rules out deadlocks.
 
     >>> part, other = nn.Linear(1, 1), nn.Linear(1, 1)
     >>> locks_of(part) == locks_of(nn.Sequential(part)) != locks_of(other)
@@ -44,6 +56,7 @@ def locks_of(model: nn.Module) -> tuple[Lock, ...]:
     with _GUARD:
         modules = tuple(model.modules())
         found = sorted({_LOCKS[module] for module in modules if module in _LOCKS}, key=lambda pair: pair[0])
+        # Reentrant: the thread that holds the lock may score a part of the model from inside forward.
         found = found or [(next(_NUMBERS), threading.RLock())]
         for module in modules:
             _LOCKS.setdefault(module, found[0])
@@ -51,16 +64,18 @@ def locks_of(model: nn.Module) -> tuple[Lock, ...]:
 
 
 class ScoringMode:
-    """Context: evaluate a model as in production and leave no trace.
+    """Context that evaluates a model as in production and leaves no trace.
 
-    Inside, every module is in eval mode, no graph is built, and inference mode is off, because its
-    tensors could not enter the head's graph. Afterwards every module has its own training flag
-    again, also when the block raised. Others that score the model meanwhile wait. A class, not a
-    generator: entering must cost microseconds.
+    Inside, every module is in eval mode and no graph is built. Inference mode is switched off, because
+    tensors created under it cannot enter the head's graph later. Afterwards every module has its own
+    training flag again, also after an error. Other threads that score the model wait.
+
+    This is a class because ``contextlib.contextmanager`` costs several microseconds per entry, a
+    noticeable part of a decision of a small model.
 
     Args:
         model: The model, with the modules that it has when the context is entered.
-        locks: Of :func:`locks_of`, taken beforehand.
+        locks: From :func:`locks_of`, looked up once beforehand.
     """
 
     def __init__(self, model: nn.Module, locks: Sequence[Lock]) -> None:
@@ -70,9 +85,10 @@ class ScoringMode:
         self._had_grad = False
 
     def __enter__(self) -> None:
-        """Wait for others, then switch to eval mode without a graph."""
+        """Wait for other threads, then switch to eval mode without a graph."""
         for lock in self._locks:
             lock.__enter__()
+        # Looked up at each entry, after the locks: the user may have called train() or added a layer since.
         self._training = _in_training(self._model)
         for module in self._training:
             module.training = False
@@ -83,7 +99,7 @@ class ScoringMode:
         torch.set_grad_enabled(False)
 
     def __exit__(self, *_exception: object) -> None:
-        """Put every mode and flag back."""
+        """Restore every mode and flag, in the reverse order."""
         torch.set_grad_enabled(self._had_grad)
         if self._outside is not None:
             self._outside.__exit__(None, None, None)
@@ -94,7 +110,11 @@ class ScoringMode:
 
 
 def _in_training(model: nn.Module) -> list[nn.Module]:
-    """The modules whose flag says training; ``model.modules()`` takes six times as long."""
+    """The modules in training mode.
+
+    ``model.modules()`` takes six times as long: it is a recursive generator that also builds names. Flags
+    are set one by one and not with ``model.eval()``, which could not restore a partly frozen model.
+    """
     found, with_children = [], set()
     waiting: list[nn.Module | None] = [model]
     for module in waiting:
@@ -103,14 +123,17 @@ def _in_training(model: nn.Module) -> list[nn.Module]:
         if module.training:
             found.append(module)
         children = module._modules
-        if children and module not in with_children:  # a module may stand in several places
+        if children and module not in with_children:  # a module may be registered in several places
             with_children.add(module)
             waiting += children.values()
     return found
 
 
 class FunctionChain(TorchFunctionMode):
-    """Follows a tensor through what ``forward`` itself applies to it: ``F.relu(self.conv(x))``."""
+    """Follows a tensor through functions outside any module, as in ``F.relu(self.conv(x))``.
+
+    Hooks see modules only, but many tutorial models write activation and pooling as functions.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,17 +144,17 @@ class FunctionChain(TorchFunctionMode):
         self._tail = tensor
 
     def step(self, name: str, result: Tensor) -> Tensor | None:
-        """Called with each function of the tail; what it returns is the result and the new tail."""
+        """Called for each function applied to the tail; returns its result, the new tail, or None to stop."""
         raise NotImplementedError
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call ``func`` and follow its result where its first argument is the tail."""
+        """Call ``func`` and follow its result if its first argument is the tail."""
         kwargs = kwargs or {}
         source = args[0] if args else kwargs.get("input")
         follows = self._tail is not None and source is self._tail
         result = func(*args, **kwargs)
         if follows and isinstance(result, Tensor):
-            if "dropout" in func.__name__:  # the identity in eval mode
+            if "dropout" in func.__name__:  # the identity in eval mode; it does not end the activation
                 self._tail = result
                 return result
             stepped = self.step(func.__name__, result)
@@ -141,7 +164,7 @@ class FunctionChain(TorchFunctionMode):
 
 
 class _NamedChain(FunctionChain):
-    """Goes through given functions and taps the last one's result."""
+    """Follows the named functions and taps the result of the last one."""
 
     def __init__(self, functions: Sequence[str], on_output: Callable[[Tensor], Tensor | None]) -> None:
         super().__init__()
@@ -149,7 +172,7 @@ class _NamedChain(FunctionChain):
         self._on_output = on_output
 
     def step(self, name: str, result: Tensor) -> Tensor | None:
-        """Take the step if the name is the next one."""
+        """Follow the function if it is the next in the list."""
         if not self.remaining or name != self.remaining[0]:
             return None
         self.remaining.pop(0)
@@ -166,32 +189,36 @@ def run_tapped(
 ) -> Tensor:
     """Logits of ``model(x)``, with ``on_output`` called on the layer's output.
 
-    The model gets a copy: it may edit its input, which is the caller's, and serves several passes.
+    The model gets a copy of ``x``, because a model may edit its input in place: ``x`` belongs to the
+    caller and is used for several passes.
 
     Args:
         model: The classifier.
-        layer: The module of ``model`` whose output is wanted.
-        functions: Names of the functions that ``forward`` applies to that output, one after the
-            other; the last one's result is then taken in place of the layer's output.
+        layer: The module of ``model`` to observe.
+        functions: Names of the functions that ``forward`` applies to the layer's output, in order. The
+            result of the last one is then observed instead.
         x: A batch.
-        on_output: What it returns replaces the tapped tensor for all that follows; None leaves
-            it.
+        on_output: Gets the observed tensor; a tensor that it returns replaces it for the rest of the
+            pass.
 
     Raises:
-        ModelError: The layer ran not exactly once, gave no tensor, is not followed by the functions,
-            or the model gives no logits (N, C).
+        ModelError: The layer did not run exactly once, its output is not a tensor, the functions do not
+            follow it, or the model does not return logits (N, C).
     """
     calls = 0
     thread = get_ident()
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Tensor | None:
         nonlocal calls
-        if get_ident() != thread:  # another one runs the model meanwhile
+        if get_ident() != thread:  # another thread uses the model meanwhile; its pass is not ours
             return None
         calls += 1
         if not isinstance(output, Tensor):
-            message = f"the target layer must give one tensor, got {type(output).__name__}"
-            raise ModelError(f"{message}; choose a layer inside it")
+            raise ModelError(
+                f"the output of the target layer is a {type(output).__name__}, not a tensor; choose a layer "
+                "inside it",
+                code="model-layer",
+            )
         if chain is None:
             return on_output(output)
         chain.start(output)
@@ -209,20 +236,23 @@ def run_tapped(
         handle.remove()
     _require_once(calls)
     if chain is not None and chain.remaining:
-        message = (
-            f"the target layer's output must pass {'+'.join(functions)}, {chain.remaining[0]!r} did not come"
+        raise ModelError(
+            f"forward does not apply {chain.remaining[0]!r} to the target layer's output, so "
+            f"{'+'.join(functions)} cannot be observed; build a new scorer after changing the model",
+            code="model-layer",
         )
-        raise ModelError(f"{message}; build the scorer anew after changing the model")
     return logits_of(output, x.shape[0])
 
 
 class _Hook:
-    """A forward hook to be switched on for a pass and off after it; registering costs ten times as much.
+    """A forward hook that is switched on for one pass and off after it.
 
-    The module's dictionary is asked for each time: some libraries put another in its place.
+    ``register_forward_hook`` costs ten times as much, because it creates a handle with a fresh id. A hook
+    that stays registered is no alternative: it would be copied, pickled and called with the user's model.
+    The module's dictionary is looked up each time, since some libraries replace it.
 
     Args:
-        module: Whose output is wanted.
+        module: The module to observe.
         call: As for ``register_forward_hook``.
     """
 
@@ -232,30 +262,31 @@ class _Hook:
         handle.remove()
 
     def on(self) -> None:
-        """Run it from now on, after all that were registered before."""
+        """Call it from now on, after all hooks that are registered already."""
         self._module._forward_hooks[self._id] = self._call
 
     def off(self) -> None:
-        """Run it no more."""
+        """Stop calling it."""
         self._module._forward_hooks.pop(self._id, None)
 
 
 class Call(NamedTuple):
-    """What a module read and what it gave."""
+    """Input and output of one call of a module."""
 
     given: Tensor
     result: Tensor
 
 
 class Tapped(NamedTuple):
-    """What one pass gave.
+    """The result of one observed pass.
 
     Attributes:
         logits: Shape (N, C).
-        activation: The target layer's, or the last function's, as the model has it.
-        calls: Of the readers, in the order of execution.
-        edits: How many operations in place there were, until the end of the pass, on the activation
-            and on what each call read and gave, from the moment they were taken.
+        activation: Output of the target layer, or of the last function, in the model's own layout.
+        calls: Calls of the readers, in the order of execution.
+        edits: For the activation and for input and output of each call, how often it was edited in place
+            between the moment it was observed and the end of the pass. An edited tensor no longer
+            has the values that the layer saw.
     """
 
     logits: Tensor
@@ -265,15 +296,17 @@ class Tapped(NamedTuple):
 
 
 class Tap:
-    """Takes hold of the target's activation and of calls of some modules behind it, pass after pass.
+    """Observes the target layer and the calls of some later modules, pass after pass.
 
-    Nothing of a pass stays here. Two passes at a time would mix their tensors: the caller holds a lock.
+    It does the same as :func:`run_tapped` with hooks that are made once, because this runs for every sample
+    of a stream. It keeps nothing of a pass. Two passes at once would mix their tensors, so the caller
+    holds the model's locks.
 
     Args:
-        layer: The module whose output is wanted.
-        functions: What ``forward`` applies to it, as for :func:`run_tapped`.
-        readers: The modules whose calls are wanted. One that is called without arguments by
-            position, or gives no tensor, counts as not called.
+        layer: The module to observe.
+        functions: Functions that ``forward`` applies to its output, as for :func:`run_tapped`.
+        readers: The modules whose calls are recorded. A call without positional arguments, or without a
+            tensor as its result, is not recorded.
     """
 
     def __init__(self, layer: nn.Module, functions: Sequence[str], readers: Sequence[nn.Module]) -> None:
@@ -304,6 +337,7 @@ class Tap:
         finally:
             for hook in self._hooks:
                 hook.off()
+            # New lists, not cleared ones: the results hold the old ones, and no pass may leak into the next.
             self._outputs, self._calls, self._versions = [], [], []
         _require_once(len(outputs))
         logits = logits_of(output, x.shape[0])
@@ -323,20 +357,26 @@ class Tap:
 
     def _keep(self, activation: Tensor) -> None:
         self._outputs.append(activation)
-        self._versions.insert(0, activation._version)
+        self._versions.insert(
+            0, activation._version
+        )  # first, as in `kept` above: readers may have run before
 
 
 def _require_once(calls: int) -> None:
-    """The target layer ran in the pass, and ran once."""
+    """Check that the target layer ran exactly once: of several runs it is not clear which one to explain."""
     if calls != 1:
-        message = f"the target layer must run exactly once per forward pass, it ran {calls} times"
-        raise ModelError(f"{message}; choose a layer that does, or build a new scorer after exchanging it")
+        raise ModelError(
+            f"the target layer ran {calls} times in a forward pass instead of once; choose another layer, or "
+            "build a new scorer after replacing a layer",
+            code="model-layer",
+        )
 
 
 def gradient_at(leaf: Tensor, logits: Tensor, seed: Tensor, *, keep_graph: bool = False) -> Tensor | None:
-    """Gradient of the sum of ``seed * logits`` at a leaf, None where they do not depend on it.
+    """Gradient of the sum of ``seed * logits`` at a leaf; None if the logits do not depend on it.
 
-    Of a number: with ``grad_outputs`` torch loads its symbolic shapes, and SymPy with them, 30 MiB.
+    The sum is built here instead of passing ``grad_outputs=seed``: that makes torch import its symbolic
+    shapes and with them SymPy, 30 MiB of memory on a device.
     """
     if not logits.requires_grad:
         return None
@@ -347,127 +387,141 @@ def gradient_at(leaf: Tensor, logits: Tensor, seed: Tensor, *, keep_graph: bool 
 
 
 def logits_of(output: Any, n_rows: int) -> Tensor:
-    """The logits (N, C) in what a model returned: a tensor, or an object or mapping with ``logits``.
+    """The logits (N, C) in a model's output: the tensor itself, or ``logits`` of an object or mapping.
 
     Raises:
-        ModelError: There are none, they are not 2-D with one row per sample, or C is 1.
+        ModelError: There are no logits, they are not 2-D with one row per sample, or C is 1.
     """
     logits = output
     if not isinstance(output, Tensor):
         logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
-        message = (
-            f"the model must return logits (N, C) or an object with .logits, got {type(output).__name__}"
+        raise ModelError(
+            f"the model returns a {type(output).__name__} without logits; wrap it in a module that returns "
+            "its logits, shape (N, C)",
+            code="model-outputs",
         )
-        raise ModelError(f"{message}; wrap it in a module that returns its logits")
     shape = tuple(logits.shape)
     if len(shape) != 2 or shape[0] != n_rows:
-        message = f"the model must return logits of shape ({n_rows}, n_classes), got {shape}"
-        raise ModelError(f"{message}; DRIP scores one class per sample: dense outputs need pooling first")
+        raise ModelError(
+            f"the model returns logits of shape {shape}, not ({n_rows}, n_classes); DRIP scores one class "
+            "per sample, so pool a dense output first",
+            code="model-outputs",
+        )
     if shape[1] < 2:
-        message = f"the model must return at least two logits per sample, got {shape}"
-        advice = "give a one-output binary model two: torch.cat([torch.zeros_like(z), z], dim=1)"
-        raise ModelError(f"{message}; {advice}")
+        raise ModelError(
+            f"the model returns one logit per sample, shape {shape}; turn a one-output binary model into two "
+            "classes: torch.cat([torch.zeros_like(z), z], dim=1)",
+            code="model-outputs",
+        )
     return logits
-
-
-Batch = NDArray[np.floating[Any]] | Tensor
 
 
 def to_input(batch: Batch, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The batch as a tensor of the model's type on the model's device, without a graph.
 
     Raises:
-        InputError: It is neither array nor tensor, has no batch axis, is not floating point, has a
-            mask, or holds NaN or infinite values (the message names the rows).
+        InputError: The batch is neither array nor tensor, has no batch axis, is not floating point, has a
+            mask, or contains NaN or infinity (the message names the rows).
     """
-    if isinstance(batch, np.ma.MaskedArray):
-        raise InputError("batch must be an array without a mask, got MaskedArray; fill it: batch.filled(0.0)")
+    if isinstance(batch, np.ma.MaskedArray):  # torch would silently read the values under the mask
+        raise InputError("the batch is a masked array; fill it first: batch.filled(0.0)")
     if isinstance(batch, np.ndarray) and batch.dtype.kind == "f":
         if batch.dtype.char not in "efd" or not batch.dtype.isnative:  # long doubles, other byte orders
             batch = batch.astype(np.float64)
-        # torch warns of arrays that are read-only and refuses negative strides
+        # torch warns about read-only arrays and rejects negative strides
         tensor = torch.from_numpy(batch if batch.flags.carray else batch.copy(order="C"))
     elif isinstance(batch, Tensor) and batch.is_floating_point():
         tensor = batch.detach()
     elif isinstance(batch, (np.ndarray, Tensor)):
-        advice = "scale it as in training, then pass float32"
+        # Converting bytes to floats here would hide a missing scaling: the scores would be plausible and
+        # wrong.
         raise InputError(
-            f"batch must be floating point, got {type(batch).__name__} of {batch.dtype}; {advice}"
+            f"the batch is a {type(batch).__name__} of {batch.dtype}, not of floats; scale it as in "
+            "training, then pass float32"
         )
     else:
-        raise InputError(f"batch must be a numpy array or a torch tensor, got {type(batch).__name__}")
-    if tensor.dim() < 2:
-        shape = tuple(tensor.shape)
         raise InputError(
-            f"batch must have shape (N, *input shape), got {shape}; add the batch axis: batch[None]"
+            f"the batch is a {type(batch).__name__}; pass a NumPy array or a torch tensor of floats"
+        )
+    if tensor.dim() < 2:
+        raise InputError(
+            f"the batch has shape {tuple(tensor.shape)} without a batch axis; add it: batch[None]",
+            code="sample-shape",
         )
     if tensor.dtype != dtype or tensor.device != device:
         tensor = tensor.to(device=device, dtype=dtype)
-    # one sum finds every NaN and infinity at the price of one pass; only a hit is looked at closely
+    # One sum finds every NaN and infinity in one read. It may also overflow by itself, so a hit is examined.
     if not math.isfinite(tensor.sum().item()):
         finite = torch.isfinite(tensor.flatten(1)).all(1)
         if not finite.all():
             rows = _first_rows(~finite.cpu().numpy())
             raise InputError(
-                f"inputs must be finite, got NaN or infinity in rows {rows}; drop or repair them"
+                f"the batch contains NaN or infinity in rows {rows}; remove or repair them",
+                code="sample-non-finite",
             )
     return tensor
 
 
 def to_host(values: Any) -> NDArray[Any]:
-    """A tensor, on whatever device and of whatever floating type, or an array, as an array."""
+    """A tensor of any device and floating type as an array; an array unchanged."""
     if isinstance(values, np.ndarray):
         return values
     host = values.detach().cpu()
-    return np.asarray(host.float() if host.dtype == torch.bfloat16 else host)
+    return np.asarray(host.float() if host.dtype == torch.bfloat16 else host)  # NumPy has no bfloat16
 
 
 def require_finite(what: str, values: NDArray[np.floating[Any]]) -> None:
     """Check that every row of a model's results is finite.
 
+    A NaN score compares as outside every window or inside it, depending on how the comparison is written,
+    so it must never reach a rule (docs/decisions.md, A11).
+
     Raises:
-        NonFiniteError: Some are not; the message names the rows (A11: never a silent discard).
+        NonFiniteError: Some rows are not finite; the message names them.
     """
     if not np.isfinite(values).all():
         rows = _first_rows(~np.isfinite(values).reshape(len(values), -1).all(1))
         raise NonFiniteError(
-            f"{what} must be finite, got NaN or infinity in rows {rows}; look at these inputs' scale, and "
-            "where every input does it at the model's weights and running statistics"
+            f"the {what} contain NaN or infinity in rows {rows}; check the scale of these inputs, and if it "
+            "happens for every input the model's weights and running statistics"
         )
 
 
 def notes_on(logits: Tensor) -> tuple[str, ...]:
-    """What the user should know of outputs that do not look like logits.
+    """Warnings about outputs that do not look like logits.
+
+    A warning and not an error: logits may happen to lie between zero and one.
 
     >>> notes_on(torch.tensor([[0.9, 0.8, 0.1]]))[0][:55]
     'the outputs look like probabilities of independent labe'
     >>> notes_on(torch.tensor([[-1.0, 3.0, 0.1]]))
     ()
     """
+    # Rows that sum to one are a softmax; rows whose exponentials do are a log-softmax.
     sums = torch.stack((logits.sum(1) if logits.min() >= 0 else logits[:, 0], logits.exp().sum(1)))
     if ((sums - 1).abs() < 1e-4).all(1).any():
-        return ("the outputs look like (log-)probabilities; the score wants the logits before softmax",)
+        return ("the outputs look like (log-)probabilities; the score needs the logits before softmax",)
     if logits.min() >= 0 and logits.max() <= 1:
         note = "the outputs look like probabilities of independent labels (sigmoid)"
-        return (f"{note}; the score wants the logits, one class per sample",)
+        return (f"{note}; the score needs the logits of a model with one class per sample",)
     return ()
 
 
 def to_classes(classes: Any, like: Any) -> Any:
-    """Class indices (N,) for logits (N, n_classes): an array, or a tensor where ``like`` is one.
+    """Class indices (N,) for logits (N, n_classes), as a tensor if ``like`` is one and as an array otherwise.
 
     Raises:
-        InputError: They are not N integers in [0, n_classes).
+        InputError: ``classes`` are not N integers in [0, n_classes).
     """
     n_rows, n_classes = like.shape
     given = np.asarray(classes)
     if given.shape != (n_rows,) or given.dtype.kind not in "iu":
         raise InputError(
-            f"classes must be {n_rows} integers, one per row, got {given.dtype} of shape {given.shape}"
+            f"classes has type {given.dtype} and shape {given.shape}; give {n_rows} integers, one per row"
         )
     if n_rows and (given.min() < 0 or given.max() >= n_classes):
-        raise InputError(f"classes must be in [0, {n_classes}), got {given.min()} to {given.max()}")
+        raise InputError(f"classes are {given.min()} to {given.max()}; the model's are 0 to {n_classes - 1}")
     indices = given.astype(np.int64)
     return torch.from_numpy(indices).to(like.device) if isinstance(like, Tensor) else indices
 

@@ -1,4 +1,11 @@
-"""TorchScorer: a trained classifier in, observations out; it leaves the model as it found it."""
+"""TorchScorer: a trained classifier in, observations out.
+
+The first batch fixes what does not change between batches: the target layer, the plan for its gradient, and
+whether NumPy may do the arithmetic. A later batch costs one forward pass and a few small products.
+
+An error says whose fault it is, because a run treats the two differently: an :class:`InputError` or
+:class:`NonFiniteError` sends one sample to quarantine, any other :class:`ModelError` stops the run.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +54,7 @@ _CONTRAST_NAMES = ("contrast", "contrast_mean", "contrast_abs")
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """What the example or the first batch fixed; ``on_host`` is a plan for :func:`host_scores`."""
+    """What the first batch fixed; ``on_host`` is the plan if :func:`host_scores` may run it."""
 
     target: Target
     choice: Choice
@@ -63,34 +70,33 @@ class TorchScorer:
     .. math:: a_k = \frac1Z \sum_p \frac{\partial f_c}{\partial A_{k,p}}, \quad
               H = \max\Bigl(0, \sum_k a_k A_k\Bigr), \quad \mathrm{score} = \frac1Z \sum_p H_p
 
-    A are the K maps of Z positions p that enter the head, f_c is the logit (before softmax) of the
+    A are the K maps with Z positions p that enter the head, f_c is the logit (before softmax) of the
     predicted class c, the lowest index on ties. The model runs forward once per call; only its head,
     or nothing at all, is differentiated (:attr:`plan`). Parameters, gradients, hooks and training
-    flags of the model stay as they are; dropout and batch normalisation run in eval mode.
+    flags of the model stay unchanged; dropout and batch normalisation run in eval mode.
 
-    The target layer and the plan are fixed with ``example``, or else with the first batch, by passes
-    over two of its samples; behind the layer these build a graph. Build a new scorer after
-    exchanging layers; new weights in the same layers need none.
+    ``example``, or else the first batch, fixes the target layer and the plan with a few passes over two of
+    its samples. Build a new scorer after replacing a layer; new weights in the same layers are followed.
 
-    Outputs after a sigmoid or softmax, and multi-label models, cannot be told from logits with
-    certainty: give a model that ends with one logit per class (:meth:`describe` warns of rows that
-    sum to one or lie between zero and one).
+    Outputs after a sigmoid or softmax, and multi-label models, cannot be recognised with certainty. Pass a
+    model that ends with one logit per class; :meth:`describe` warns about rows that sum to one or are all
+    between zero and one.
 
     Args:
         model: The classifier; returns logits (N, C), or an object or mapping with ``logits``.
-        layer: Dotted name of the target layer; None finds it (:attr:`layer` says which).
-        heatmap: ``raw`` as in the paper's equations, or ``normalised``: each heatmap to [0, 1]
-            before the mean, another statistic altogether.
+        layer: Dotted name of the target layer; None finds it, and :attr:`layer` tells which.
+        heatmap: ``raw`` as in the paper's equations, or ``normalised``, which scales each heatmap to
+            [0, 1] before the mean and gives a different score.
         contrast: Also score the map M of f_c1 - f_c2, the two largest logits (lower index first on
             ties), and make ``contrast`` the primary score.
         method: ``gradcam`` (the paper's), ``hirescam``, ``gradcam++`` or ``layercam``.
-        reshape: For layers that do not give (N, K, \*positions), such as tokens: brings their
-            output there. Square token grids need none.
+        reshape: Brings the layer's output to (N, K, \*positions) if it has another layout, such as
+            tokens. Square token grids need none.
         example: A few inputs, shape (N, \*input shape), to fix layer and plan at once.
         device: Where to score; the model is moved there. None leaves it where it is.
 
     Raises:
-        InputError: An option is unknown, or the example is no batch of finite floats.
+        InputError: An option is unknown, or the example is not a batch of finite floats.
         ModelError: The model has no layer to score, or no logits.
 
     References:
@@ -108,21 +114,23 @@ class TorchScorer:
         model: nn.Module,
         layer: str | None = None,
         heatmap: Heatmap = "raw",
-        contrast: bool = False,  # noqa: FBT001, FBT002  # the name others script against
+        contrast: bool = False,  # noqa: FBT001, FBT002  # kept positional for existing scripts
         method: str = "gradcam",
         reshape: Reshape | None = None,
         example: Batch | None = None,
         device: str | torch.device | None = None,
     ) -> None:
         if heatmap not in get_args(Heatmap):
-            raise InputError(f"heatmap must be one of {get_args(Heatmap)}, got {heatmap!r}")
+            raise InputError(f"heatmap {heatmap!r} is unknown; choose one of {get_args(Heatmap)}")
         if not isinstance(method, str) or method not in MAPS:
-            raise InputError(f"method must be one of {tuple(MAPS)}, got {method!r}")
+            raise InputError(f"method {method!r} is unknown; choose one of {tuple(MAPS)}")
         if not isinstance(layer, str | None):
-            raise InputError(f"layer must be a dotted name such as 'features.8' or None, got {layer!r}")
+            raise InputError(
+                f"layer {layer!r} is not a name; give a dotted name such as 'features.8', or None"
+            )
         if not (reshape is None or callable(reshape)):
             raise InputError(
-                f"reshape must be a function from (N, T, C) to (N, K, *positions), got {reshape!r}"
+                f"reshape {reshape!r} cannot be called; give a function from (N, T, C) to (N, K, *positions)"
             )
         self._model = _on_device(model, device)
         self._asked_layer = layer
@@ -136,19 +144,19 @@ class TorchScorer:
         self._locks = locks_of(model)
         reference = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), None)
         if reference is None:
-            raise ModelError("the model must have parameters, got none; give the trained model")
+            raise ModelError("the model has no parameters; pass the trained model")
         self._device = reference.device
         self._dtype = reference.dtype
         if example is not None:
             x = self._checked(example)
             if len(x) == 0:
-                raise InputError("example must hold at least one sample, got none")
+                raise InputError("the example is empty; pass at least one sample")
             with ScoringMode(self._model, self._locks):
                 self._prepare(x)
 
     @property
     def provides(self) -> frozenset[str]:
-        """Names that the observations carry: ``logits``, ``features`` and the scores."""
+        """Names of what the observations contain: ``logits``, ``features`` and the scores."""
         return frozenset(("logits", "features", *self._score_names()))
 
     @property
@@ -158,12 +166,12 @@ class TorchScorer:
 
     @property
     def plan(self) -> Plan:
-        """The way to the gradient that was chosen; ``plan.name`` says it in words."""
+        """How the gradient is computed; ``plan.name`` says it in words."""
         return self._fixed().choice.plan
 
     @property
     def score_definition(self) -> JsonObject:
-        """What the primary score is, for a policy's provenance; JSON-serialisable."""
+        """Definition of the primary score for a policy's provenance; JSON-serialisable."""
         target = self._fixed().target
         return {
             "name": self._primary,
@@ -175,7 +183,7 @@ class TorchScorer:
         }
 
     def describe(self) -> str:
-        """Layer, plan, its timing against the others, and warnings; for people."""
+        """Layer, plan, its timing and warnings as text for the terminal."""
         fixed = self._fixed()
         shape = " x ".join(str(size) for size in fixed.target.shape)
         kind = f"{self._method}, {self._heatmap} heatmap" + (", contrastive" if self._contrast else "")
@@ -190,18 +198,18 @@ class TorchScorer:
         return "\n".join([*lines, *(f"note: {note}" for note in fixed.notes)])
 
     def score(self, batch: Batch) -> Observations:
-        r"""Scores, classes, logits and pooled features of a batch, as if each sample came alone.
+        r"""Scores, classes, logits and pooled features of a batch; samples do not influence each other.
 
         Args:
             batch: Inputs, shape (N, \*input shape), floating point, finite; N may be 0.
 
         Returns:
-            Columns of N rows: ``named_scores`` has ``drip`` (mean of the heatmap as configured) and
+            Columns of N rows. ``named_scores`` has ``drip`` (mean of the heatmap as configured) and
             with ``contrast`` also ``contrast`` = mean max(0, M), ``contrast_mean`` = mean M and
             ``contrast_abs`` = mean \|M\|; ``features`` is the mean of A over its positions, float32.
 
         Raises:
-            InputError: The batch has another shape or type than the model takes, or is not finite.
+            InputError: The model does not accept the batch's shape or type, or it is not finite.
             NonFiniteError: A logit or score is NaN or infinite.
             ModelError: The model fails on a batch of the usual shape, has NaN in its weights, or
                 changed its structure.
@@ -211,6 +219,7 @@ class TorchScorer:
             return self._no_rows(x)
         with ScoringMode(self._model, self._locks):
             classes, logits, scores, features = self._guarded(x, self._scored)
+        # The cheap test first: for a good batch no row is looked at and no message is built.
         if not _looks_finite(logits, *scores.values()):
             self._require_finite("logits", logits)
             for name, column in scores.items():
@@ -219,18 +228,18 @@ class TorchScorer:
         return Observations(classes, logits.astype(np.float64), columns, self._primary, features)
 
     def heatmap(self, batch: Batch, classes: IntArray | None = None) -> NDArray[np.float32]:
-        r"""Heatmaps for pictures: after the ReLU, normalised if so configured, at feature-map size.
+        r"""Heatmaps for pictures: after the ReLU, normalised if configured, at feature-map size.
 
         Args:
             batch: Inputs, shape (N, \*input shape).
-            classes: The class to explain for each row, in [0, n_classes), shape (N,); None takes the
-                predicted ones.
+            classes: The class to explain for each row, in [0, n_classes), shape (N,); None explains the
+                predicted classes.
 
         Returns:
             Heatmaps, shape (N, \*positions).
 
         Raises:
-            InputError: As :meth:`score`, or classes are not N valid class indices.
+            InputError: As :meth:`score`, or ``classes`` are not N valid class indices.
             NonFiniteError: As :meth:`score`.
             ModelError: As :meth:`score`.
         """
@@ -252,10 +261,10 @@ class TorchScorer:
             found = host_scores(fixed.on_host, x)
             if found is not None:
                 return found.classes, found.logits, {"drip": found.scores}, found.features
-            plan = fixed.on_host.head
+            plan = fixed.on_host.head  # this pass is not covered: a hook, autocast or an edit came in between
         run = plan.run(x)
         logits = to_host(run.logits)
-        if not _looks_finite(logits):  # they may hang on nothing that has a gradient
+        if not _looks_finite(logits):  # before the backward, which fails on logits without a graph
             self._require_finite("logits", logits)
         best, rival = top_two(run.logits)
         named = {"drip": mean_over_positions(self._heatmaps(run, best))}
@@ -264,6 +273,7 @@ class TorchScorer:
             named["contrast"] = mean_over_positions(difference.relu())
             named["contrast_mean"] = mean_over_positions(difference)
             named["contrast_abs"] = mean_over_positions(difference.abs())
+        # One matrix of N * K rows instead of a mean over several axes, which is slower.
         pooled = to_host(mean_over_positions(in_single(run.activations).flatten(0, 1)))
         features = pooled.reshape(run.activations.shape[:2]).astype(np.float32, copy=False)
         arrays = {name: to_host(values) for name, values in named.items()}
@@ -274,7 +284,7 @@ class TorchScorer:
         given = in_single(run.activations), in_single(gradients(classes, rivals))
         if not torch.is_autocast_enabled(self._device.type):
             return self._map(*given)
-        with torch.autocast(self._device.type, enabled=False):  # it is for the model, not for the score
+        with torch.autocast(self._device.type, enabled=False):  # the caller meant the model, not the score
             return self._map(*given)
 
     def _heatmaps(self, run: Pass, classes: Tensor) -> Tensor:
@@ -288,37 +298,51 @@ class TorchScorer:
         return to_input(batch, self._dtype, self._device)
 
     def _guarded(self, x: Tensor, work: Callable[[_Prepared, Tensor], Result]) -> Result:
-        """One pass over a batch, and what its failure means; the first fixes the plan."""
+        """One pass over a batch, with the user's exceptions translated; the first pass fixes the plan.
+
+        A model that raises on the shape it accepted before is broken; on another shape the input is at
+        fault. This is the only way to tell: what ``forward`` raises can be any type.
+        """
         fixed = self._prepared or self._prepare(x)
         if x.dim() != 1 + len(fixed.input_shape):
+            # Some models accept a missing batch axis and would return scores of something else.
             expected = ("N", *fixed.input_shape)
-            message = f"batch must have as many axes as {expected}, got shape {tuple(x.shape)}"
-            raise InputError(f"{message}; a single sample needs its batch axis too: batch[None]")
+            raise InputError(
+                f"the batch has shape {tuple(x.shape)}, the model's inputs have {expected}; a single sample "
+                "needs a batch axis too: batch[None]",
+                code="sample-shape",
+            )
         try:
             return work(fixed, x)
-        except Exception as error:  # whatever the user's forward raises
+        except Exception as error:  # forward is the user's: it may raise anything
             if tuple(x.shape[1:]) == fixed.input_shape:
                 if isinstance(error, DripError):
                     raise
-                message = f"the model failed on a batch of shape {tuple(x.shape)}: {_words(error)}"
-                raise ModelError(f"{message}; it took this shape before: look at the model") from error
+                raise ModelError(
+                    f"the model failed on a batch of shape {tuple(x.shape)}: {_words(error)}; it accepted "
+                    "this shape before, so look for the cause in the model",
+                    code="model-failed",
+                ) from error
             expected = ("N", *fixed.input_shape)
             raise InputError(
-                f"batch must have shape {expected} or another that the model takes, got {tuple(x.shape)}; "
-                f"the model says: {_words(error)}"
+                f"the model failed on a batch of shape {tuple(x.shape)}: {_words(error)}; pass shape "
+                f"{expected} or another that the model accepts",
+                code="sample-shape",
             ) from error
 
     def _prepare(self, x: Tensor) -> _Prepared:
-        """Fix target layer and plan on one or two samples; inside ScoringMode."""
+        """Fix target layer and plan with two samples; inside ScoringMode."""
+        # Two samples: with one, an output whose first axis is not the batch would pass unnoticed.
         example = x[:2] if len(x) > 1 else torch.cat((x, x.flip(-1)))
         try:
             output = self._model(example.clone())
-        except Exception as error:  # whatever the user's forward raises
+        except Exception as error:  # forward is the user's: it may raise anything
             if isinstance(error, DripError):
                 raise
-            message = f"the model must take the batch, it failed on shape {tuple(x.shape)}: {_words(error)}"
             raise InputError(
-                f"{message}; give the batch axis, channels and size that the model expects"
+                f"the model failed on its first batch, shape {tuple(x.shape)}: {_words(error)}; pass the "
+                "batch axis, channels and size that it expects",
+                code="sample-shape",
             ) from error
         logits = logits_of(output, len(example))
         self._require_finite("logits", to_host(logits))
@@ -326,26 +350,31 @@ class TorchScorer:
             target = find_target(self._model, example, self._asked_layer, self._reshape)
             choice = choose_plan(self._model, target, example[:1])
             on_host = self._on_host(choice, example)
-        except Exception as error:  # the model took the same batch before
+        except Exception as error:  # not the batch's fault: the model accepted it above
             if isinstance(error, DripError):
                 raise
-            message = f"the model must run with hooks and a graph behind a layer, it failed: {_words(error)}"
-            raise ModelError(f"{message}; give another layer=, or reshape= if that is what failed") from error
+            raise ModelError(
+                f"the model cannot be scored: {_words(error)}; give another layer=, or correct reshape= if "
+                "that is what failed",
+                code="score-unavailable",
+            ) from error
         notes = (*target.notes, *notes_on(logits))
         self._prepared = _Prepared(target, choice, notes, tuple(x.shape[1:]), logits.shape[1], on_host)
         return self._prepared
 
     def _require_finite(self, what: str, values: NDArray[np.floating[Any]]) -> None:
-        """Results are finite; where they are not, weights that are not are the model's fault."""
+        """Check results; if they are not finite, find out whether the weights or the sample are at fault."""
         if not np.isfinite(values).all():
             for name, parameter in self._model.named_parameters():
                 if not torch.isfinite(parameter).all():
-                    message = f"the model's weights must be finite, got NaN or infinity in {name!r}"
-                    raise ModelError(f"{message}; load a sound checkpoint")
+                    raise ModelError(
+                        f"the model's weights contain NaN or infinity in {name!r}; load a sound checkpoint",
+                        code="model-non-finite",
+                    )
         require_finite(what, values)
 
     def _on_host(self, choice: Choice, example: Tensor) -> ClosedForm | None:
-        """The plan, where NumPy can carry it out and gives the same, for one row and for several."""
+        """The plan, if NumPy can carry it out and gives the same for one row and for several."""
         plan = choice.plan
         on_cpu = example.device.type == "cpu" and example.dtype == torch.float32
         plain = self._method == "gradcam" and self._heatmap == "raw" and not self._contrast
@@ -364,11 +393,11 @@ class TorchScorer:
 
     def _fixed(self) -> _Prepared:
         if self._prepared is None:
-            raise InputError("the target layer is not known yet; pass example= or score a batch first")
+            raise InputError("the target layer is not known yet; pass example=, or score a batch first")
         return self._prepared
 
     def _no_rows(self, x: Tensor) -> Observations:
-        """The columns of an empty batch; where nothing was scored yet, noise of its shape fixes the layer."""
+        """The columns of an empty batch. Before the first batch, noise of its shape fixes the layer."""
         fixed = self._prepared
         if fixed is None:
             generator = torch.Generator().manual_seed(0)
@@ -384,27 +413,33 @@ class TorchScorer:
 
 
 def _looks_finite(*arrays: NDArray[np.floating[Any]]) -> bool:
-    """False where anything is NaN or infinite, or so large that its square is; in code that has just run."""
+    """False if a value is NaN or infinite, or so large that its square is; then the caller looks closely.
+
+    A dot product of each array with itself is the cheapest complete test, and this one runs for every sample.
+    ``np.isfinite(...).all()`` takes two calls and an array of booleans each.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         flats = [values.reshape(-1) for values in arrays]
         return math.isfinite(sum(float(np.dot(flat, flat)) for flat in flats))
 
 
 def _run(fixed: _Prepared, x: Tensor) -> Pass:
-    """One pass by the chosen plan."""
+    """One pass with the chosen plan."""
     return fixed.choice.plan.run(x)
 
 
 def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
-    """The model, on the device if one is given.
+    """The model, moved to the device if one is given.
 
     Raises:
-        ModelError: It is no module that runs in Python, where layers can be hooked.
-        InputError: There is no such device.
+        ModelError: It is not a module that runs in Python; a script's layers cannot be observed.
+        InputError: The device does not exist here.
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        message = f"model must be a torch.nn.Module that runs in Python, got {type(model).__name__}"
-        raise ModelError(f"{message}; give the module itself, not a script, a file or its weights")
+        raise ModelError(
+            f"a {type(model).__name__} is not a torch.nn.Module that runs in Python; pass the module itself, "
+            "not a script, a file or its weights"
+        )
     if device is None:
         return model
     try:
@@ -412,10 +447,10 @@ def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module
     except (RuntimeError, TypeError, AssertionError) as error:  # the last: torch without CUDA
         reason = _words(error).splitlines()[0]
         raise InputError(
-            f"device must be one that torch has here, such as 'cpu', got {device!r}: {reason}"
+            f"device {device!r} is not available here: {reason}; choose another, such as 'cpu'"
         ) from error
 
 
 def _words(error: Exception) -> str:
-    """What an error of another's code says; its kind too, for some say nothing."""
+    """Type and message of a exception from other code; the type too, because some messages are empty."""
     return f"{type(error).__name__}: {error}"
