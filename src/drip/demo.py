@@ -1,4 +1,8 @@
-"""The demonstration: the whole method on real handwritten digits, one sample at a time, with a report."""
+"""The demonstration: the whole method on real handwritten digits, one sample at a time, with a report.
+
+It runs the public functions that the commands run, and nothing else. It is small enough for a laptop, so its
+accuracies differ between machines by a few tenths of a point; the report says what that allows to conclude.
+"""
 
 from __future__ import annotations
 
@@ -41,17 +45,18 @@ SHARES = (0.4, 0.2, 0.4)
 """Training, test and production, the paper's split (section IV-A.1)."""
 
 CALIBRATION_SHARE = 0.2
-"""Part of the training set that is held out to find the limits (docs/decisions.md, A7)."""
+"""Part of the training set that is held out to find the windows (docs/decisions.md, A7)."""
 
 STORE_BUDGET_BYTES = 256_000_000
+"""Enough for all 70,000 digits: the demonstration compares rules, so eviction must not interfere."""
 
 GALLERY_CHOICE = (
-    "Of the kept digits up to a third are random ones that the model got wrong, a third those farthest from "
-    "their window, the rest random right ones; of the discarded up to a third are wrong, the rest right."
+    "Up to a third of the kept digits are random ones that the model got wrong, a third those farthest from "
+    "their window, the rest random correct ones. Up to a third of the discarded ones are wrong."
 )
 _N_TIMED = 300
 _MARKER = ".drip-demo"
-"""Tells a demonstration's folder from a user's, whose files may have the same names."""
+"""Marks a folder as a demonstration's: a user's own files may have the same names and must not be deleted."""
 _FILES = ("model.pt", "policy.json", "report.html", "kept.db", "kept.db-wal", "kept.db-shm", "kept.db-lock")
 _MODEL = "drip.models:SmallCNN"
 
@@ -60,14 +65,14 @@ OnStage = Callable[[str, int, int | None, str], None]
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """What the demonstration runs.
+    """Options of the demonstration.
 
     Attributes:
-        out: Folder for the model, the policy, the store and the report; replaced when it is an
-            earlier demonstration's.
+        out: Folder for the model, the policy, the store and the report. Files of an earlier
+            demonstration in it are replaced.
         seed: Seed of the split, of every training and of the random arm.
         retention: Keep rate of the production stream, in (0, 1).
-        epochs: Passes over the data per training; None takes 10, or 4 for more than 10,000 digits.
+        epochs: Passes over the data per training; None means 10, or 4 for more than 10,000 digits.
     """
 
     out: Path
@@ -79,21 +84,20 @@ class DemoConfig:
 def run_demo(config: DemoConfig, on_stage: OnStage = lambda *_: None) -> RunReport:
     """Train, calibrate, stream, keep, retrain and compare, on MNIST.
 
-    Torch runs on one thread meanwhile: the numbers are the same on any number of cores, and several threads
-    crawl beside other work.
-
     Args:
         config: What to run.
-        on_stage: Called with the stage, what is done of it, the total or None, and a note.
+        on_stage: Called with the stage, the finished part of it, the total or None, and a note.
 
     Returns:
-        All numbers and pictures of the report; ``model.pt``, ``policy.json`` and ``kept.db`` lie in
-        the folder.
+        All numbers and pictures of the report. ``model.pt``, ``policy.json`` and ``kept.db`` are in the
+        folder.
 
     Raises:
-        InputError: an option is outside its range, or the folder holds anything but an earlier
-            demonstration or cannot be written.
+        InputError: An option is out of range, the folder contains other files than an earlier
+            demonstration's, or it cannot be written.
     """
+    # One thread: the numbers then do not depend on the number of cores, and beside other work several torch
+    # threads are far slower than one, since each waits for the slowest at every layer.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -106,7 +110,7 @@ def run_demo(config: DemoConfig, on_stage: OnStage = lambda *_: None) -> RunRepo
 
 
 class _Demo:
-    """One run; each property is computed once, in the order in which it is first asked for."""
+    """One run; each property is computed once, when it is first read."""
 
     def __init__(self, config: DemoConfig, dataset: ImageDataset, on_stage: OnStage) -> None:
         check_fraction("retention", config.retention)
@@ -124,7 +128,7 @@ class _Demo:
         )
 
     def prepare_folder(self) -> None:
-        """Make the folder; an earlier demonstration's files in it go, nobody else's."""
+        """Create the folder; delete an earlier demonstration's files in it, and nobody else's."""
         out = self._config.out
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -132,13 +136,17 @@ class _Demo:
             others = sorted(path.name for path in out.iterdir() if path.name not in known)
             if others:
                 raise InputError(
-                    f"a new folder or an earlier demonstration's is needed, got {out} with {others[0]!r}"
+                    f"{out}: contains {others[0]!r}, which is not a demonstration's; choose a new folder",
+                    code="path-exists",
                 )
             for name in _FILES:
                 (out / name).unlink(missing_ok=True)
             (out / _MARKER).touch()
         except OSError as error:
-            raise InputError(f"a folder that can be written is needed, got: {error}") from error
+            raise InputError(
+                f"{out}: cannot be created or written ({error}); choose another folder",
+                code="path-not-writable",
+            ) from error
 
     @cached_property
     def model(self) -> nn.Module:
@@ -151,7 +159,7 @@ class _Demo:
 
     @cached_property
     def scorer(self) -> _Recorder:
-        """The scorer, which remembers what it observed."""
+        """The scorer; it records its observations."""
         return _Recorder(TorchScorer(self.model, example=self._dataset.inputs(self._train[:2])))
 
     @cached_property
@@ -180,7 +188,7 @@ class _Demo:
         return policy
 
     def stream(self) -> None:
-        """The production phase: every production digit through the policy into the store."""
+        """The production phase: every production digit goes through the policy into the store."""
         source = DatasetSource(self._dataset, self._production)
         rule = self.policy.to_rule()
         with self._store() as store:
@@ -198,7 +206,7 @@ class _Demo:
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
-        """Baseline, all-data, DRIP, and random and margin at exactly DRIP's count."""
+        """Baseline, all-data, DRIP, and random and margin with exactly as many samples as DRIP."""
         with self._store() as store:
             kept = np.array(sorted(self._position(stored.sample.id) for stored in store), dtype=np.int64)
         count, seed = len(kept), self._config.seed
@@ -220,7 +228,7 @@ class _Demo:
 
     @cached_property
     def decision_ms(self) -> FloatArray:
-        """Milliseconds from prepared input to decision, one sample at a time."""
+        """Milliseconds from prepared input to decision, one sample at a time, as on a device."""
         self._on_stage("timing decisions", 0, None, "")
         rule = self.policy.to_rule()
         inputs = self._dataset.inputs(self._production[:_N_TIMED])
@@ -271,7 +279,10 @@ class _Demo:
         return Examples(self._dataset.inputs(rows), self._dataset.labels[rows])
 
     def _fit(self, stage: str, positions: IntArray) -> nn.Module:
-        """Train from scratch on the training part plus these positions of the production stream."""
+        """Train from scratch on the training part plus these positions of the production stream.
+
+        From scratch and with the same seed in every arm, so that the arms differ only in their data.
+        """
         clock = perf_counter()
         parts = [self._examples(self._train), self._examples(self._production[positions])]
         model = train(SmallCNN, *parts, config=self._training, on_epoch=self._on_epoch(stage))
@@ -343,7 +354,7 @@ class _Demo:
 
 
 class _Recorder:
-    """A scorer that remembers what it observed, for the arms that decide on the same stream."""
+    """A scorer that records its observations, so that the other arms decide on the same stream."""
 
     def __init__(self, inner: TorchScorer) -> None:
         self.inner = inner
@@ -365,14 +376,14 @@ class _Recorder:
 def gallery_positions(
     retain: BoolArray, wrong: BoolArray, distance: FloatArray, *, seed: int, n_each: int = 12
 ) -> Sequence[int]:
-    """Which samples to show: kept ones (a third of them wrong, a third the most distant) and discarded ones.
+    """Positions of the samples to show: kept ones, a third wrong and a third most distant, then discarded ones.
 
     Args:
         retain: Decisions, shape (n,).
         wrong: Where the model is wrong, shape (n,).
         distance: Distance to the window, shape (n,).
         seed: Seed of the random choice.
-        n_each: Most kept, and most discarded, samples.
+        n_each: Maximum number of kept samples, and of discarded ones.
     """
     order = np.random.default_rng(seed).permutation(len(retain))
     third = n_each // 3

@@ -166,6 +166,9 @@ CODES: Mapping[str, str] = MappingProxyType(
         "table-invalid": (
             "The table has missing, non-numeric or inconsistent cells. The message names the place."
         ),
+        "training-diverged": (
+            "The training loss became NaN or infinite. Lower the learning rate, and check the scale of the inputs."
+        ),
     }
 )
 """Every code with what happened and what to do."""

@@ -1,4 +1,8 @@
-"""Training: the first model, and the next one from the training set plus a store. Needs torch."""
+"""Training: the first model, and the next one from the training set plus what a store kept.
+
+Deliberately small: one optimiser and one schedule, so that two models of a comparison differ only in their
+data.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +35,15 @@ class TrainConfig:
     """How a model is trained: AdamW, one-cycle learning rate, cross-entropy.
 
     Attributes:
-        epochs: Passes over the examples, at least 1; without meaning where ``steps`` is given.
+        epochs: Passes over the examples, at least 1; ignored if ``steps`` is given.
         batch_size: Examples per step, at least 2.
         learning_rate: Peak of the one-cycle schedule, positive.
         weight_decay: Decoupled weight decay, at least 0.
-        seed: Seed of initial weights and order; equal seeds on one machine give equal models.
+        seed: Seed of initial weights and order. Equal seeds give equal models on one machine; another
+            machine may sum floating-point numbers in another order, and training amplifies that.
         device: Where to train, such as ``cpu`` or ``cuda``.
-        steps: Optimiser steps in all, at least 1, to compare sets of different sizes at equal work; None
-            takes as many as ``epochs`` passes need.
+        steps: Total optimiser steps, at least 1, to compare sets of different sizes at equal work; None
+            derives them from ``epochs``.
     """
 
     epochs: int = 10
@@ -53,15 +58,15 @@ class TrainConfig:
         """Check the ranges.
 
         Raises:
-            InputError: a field is outside its range.
+            InputError: A field is outside its range.
         """
         if self.epochs < 1 or self.batch_size < 2 or self.learning_rate <= 0 or self.weight_decay < 0:
             raise InputError(
-                "epochs must be at least 1, batch_size at least 2, learning_rate positive and weight_decay "
-                f"at least 0, got {self}"
+                f"{self} is out of range; epochs must be at least 1, batch_size at least 2, learning_rate "
+                "positive and weight_decay at least 0"
             )
         if self.steps is not None and self.steps < 1:
-            raise InputError(f"steps must be at least 1, or None to count epochs, got {self.steps}")
+            raise InputError(f"steps is {self.steps}; give at least 1, or None to count epochs")
 
 
 @dataclass(frozen=True)
@@ -80,11 +85,12 @@ class Examples:
         """Check the lengths.
 
         Raises:
-            InputError: inputs and labels are not equally long.
+            InputError: There are more inputs than labels, or fewer.
         """
         if len(self.inputs) != len(self.labels):
             raise InputError(
-                f"as many labels as inputs are needed, got {len(self.labels)} for {len(self.inputs)}"
+                f"there are {len(self.labels)} labels for {len(self.inputs)} inputs; give one label per input",
+                code="labels-invalid",
             )
 
 
@@ -95,31 +101,37 @@ def train(
     start: nn.Module | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> nn.Module:
-    """Train a model from scratch, or on from ``start``.
+    """Train a model from scratch, or continue from ``start``.
 
     Args:
-        model_factory: Makes a model with fresh weights; called under the seed.
-        parts: Sets of examples, taken together; the whole must not be empty.
+        model_factory: Returns a model with new random weights; called after seeding.
+        parts: Sets of examples, used as one; together at least two examples.
         config: How to train.
-        start: A model whose weights to start from; it is not changed.
+        start: A model whose weights are the start; it is not changed.
         on_epoch: Called after every epoch with its number from 1 and its mean loss in nats.
 
     Returns:
         The trained model, in eval mode.
 
     Raises:
-        InputError: fewer than two examples, inputs of several shapes, or a label that is no class.
-        ModelError: the loss is NaN or infinite.
+        InputError: There are fewer than two examples, inputs of several shapes, or a label outside the
+            model's classes.
+        ModelError: The loss is NaN or infinite.
     """
     config = config or TrainConfig()
     total = sum(len(part.labels) for part in parts)
     if total < 2:
         raise InputError(
-            f"at least two training examples are needed, got {total}; check the store and the labels"
+            f"{total} training examples are too few; give at least two, and check the store and its labels",
+            code="labels-invalid",
         )
     shapes = {part.inputs.shape[1:] for part in parts if len(part.labels)}
     if len(shapes) > 1:
-        raise InputError(f"inputs of one shape are needed, got {sorted(shapes)}; prepare all parts alike")
+        raise InputError(
+            f"the inputs have several shapes, {sorted(shapes)}; prepare all parts with the same input spec",
+            code="sample-shape",
+        )
+    # Seeding inside fork_rng: the caller's random state must not change, and must not matter.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = model_factory()
@@ -144,12 +156,13 @@ def retrain(
     """Train on the training set plus what the store kept.
 
     Args:
-        model_factory: Makes a model with fresh weights.
-        train_set: What the deployed model was trained on.
-        store: What the devices kept.
-        prepare: Bytes and media type to one model input, such as :meth:`InputSpec.prepare`.
-        labels: Whose labels the kept samples get: ``true`` came with the sample, ``human`` a person gave
-            afterwards, ``predicted`` are the deployed model's own. Samples without one are left out.
+        model_factory: Returns a model with new random weights.
+        train_set: The training set of the deployed model.
+        store: The samples that the devices kept.
+        prepare: From bytes and media type to one model input, such as :meth:`InputSpec.prepare`.
+        labels: Source of the kept samples' labels: ``true`` labels arrived with the sample, ``human``
+            labels were added by a person later, ``predicted`` ones are the deployed model's own. Samples
+            without such a label are skipped.
         config: How to train.
         start: The deployed model, to fine-tune it; None trains from scratch (the paper's procedure).
         on_epoch: Called after every epoch with its number from 1 and its mean loss in nats.
@@ -158,7 +171,7 @@ def retrain(
         The trained model, in eval mode.
 
     Raises:
-        InputError: unknown ``labels``, a kept sample that cannot be decoded, or no example at all.
+        InputError: ``labels`` is unknown, a kept sample cannot be decoded, or there are too few examples.
 
     References:
         DRIP paper, section IV-A; docs/decisions.md, A8 and A9.
@@ -175,24 +188,25 @@ def stored_examples(
     labels: Labels = "true",
     memory_bytes: int = 2**30,
 ) -> Iterator[Examples]:
-    """The labelled samples of a store as model inputs, while the block runs.
+    """The labelled samples of a store as model inputs, valid inside the block.
 
     Args:
-        store: What the devices kept.
-        prepare: Bytes and media type to one model input.
-        labels: Whose labels to take; see :func:`retrain`.
-        memory_bytes: Inputs that take more lie in a temporary file instead of memory.
+        store: The samples that the devices kept.
+        prepare: From bytes and media type to one model input.
+        labels: Source of the labels; see :func:`retrain`.
+        memory_bytes: Larger inputs go to a temporary file instead of memory.
 
     Raises:
-        InputError: unknown ``labels``, or a sample that cannot be decoded, by its id.
+        InputError: ``labels`` is unknown, or a sample cannot be decoded; the message has its id.
     """
     if labels not in get_args(Labels):
-        raise InputError(f"labels must be one of {', '.join(get_args(Labels))}, got {labels!r}")
+        raise InputError(f"labels {labels!r} is unknown; choose one of {', '.join(get_args(Labels))}")
+    # Two passes over the store: the array is allocated once, and samples are decoded one at a time.
     count = sum(class_of(stored, labels) is not None for stored in store)
     array: NDArray[np.float32] = np.zeros((0,), np.float32)
     found: list[int] = []
     with tempfile.TemporaryFile() as spill:
-        # A device may still write: what came or went since the count must not leave a hole.
+        # A device may still write: samples added or evicted since the count must not leave empty rows.
         for label, values in islice(_labelled(store, prepare, labels), count):
             if not found:
                 shape = (count, *values.shape)
@@ -208,7 +222,7 @@ def stored_examples(
 
 
 def predict(model: nn.Module, inputs: NDArray[np.float32], batch_size: int = 512) -> IntArray:
-    """Predicted classes of prepared inputs, shape (n,); the model is put into eval mode."""
+    """Predicted classes of prepared inputs, shape (n,); switches the model to eval mode."""
     model.eval()
     device = next(model.parameters()).device
     with torch.inference_mode():
@@ -229,7 +243,7 @@ def _labelled(
         try:
             yield label, prepare(stored.sample.data, stored.sample.media_type)
         except InputError as error:
-            raise InputError(f"stored sample {stored.sample.id!r}: {error}") from error
+            raise error.within(f"stored sample {stored.sample.id!r}") from error
 
 
 def _fit(
@@ -239,11 +253,13 @@ def _fit(
     config: TrainConfig,
     on_epoch: Callable[[int, float], None] | None,
 ) -> None:
-    # A batch of one example would break batch normalisation: batches are equal to one, at least two.
+    # Batch normalisation fails on a batch of one, which a fixed batch size would leave at the end of some
+    # epochs. So the epoch is split into batches whose sizes differ by at most one, each at least two.
     per_epoch = max(1, min(round(total / config.batch_size), total // 2))
     n_steps = config.steps or per_epoch * config.epochs
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    # One more than there are batches: schedule.step() runs after the last batch too, for a rate nobody uses.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=n_steps + 1)
     order = np.random.default_rng(config.seed)
     for epoch, done in enumerate(range(0, n_steps, per_epoch), start=1):
@@ -260,7 +276,10 @@ def _fit(
             loss_sum += float(loss.detach()) * len(rows)
             n_seen += len(rows)
         if not np.isfinite(loss_sum):
-            raise ModelError(f"a finite loss is needed, got {loss_sum} in epoch {epoch}; lower learning_rate")
+            raise ModelError(
+                f"the loss is {loss_sum} in epoch {epoch}; lower learning_rate, or check the inputs' scale",
+                code="training-diverged",
+            )
         if on_epoch is not None:
             on_epoch(epoch, loss_sum / n_seen)
 
@@ -277,8 +296,11 @@ def _fetch(parts: Sequence[Examples], rows: IntArray) -> tuple[torch.Tensor, tor
 
 
 def _check_labels(labels: torch.Tensor, n_classes: int) -> None:
+    # cross_entropy ignores the label -100 without a word, and fails on others with an assertion of its
+    # kernel.
     if labels.min() < 0 or labels.max() >= n_classes:
         raise InputError(
-            f"labels must be in [0, {n_classes}), got {int(labels.min())} to {int(labels.max())}; "
-            "correct them in the store"
+            f"labels are {int(labels.min())} to {int(labels.max())}, the model's classes 0 to {n_classes - 1}; "
+            "correct the labels in the store",
+            code="labels-invalid",
         )

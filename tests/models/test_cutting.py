@@ -1,4 +1,4 @@
-"""A network cut in two: the parts give what the whole gives; names and gradients stay in place."""
+"""A network cut in two: both parts together compute its logits; names and gradients stay in place."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_mobilenets_tail_starts_with_the_14th_stage():
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_training_the_tail_leaves_the_frozen_part_as_it_is(network):
+def test_training_the_tail_does_not_change_the_frozen_part(network):
     model = network(n_classes=3)
     frozen, tail = cut_before_last_seven(model)
     before = {name: value.clone() for name, value in frozen.state_dict().items()}

@@ -1,4 +1,4 @@
-"""The papers' networks, with random weights; nothing is downloaded.
+"""The papers' networks with random weights, and loading of a user's own model; nothing is downloaded.
 
 EfficientNet-B0 and MobileNetV2 have torchvision's ``state_dict`` key names, so that its weights load.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from drip.errors import missing_extra
 
 try:
-    import torch  # noqa: F401  # only to say early how to install it
+    import torch  # noqa: F401  # checked here, so that the error names the command that installs it
 except ImportError as error:
     raise missing_extra("drip.models", "torch", "torch") from error
 

@@ -72,7 +72,7 @@ class MBConv(nn.Module):
     """Inverted residual block: expand, depthwise convolution, squeeze and excitation, project.
 
     Args:
-        expansion: Factor of the hidden channels; 1 leaves the expanding convolution out.
+        expansion: Factor of the hidden channels; 1 omits the expanding convolution.
         kernel: Side of the depthwise kernel.
         stride: Stride of the depthwise convolution.
         in_channels: Channels of the input.
@@ -106,8 +106,8 @@ class MBConv(nn.Module):
 class EfficientNetB0(nn.Module):
     """EfficientNet-B0: 5,288,548 parameters at 1000 classes, a 7 x 7 feature map at 224 x 224 pixels.
 
-    Random weights as in torchvision; ``load_state_dict`` takes torchvision's ``efficientnet_b0``
-    files, after exchanging the classifier's two tensors where the number of classes differs.
+    Random weights as in torchvision. ``load_state_dict`` reads torchvision's ``efficientnet_b0``
+    files; replace the classifier's two tensors first if the number of classes differs.
 
     Args:
         n_classes: Number of classes, at least 2.
@@ -166,7 +166,7 @@ class EfficientNetB0(nn.Module):
 
 
 def freeze_all_but_last_seven(model: EfficientNetB0) -> EfficientNetB0:
-    """Let only the last seven submodules of an EfficientNet-B0 train, as in the paper; returns the model.
+    """Freeze all but the last seven submodules of an EfficientNet-B0, as in the paper; returns the model.
 
     In the order [conv_stem, bn1, blocks.0 to blocks.6, conv_head, bn2, global_pool, classifier] these
     are blocks.4, 5, 6, conv_head, bn2, global_pool and classifier; with torchvision's names
@@ -198,7 +198,7 @@ def _convolution(
     stride: int = 1,
     groups: int = 1,
 ) -> nn.Sequential:
-    """Convolution without bias, batch normalisation, and the activation where there is one."""
+    """Convolution without bias, batch normalisation, and the activation if given."""
     convolution = nn.Conv2d(
         in_channels, out_channels, kernel, stride, padding=(kernel - 1) // 2, groups=groups, bias=False
     )

@@ -1,4 +1,4 @@
-"""A user's own model: made by a named callable, with weights from a file that cannot run code."""
+"""A user's own model by name, and the cut of an image network into a frozen part and a trained one."""
 
 from __future__ import annotations
 
@@ -17,61 +17,67 @@ from drip.models.mobilenet import MobileNetV2
 
 
 def load_model(factory: str, weights: str | Path | None) -> nn.Module:
-    """The model that ``package.module:factory`` makes, with the weights of a file.
+    """The model that ``package.module:factory`` returns, with weights from a file.
 
-    The current folder is searched for modules, as ``python -m`` does. Weights are read without
-    executing code from the file.
+    Modules are also searched in the current folder, as with ``python -m``. Reading weights executes no code
+    from the file.
 
     Args:
         factory: Dotted module, a colon, and a callable without arguments that returns the model.
         weights: A file with a ``state_dict``, from ``torch.save``; None keeps the factory's weights.
 
     Raises:
-        ModelError: no such module or callable, a model without weights in memory (the meta device), or a
-            file that does not fit the model.
+        ModelError: The module, the callable or the file does not exist, the file does not fit the model,
+            or the model has no weights in memory (the meta device).
     """
     module_name, colon, name = factory.partition(":")
     if not (module_name and colon and name):
-        raise ModelError(f"a model as package.module:factory is needed, got {factory!r}")
+        raise ModelError(f"model {factory!r}: not of the form package.module:factory")
+    # An installed command does not search the current folder, but that is where the user's module usually is.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         model = getattr(importlib.import_module(module_name), name)()
     except Exception as error:  # the code is the user's: it may raise anything
         raise ModelError(
-            f"a callable without arguments is needed at {factory!r}, got {type(error).__name__}: {error}; "
-            "check name and folder"
+            f"model {factory!r}: cannot be created ({type(error).__name__}: {error}); check name and folder, "
+            "and that the factory needs no arguments"
         ) from error
     if not isinstance(model, nn.Module):
-        raise ModelError(f"{factory!r} must return a torch.nn.Module, got {type(model).__name__}")
+        raise ModelError(
+            f"model {factory!r}: the factory returns a {type(model).__name__}, not a torch.nn.Module"
+        )
     if weights is not None:
-        try:
-            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except pickle.UnpicklingError as error:  # torch's own text advises to run the file's code
-            raise ModelError(
-                f"a state_dict from torch.save is needed at {weights}, got a file that has more in it than "
-                "tensors, or is none; save model.state_dict()"
-            ) from error
-        except Exception as error:  # torch's reader raises many types on a damaged file
-            raise ModelError(
-                f"a state_dict that fits {factory!r} is needed at {weights}, got: {error}"
-            ) from error
+        _load_weights(model, factory, Path(weights))
+    # Such a model passes every check of shapes and fails at its first sample with a message about storage.
     for name, values in (*model.named_parameters(), *model.named_buffers()):
         if values.is_meta:
             raise ModelError(
-                f"weights in memory are needed, got a model of {factory!r} with {name!r} on the meta device; "
-                "make it without torch.device('meta'), or with to_empty() before its weights are loaded"
+                f"model {factory!r}: {name!r} is on the meta device and has no values; build the model without "
+                "torch.device('meta'), or call to_empty() before loading its weights"
             )
     return model.eval()
 
 
-_FIRST_TRAINED: dict[type[nn.Module], int] = {EfficientNetB0: 5, MobileNetV2: 14}
+def _load_weights(model: nn.Module, factory: str, weights: Path) -> None:
+    if not weights.exists():
+        raise ModelError(f"{weights}: does not exist", code="path-missing")
+    try:
+        # weights_only: a pickle runs code when it is read, and weights are files from strangers.
+        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    except pickle.UnpicklingError as error:  # its own text advises to load the file with code execution
+        raise ModelError(
+            f"{weights}: not a state_dict, or contains more than tensors; save it with "
+            "torch.save(model.state_dict(), path)"
+        ) from error
+    except Exception as error:  # torch's reader raises many types for a damaged file
+        raise ModelError(f"{weights}: does not fit the model {factory!r}: {error}") from error
 
 
 class Tail(nn.Module):
     """The last feature stages of an image network, average pooling and its classifier.
 
-    Parameters keep their names, so that a tail's ``state_dict`` loads into the network with
+    Parameters keep their names, so that a tail's ``state_dict`` loads into the whole network with
     ``strict=False``.
 
     Args:
@@ -85,23 +91,23 @@ class Tail(nn.Module):
         self.classifier = classifier
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, n_classes) of what the frozen stages gave, (N, channels, height, width)."""
+        """Logits (N, n_classes) of the frozen stages' output, shape (N, channels, height, width)."""
         logits: Tensor = self.classifier(adaptive_avg_pool2d(self.features(x), 1).flatten(1))
         return logits
 
 
 def cut_before_last_seven(model: EfficientNetB0 | MobileNetV2) -> tuple[nn.Module, Tail]:
-    """The frozen stages and the tail that the paper trains: the network's last seven submodules.
+    """The frozen stages, and the tail that the paper trains: the network's last seven submodules.
 
     For EfficientNet-B0 see :func:`freeze_all_but_last_seven`; MobileNetV2's last seven are
-    ``features.14`` to ``features.18``, pooling and classifier. The frozen part is in eval mode, also its
-    batch normalisation: its output for an input never changes, and may be kept.
+    ``features.14`` to ``features.18``, pooling and classifier. The frozen part stays in eval mode,
+    including its batch normalisation, so its output for an input never changes and can be cached.
 
     Args:
         model: The network; both parts share its parameters.
 
     Returns:
-        Frozen part and tail; one after the other they are the network.
+        Frozen part and tail; applied in this order they compute the network's logits.
 
     References:
         DRIP paper, section IV-B.1.
@@ -110,7 +116,7 @@ def cut_before_last_seven(model: EfficientNetB0 | MobileNetV2) -> tuple[nn.Modul
     >>> [name for name, _ in tail.features.named_children()]
     ['14', '15', '16', '17', '18']
     """
-    first = _FIRST_TRAINED[type(model)]
+    first = 5 if isinstance(model, EfficientNetB0) else 14
     frozen = model.features[:first].eval()
     for parameter in frozen.parameters():
         parameter.requires_grad = False

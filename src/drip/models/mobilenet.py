@@ -1,4 +1,4 @@
-"""MobileNetV2 with torchvision's layer names, and a loader for weights kept as npz arrays."""
+"""MobileNetV2 with torchvision's layer names, and a loader for weights in an npz file."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _LAST_CHANNELS = 1280
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise convolution, project; with a shortcut where the shape allows it.
+    """Expand, depthwise convolution, project; with a shortcut if the shape allows it.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         stride: Stride of the depthwise convolution.
         expansion: Factor of the hidden channels.
-        expand: Whether the expanding convolution is there; leave it out only at expansion 1.
+        expand: True for an expanding convolution; it can be left out only at expansion 1.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """MobileNetV2 of width 1: 3,504,872 parameters at 1000 classes, 7 x 7 positions at 224 x 224 pixels.
 
-    Random weights as in torchvision; ``load_state_dict`` takes torchvision's ``mobilenet_v2`` files,
-    after exchanging the classifier's two tensors where the number of classes differs.
+    Random weights as in torchvision. ``load_state_dict`` reads torchvision's ``mobilenet_v2`` files;
+    replace the classifier's two tensors first if the number of classes differs.
 
     Args:
         n_classes: Number of classes, at least 2.
         in_channels: Channels of the image.
         dropout: Probability of dropout before the classifier, in training.
-        first_expansion: Give the first block a 1 x 1 expansion from 32 to 32 channels, which
-            torchvision's has not and the ONNX model zoo's weights need.
+        first_expansion: Give the first block a 1 x 1 expansion from 32 to 32 channels, as the weights
+            of the ONNX model zoo have it; torchvision's do not.
 
     References:
         Sandler et al. 2018, arXiv:1801.04381.
@@ -105,23 +105,24 @@ class MobileNetV2(nn.Module):
 
 
 def load_features(model: nn.Module, path: Path | str) -> None:
-    """Load convolutions and batch normalisation from an npz file of arrays under ``state_dict`` names.
+    """Load convolutions and batch normalisation from an npz file of arrays with ``state_dict`` names.
 
-    The classifier keeps its weights unless the file has it, and so do the counters of batch
-    normalisation.
+    The classifier and the counters of batch normalisation are optional in the file.
 
     Args:
-        model: The network to fill, in place.
-        path: The npz file; arrays only, nothing in it is executed.
+        model: The network to fill, in place; unchanged after an error.
+        path: The npz file; reading it executes no code.
 
     Raises:
         ModelError: The file cannot be read, or names or shapes do not fit the model.
     """
+    if not Path(path).exists():
+        raise ModelError(f"{path}: does not exist", code="path-missing")
     try:
         with np.load(path, allow_pickle=False) as archive:
             weights = {name: torch.from_numpy(archive[name]) for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ModelError(f"weights must be a readable npz file of arrays, got {path}: {error}") from error
+        raise ModelError(f"{path}: not a readable npz file of arrays ({error})") from error
     state = model.state_dict()
     optional = {
         name for name in state if name.startswith("classifier.") or name.endswith("num_batches_tracked")
@@ -132,11 +133,13 @@ def load_features(model: nn.Module, path: Path | str) -> None:
     for what, names in (
         ("not in the file", missing),
         ("not in the model", unexpected),
-        ("misshaped", misfits),
+        ("with another shape", misfits),
     ):
         if names:
-            example = f"{len(names)} names {what}, such as {min(names)}"
-            raise ModelError(f"{path} must fit the model, got {example}; try first_expansion=True")
+            raise ModelError(
+                f"{path}: does not fit the model, {len(names)} names {what}, such as {min(names)}; try "
+                "first_expansion=True"
+            )
     model.load_state_dict(weights, strict=False)
 
 

@@ -1,4 +1,4 @@
-"""Small networks that train on a laptop: images of MNIST and CIFAR-10 size, and raw audio."""
+"""Small networks that train on a laptop: for images of MNIST and CIFAR-10 size, and for raw audio."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from drip.errors import ModelError
 
 
 class SmallCNN(nn.Module):
-    """Three blocks of convolution, batch normalisation, ReLU, then average pooling and a linear layer.
+    """Three blocks of convolution, batch normalisation and ReLU, then average pooling and a linear layer.
 
     The first two blocks halve the image with max pooling, so 28 x 28 pixels give a 7 x 7 feature
-    map of ``4 * width`` channels. The head is the one for which the score needs no backward pass.
+    map of ``4 * width`` channels. For this head the score needs no backward pass.
 
     Args:
         in_channels: Channels of the image: 1 for MNIST, 3 for CIFAR-10.
@@ -81,10 +81,13 @@ class AudioCNN(nn.Module):
             *_block_1d(2 * width, 4 * width),
             *_block_1d(4 * width, 8 * width),
         )
-        # the first convolution gives floor(n / 4) + 1 positions, each pooling a quarter of them
+        # The first convolution gives floor(n / 4) + 1 positions, and each of the four poolings a quarter.
         n_positions = (n_samples // 4 + 1) // 256
         if n_positions < 1:
-            raise ModelError(f"n_samples must be at least 1020, got {n_samples}; pad the recordings")
+            raise ModelError(
+                f"n_samples is {n_samples}, too short for four poolings; pad the recordings to 1020 or more",
+                code="bad-argument",
+            )
         self.classifier = nn.Sequential(
             nn.Flatten(),
             nn.Dropout(dropout),
