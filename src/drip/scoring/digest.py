@@ -36,6 +36,7 @@ def model_digest(model: nn.Module) -> str:
     True
     """
     digest = hashlib.sha256()
+    # Sorted: the order of the state_dict is the order of assignment in __init__, which a refactoring changes.
     for name, value in sorted(model.state_dict().items()):
         if not isinstance(value, torch.Tensor):
             raise ModelError(
@@ -45,6 +46,7 @@ def model_digest(model: nn.Module) -> str:
         # The shape is part of the hash: weights of shapes (2, 3) and (3, 2) may have the same bytes.
         shape = "x".join(str(size) for size in value.shape)
         digest.update(f"{name}\0{shape}\0".encode())
+        # float32 represents weights in half precision and bfloat16 exactly; only float64 is rounded.
         values = value.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
         digest.update(values.astype("<f4", copy=False).tobytes())
     return digest.hexdigest()

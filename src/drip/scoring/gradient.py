@@ -305,6 +305,7 @@ class ClosedForm:
         if not self._is_plain(x):
             return None
         logits, tapped, calls, edits = self.tap.run(self.head.model, x)
+        # An edit more or less than in an ordinary pass: forward took another way, or a hook edits in place.
         if edits != self.edits or len(calls) != len(self.linears) or not _same(logits, calls[-1].result):
             return None
         activations = self.head.target.arrange(tapped)
@@ -497,6 +498,7 @@ def choose_plan(model: nn.Module, target: Target, example: Tensor) -> Choice:
     """
     head = HeadVjp(model, target)
     classes, rivals = top_two(head.run(example).logits)
+    # Twice, because a head with randomness in eval mode would make every comparison below meaningless.
     truth = _values(head.run(example), classes, rivals)
     again = _largest_deviation(_values(head.run(example), classes, rivals), truth)
     if not again <= RELATIVE_TOLERANCE:  # also if it is NaN
@@ -529,6 +531,8 @@ def _closed_form(head: HeadVjp, example: Tensor) -> ClosedForm | None:
     if not linears or len(linears) != count_linears(*head.graph(example)):
         return None
     used_once = len(set(linears)) == len(linears)  # the tap cannot tell two calls of one module apart
+    # The first layer reads the mean (K features) or everything (K times positions); which one, each pass
+    # tells.
     fits = linears[0].in_features in (target.shape[0], math.prod(target.shape))
     if not (used_once and fits):
         return None
@@ -555,6 +559,7 @@ def _modules_after(model: nn.Module, target: Target, example: Tensor) -> tuple[n
 
 def _agrees_on_noise(closed: ClosedForm, example: Tensor) -> bool:
     """Whether the closed form is exact with noise of every scale and sign in place of the layer's output."""
+    # Offsets of both signs: some heads saturate on one side only, ReLU6 above and LeakyReLU(1e-6) below.
     return all(
         _agrees_on(scale, 0.5 * sign * scale, closed, example)
         for scale in _PROBE_SCALES
@@ -566,6 +571,7 @@ def _agrees_on(scale: float, offset: float, closed: ClosedForm, example: Tensor)
     """Whether the closed form is exact on noise with this standard deviation and mean."""
     generator = torch.Generator()
 
+    # Seeded at each call: the two plans run the model separately and must see the same activations.
     def noise(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         return (torch.randn(output.shape, generator=generator.manual_seed(0)) * scale + offset).to(output)
 
@@ -644,11 +650,13 @@ def count_linears(logits: Tensor, leaf: Tensor) -> int:
             return 0
         operations += operation
         node = following[0]
+    # A pattern and not a list of head types: it also covers heads written as functions, methods or operators.
     return operations.count("L") if node is not None and _CLOSED_FORM.fullmatch(operations) else 0
 
 
 def _reaches(start: Any, leaf: Tensor) -> bool:
     """Whether the leaf is reachable from a node of the graph; from the nodes of weights it is not."""
+    # A loop and not recursion: graphs of deep heads exceed Python's recursion limit.
     seen, waiting = set(), [start]
     while waiting:
         node = waiting.pop()

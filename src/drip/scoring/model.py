@@ -55,6 +55,8 @@ def locks_of(model: nn.Module) -> tuple[Lock, ...]:
     """
     with _GUARD:
         modules = tuple(model.modules())
+        # Sorted by number: two threads that score overlapping models take their common locks in the same
+        # order.
         found = sorted({_LOCKS[module] for module in modules if module in _LOCKS}, key=lambda pair: pair[0])
         # Reentrant: the thread that holds the lock may score a part of the model from inside forward.
         found = found or [(next(_NUMBERS), threading.RLock())]
@@ -92,6 +94,7 @@ class ScoringMode:
         self._training = _in_training(self._model)
         for module in self._training:
             module.training = False
+        # Entered only if needed: a no-op context would cost as much as the rest of this method.
         if torch.is_inference_mode_enabled():
             self._outside = torch.inference_mode(mode=False)
             self._outside.__enter__()
@@ -225,6 +228,7 @@ def run_tapped(
         return None
 
     chain = _NamedChain(functions, on_output) if functions else None
+    # Registered last, so that the user's own hooks on the layer run first and are part of its output.
     handle = layer.register_forward_hook(hook)
     try:
         if chain is None:
@@ -408,6 +412,7 @@ def logits_of(output: Any, n_rows: int) -> Tensor:
             "per sample, so pool a dense output first",
             code="model-outputs",
         )
+    # With one logit every sample has class 0, and the contrastive score has no second class.
     if shape[1] < 2:
         raise ModelError(
             f"the model returns one logit per sample, shape {shape}; turn a one-output binary model into two "

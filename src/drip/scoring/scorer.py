@@ -142,6 +142,8 @@ class TorchScorer:
         self._map = MAPS[method]
         self._prepared: _Prepared | None = None
         self._locks = locks_of(model)
+        # The first floating-point tensor decides type and device; counters of batch normalisation are
+        # integers.
         reference = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), None)
         if reference is None:
             raise ModelError("the model has no parameters; pass the trained model")
@@ -224,6 +226,8 @@ class TorchScorer:
             self._require_finite("logits", logits)
             for name, column in scores.items():
                 self._require_finite(f"{name} scores", column)
+        # float64, although scores are float32: rules compare them with windows that come from a JSON file,
+        # and a comparison in mixed precision would round the window first.
         columns = {name: column.astype(np.float64) for name, column in scores.items()}
         return Observations(classes, logits.astype(np.float64), columns, self._primary, features)
 
@@ -348,6 +352,7 @@ class TorchScorer:
         self._require_finite("logits", to_host(logits))
         try:
             target = find_target(self._model, example, self._asked_layer, self._reshape)
+            # One sample: the noise probes hold activations and graph of the whole head, several times.
             choice = choose_plan(self._model, target, example[:1])
             on_host = self._on_host(choice, example)
         except Exception as error:  # not the batch's fault: the model accepted it above
@@ -375,11 +380,13 @@ class TorchScorer:
 
     def _on_host(self, choice: Choice, example: Tensor) -> ClosedForm | None:
         """The plan, if NumPy can carry it out and gives the same for one row and for several."""
+        # Only the paper's score: every other map would need a second implementation and a proof of its own.
         plan = choice.plan
         on_cpu = example.device.type == "cpu" and example.dtype == torch.float32
         plain = self._method == "gradcam" and self._heatmap == "raw" and not self._contrast
         if not (isinstance(plan, ClosedForm) and on_cpu and plain):
             return None
+        # Both sizes, because one row and several take different code in NumPy.
         for x in (example[:1], example):
             run = plan.run(x)
             found = host_scores(plan, x)
@@ -400,6 +407,8 @@ class TorchScorer:
         """The columns of an empty batch. Before the first batch, noise of its shape fixes the layer."""
         fixed = self._prepared
         if fixed is None:
+            # Not zeros: they can leave every activation at zero, and then no comparison of values says
+            # anything.
             generator = torch.Generator().manual_seed(0)
             with ScoringMode(self._model, self._locks):
                 fixed = self._prepare(torch.randn((2, *x.shape[1:]), generator=generator).to(x))

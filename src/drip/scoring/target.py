@@ -128,6 +128,7 @@ def find_target(
     if layer is not None:
         return _named_target(model, example, calls, layer, reshape)
     bypassed: list[str] = []
+    # Candidates are tried by running the model, the preferred one first; usually the first one fits.
     for index in _candidates(calls, len(example)):
         call = calls[index]
         layout = reshape or automatic_layout(calls, index)
@@ -223,7 +224,7 @@ def _record(model: nn.Module, example: Tensor) -> list[_Run]:
 
     try:
         for name, module in model.named_modules():
-            if name:
+            if name:  # the model itself has the empty name; its output is the logits
                 handles.append(module.register_forward_hook(hook_for(name)))
         logits_of(model(example.clone()), len(example))
     finally:
@@ -238,6 +239,8 @@ def _candidates(calls: list[_Run], n_rows: int) -> Iterator[int]:
     for call in calls:
         runs[call.name] = runs.get(call.name, 0) + 1
 
+    # A first axis other than the batch means that the module merged axes, for example frames into the batch:
+    # its rows are no samples.
     def usable(call: _Run) -> bool:
         spatial = len(call.shape) >= 3 and call.shape[0] == n_rows
         return spatial and not isinstance(call.source, _POOLS) and not isinstance(call.module, _PLUMBING)
@@ -256,6 +259,7 @@ def _candidates(calls: list[_Run], n_rows: int) -> Iterator[int]:
         and usable(call)
     ]
     pointlike = [i for i, call in enumerate(calls) if shrinks and i >= shrinks[0] and usable(call)]
+    # From the end: containers finish after their parts, so the outermost name of an activation comes first.
     for index in (*reversed(pointlike), *reversed(extended)):
         if runs[calls[index].name] == 1:
             yield index
@@ -362,6 +366,7 @@ def automatic_layout(calls: Sequence[_Run], index: int) -> Reshape | None:
     A shape (N, a, b) alone does not tell channels from positions. The last layer that ran before and works on
     a known axis does.
     """
+    # The source decides for four axes, where channels last is rare; three axes are tokens or signals.
     if len(calls[index].shape) == 3:
         for call in reversed(calls[: index + 1]):
             if isinstance(call.module, _CHANNELS_LAST):
