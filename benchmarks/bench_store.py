@@ -148,7 +148,7 @@ def against_bare(folder: Path, name: str, rounds: int, count: int) -> Iterator[d
     """Blocks of puts, store and bare loop by turns, the first of a round by turns too."""
     bare = Bare(folder / f"{name}.bare")
     is_batch = name == "batch"
-    with RetentionStore(folder / f"{name}.drip", budget_bytes=BUDGET_BYTES) as store:
+    with RetentionStore.open(folder / f"{name}.drip", budget_bytes=BUDGET_BYTES) as store:
         for round_ in range(rounds + 1):
             puts = make_puts(round_ * count, count)
             actions = {
@@ -168,7 +168,7 @@ def late_rows(folder: Path, n_rows: int) -> Iterator[dict[str, Any]]:
     Blocks of 20,000 rows in batches of 1000; what making the puts takes is not timed.
     """
     bare = Bare(folder / "late.bare")
-    with RetentionStore(folder / "late.drip", budget_bytes=BUDGET_BYTES) as store:
+    with RetentionStore.open(folder / "late.drip", budget_bytes=BUDGET_BYTES) as store:
         for first in range(0, n_rows, BLOCK):
             starts = range(first, min(first + BLOCK, n_rows), BATCH)
             batches = [make_puts(start, BATCH) for start in starts]

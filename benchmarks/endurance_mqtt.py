@@ -316,7 +316,7 @@ class Trial:
         expected, is_close = self.digits.decisions(self.n_messages)
         stored: dict[int, int] = {}
         contents = set()
-        with RetentionStore(self._store_path) as store:
+        with RetentionStore.open(self._store_path) as store:
             for record in store:
                 number = int(record.sample.id.rpartition("/")[2])
                 stored[number] = stored.get(number, 0) + 1

@@ -37,7 +37,7 @@ def main() -> None:
     spec = digits.spec
     with (
         tempfile.TemporaryDirectory() as folder,
-        RetentionStore(Path(folder) / "kept.db", budget_bytes=1_000_000) as store,
+        RetentionStore.open(Path(folder) / "kept.db", budget_bytes=1_000_000) as store,
     ):
         source = DatasetSource(digits, stream)
         tally = run(source, scorer, policy.to_rule(), store, prepare=spec.prepare)

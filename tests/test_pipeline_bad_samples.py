@@ -167,7 +167,7 @@ def test_sample_that_a_store_refuses_neither_stops_the_run_nor_costs_another_sam
     for place in (7, 8):
         samples[place] = replace(samples[place], **REFUSED[kind])
     prepared = {"prepare": lambda data, _: prepare_npy(data, "")}
-    with RetentionStore(tmp_path / "kept.db", budget_bytes=600_000) as store:
+    with RetentionStore.open(tmp_path / "kept.db", budget_bytes=600_000) as store:
         sink = ShadowSink(store) if shadow else store
         rule = create("reservoir", retention=1.0, seed=3)
         tally = run(ListSource(samples), LinearScorer(), rule, sink, on_error=on_error, **prepared)

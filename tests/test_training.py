@@ -51,7 +51,7 @@ def fill(store, n=30, seed=5, *, label=lambda _, true: true):
 
 @pytest.fixture
 def store(tmp_path):
-    with RetentionStore(tmp_path / "kept.db", budget_bytes=2_000_000) as kept:
+    with RetentionStore.open(tmp_path / "kept.db", budget_bytes=2_000_000) as kept:
         yield kept
 
 

@@ -29,7 +29,7 @@ def model(digits):
 
 @pytest.fixture
 def store(tmp_path):
-    with RetentionStore(tmp_path / "kept.db", budget_bytes=2_000_000) as kept:
+    with RetentionStore.open(tmp_path / "kept.db", budget_bytes=2_000_000) as kept:
         yield kept
 
 

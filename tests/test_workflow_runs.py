@@ -8,7 +8,7 @@ from drip.media import NPY, InputSpec, encode_npy
 from drip.pipeline import run
 from drip.policy import Policy
 from drip.rules import create
-from drip.store import Outcome, RetentionStore
+from drip.store import Origin, Outcome, RetentionStore
 from drip.types import Observations, Sample
 from drip.windows import complement
 from drip.workflow import replay, run_stream
@@ -70,7 +70,7 @@ def policy_of(fraction=0.4, **provenance):
 
 @pytest.fixture
 def store(tmp_path):
-    with RetentionStore(tmp_path / "kept.db", budget_bytes=3_000_000) as kept:
+    with RetentionStore.open(tmp_path / "kept.db", budget_bytes=3_000_000) as kept:
         yield kept
 
 
@@ -138,7 +138,7 @@ def test_replay_tells_models_apart_and_counts_what_is_unknown(store):
     old, new = policy_of(0.4), policy_of(0.7)
     run_stream(Plain(), old, Waiting(samples[:30], [30]), store)
     run(Waiting(samples[30:60], [30]), Plain(), create("keep-all"), store, prepare=CONTRACT.prepare)
-    store.note_origin(policy_of(0.5).digest, {"model_digests": ["x" * 64], "score": {}})
+    store.note_origin(policy_of(0.5).digest, Origin(("x" * 64,)))
     run(
         Waiting(samples[60:], [30]), Plain(), create("keep-all"), store, prepare=CONTRACT.prepare,
         policy_digest=policy_of(0.5).digest,
@@ -182,20 +182,20 @@ def test_times_in_a_replay_may_jump_or_be_missing(store):
 
 
 def test_origins_survive_and_are_bounded(store):
-    origin = {"model_digests": ["a"], "score": {"layer": "features"}}
+    origin = Origin(("a",), {"layer": "features"})
     store.note_origin("p" * 64, origin)
-    store.note_origin("q" * 64, {})
+    store.note_origin("q" * 64, Origin())
     store.note_origin("p" * 64, origin)
     with RetentionStore.open_readonly(store.path) as reader:
-        assert reader.origins() == {"p" * 64: origin, "q" * 64: {}}
+        assert reader.origins() == {"p" * 64: origin, "q" * 64: Origin()}
     with pytest.raises(InputError, match="4096"):
-        store.note_origin("p", {"score": "x" * 5000})
+        store.note_origin("p", Origin((), {"layer": "x" * 5000}))
     assert store.check().ok
 
 
 def test_an_origin_finds_room_in_a_full_store(tmp_path):
     rng = np.random.default_rng(0)
-    with RetentionStore(tmp_path / "small.db", budget_bytes=450_000) as store:
+    with RetentionStore.open(tmp_path / "small.db", budget_bytes=450_000) as store:
         samples = [Sample(f"s{i}", encode_npy(rng.normal(size=4)), NPY) for i in range(50)]
         arrays = [encode_npy(rng.normal(size=400)) for _ in range(200)]
         big = [Sample(f"b{i}", data, NPY, meta={"note": "x" * 300}) for i, data in enumerate(arrays)]
@@ -205,6 +205,6 @@ def test_an_origin_finds_room_in_a_full_store(tmp_path):
             store.put(sample, observation, decision)
         assert store.stats().evicted > 0
         for number in range(20):
-            store.note_origin(f"{number:064}", {"score": "x" * 4000})
+            store.note_origin(f"{number:064}", Origin((), {"layer": "x" * 4000}))
         assert len(store.origins()) == 20
         assert store.check().ok

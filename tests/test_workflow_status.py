@@ -28,7 +28,7 @@ def clocks():
 
 @pytest.fixture
 def store(tmp_path):
-    with RetentionStore(tmp_path / "kept.db", budget_bytes=10**6) as kept:
+    with RetentionStore.open(tmp_path / "kept.db", budget_bytes=10**6) as kept:
         yield kept
 
 

@@ -273,7 +273,7 @@ class _Demo:
         )
 
     def _store(self) -> RetentionStore:
-        return RetentionStore(self._config.out / "kept.db", budget_bytes=STORE_BUDGET_BYTES)
+        return RetentionStore.open(self._config.out / "kept.db", budget_bytes=STORE_BUDGET_BYTES)
 
     def _examples(self, rows: IntArray) -> Examples:
         return Examples(self._dataset.inputs(rows), self._dataset.labels[rows])

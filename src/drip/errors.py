@@ -146,6 +146,10 @@ CODES: Mapping[str, str] = MappingProxyType(
         "sample-undecodable": (
             "The bytes are corrupt, truncated or of an unknown type. `drip run` quarantines such samples."
         ),
+        "sample-unknown": (
+            "No kept sample has this key or id, or several have it. It may have been evicted; use the key of "
+            "a sample that the store returns."
+        ),
         "score-unavailable": (
             "The model cannot be scored with these options. The message says which to change."
         ),
@@ -153,16 +157,27 @@ CODES: Mapping[str, str] = MappingProxyType(
         "source-unavailable": "The source cannot be opened or read. Check path, permissions and network.",
         "source-url": "The URL of the source is malformed or has an unknown scheme or option.",
         "store-budget": "The budget is too small for the store's own records. Give a larger one.",
-        "store-busy": "Another process is writing to the store. Stop it, or wait.",
-        "store-closed": "The store was already closed, or is open only for reading.",
+        "store-busy": "Another process uses the store. Stop it, or wait.",
+        "store-closed": "The store is closed, open only for reading, or was opened by another thread.",
         "store-damaged": "The file is damaged. `drip store check` lists what is wrong.",
+        "store-disk-full": (
+            "The disk is full, or has less than min_free_bytes left. Free some space; what was committed is "
+            "safe."
+        ),
         "store-invalid": "The file is not a DRIP store.",
         "store-io": "The operating system could not read or write the store. The message has its reason.",
         "store-missing": "The store does not exist. Check the path.",
+        "store-transaction": (
+            "The call is not possible inside a transaction, or an earlier write of the transaction failed "
+            "and all of it was rolled back."
+        ),
         "store-transaction-full": (
             "More was written at once than the store can commit. The pipeline retries in halves."
         ),
-        "store-version": "The store was written by a newer version of DRIP. Upgrade DRIP.",
+        "store-version": (
+            "The store was written by another version of DRIP. Upgrade DRIP; a store of an older version is "
+            "migrated when it is opened for writing."
+        ),
         "table-invalid": (
             "The table has missing, non-numeric or inconsistent cells. The message names the place."
         ),

@@ -38,7 +38,7 @@ def run_options(digits, tmp_path):
 def finished(digits, tmp_path_factory):
     """The store of a finished run, for copies."""
     path = tmp_path_factory.mktemp("finished") / "kept.db"
-    with RetentionStore(path, budget_bytes=10**9) as store:
+    with RetentionStore.open(path, budget_bytes=10**9) as store:
         run_stream(
             load_model(MODEL, digits.weights),
             Policy.load(digits.policy),
@@ -153,7 +153,7 @@ def test_store_keeps_its_budget_when_it_is_not_given_again(drip, run_options, tm
     drip(*run_options, "--budget", "3MB", "--eviction", "fifo")
     found = json.loads(drip(*run_options, "--json").out)
     assert found["store"]["budget_bytes"] == 3_000_000
-    with RetentionStore(tmp_path / "kept.db") as store:
+    with RetentionStore.open(tmp_path / "kept.db") as store:
         assert store._reader_settings().eviction == "fifo"
 
 
@@ -222,7 +222,7 @@ def test_export_says_what_had_no_label(drip, kept, tmp_path):
 @pytest.mark.parametrize("layout", ["folder", "webdataset"])
 def test_an_export_of_nothing_leaves_no_folder(layout, drip, kept, tmp_path):
     store = tmp_path / "empty.db"
-    RetentionStore(store, budget_bytes=1_000_000).close()
+    RetentionStore.open(store, budget_bytes=1_000_000).close()
     out = tmp_path / "out"
     assert drip("store", "export", store, "--to", out, "--format", layout).code == 0
     if layout == "folder":

@@ -16,7 +16,7 @@ def shadowed(board, tmp_path_factory):
     from drip.workflow import run_stream
 
     path = tmp_path_factory.mktemp("shadowed") / "kept.db"
-    with RetentionStore(path, budget_bytes=10**8) as store:
+    with RetentionStore.open(path, budget_bytes=10**8) as store:
         run_stream(
             OnnxScorer(board.model.path), Policy.load(board.policy), FolderSource(board.production), store,
             shadow=True,
@@ -75,7 +75,7 @@ def test_replay_names_the_columns_that_the_audit_lacks(board, drip, tmp_path):
     from drip.workflow import run_stream
 
     path, margin = tmp_path / "slim.db", tmp_path / "margin.json"
-    with RetentionStore(path, budget_bytes=10**7, audit_logits=False) as store:
+    with RetentionStore.open(path, budget_bytes=10**7, audit_logits=False) as store:
         run_stream(
             OnnxScorer(board.model.path), Policy.load(board.policy), FolderSource(board.production), store
         )
@@ -87,7 +87,7 @@ def test_replay_names_the_columns_that_the_audit_lacks(board, drip, tmp_path):
 
 
 def test_replay_of_an_empty_store_says_so(board, drip, tmp_path):
-    with RetentionStore(tmp_path / "empty.db", budget_bytes=10**6):
+    with RetentionStore.open(tmp_path / "empty.db", budget_bytes=10**6):
         pass
     result = drip("replay", "--store", tmp_path / "empty.db", "--policy", board.policy)
     assert result.code == 1
@@ -98,7 +98,7 @@ def test_replay_says_what_the_audit_has_forgotten(board, drip, tmp_path):
     from drip.sources import FolderSource
     from drip.workflow import run_stream
 
-    with RetentionStore(tmp_path / "s.db", budget_bytes=10**7, audit_rows=100) as store:
+    with RetentionStore.open(tmp_path / "s.db", budget_bytes=10**7, audit_rows=100) as store:
         run_stream(
             OnnxScorer(board.model.path), Policy.load(board.policy), FolderSource(board.production), store
         )

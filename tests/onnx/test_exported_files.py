@@ -69,7 +69,7 @@ def test_a_stream_is_decided_as_by_pytorch_and_the_graph_agrees(exported, digits
     result = drip("run", path, "--source", digits.production, "--store", tmp_path / "kept.db", "--json")
     assert result.code == 0, result.err
     assert json.loads(result.out)["run"]["n_disagreements"] == 0
-    with RetentionStore(tmp_path / "torch.db", budget_bytes=10**8) as store:
+    with RetentionStore.open(tmp_path / "torch.db", budget_bytes=10**8) as store:
         run_stream(model, policy, FolderSource(digits.production), store)
         expected = {row.sample_id: row.decision.retain for row in store.audit()}
     with RetentionStore.open_readonly(tmp_path / "kept.db") as store:

@@ -40,7 +40,7 @@ def make_rule():
 
 def consume(url, path, n_samples, pause_s=0.0):
     """Run until the store has seen so many."""
-    with RetentionStore(path, budget_bytes=20_000_000) as store:
+    with RetentionStore.open(path, budget_bytes=20_000_000) as store:
         return run(
             open_source(url),
             InkScorer(pause_s),

@@ -308,7 +308,7 @@ def test_killed_consumer_and_restarted_broker_lose_nothing_and_store_nothing_twi
             broker.stop()
             broker.start()
     sender.join()
-    with RetentionStore(path) as store:
+    with RetentionStore.open(path) as store:
         stored = [record.sample.data for record in store]
         stats = store.stats()
         assert store.check().ok

@@ -195,7 +195,7 @@ def test_without_paho_the_install_line_is_given():
 
 def test_run_can_be_stopped_while_nothing_arrives(broker, tmp_path):
     asked = []
-    with RetentionStore(tmp_path / "kept", budget_bytes=5_000_000) as store:
+    with RetentionStore.open(tmp_path / "kept", budget_bytes=5_000_000) as store:
         tally = run(
             open_source(broker.url()), InkScorer(), make_rule(), store,
             prepare=CONTRACT.prepare, stop=lambda: bool(asked) or asked.append(1),

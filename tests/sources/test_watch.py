@@ -362,7 +362,7 @@ class Scorer:
 
 
 def consume(url, path, n_samples, stop=lambda: False):
-    with RetentionStore(path, budget_bytes=5_000_000) as store:
+    with RetentionStore.open(path, budget_bytes=5_000_000) as store:
         rule = create("keep-all").calibrate(fake_observations(50, 3))
         run(
             open_source(url), Scorer(), rule, store, batch_size=4,
@@ -399,7 +399,7 @@ def test_killed_runs_lose_nothing_and_store_nothing_twice(tmp_path):
             child.kill()
             child.wait()
     producer.join()
-    with RetentionStore(path) as store:
+    with RetentionStore.open(path) as store:
         assert store.stats().seen == store.stats().kept == 300
         assert sorted(int(record.sample.id[:-4]) for record in store) == list(range(300))
 

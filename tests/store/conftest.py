@@ -15,5 +15,5 @@ def path(tmp_path):
 
 @pytest.fixture
 def store(path):
-    with RetentionStore(path, budget_bytes=BUDGET, timeout_s=0.1) as opened:
+    with RetentionStore.open(path, budget_bytes=BUDGET, timeout_s=0.1) as opened:
         yield opened

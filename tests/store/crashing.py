@@ -26,7 +26,7 @@ BUDGETS = (600_000, 900_000, 2_000_000)
 def write(path: Path, budget_bytes: int, seed: int, acknowledge: int) -> None:
     """Put until killed; a line "first last" says that these numbers are durable."""
     rng = random.Random(seed)
-    with RetentionStore(path, budget_bytes=budget_bytes, audit_rows=100_000) as store:
+    with RetentionStore.open(path, budget_bytes=budget_bytes, audit_rows=100_000) as store:
         progress = store.load_progress()
         number = 0 if progress is None else int(progress.cursor or 0)
         while True:
@@ -78,7 +78,7 @@ def problems_of(path: Path, last: list[int], n_before: int) -> tuple[list[str], 
     problems = []
     if not path.exists():
         return (["no file"] if last else []), 0
-    with RetentionStore(path, budget_bytes=None if n_before else BUDGETS[-1]) as store:
+    with RetentionStore.open(path, budget_bytes=None if n_before else BUDGETS[-1]) as store:
         rows = list(store.audit())
         numbers = [int(row.sample_id[1:]) for row in rows]
         progress = store.load_progress()

@@ -1,9 +1,13 @@
-"""Samples, observations and decisions for the store's tests."""
+"""Samples, observations, decisions and expected errors for the store's tests."""
 
 from __future__ import annotations
 
-import numpy as np
+import contextlib
 
+import numpy as np
+import pytest
+
+from drip.errors import CODES
 from drip.types import Decision, Observation, Sample
 
 BUDGET = 1_000_000
@@ -31,3 +35,14 @@ def put(store, name="s", priority=0.5, data=None, predicted_class=1):
 
 def names(store):
     return [record.sample.id for record in store]
+
+
+@contextlib.contextmanager
+def refused(kind, code, *parts):
+    """Expect an error of this type and code, whose message names each of the parts."""
+    with pytest.raises(kind) as caught:
+        yield caught
+    assert caught.value.code == code
+    assert code in CODES
+    for part in parts:
+        assert str(part) in str(caught.value)

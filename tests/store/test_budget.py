@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 
 import pytest
+from making import refused
 
 from drip.errors import StoreError
 from drip.store.budget import MIB, Layout, LogGauge, index_bytes
@@ -75,29 +76,25 @@ def test_the_logs_index_grows_in_blocks_of_which_the_first_loses_its_header():
     assert [index_bytes(n) // 32_768 for n in (1, 4062, 4063, 8158, 8159)] == [1, 1, 2, 2, 3]
 
 
-def test_the_least_budget_is_named_and_enough():
-    with pytest.raises(StoreError) as caught:
+def test_the_smallest_budget_is_in_the_message_and_is_accepted():
+    with refused(StoreError, "store-budget") as caught:
         Layout.plan(MINIMUM - 1)
     assert str(caught.value) == (
-        f"budget_bytes must be at least {MINIMUM} (for pages of 1024 bytes), got {MINIMUM - 1}; raise it"
+        f"budget_bytes={MINIMUM - 1} is too small; the minimum is {MINIMUM} with pages of 1024 bytes"
     )
     layout = Layout.plan(MINIMUM)
     assert (layout.log_frames, layout.max_pages) == (192, 160)
-    with pytest.raises(StoreError, match="for pages of 4096 bytes"):
+    with refused(StoreError, "store-budget", 4096):
         Layout.plan(1_000_000, page_size=4096)
 
 
 @pytest.mark.parametrize("log_bytes", [201_247, 1_000_000 - 32_768 - 159 * 1024])
-def test_a_log_too_small_or_too_big_is_refused(log_bytes):
-    with pytest.raises(StoreError) as caught:
+def test_a_log_that_is_too_small_or_too_large_is_refused(log_bytes):
+    with refused(StoreError, "store-budget", log_bytes, 201_248, 163_840, 1_000_000):
         Layout.plan(1_000_000, log_bytes=log_bytes)
-    assert str(caught.value) == (
-        "log_bytes must be at least 201248 and leave 163840 of the budget of 1000000 to the file, "
-        f"got {log_bytes}; leave it out to have it chosen"
-    )
 
 
-def test_the_least_and_the_biggest_log_are_accepted():
+def test_the_smallest_and_the_largest_log_are_accepted():
     assert Layout.plan(1_000_000, log_bytes=201_248).log_frames == 192
     assert Layout.plan(1_000_000, log_bytes=1_000_000 - 32_768 - 163_840).max_pages >= 160
 

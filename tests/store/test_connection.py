@@ -1,4 +1,4 @@
-"""SQLite's errors in drip's words, and what the files take."""
+"""SQLite's errors in plain words, the size of the files, and connections."""
 
 from __future__ import annotations
 
@@ -6,73 +6,67 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from making import refused
 
 from drip.errors import StoreError
-from drip.store.schema import connect, disk_bytes, explain, explained
-
-WRITER = "another process is writing to it; a store has one writer at a time: stop it or raise timeout_s"
-FULL = (
-    "the disk is full or failing; what was acknowledged is safe: free some space and put again, "
-    "the store need not be reopened"
-)
-READONLY = "it cannot be written: open it with readonly=True or change its permissions"
-PLACE = "a file in an existing folder that can be written is needed: check the path, or use readonly=True"
-DAMAGED = "it is damaged or no drip store: run check() on it, restore a copy or choose another path"
+from drip.store.connection import connect, disk_bytes, explain, explained
 
 
 @pytest.mark.parametrize(
-    ("name", "advice"),
+    ("name", "code", "advice"),
     [
-        ("SQLITE_BUSY", WRITER),
-        ("SQLITE_BUSY_SNAPSHOT", WRITER),
-        ("SQLITE_LOCKED", WRITER),
-        ("SQLITE_FULL", FULL),
-        ("SQLITE_IOERR_WRITE", FULL),
-        ("SQLITE_IOERR_READ", "run check() on it"),
-        ("SQLITE_READONLY", READONLY),
-        ("SQLITE_PERM", READONLY),
-        ("SQLITE_CANTOPEN", PLACE),
-        ("SQLITE_CORRUPT", DAMAGED),
-        ("SQLITE_NOTADB", DAMAGED),
-        ("SQLITE_ERROR", "run check() on it"),
+        ("SQLITE_BUSY", "store-busy", "timeout_s"),
+        ("SQLITE_BUSY_SNAPSHOT", "store-busy", "timeout_s"),
+        ("SQLITE_LOCKED", "store-busy", "timeout_s"),
+        ("SQLITE_FULL", "store-disk-full", "free some space"),
+        ("SQLITE_IOERR_WRITE", "store-disk-full", "free some space"),
+        ("SQLITE_IOERR_READ", "store-io", "check()"),
+        ("SQLITE_READONLY", "path-not-writable", "open_readonly()"),
+        ("SQLITE_PERM", "path-not-writable", "open_readonly()"),
+        ("SQLITE_CANTOPEN", "path-not-writable", "check the path"),
+        ("SQLITE_CORRUPT", "store-damaged", "check()"),
+        ("SQLITE_NOTADB", "store-invalid", "choose another path"),
+        ("SQLITE_ERROR", "store-io", "check()"),
     ],
 )
-def test_an_error_names_file_cause_and_what_to_do(name, advice):
+def test_an_error_says_file_cause_and_what_to_do(name, code, advice):
     error = sqlite3.OperationalError("cause")
     error.sqlite_errorcode = getattr(sqlite3, name)
     error.sqlite_errorname = name
-    told = explain(error, Path("kept.drip"), "write to")
-    assert isinstance(told, StoreError)
-    assert str(told) == f"cannot write to kept.drip, got {name}: cause; {advice}"
+    explained_error = explain(error, Path("kept.drip"), "write to")
+    assert isinstance(explained_error, StoreError)
+    assert explained_error.code == code
+    assert str(explained_error).startswith(f"kept.drip: cannot write to the store ({name}: cause); ")
+    assert advice in str(explained_error).lower()
 
 
-def test_an_error_without_a_code_is_named_by_its_type():
-    told = explain(sqlite3.ProgrammingError("cause"), Path("kept.drip"), "read")
-    assert str(told) == (
-        "cannot read kept.drip, got ProgrammingError: cause; "
-        "a store is used by the thread that opened it, until it is closed"
-    )
-    told = explain(sqlite3.DatabaseError("cause"), Path("kept.drip"), "read")
-    assert str(told) == "cannot read kept.drip, got DatabaseError: cause; run check() on it"
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(sqlite3.ProgrammingError("cause"), "store-closed"), (sqlite3.DatabaseError("cause"), "store-io")],
+)
+def test_an_error_without_a_result_code_is_named_by_its_type(error, code):
+    explained_error = explain(error, Path("kept.drip"), "read")
+    assert explained_error.code == code
+    assert f"({type(error).__name__}: cause)" in str(explained_error)
 
 
-def test_the_cause_stays_with_the_explanation():
+def test_the_explained_error_has_its_cause():
     with (
-        pytest.raises(StoreError, match=r"cannot open a, got .*: cause") as caught,
+        refused(StoreError, "store-io", "a: cannot open", "cause") as caught,
         explained(Path("a"), "open"),
     ):
         raise sqlite3.OperationalError("cause")
     assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
 
 
-def test_all_files_of_a_store_count_and_no_others(tmp_path):
+def test_the_size_counts_all_files_of_a_store_and_no_others(tmp_path):
     assert disk_bytes(tmp_path / "s") == 0
     for n_bytes, suffix in ((1, ""), (10, "-wal"), (100, "-shm"), (1000, "-journal"), (10_000, ".other")):
         (tmp_path / f"s{suffix}").write_bytes(bytes(n_bytes))
     assert disk_bytes(tmp_path / "s") == 1111
 
 
-def test_a_connection_waits_as_told_and_keeps_temporary_tables_in_memory(tmp_path):
+def test_a_connection_waits_for_its_timeout_and_keeps_temporary_tables_in_memory(tmp_path):
     path = tmp_path / "a %41?b#c"
     connection = connect(path, mode="rwc", timeout_s=1.5)
     assert path.exists()

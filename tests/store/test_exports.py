@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from making import keep, observation, put, sample
+from making import keep, observation, put, refused, sample
 from support import require_module
 
 from drip.errors import ExportError, InputError, StoreError
@@ -34,7 +34,7 @@ EVIL = [
 
 @pytest.fixture
 def store(tmp_path):
-    with RetentionStore(tmp_path / "s", budget_bytes=1_000_000) as opened:
+    with RetentionStore.open(tmp_path / "s", budget_bytes=1_000_000) as opened:
         opened.put(sample("a", label=0), observation(1), keep())
         opened.put(sample("b", label=1), observation(1), keep(float("inf")))
         put(opened, "c", predicted_class=0)
@@ -69,7 +69,7 @@ def test_class_numbers_name_the_folders_without_names(store, tmp_path):
 
 
 def test_ids_cannot_leave_the_folder(tmp_path):
-    with RetentionStore(tmp_path / "s", budget_bytes=1_000_000) as store:
+    with RetentionStore.open(tmp_path / "s", budget_bytes=1_000_000) as store:
         for i, name in enumerate(EVIL):
             store.put(Sample(name, bytes([i]), "../png"), observation(0), keep())
         (tmp_path / "x").mkdir()
@@ -89,7 +89,7 @@ def test_ids_cannot_leave_the_folder(tmp_path):
     "bad", [["a"], ["a/b", "c"], ["..", "c"], ["a", "A"], ["", "b"], ["records.jsonl", "b"]]
 )
 def test_bad_class_names_are_refused_and_leave_nothing(store, tmp_path, bad):
-    with pytest.raises((InputError, ExportError), match="class_names"):
+    with refused((InputError, ExportError), "labels-invalid"):
         export_image_folder(store, tmp_path / "out", labels="true", class_names=bad)
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
 
@@ -112,22 +112,22 @@ def test_an_export_that_fails_half_way_leaves_nothing(store, tmp_path):
 def test_existing_targets_and_bad_arguments_are_refused(store, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(ExportError, match="new or empty folder"):
+    with refused(ExportError, "path-exists", tmp_path / "full"):
         export_image_folder(store, tmp_path / "full", labels="true")
-    with pytest.raises(ExportError, match="writable place"):
+    with refused(ExportError, "path-not-writable", tmp_path / "no" / "out"):
         export_image_folder(store, tmp_path / "no" / "out", labels="true")
-    with pytest.raises(ExportError, match=r"s0\.tar.*must be writable.*No such file"):
+    with refused(ExportError, "path-not-writable", "s0.tar", "No such file"):
         export_webdataset(store, str(tmp_path / "no" / "s%d.tar"), labels="true")
     (tmp_path / "s0.tar").touch()
-    with pytest.raises(ExportError, match="must not exist yet"):
+    with refused(ExportError, "path-exists", "s0.tar"):
         export_webdataset(store, str(tmp_path / "s%d.tar"), labels="true")
     for pattern in ("fixed.tar", "%s%s.tar", "%d%d", "%"):
-        with pytest.raises(InputError, match="pattern"):
+        with refused(InputError, "bad-argument", "pattern"):
             export_webdataset(store, pattern, labels="true")
-    with pytest.raises(InputError, match="labels must be one of"):
+    with refused(InputError, "bad-argument", "labels='best'"):
         export_webdataset(store, "s%d.tar", labels="best")
     for bad in (0, -1, 1.5, True):
-        with pytest.raises(InputError, match="max_count"):
+        with refused(InputError, "bad-argument", "max_count"):
             export_webdataset(store, "s%d.tar", labels="true", max_count=bad)
 
 
@@ -190,7 +190,7 @@ def test_shards_have_the_names_of_the_classes(store, tmp_path, labels, expected)
 
 
 def test_a_class_without_a_name_stops_the_shards_and_leaves_nothing(store, tmp_path):
-    with pytest.raises(ExportError, match="class_names must name every class, got 1 names and class 1"):
+    with refused(ExportError, "labels-invalid"):
         export_webdataset(store, str(tmp_path / "s%d.tar"), labels="predicted", class_names=["cat"])
     assert list(tmp_path.glob("s*.tar*")) == []
 
@@ -263,40 +263,35 @@ def test_a_disk_that_fails_during_an_export_leaves_nothing_and_is_named(store, t
 
     out = tmp_path / "here"
     out.mkdir()
-    end = "' must be writable to the end, got: no space; free some space and export again"
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(ExportError) as caught:
+    with refused(ExportError, "path-not-writable") as caught:
         export_image_folder(store, out / "folder", labels="true")
-    assert str(caught.value) == f"'{out / 'folder'}{end}"
-    with pytest.raises(ExportError) as caught:
+    assert str(caught.value) == (
+        f"{out / 'folder'}: writing failed (no space); free some space and export again"
+    )
+    with refused(ExportError, "path-not-writable", out / "s0.tar", "no space"):
         export_webdataset(store, str(out / "s%d.tar"), labels="true")
-    assert str(caught.value) == f"'{out / 's0.tar'}{end}"
     assert list(out.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a\\b", "a\0b"])
-def test_a_class_name_that_is_no_plain_folder_is_named(store, tmp_path, name):
-    with pytest.raises(InputError) as caught:
+def test_a_class_name_that_cannot_be_a_folder_is_refused_by_name(store, tmp_path, name):
+    with refused(InputError, "labels-invalid", repr(name)):
         export_image_folder(store, tmp_path / "out", labels="true", class_names=["fine", name])
-    assert str(caught.value) == (
-        f"class_names must be plain folder names, got {name!r}; leave out slashes and leading dots"
-    )
 
 
 def test_a_class_without_a_name_is_refused_with_both_numbers(store, tmp_path):
-    with pytest.raises(ExportError) as caught:
+    with refused(ExportError, "labels-invalid", "1 names", "class 1"):
         export_image_folder(store, tmp_path / "out", labels="true", class_names=["cat"])
-    assert str(caught.value) == "class_names must name every class, got 1 names and class 1; add names"
-    with pytest.raises(InputError) as caught:
+    with refused(InputError, "labels-invalid", "['a', 'A']"):
         export_image_folder(store, tmp_path / "out", labels="true", class_names=["a", "A"])
-    assert str(caught.value) == ("class_names must be distinct and none may be records.jsonl, got ['a', 'A']")
 
 
 def test_an_empty_folder_is_filled_and_a_file_in_its_place_is_not_replaced(store, tmp_path):
     (tmp_path / "out").mkdir()
     assert export_image_folder(store, tmp_path / "out", labels="true") == 2
     (tmp_path / "file").touch()
-    with pytest.raises(ExportError, match="new or empty folder"):
+    with refused(ExportError, "path-exists"):
         export_image_folder(store, tmp_path / "file", labels="true")
     assert (tmp_path / "file").is_file()
 
@@ -330,7 +325,7 @@ def test_the_real_webdataset_reads_the_shards(store, tmp_path):
 
 
 def test_an_empty_store_exports_nothing(tmp_path):
-    with RetentionStore(tmp_path / "s", budget_bytes=1_000_000) as store:
+    with RetentionStore.open(tmp_path / "s", budget_bytes=1_000_000) as store:
         store.put(sample(), Observation(0, observation().logits, {}), Decision(False, 0.0, None, "x"))
         assert export_webdataset(store, str(tmp_path / "s%d.tar"), labels="true") == []
         assert export_image_folder(store, Path(tmp_path / "out"), labels="true") == 0

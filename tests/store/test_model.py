@@ -15,7 +15,7 @@ from making import observation, sample
 
 from drip.errors import StoreError, TransactionFullError
 from drip.store import Outcome, RetentionStore
-from drip.store.schema import disk_bytes
+from drip.store.connection import disk_bytes
 from drip.types import Decision, Progress
 
 SMALL, LARGE = 420_000, 900_000
@@ -60,7 +60,7 @@ class Model(RuleBasedStateMachine):
         self.path = self.folder / "s"
         self.eviction = eviction
         self.budget_bytes = budget_bytes
-        self.store = RetentionStore(
+        self.store = RetentionStore.open(
             self.path, budget_bytes=budget_bytes, eviction=eviction, audit_rows=10_000
         )
         self.rows: dict[int, Row] = {}
@@ -172,7 +172,7 @@ class Model(RuleBasedStateMachine):
     @rule(budget_bytes=st.none() | st.sampled_from([SMALL, LARGE]))
     def reopen(self, budget_bytes):
         self.store.close()
-        self.store = RetentionStore(self.path, budget_bytes=budget_bytes)
+        self.store = RetentionStore.open(self.path, budget_bytes=budget_bytes)
         self.budget_bytes = budget_bytes or self.budget_bytes
         stats = self.store.stats()
         if stats.quarantine_dropped > self.n_quarantine_dropped:
@@ -221,7 +221,7 @@ class Model(RuleBasedStateMachine):
         if not hasattr(self, "store"):
             return
         writer = self.store._writer
-        space, ring, shelf = writer.space, writer.ring, writer.quarantine_shelf
+        space, ring, table = writer.space, writer.ring, writer.quarantine_table
         assert space.log_frames >= space._gauge.n_frames()
         believed = space.free_pages
         assert believed <= space.look_up_free_pages()
@@ -229,13 +229,13 @@ class Model(RuleBasedStateMachine):
         one = self.store._connection.execute
         assert one("SELECT count(*), total(row_bytes) FROM audit").fetchone() == (ring.rows, ring.bytes)
         count = "SELECT count(*), total(row_bytes) FROM quarantine"
-        assert one(count).fetchone() == (shelf.rows, shelf.bytes)
+        assert one(count).fetchone() == (table.rows, table.bytes)
         assert writer.recorder.next_key == self.next_key
 
     def teardown(self):
         if hasattr(self, "store"):
             self.store.close()
-            with RetentionStore(self.path) as store:
+            with RetentionStore.open(self.path) as store:
                 assert store.check().problems == ()
             shutil.rmtree(self.folder)
 

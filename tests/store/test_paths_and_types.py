@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from making import refused
 
 from drip.errors import StoreError
 from drip.store import RetentionStore
@@ -20,7 +21,7 @@ def test_a_store_behind_a_link_keeps_its_budget_beside_the_real_file(tmp_path):
     link = tmp_path / "kept.db"
     link.symlink_to(card / "kept.db")
     rng = np.random.default_rng(0)
-    with RetentionStore(link, budget_bytes=1_000_000) as store:
+    with RetentionStore.open(link, budget_bytes=1_000_000) as store:
         for number in range(3000):
             store.put(Sample(str(number), rng.bytes(500), "image/png"), OBSERVATION, KEEP)
             if number % 100 == 0:
@@ -32,7 +33,7 @@ def test_a_store_behind_a_link_keeps_its_budget_beside_the_real_file(tmp_path):
 @pytest.mark.parametrize("time_s", [np.int64(3), np.float32(3.0), 3])
 def test_times_of_any_number_type_come_back_as_seconds(tmp_path, time_s):
     sample = Sample("a", b"data", "image/png", time_s=time_s)
-    with RetentionStore(tmp_path / "kept.db", budget_bytes=1_000_000) as store:
+    with RetentionStore.open(tmp_path / "kept.db", budget_bytes=1_000_000) as store:
         store.put(sample, OBSERVATION, KEEP)
         store.quarantine(Sample("b", b"other", "image/png", time_s=time_s), "cut short")
         times = [next(iter(store)).sample.time_s, next(store.quarantined()).sample.time_s]
@@ -42,15 +43,18 @@ def test_times_of_any_number_type_come_back_as_seconds(tmp_path, time_s):
 
 def test_a_second_writer_is_refused_while_the_first_is_open(tmp_path):
     path = tmp_path / "kept.db"
-    with RetentionStore(path, budget_bytes=1_000_000):
-        code = "import sys; from drip.store import RetentionStore; RetentionStore(sys.argv[1], timeout_s=0.1)"
+    with RetentionStore.open(path, budget_bytes=1_000_000):
+        code = (
+            "import sys; from drip.store import RetentionStore; "
+            "RetentionStore.open(sys.argv[1], timeout_s=0.1)"
+        )
         found = subprocess.run(
             [sys.executable, "-c", code, path], capture_output=True, text=True, check=False
         )
-        assert "another writer" in found.stderr
-        with pytest.raises(StoreError, match="another writer"):
-            RetentionStore(path, timeout_s=0.1)
+        assert "open for writing" in found.stderr
+        with refused(StoreError, "store-busy", path):
+            RetentionStore.open(path, timeout_s=0.1)
         with RetentionStore.open_readonly(path) as reader:
             assert len(reader) == 0
-    with RetentionStore(path) as again:
+    with RetentionStore.open(path) as again:
         again.put(Sample("a", b"data", "image/png"), OBSERVATION, KEEP)

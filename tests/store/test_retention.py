@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from making import BUDGET, DROP, LOGITS, keep, names, observation, put, sample
+from making import BUDGET, DROP, LOGITS, keep, names, observation, put, refused, sample
 
 from drip.errors import InputError, StoreError
 from drip.files import sha256_hex
@@ -54,7 +54,7 @@ def test_a_discarded_sample_is_audited_but_not_kept(store):
 
 
 def test_logits_can_be_left_out_of_the_audit(path):
-    with RetentionStore(path, budget_bytes=BUDGET, audit_logits=False) as store:
+    with RetentionStore.open(path, budget_bytes=BUDGET, audit_logits=False) as store:
         put(store)
         assert next(store.audit()).logits.size == 0
 
@@ -92,7 +92,7 @@ def test_the_same_id_with_other_content_is_another_sample(store):
 @pytest.mark.parametrize("decision", [keep(), DROP])
 def test_a_redelivered_decision_is_ignored_after_reopening(path, decision):
     for _ in range(2):
-        with RetentionStore(path, budget_bytes=BUDGET) as store:
+        with RetentionStore.open(path, budget_bytes=BUDGET) as store:
             store.put(sample("a"), observation(), decision)
             assert store.stats().seen == len(list(store.audit())) == 1
     assert store is not None
@@ -122,7 +122,7 @@ def test_samples_can_be_filtered(store):
     assert [r.sample.id for r in store.samples(label_state=LabelState.TRUE)] == ["a"]
     assert [r.sample.id for r in store.samples(label_state="unlabelled")] == ["c"]
     assert list(store.samples(policy_digest="other")) == []
-    with pytest.raises(InputError, match="label_state must be one of"):
+    with refused(InputError, "bad-argument", "label_state"):
         store.samples(label_state="maybe")
 
 
@@ -145,10 +145,10 @@ def test_a_label_needs_exactly_one_sample(store):
     put(store, "a", data=b"1")
     put(store, "a", data=b"2")
     for name in ("a", "missing", 99):
-        with pytest.raises(StoreError, match="exactly one kept sample"):
+        with refused(StoreError, "sample-unknown", repr(name)):
             store.set_label(name, 0)
     for label in (-1, 2**31, True, np.True_, 1.7, 1.0, np.float64(1.0), "1", b"1", [1], float("nan")):
-        with pytest.raises(InputError, match=r"class index \(an integer from 0\)"):
+        with refused(InputError, "bad-argument", "label="):
             store.set_label(1, label)
 
 
@@ -159,7 +159,7 @@ def test_an_integer_of_numpy_is_a_label(store):
 
 
 def test_progress_commits_with_the_transaction(path):
-    with RetentionStore(path, budget_bytes=BUDGET) as store:
+    with RetentionStore.open(path, budget_bytes=BUDGET) as store:
         assert store.load_progress() is None
         progress = Progress("c1", {"window": [1.5, math.inf]}, "p1")
         with store.transaction():
@@ -173,7 +173,7 @@ def test_progress_commits_with_the_transaction(path):
         assert store.load_progress() == progress
         assert names(store) == ["a"]
         put(store, "c")
-    with RetentionStore(path) as store:
+    with RetentionStore.open(path) as store:
         assert store.load_progress() == progress
         assert [(record.sample.id, record.policy_digest) for record in store] == [("a", "p1"), ("c", "p1")]
         assert store.stats().quarantined == 0
@@ -182,13 +182,13 @@ def test_progress_commits_with_the_transaction(path):
 
 def test_a_swallowed_failure_inside_a_transaction_rolls_it_back(store, monkeypatch):
     put(store, "before")
-    with pytest.raises(StoreError, match="swallowed"), store.transaction():  # noqa: PT012  # goes on after it
+    with refused(StoreError, "store-transaction", "ZeroDivisionError"), store.transaction():
         put(store, "a")
         monkeypatch.setattr(store._writer.recorder, "_keep", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             put(store, "b")
         monkeypatch.undo()
-        with pytest.raises(StoreError, match="swallowed"):
+        with refused(StoreError, "store-transaction"):
             put(store, "c")
     assert names(store) == ["before"]
     assert store.check().ok
@@ -203,12 +203,12 @@ def test_a_refused_sample_does_not_spoil_its_transaction(store):
 
 
 def test_transactions_do_not_nest(store):
-    with pytest.raises(StoreError, match="nested"), store.transaction(), store.transaction():
+    with refused(StoreError, "store-transaction"), store.transaction(), store.transaction():
         pass
 
 
 def test_a_nan_priority_is_refused_and_infinite_ones_are_fine(store):
-    with pytest.raises(InputError, match="priority"):
+    with refused(InputError, "bad-argument", "priority"):
         put(store, priority=math.nan)
     for i, priority in enumerate((math.inf, -math.inf, -1.5)):
         put(store, f"s{i}", priority)
@@ -217,21 +217,21 @@ def test_a_nan_priority_is_refused_and_infinite_ones_are_fine(store):
 
 @pytest.mark.parametrize("name", ["", "x" * 513, "é" * 257, "\ud800", None])
 def test_an_unusable_id_is_refused(store, name):
-    with pytest.raises(InputError, match=r"sample\.id"):
+    with refused(InputError, "sample-rejected", "sample.id"):
         store.put(Sample(name, b"x", "image/png"), observation(), keep())
 
 
 def test_other_unusable_values_are_refused(store):
-    with pytest.raises(InputError, match="must be bytes"):
+    with refused(InputError, "sample-rejected", "bytearray"):
         store.put(sample(data=bytearray(b"x")), observation(), keep())
-    with pytest.raises(InputError, match="meta"):
+    with refused(InputError, "sample-rejected", "meta"):
         store.put(sample(meta={"a": 1}), observation(), keep())
-    with pytest.raises(InputError, match="64 bits"):
+    with refused(InputError, "sample-rejected", "64 bits"):
         store.put(sample(), observation(2**70), keep())
-    with pytest.raises(InputError, match="UTF-8"):
+    with refused(InputError, "bad-argument", "decision.reason"):
         store.put(sample(), observation(), Decision(True, 1.0, None, "\ud800"))
     for content_hash in ("nonsense", "ab" * 31, sha256_hex(b"other")):
-        with pytest.raises(InputError, match="content_hash"):
+        with refused(InputError, "bad-argument", "content_hash"):
             store.put(sample(), observation(content_hash=content_hash), keep())
     store.put(sample(), observation(content_hash=sha256_hex(sample().data)), keep())
     assert len(store) == 1
@@ -240,14 +240,14 @@ def test_other_unusable_values_are_refused(store):
 
 def test_a_sample_that_can_never_fit_is_refused_by_name_and_size(store):
     limit = store._writer.space.layout.max_sample_bytes
-    with pytest.raises(StoreError, match=rf"fit {limit} bytes.*got \d+ bytes for sample 'huge'"):
+    with refused(StoreError, "sample-too-large", limit, "'huge'"):
         put(store, "huge", data=bytes(limit + 1))
     assert store.stats().seen == 0
 
 
 @pytest.mark.parametrize("budget_bytes", [450_000, 1_000_000, 3_000_000])
 def test_the_biggest_sample_fits_whatever_was_there(tmp_path, budget_bytes):
-    with RetentionStore(tmp_path / "s", budget_bytes=budget_bytes) as store:
+    with RetentionStore.open(tmp_path / "s", budget_bytes=budget_bytes) as store:
         biggest = store._writer.space.layout.max_sample_bytes - 1000
         for round_ in range(3):
             for i in range(150):
@@ -259,7 +259,7 @@ def test_the_biggest_sample_fits_whatever_was_there(tmp_path, budget_bytes):
 
 
 def test_the_audit_is_a_ring(path):
-    with RetentionStore(path, budget_bytes=BUDGET, audit_rows=40) as store:
+    with RetentionStore.open(path, budget_bytes=BUDGET, audit_rows=40) as store:
         for i in range(100):
             store.put(sample(f"s{i}"), observation(), DROP)
             assert store.stats().audit_rows <= 40

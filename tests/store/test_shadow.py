@@ -44,17 +44,17 @@ def counts(store):
 
 
 @given(st.lists(st.sampled_from(["shadow:", "\x1b"]) | st.text()).map("".join), st.booleans())
-def test_any_reason_and_who_keeps_come_back(reason, is_retained):
-    assert decode_reason(encode_reason(reason, is_retained=is_retained)) == (reason, is_retained)
+def test_any_reason_and_its_mark_come_back(reason, is_shadow):
+    assert decode_reason(encode_reason(reason, is_shadow=is_shadow)) == (reason, is_shadow)
 
 
 @pytest.mark.parametrize(
     ("written", "read"),
     [
-        ("margin", ("margin", True)),
-        ("shadow:margin", ("margin", False)),
-        ("\x1bword", ("\x1bword", True)),
-        ("", ("", True)),
+        ("margin", ("margin", False)),
+        ("shadow:margin", ("margin", True)),
+        ("\x1bword", ("\x1bword", False)),
+        ("", ("", False)),
     ],
 )
 def test_reasons_of_stores_written_before_are_read_as_then(written, read):
@@ -67,6 +67,7 @@ def test_a_rules_own_word_may_look_like_a_mark(store, reason, is_retained):
     decision = Decision(is_retained, 0.5, None, reason)
     store.put(sample("a"), observation(), decision, keep=True)
     assert [record.decision for record in store] == [row.decision for row in store.audit()] == [decision]
+    assert [record.shadow for record in store] == [row.shadow for row in store.audit()] == [not is_retained]
     assert store.stats().kept_shadowed == (not is_retained)
 
 
@@ -143,7 +144,7 @@ def test_a_duplicate_of_shadow_mode_that_the_rule_retains_is_counted_once(store)
 
 
 def test_a_sample_that_was_evicted_comes_back_only_when_the_rule_retains_it_for_the_first_time(path):
-    with RetentionStore(path, budget_bytes=BUDGET, eviction="fifo") as store:
+    with RetentionStore.open(path, budget_bytes=BUDGET, eviction="fifo") as store:
         shadow(store, "a", bytes(5000))
         for i in range(300):
             put(store, f"s{i}", data=i.to_bytes(2, "big") * 2500)
@@ -162,7 +163,7 @@ def test_a_sample_that_was_evicted_comes_back_only_when_the_rule_retains_it_for_
 
 
 def test_counts_of_shadow_mode_follow_evictions_rollbacks_and_reopening(path):
-    with RetentionStore(path, budget_bytes=BUDGET, eviction="fifo") as store:
+    with RetentionStore.open(path, budget_bytes=BUDGET, eviction="fifo") as store:
         for i in range(400):
             shadow(store, f"s{i}", i.to_bytes(2, "big") * 1500)
             if i % 3 == 0:
@@ -170,9 +171,9 @@ def test_counts_of_shadow_mode_follow_evictions_rollbacks_and_reopening(path):
             store.stats()
         with pytest.raises(ZeroDivisionError), store.transaction():  # noqa: PT012  # rolled back on purpose
             shadow(store, "lost")
-            assert store.stats().kept_shadowed == sum(not r.decision.retain for r in store)
+            assert store.stats().kept_shadowed == sum(record.shadow for record in store)
             raise ZeroDivisionError
-        n_shadowed = sum(not record.decision.retain for record in store)
+        n_shadowed = sum(record.shadow for record in store)
         assert 0 < n_shadowed == store.stats().kept_shadowed < store.stats().kept
     with RetentionStore.open_readonly(path) as store:
         assert store.stats().kept_shadowed == n_shadowed

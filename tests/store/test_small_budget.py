@@ -38,7 +38,7 @@ def put_in_halves(store, items):
 
 def test_budget_holds_when_full_transactions_are_rolled_back_and_tried_in_halves(tmp_path):
     rng = np.random.default_rng(0)
-    with RetentionStore(tmp_path / "kept.db", budget_bytes=BUDGET) as store:
+    with RetentionStore.open(tmp_path / "kept.db", budget_bytes=BUDGET) as store:
         for batch in range(150):
             put_in_halves(store, list(small_samples(batch, 32, rng)))
             assert disk_bytes(tmp_path) <= BUDGET
@@ -50,7 +50,7 @@ def test_budget_holds_when_full_transactions_are_rolled_back_and_tried_in_halves
 def test_a_micro_batch_of_small_samples_fits_one_transaction_of_a_full_small_store(tmp_path, n, n_refused):
     """But for one batch at most: the one in which the store becomes full evicts for the first time."""
     rng = np.random.default_rng(0)
-    with RetentionStore(tmp_path / "kept.db", budget_bytes=BUDGET) as store:
+    with RetentionStore.open(tmp_path / "kept.db", budget_bytes=BUDGET) as store:
         for batch in range(4800 // n):
             items = list(small_samples(batch, n, rng))
             try:

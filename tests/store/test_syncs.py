@@ -10,19 +10,19 @@ from drip.store import RetentionStore
 STORE = "kept.drip"
 SCRIPT = """
 import sys
-import drip.store.schema as connection
+import drip.store.connection as connection
 if sys.argv[2] == "off":
     configure = connection.configure_writer
     def without_sync(sqlite, *, synchronous):
         configure(sqlite, synchronous=synchronous)
         sqlite.execute("PRAGMA synchronous = OFF")
-    import drip.store.store
-    drip.store.store.configure_writer = without_sync
+    import drip.store.opening
+    drip.store.opening.configure_writer = without_sync
 from making import DROP, keep, observation, sample
 from drip.store import RetentionStore
 import os
 acknowledged = os.open(sys.argv[1] + "/acks", os.O_WRONLY | os.O_CREAT)
-with RetentionStore(sys.argv[1] + "/kept.drip", budget_bytes=450_000, audit_rows=1000) as store:
+with RetentionStore.open(sys.argv[1] + "/kept.drip", budget_bytes=450_000, audit_rows=1000) as store:
     for i in range(150):
         if i % 10 == 9:
             with store.transaction():
@@ -92,7 +92,7 @@ def lost_after_power_cut(steps, folder):
     for name, content in files_after_power_cut(steps).items():
         (folder / name).write_bytes(content)
     acknowledged = b"".join(step.data for step in steps if step.name == "acks").decode().split(",")[:-1]
-    with RetentionStore(folder / STORE, budget_bytes=450_000) as store:
+    with RetentionStore.open(folder / STORE, budget_bytes=450_000) as store:
         audited = {row.sample_id.partition("-")[0] for row in store.audit()}
         problems = store.check().problems
     return {f"s{i}" for i in acknowledged} - audited, problems

@@ -1,6 +1,6 @@
-"""The store: one SQLite file that keeps retained samples inside a byte budget and survives a kill.
+"""The store: one SQLite file that keeps samples inside a byte budget and survives a kill.
 
-Public: :class:`RetentionStore` and what it gives back. Decides nothing and knows no model.
+Public: :class:`RetentionStore` and the records that it returns. It decides nothing and knows no model.
 """
 
 from drip.store.exports import export_image_folder, export_webdataset
@@ -10,6 +10,7 @@ from drip.store.records import (
     ClassCounts,
     Labels,
     LabelState,
+    Origin,
     Outcome,
     QuarantinedSample,
     StoredSample,
@@ -24,6 +25,7 @@ __all__ = [
     "ClassCounts",
     "LabelState",
     "Labels",
+    "Origin",
     "Outcome",
     "QuarantinedSample",
     "RetentionStore",

@@ -1,6 +1,7 @@
-"""How a byte budget is divided between the file, its write-ahead log and the log's index.
+"""The byte budget: how it is divided between file, log and index, and how an open store stays inside it.
 
-Arithmetic, and a gauge that reads the log's length from its file; nothing here opens a database.
+SQLite can limit the pages of the file (``max_page_count``) but not the write-ahead log. So the store reads
+the log's length from its file, and every operation announces how many pages it may change before it does.
 """
 
 from __future__ import annotations
@@ -16,48 +17,53 @@ from drip.errors import StoreError, TransactionFullError
 KIB = 1024
 MIB = 1024 * KIB
 
-_LOG_HEADER_BYTES = 32  # https://sqlite.org/walformat.html: header of the log, then frames
+# https://sqlite.org/walformat.html: the log is a header, then frames of a page each. The -shm file grows in
+# blocks that index 4096 frames each; the first block uses the space of 34 of them for its own header.
+_LOG_HEADER_BYTES = 32
 _FRAME_HEADER_BYTES = 24
 _NO_SALT = bytes(8)
-_INDEX_BLOCK_BYTES = 32 * KIB  # the -shm file grows in blocks, each indexing 4096 frames,
-_INDEX_BLOCK_FRAMES = 4096  # of which the first block gives 34 to its own header
+_INDEX_BLOCK_BYTES = 32 * KIB
+_INDEX_BLOCK_FRAMES = 4096
 _INDEX_FIRST_LOST = 34
 
 SMALL_PAGE = 1024
 LARGE_PAGE = 4096
 _LARGE_PAGE_FROM_BYTES = 128 * MIB
 
-# Upper limits for one operation, against what the B-trees do: a put changes a page in each of 8 trees, an
-# eviction in 4; a split or merge changes up to four more. That several trees split at once is possible, that
-# all do is not to be expected; the estimates are replaced by counts long before they add up to a limit.
+# Upper limits of the pages that one operation changes. A put changes a page in each of 8 B-trees, an eviction
+# in 4, and a split or merge changes up to four more. Several trees may split at once, but hardly all of them.
+# Errors do not add up: estimates are replaced by counted frames long before they reach the limit.
 PUT_FRAMES = 32
 EVICT_FRAMES = 8
-MICRO_BATCH_FRAMES = 32 * PUT_FRAMES  # a transaction finds that much room in a log that has it
-RESERVE_PAGES = 48  # free pages that an insert may need for splits; never given to blobs
+MICRO_BATCH_FRAMES = 32 * PUT_FRAMES  # a transaction starts with room for that many, if the log has it
+GROWTH_PAGES = 12  # pages that splits of indices and tables may allocate per put, besides its own bytes
+RESERVE_PAGES = 48  # free pages that are never given to blobs, because any insert may need them for splits
 FIXED_PAGES = 28  # schema, empty trees, pointer map
 _MIN_PAGES = 160
 _MIN_LOG_FRAMES = 192
 _MAX_LOG_BYTES = 256 * MIB
 _USUAL_LOG_BYTES = 64 * MIB
 _MAX_PAGES = 2**32 - 2  # https://sqlite.org/limits.html
-_MAX_ROW_BYTES = 10**9 - 4096  # there too: the longest row is 10**9 bytes
-_AUDIT_SHARE = 4  # a quarter of the file at most
-_QUARANTINE_SHARE = 8
+_MAX_ROW_BYTES = 10**9 - 4096  # from the same page: a row has at most 10**9 bytes
+_AUDIT_SHARE = 4  # at most a quarter of the file
+_QUARANTINE_SHARE = 8  # at most an eighth
+_RETRY_FRAMES = 64  # how far the log grows before a checkpoint that a reader blocked is tried again
+_PINNED_PAGES = 8  # pages that an operation holds besides the cache
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The shares of one budget, fixed while a store is open, so that their sum never exceeds it.
 
-    ``max_pages * page_size + log_bytes + index_bytes <= budget_bytes``: SQLite itself refuses to grow the
-    file beyond ``max_pages`` (PRAGMA max_page_count); the store resets the log before it outgrows
+    ``max_pages * page_size + log_bytes + index_bytes <= budget_bytes``. SQLite refuses to grow the file
+    beyond ``max_pages`` (PRAGMA max_page_count); the store resets the log before it outgrows
     ``log_frames``.
 
     Attributes:
-        budget_bytes: What all files of the store may take together.
+        budget_bytes: Limit for all files of the store together.
         page_size: Bytes of a database page.
-        log_frames: Frames (a page and 24 bytes) the log may hold.
-        max_pages: Pages the file may have.
+        log_frames: Limit for the frames of the log; a frame is a page and 24 bytes.
+        max_pages: Limit for the pages of the file.
     """
 
     budget_bytes: int
@@ -69,18 +75,20 @@ class Layout:
     def plan(cls, budget_bytes: int, *, page_size: int | None = None, log_bytes: int | None = None) -> Self:
         """Divide a budget.
 
-        The log gets a quarter (a third where that is less than 1 MiB), 64 MiB at most up to a budget of
-        1 GiB, then a sixteenth, 256 MiB at most: a bigger log takes bigger transactions and writes an index
-        page once for more puts, a bigger file keeps more samples. Pages are small up to budgets where a
-        log of 64 MiB no longer needs it: evictions touch scattered pages, each costs the log a whole one.
+        The log gets a quarter of the budget (a third where that is less than 1 MiB) but at most 64 MiB, from
+        a budget of 1 GiB a sixteenth but at most 256 MiB. A larger log allows larger transactions and writes
+        an index page once for more puts; a larger file keeps more samples.
+
+        Pages are small for small budgets: evictions change scattered pages, and each change costs the log
+        a whole page.
 
         Args:
             budget_bytes: The whole budget.
             page_size: Of an existing file; None chooses 1024 below 128 MiB and 4096 from there.
-            log_bytes: The log's share; None as above.
+            log_bytes: The log's share; None chooses it as above.
 
         Raises:
-            StoreError: the budget or the log's share is too small; the message names the minimum.
+            StoreError: the budget or the log's share is too small; the message has the minimum.
 
         >>> layout = Layout.plan(64 * 1024 * 1024)
         >>> layout.page_size, layout.log_frames, layout.max_pages
@@ -93,10 +101,10 @@ class Layout:
         minimum = least_log_bytes + index_bytes(_MIN_LOG_FRAMES) + _MIN_PAGES * page_size
         if budget_bytes < minimum:
             message = (
-                f"budget_bytes must be at least {minimum} (for pages of {page_size} bytes), "
-                f"got {budget_bytes!r}; raise it"
+                f"budget_bytes={budget_bytes!r} is too small; the minimum is {minimum} with pages of "
+                f"{page_size} bytes"
             )
-            raise StoreError(message)
+            raise StoreError(message, code="store-budget")
         if log_bytes is None:
             share = max(budget_bytes // 4, min(budget_bytes // 3, MIB))
             most = min(max(_USUAL_LOG_BYTES, budget_bytes // 16), _MAX_LOG_BYTES)
@@ -106,71 +114,71 @@ class Layout:
         max_pages = min(rest // page_size, _MAX_PAGES)
         if log_frames < _MIN_LOG_FRAMES or max_pages < _MIN_PAGES:
             message = (
-                f"log_bytes must be at least {least_log_bytes} and leave "
-                f"{_MIN_PAGES * page_size} of the budget of {budget_bytes} to the file, "
-                f"got {log_bytes!r}; leave it out to have it chosen"
+                f"log_bytes={log_bytes!r} does not fit budget_bytes={budget_bytes}: the log needs at least "
+                f"{least_log_bytes} bytes and the file {_MIN_PAGES * page_size}; leave out log_bytes"
             )
-            raise StoreError(message)
+            raise StoreError(message, code="store-budget")
         return cls(budget_bytes, page_size, log_frames, max_pages)
 
     @property
     def audit_bytes(self) -> int:
-        """Share of the audit."""
+        """Share of the audit, in bytes."""
         return self.max_pages * self.page_size // _AUDIT_SHARE
 
     @property
     def quarantine_bytes(self) -> int:
-        """Share of the quarantine."""
+        """Share of the quarantine, in bytes."""
         return self.max_pages * self.page_size // _QUARANTINE_SHARE
 
     @property
     def origins_bytes(self) -> int:
-        """What may be remembered of policies beside quarantine and splits, in pages that are not full."""
+        """Limit for what is remembered of policies, besides the quarantine and the reserve for splits."""
+        # Five sixths: B-tree pages are not full.
         n_pages = self.max_pages - RESERVE_PAGES - FIXED_PAGES - self.max_pages // _QUARANTINE_SHARE
         return n_pages * self.payload_bytes * 5 // 6
 
     @property
     def soft_frames(self) -> int:
-        """Length from which the log is reset when that takes no waiting.
+        """Length from which the log is reset if no reader is in the way.
 
-        As late as the other half suffices for a transaction: a page that many puts change, such as one of
-        an index over random values, is then copied into the file once for all of them.
+        Half of the limit, so that the other half is left for a transaction, and no earlier: a page that many
+        puts change, such as one of an index over random keys, is then copied into the file once for all of
+        them.
         """
         return self.log_frames // 2
 
     @property
     def cache_pages(self) -> int:
-        """Page cache of the writer, 64 MiB at most: also what a transaction holds back from the log.
+        """Page cache of the writer, at most 64 MiB; a transaction holds its changed pages there.
 
-        Small where the log is, since frames in the log are counted and changed pages in the cache only
-        bounded by its size.
+        Small where the log is small: frames in the log can be counted, but of the changed pages in the cache
+        only the cache's size is known.
         """
         return max(32, min(self.log_frames // 4, self.log_frames - MICRO_BATCH_FRAMES, 16384))
 
     @property
     def max_sample_bytes(self) -> int:
-        """Data and records of the biggest sample that passes the log and fits an otherwise empty file."""
+        """Bytes of the largest sample, with its records, that fits the log and an otherwise empty file."""
         return self.max_sample_bytes_beside(0)
 
     def max_sample_bytes_beside(self, n_pages: int) -> int:
-        """The same in a file in which ``n_pages`` are taken by what never gives way; may be negative."""
+        """The same in a file in which rows that are never evicted occupy ``n_pages``; may be negative."""
         shared = self.max_pages // _AUDIT_SHARE + self.max_pages // _QUARANTINE_SHARE
         in_file = self.max_pages - RESERVE_PAGES - FIXED_PAGES - shared - n_pages
-        in_log = (
-            self.log_frames - PUT_FRAMES - 2 * EVICT_FRAMES - self.log_frames // 8
-        )  # the last: an audit trim
-        # With each page goes its map, at worst one of its own, but no more than the file has.
+        # The last term leaves room to trim the audit.
+        in_log = self.log_frames - PUT_FRAMES - 2 * EVICT_FRAMES - self.log_frames // 8
+        # Each page may change a pointer map page, at worst one of its own, but not more than the file has.
         map_size = self.page_size // 8
         in_log = max(in_log - self.map_pages_of(in_log), in_log * map_size // (2 * map_size + 1))
         return min((min(in_file, in_log) - 2) * self.payload_bytes, _MAX_ROW_BYTES)
 
     @property
     def payload_bytes(self) -> int:
-        """What an overflow page carries, less a little for row headers."""
+        """Bytes of data in an overflow page, less a little for row headers."""
         return self.page_size - 16
 
     def pages_of(self, n_bytes: int) -> int:
-        """Pages that a row of ``n_bytes`` takes at most, its leaf included."""
+        """Upper limit of the pages of a row of ``n_bytes``, with its leaf."""
         return n_bytes // self.payload_bytes + 2
 
     def map_pages_of(self, n_pages: int) -> int:
@@ -185,19 +193,19 @@ def index_bytes(log_frames: int) -> int:
 
 
 class LogGauge:
-    """Reads how many frames the log holds from its file.
+    """Reads from the log's file how many frames it holds.
 
-    After a reset SQLite writes the log from its beginning under a new salt and leaves the file's size as
-    it is. So the frames of the current generation are those that carry the header's salt, they come
-    first, and a binary search finds the last: a dozen small reads. Frames of a transaction in progress
-    that left the page cache are counted too, which no SQLite interface of Python tells.
+    After a reset SQLite writes the log from the beginning with a new salt and does not truncate the file. So
+    the frames of the current generation are the first ones, with the salt of the header, and a binary search
+    finds the last of them in about a dozen small reads. This also counts frames of a transaction in progress
+    that left the page cache, which SQLite does not tell through Python.
 
-    A transaction that writes a page again which had left the cache already gives its further frames a salt
-    of zeros; the commit puts in the right one. A rollback leaves these zeros behind: they are counted too,
-    being no fewer than what counts, until :attr:`has_loose_frames` has the log cut.
+    If a transaction changes a page again that had already left the cache, SQLite gives its further frames a
+    salt of zeros, and the commit writes the right one. A rollback leaves the zeros. They are counted as well,
+    which is never too few, until :attr:`has_loose_frames` makes the next checkpoint truncate the log.
 
-    Reading this file is harmless; the database and its -shm must never be opened beside SQLite, since
-    closing them would drop the process's POSIX locks.
+    Only the log may be read this way. Opening and closing the database or its -shm file ourselves would
+    release the POSIX locks that SQLite holds on them in this process.
     """
 
     def __init__(self, path: Path, page_size: int) -> None:
@@ -206,10 +214,10 @@ class LogGauge:
         self._file: BinaryIO | None = None
         self._stale_salt: bytes | None = None
         self.has_loose_frames = False
-        """True when the last frame that was counted belongs to an unfinished transaction, or to none."""
+        """True when the last counted frame belongs to an unfinished or a rolled back transaction."""
 
     def n_frames(self) -> int:
-        """Frames in the current generation: at least those that count, at most what the file holds."""
+        """Frames in the current generation: never fewer than SQLite uses."""
         self.has_loose_frames = False
         if self._file is None:
             try:
@@ -233,7 +241,8 @@ class LogGauge:
         return low
 
     def mark_reset(self) -> None:
-        """Say that the next commit will write the log from its beginning."""
+        """Note that the next commit will write the log from the beginning."""
+        # Until then the file still has the old header and frames, which must not be counted.
         self._stale_salt = None
         if self.n_frames():
             self._stale_salt = self._salt()
@@ -251,17 +260,16 @@ class LogGauge:
         return self._file.read(8)
 
 
-_RETRY_FRAMES = 64  # how far the log grows before a checkpoint that a reader blocked is tried again
-_PINNED_PAGES = 8  # pages that an operation holds beside the cache
-
-
 class Space:
-    """The two limits of an open store.
+    """Keeps an open store inside its two limits: pages of the file and frames of the log.
+
+    Both numbers are estimates on the safe side, corrected by the true ones when they reach a limit. Looking
+    up the true ones for every put would cost more than the put.
 
     Attributes:
         layout: The shares.
-        log_frames: At least as many frames as the log will hold when the current transaction commits.
-        free_pages: At most as many pages as the file can still give.
+        log_frames: Never fewer frames than the log will hold when the current transaction commits.
+        free_pages: Never more pages than the file can still allocate.
     """
 
     def __init__(
@@ -285,7 +293,7 @@ class Space:
         self.free_pages = 0
 
     def apply_limits(self) -> None:
-        """Tell SQLite the file's limit and the page cache, which bounds a transaction's unwritten pages."""
+        """Set SQLite's limit for the file, and the page cache, which limits unwritten pages."""
         self._connection.execute(f"PRAGMA max_page_count = {self.layout.max_pages}").fetchall()
         self._connection.execute(f"PRAGMA cache_size = {self.layout.cache_pages}")
         self.look_up_free_pages()
@@ -297,7 +305,7 @@ class Space:
     # -- the file ------------------------------------------------------------------------------------
 
     def look_up_free_pages(self) -> int:
-        """Set and return :attr:`free_pages` to the true number; negative when the file is over its share."""
+        """Set :attr:`free_pages` to the true number and return it; negative if the file is too large."""
         (n_pages,) = self._connection.execute("PRAGMA page_count").fetchone()
         (n_unused,) = self._connection.execute("PRAGMA freelist_count").fetchone()
         self.free_pages = self.layout.max_pages - n_pages + n_unused
@@ -321,10 +329,10 @@ class Space:
         free = disk.f_bavail * disk.f_frsize
         if free < self._min_free_bytes:
             message = (
-                f"the disk of {self._path} must keep {self._min_free_bytes} bytes free (min_free_bytes), "
-                f"got {free}; free some space and put again"
+                f"{self._path}: the disk has {free} bytes left, less than min_free_bytes="
+                f"{self._min_free_bytes}; free some space and put again"
             )
-            raise StoreError(message)
+            raise StoreError(message, code="store-disk-full")
 
     # -- the log -------------------------------------------------------------------------------------
 
@@ -336,8 +344,8 @@ class Space:
         """Between transactions: reset the log early enough for ``n_frames`` more.
 
         Args:
-            n_frames: What the coming transaction may write.
-            soft_frames: From here on the log is reset if that takes no waiting.
+            n_frames: Frames that the next transaction may write.
+            soft_frames: From this length the log is reset if no reader is in the way.
 
         Raises:
             StoreError: a reader has kept the log from being reset for ``timeout_s``.
@@ -356,56 +364,56 @@ class Space:
             self._retry_at = self.log_frames + _RETRY_FRAMES
         if must and not self.checkpoint(wait=True) and self.log_frames + n_frames > self.layout.log_frames:
             message = (
-                f"the log of {self._path} must be reset to stay inside the budget, but a reader has held "
-                f"it for {self._timeout_s} s (timeout_s); end the reader's transaction and put again"
+                f"{self._path}: the log must be reset to stay inside the budget, but a reader has held it "
+                f"for {self._timeout_s} s (timeout_s); end the reader's transaction and put again"
             )
-            raise StoreError(message)
+            raise StoreError(message, code="store-busy")
 
     def start_operation(self, n_frames: int) -> None:
-        """Inside a transaction: announce that an operation begins that changes up to ``n_frames`` pages.
+        """Inside a transaction: announce an operation that changes up to ``n_frames`` pages.
 
         Raises:
-            TransactionFullError: the log could outgrow its share; nothing has been written for it.
+            TransactionFullError: the log could outgrow its share; the operation has written nothing.
         """
         self._operation_frames = 0
         self.reserve_frames(n_frames)
         self._operation_frames = n_frames
 
     def reserve_frames(self, n_frames: int) -> None:
-        """Inside an operation: announce that a further step changes up to ``n_frames`` pages.
+        """Inside an operation: announce a further step that changes up to ``n_frames`` pages.
 
         Raises:
-            TransactionFullError: the log could outgrow its share; nothing has been written beyond it.
+            TransactionFullError: the log could outgrow its share; this step has written nothing.
         """
         self.log_frames += n_frames
         if self.log_frames <= self.layout.log_frames:
             return
-        # What was changed so far is in the log's file, if it left the cache, or else in the cache. To come
-        # are this step and what the operation has announced.
+        # Count instead of estimating. Pages changed so far are in the log's file or still in the cache; this
+        # step and what the operation announced are still to come.
         known = self._gauge.n_frames() + self.layout.cache_pages + _PINNED_PAGES
         self.log_frames = min(self.log_frames, known + self._operation_frames + n_frames)
         if self.log_frames > self.layout.log_frames:
             self.log_frames -= n_frames
             frame_bytes = self.layout.page_size + 24
             message = (
-                f"the transaction must fit the log's share of {self.layout.log_frames * frame_bytes} bytes "
-                f"of the budget of {self.layout.budget_bytes}, "
-                f"got {self.log_frames * frame_bytes} bytes so far "
-                f"and up to {n_frames * frame_bytes} to come; put fewer samples in one transaction, "
-                "end long readers, or raise budget_bytes or log_bytes"
+                f"the transaction does not fit the log: {self.log_frames * frame_bytes} bytes so far and up "
+                f"to {n_frames * frame_bytes} for the next write, but the limit is "
+                f"{self.layout.log_frames * frame_bytes} with budget_bytes={self.layout.budget_bytes}; put "
+                "fewer samples in one transaction, end long readers, or raise budget_bytes or log_bytes"
             )
             raise TransactionFullError(message)
 
     def checkpoint(self, *, wait: bool) -> bool:
-        """Copy the log into the file and let the next commit begin it anew; False when a reader is there."""
+        """Copy the log into the file, so that the next commit starts it anew; False if a reader blocks it."""
         if not wait:
+            # The timeout applies to checkpoints too; without this every put would wait for a slow reader.
             self._connection.execute("PRAGMA busy_timeout = 0").fetchall()
         try:
             self._gauge.n_frames()
             (is_busy, n_frames, _) = self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
             if not is_busy and (not n_frames or self._gauge.has_loose_frames):
-                # A rolled back transaction had left the cache. Its frames do not count, but the log goes on
-                # under their salt, or they have none: the gauge could not tell them from new ones.
+                # Frames of a rolled back transaction are in the file. The gauge could not tell them from
+                # later ones, as both have the same salt or none; truncating removes them.
                 (is_busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -422,16 +430,16 @@ class Space:
         return True
 
     def truncate_log(self) -> None:
-        """Copy the log into the file and cut both to size, waiting for readers.
+        """Copy the log into the file and truncate both, waiting for readers.
 
         Raises:
-            StoreError: a reader has been in the way for ``timeout_s``.
+            StoreError: a reader is in the way for ``timeout_s``.
         """
         (is_busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if is_busy:
             message = (
-                f"the log of {self._path} must be reset, but a reader has held it for {self._timeout_s} s "
+                f"{self._path}: the log must be reset, but a reader has held it for {self._timeout_s} s "
                 "(timeout_s); end the reader's transaction and try again"
             )
-            raise StoreError(message)
+            raise StoreError(message, code="store-busy")
         self.look_up_log()

@@ -1,4 +1,4 @@
-"""Makes room in the file: drops kept samples in the order of eviction, then history.
+"""Making room in the file: which samples and audit rows go first, and the counts that must follow.
 
 Works inside the caller's transaction; commits nothing.
 """
@@ -20,9 +20,10 @@ from drip.store.records import ClassCounts
 Eviction = Literal["priority", "fifo"]
 EVICTIONS: tuple[str, ...] = ("priority", "fifo")
 
-# A tie in priority drops the older sample, so the index on priority, which ends in the id, gives the order.
+# Among equal priorities the older sample goes first. SQLite's index on priority ends in the id, so it has
+# exactly this order and nothing is sorted.
 _VICTIM = f"""SELECT id, priority, n_bytes, n_bytes + coalesce(length(meta), 0), predicted_class,
-    {codec.SHADOWED} FROM kept"""  # noqa: S608  # a constant
+    {codec.IS_SHADOW} FROM kept"""  # noqa: S608  # a constant
 _VICTIMS = {"priority": f"{_VICTIM} ORDER BY priority, id", "fifo": f"{_VICTIM} ORDER BY id"}
 
 
@@ -33,11 +34,15 @@ class _Victim:
     n_bytes: int
     n_bytes_freed: int
     predicted_class: int
-    is_shadowed: int
+    is_shadow: int
 
 
 class AuditRing:
-    """The audit's caps: rows, and bytes as a share of the file; the oldest rows go in small chunks."""
+    """Keeps the audit inside its limits for rows and bytes by deleting the oldest rows.
+
+    Rows are deleted in small chunks: one at a time would change the same pages with every put, and a large
+    chunk may not fit a small log.
+    """
 
     def __init__(self, max_rows: int, max_bytes: int, chunk_limit: int) -> None:
         self.max_rows = max_rows
@@ -48,18 +53,18 @@ class AuditRing:
         self.bytes = 0
 
     def load(self, cursor: sqlite3.Cursor) -> None:
-        """Count what is in the file."""
+        """Count the rows in the file."""
         self.rows, self.bytes = cursor.execute(
             "SELECT count(*), coalesce(sum(row_bytes), 0) FROM audit"
         ).fetchone()
 
     @property
     def is_full(self) -> bool:
-        """True when the next row needs :meth:`trim` first."""
+        """True when :meth:`trim` must make room for the next row."""
         return self.rows >= self.max_rows or self.bytes >= self.max_bytes
 
     def trim(self, cursor: sqlite3.Cursor, space: Space) -> bool:
-        """Drop one chunk of the oldest rows; False when there is none."""
+        """Delete one chunk of the oldest rows; False when the audit is empty."""
         space.reserve_frames(self.trim_frames)
         oldest = "SELECT id, row_bytes FROM audit ORDER BY id LIMIT ?"
         rows = cursor.execute(oldest, (self._chunk,)).fetchall()
@@ -72,10 +77,10 @@ class AuditRing:
 
 
 class Evictor:
-    """Finds and drops the samples that give way.
+    """Evicts kept samples to free pages.
 
-    ``priority``: the lowest priority first, among equals the oldest; a sample that comes in below all that
-    would have to go is itself the one that gives way. ``fifo``: the oldest first, whatever comes in.
+    ``priority``: the lowest priority first, the oldest among equals. A new sample with a lower priority than
+    one of those that would have to go is not stored instead. ``fifo``: the oldest first, whatever is new.
     """
 
     def __init__(
@@ -92,21 +97,22 @@ class Evictor:
 
         Args:
             n_pages: Pages needed.
-            priority: Of the incoming sample; None when something other than a sample needs the room, which
-                then always wins.
-            at_most: Stop after about so many evictions, for a caller that commits in between.
+            priority: Of the new sample; None when something other than a sample needs the room, and must
+                get it.
+            at_most: Stop after about this many evictions, for a caller that commits in between.
 
         Returns:
-            False when the incoming sample has to give way itself; then nothing was evicted for it, or only
-            samples below it.
+            False when the new sample must not be stored. Then nothing was evicted for it, or only samples
+            with lower priorities.
 
         Raises:
-            StoreError: the store is empty and the room is still too small.
+            StoreError: the store is empty and there is still too little room.
         """
         space = self._space
         limit = None if self._order == "fifo" else priority
         if space.has_pages(n_pages):
             return True
+        # Plan first: if one of the victims outranks the new sample, nothing at all should be evicted.
         plan = self._plan(n_pages + RESERVE_PAGES - space.free_pages, limit, at_most)
         if plan is None:
             return False
@@ -115,7 +121,7 @@ class Evictor:
         while not space.has_pages(n_pages):
             if at_most is not None and n_evicted >= at_most:
                 return True
-            # Small samples share a page, which comes free only with the last of them.
+            # The plan is by bytes, but small samples share a page, which is freed with the last of them.
             with closing(self._victims()) as victims:
                 victim = next(victims, None)
             if victim is None:
@@ -128,13 +134,13 @@ class Evictor:
         return True
 
     def _victims(self) -> Generator[_Victim, None, None]:
-        # A cursor of its own: the walk stops early, and an open walk must not outlive it.
+        # A cursor of its own, which the caller closes: this walk usually stops before its last row.
         with closing(self._cursor.connection.execute(_VICTIMS[self._order])) as rows:
             for row in rows:
                 yield _Victim(*row)
 
     def _plan(self, deficit: int, limit: float | None, at_most: int | None) -> list[_Victim] | None:
-        """The first victims that free about ``deficit`` pages, None when one of them outranks the incomer."""
+        """The first victims that free about ``deficit`` pages; None if one outranks the new sample."""
         plan: list[_Victim] = []
         freed = 0.0
         with closing(self._victims()) as victims:
@@ -158,18 +164,18 @@ class Evictor:
             entry.kept -= 1
             entry.kept_bytes -= victim.n_bytes
             entry.evicted += 1
-            if victim.is_shadowed:
-                self._counters.add_shadowed(-1)
+            if victim.is_shadow:
+                self._counters.add_shadow(-1)
 
     def _drop_history(self, n_pages: int) -> None:
-        """The last resort, when shares by estimated bytes took more pages than thought."""
+        """Delete old audit rows: the last resort, if rows occupy more pages than their bytes suggest."""
         if not self._ring.trim(self._cursor, self._space):
+            layout = self._space.layout
             message = (
-                f"the budget of {self._space.layout.budget_bytes} bytes must have room for {n_pages} "
-                f"pages of {self._space.layout.page_size}, got {self._space.free_pages} in an empty store; "
-                "raise budget_bytes"
+                f"budget_bytes={layout.budget_bytes} is too small: {n_pages} pages of {layout.page_size} "
+                f"bytes are needed, but even the empty store has {self._space.free_pages}; raise it"
             )
-            raise StoreError(message)
+            raise StoreError(message, code="store-budget")
 
 
 _LOAD = """SELECT class, seen, kept, kept_bytes, discarded, evicted, duplicates, redelivered, first_s, last_s
@@ -179,7 +185,7 @@ _SAVE = "INSERT OR REPLACE INTO tally VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 @dataclass(slots=True)
 class ClassCounter:
-    """Counters of one predicted class; the columns of the table ``tally``."""
+    """Counters of one predicted class: the columns of the table ``tally``."""
 
     predicted_class: int
     seen: int = 0
@@ -194,14 +200,14 @@ class ClassCounter:
     is_dirty: bool = False
 
     def span(self, time_s: float) -> None:
-        """Widen the time span."""
+        """Extend the time span to this time."""
         if self.first_s is None or time_s < self.first_s:
             self.first_s = time_s
         if self.last_s is None or time_s > self.last_s:
             self.last_s = time_s
 
     def counts(self) -> ClassCounts:
-        """The public form."""
+        """The counts that users see."""
         return ClassCounts(*_counts(self))
 
 
@@ -210,17 +216,19 @@ _row = attrgetter(*(column.name for column in fields(ClassCounter) if column.nam
 
 
 class ClassCounters:
-    """All classes' counters and which of them the current transaction has to write.
+    """Counters of all classes, and which of them the current transaction must write.
+
+    Kept in memory, because a class changes with every put but needs to be written once per transaction.
 
     Attributes:
         classes: Counters by predicted class.
-        shadowed: Kept samples that only shadow mode keeps; None until somebody counts them, since most
-            stores are never asked.
+        n_shadow: Samples that only shadow mode keeps; None until somebody asks, because counting them reads
+            all kept rows and most stores are never asked.
     """
 
     def __init__(self) -> None:
         self.classes: dict[int, ClassCounter] = {}
-        self.shadowed: int | None = None
+        self.n_shadow: int | None = None
         self._dirty: list[ClassCounter] = []
 
     @classmethod
@@ -231,18 +239,18 @@ class ClassCounters:
         return counters
 
     def load(self, cursor: sqlite3.Cursor) -> None:
-        """Take the committed counters; what was not written is forgotten."""
+        """Read the committed counters; unwritten changes are lost."""
         self.classes = {row[0]: ClassCounter(*row) for row in cursor.execute(_LOAD)}
         self._dirty = []
-        self.shadowed = None
+        self.n_shadow = None
 
-    def add_shadowed(self, n_samples: int) -> None:
-        """Count samples that only shadow mode keeps, where their number is known."""
-        if self.shadowed is not None:
-            self.shadowed += n_samples
+    def add_shadow(self, n_samples: int) -> None:
+        """Add to the samples that only shadow mode keeps, if their number is known."""
+        if self.n_shadow is not None:
+            self.n_shadow += n_samples
 
     def touch(self, predicted_class: int) -> ClassCounter:
-        """The class's counters, to be changed and written with the current transaction."""
+        """Counters of a class that the caller is about to change; written with the current transaction."""
         entry = self.classes.get(predicted_class)
         if entry is None:
             entry = self.classes[predicted_class] = ClassCounter(predicted_class)
@@ -257,7 +265,7 @@ class ClassCounters:
         return len(self._dirty)
 
     def save(self, cursor: sqlite3.Cursor) -> None:
-        """Write what changed."""
+        """Write the changed counters."""
         for entry in self._dirty:
             entry.is_dirty = False
             cursor.execute(_SAVE, _row(entry))
@@ -268,7 +276,7 @@ class ClassCounters:
         return sum(getattr(entry, name) for entry in self.classes.values())
 
     def span(self) -> tuple[float | None, float | None]:
-        """Earliest and latest time seen, None where no sample carried one."""
+        """Earliest and latest time seen; None if no sample had a time."""
         firsts = [entry.first_s for entry in self.classes.values() if entry.first_s is not None]
         lasts = [entry.last_s for entry in self.classes.values() if entry.last_s is not None]
         return min(firsts, default=None), max(lasts, default=None)

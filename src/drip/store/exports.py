@@ -1,6 +1,6 @@
-"""Writes kept samples where training tools read them: an image folder, or WebDataset shards.
+"""Exports kept samples in layouts that training tools read: an image folder, or WebDataset shards.
 
-Reads any iterable of stored samples; knows no database. What is written appears complete or not at all.
+Reads any iterable of stored samples. An output appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from drip.files import atomic_writer, sync_directory, write_atomically
 from drip.media import SUFFIXES
 from drip.store.records import LABELS, Labels, StoredSample, class_of
 
-# What a store may hold beside the types that drip decodes; a record's own file is called .json.
+# Types that a store may have besides those that DRIP decodes. JSON samples get ".data.json", because
+# ".json" is the record of a sample.
 _FURTHER_EXTENSIONS = {
     "image/tiff": "tif",
     "audio/x-wav": "wav",
@@ -36,17 +37,15 @@ _MAX_NAME = 80
 
 
 def file_stem(record: StoredSample) -> str:
-    """A file name for a sample: unique by its key, readable by its id, and never a path.
-
-    Everything but letters, digits, ``-`` and ``_`` becomes ``-``, so that no id can leave the folder, hide
-    a file or look like an extension.
-    """
+    """A file name for a sample: unique by its key, readable by its id, and never a path."""
+    # Ids come from outside. A slash could leave the folder, a leading dot would hide the file, and WebDataset
+    # takes everything after the first dot for the extension.
     readable = _UNSAFE.sub("-", record.sample.id).strip("-")[:_MAX_NAME]
     return f"{record.key:09d}-{readable}" if readable else f"{record.key:09d}"
 
 
 def extension_of(media_type: str) -> str:
-    """The usual file extension of a media type, ``bin`` when there is none.
+    """The usual file extension of a media type, or ``bin``.
 
     >>> extension_of("image/png"), extension_of("application/x-unknown")
     ('png', 'bin')
@@ -57,9 +56,9 @@ def extension_of(media_type: str) -> str:
 def record_json(
     record: StoredSample, labels: Labels, class_names: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """What is known of a sample besides its bytes, as JSON values.
+    """Everything about a sample except its bytes, as JSON values.
 
-    Infinite numbers become text, since JSON has none. ``class_name`` is null without a class or names.
+    Infinite numbers become text, because JSON has none. ``class_name`` is null without a class or names.
     """
     decision = record.decision
     index = class_of(record, labels)
@@ -94,9 +93,9 @@ def export_image_folder(
 ) -> int:
     """Write ``<folder>/<class name>/<key>-<id>.<extension>`` and ``<folder>/records.jsonl``.
 
-    The layout is the one of ``torchvision.datasets.ImageFolder``. Everything is written into a temporary
-    folder beside the target and synced, and the folder is renamed at the end. Without any such sample
-    nothing is made.
+    This is the layout of ``torchvision.datasets.ImageFolder``. Everything is written and synced in a
+    temporary folder beside the target, which is renamed at the end. Without any labelled sample nothing is
+    created.
 
     Args:
         records: The samples, such as a store or ``store.samples(...)``.
@@ -109,19 +108,19 @@ def export_image_folder(
 
     Raises:
         ExportError: the folder is not empty or cannot be written, or a class index has no name.
-        InputError: unknown ``labels``, or names that are no plain and distinct folder names.
+        InputError: unknown ``labels``, or names that are not usable as distinct folder names.
     """
     _require_labels(labels)
     if class_names is not None:
         _require_names(class_names)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        message = f"a new or empty folder is needed to export to, got {str(folder)!r}; choose another"
-        raise ExportError(message)
+        message = f"{folder} already exists and is not an empty folder; choose another"
+        raise ExportError(message, code="path-exists")
     try:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
     except OSError as error:
-        message = f"a writable place is needed for {str(folder)!r}, got: {error}; choose another"
-        raise ExportError(message) from error
+        message = f"{folder}: cannot be created ({error}); choose another folder"
+        raise ExportError(message, code="path-not-writable") from error
     try:
         n_written = 0
         lines: list[str] = []
@@ -140,7 +139,7 @@ def export_image_folder(
             temporary.rmdir()
             return 0
         write_atomically(temporary / "records.jsonl", "".join(lines).encode())
-        temporary.chmod(0o755)
+        temporary.chmod(0o755)  # mkdtemp() makes folders that only their owner can read
         temporary.replace(folder)
         sync_directory(folder.parent)
     except BaseException as error:
@@ -161,14 +160,14 @@ def export_webdataset(
 ) -> list[Path]:
     """Write WebDataset shards: tar files in which the members of a sample share the name before the dot.
 
-    A sample has ``<stem>.cls`` (class index, where it has one), ``<stem>.<extension>`` (its bytes) and
-    ``<stem>.json`` (scores, decision, labels), sorted by name. Equal samples give equal bytes: owners,
-    times and modes are constant. Each shard is synced and renamed into place when it is complete.
+    A sample has ``<stem>.cls`` (class index, if it has one), ``<stem>.<extension>`` (its bytes) and
+    ``<stem>.json`` (scores, decision, labels), sorted by name. Equal samples give equal bytes, because
+    owners, times and modes are constant. Each shard is synced and renamed into place when it is complete.
 
     Args:
         records: The samples.
         pattern: Path with one number field, such as ``out/shard-%06d.tar``.
-        labels: What ``.cls`` holds; samples without such a label are written without it.
+        labels: Which label is in ``.cls``; samples without such a label are written without it.
         class_names: Names by class index, for ``class_name`` in ``.json``.
         max_count: Samples per shard.
 
@@ -176,27 +175,27 @@ def export_webdataset(
         The shards' paths, in order.
 
     Raises:
-        ExportError: the folder cannot be written, a shard of that name exists, or a class has no name.
-        InputError: unknown ``labels``, ``max_count`` below 1, or a pattern without its number field.
+        ExportError: the folder cannot be written, a shard exists already, or a class has no name.
+        InputError: unknown ``labels``, ``max_count`` below 1, or a pattern without a number field.
     """
     _require_labels(labels)
     if isinstance(max_count, bool) or not isinstance(max_count, int) or max_count < 1:
-        message = f"max_count must be a positive integer, got {max_count!r}"
+        message = f"max_count={max_count!r} is not a positive integer"
         raise InputError(message)
     try:
         different = pattern % 0 != pattern % 1
     except (TypeError, ValueError):
         different = False
     if not different:
-        message = f"pattern must have one number field such as shard-%06d.tar, got {pattern!r}; add it"
+        message = f"pattern={pattern!r} has no number field; add one, as in shard-%06d.tar"
         raise InputError(message)
     paths: list[Path] = []
     remaining = iter(records)
     while (first := next(remaining, None)) is not None:
         path = Path(pattern % len(paths))
         if path.exists():
-            message = f"a shard must not exist yet, got {str(path)!r}; remove it or choose another pattern"
-            raise ExportError(message)
+            message = f"{path} already exists; remove it or choose another pattern"
+            raise ExportError(message, code="path-exists")
         try:
             with (
                 atomic_writer(path) as handle,
@@ -213,15 +212,14 @@ def export_webdataset(
 
 
 def _is_write_failure(error: BaseException) -> bool:
-    """True for what drip.files raises; the errors of the records' own source are of other kinds."""
+    """True for errors of drip.files; errors while reading the records have other types."""
     return isinstance(error, OSError) or type(error) is DripError
 
 
 def _write_error(target: Path, error: BaseException) -> ExportError:
     cause = error.__cause__ or error
-    return ExportError(
-        f"{str(target)!r} must be writable to the end, got: {cause}; free some space and export again"
-    )
+    message = f"{target}: writing failed ({cause}); free some space and export again"
+    return ExportError(message, code="path-not-writable")
 
 
 def _add(
@@ -248,16 +246,14 @@ def _class_name(index: int, class_names: Sequence[str] | None) -> str:
     if class_names is None:
         return str(index)
     if not 0 <= index < len(class_names):
-        message = (
-            f"class_names must name every class, got {len(class_names)} names and class {index}; add names"
-        )
-        raise ExportError(message)
+        message = f"class_names has {len(class_names)} names, but a sample has class {index}; add names"
+        raise ExportError(message, code="labels-invalid")
     return class_names[index]
 
 
 def _require_labels(labels: str) -> None:
     if labels not in LABELS:
-        message = f"labels must be one of {LABELS}, got {labels!r}"
+        message = f"labels={labels!r} does not exist; choose one of {', '.join(LABELS)}"
         raise InputError(message)
 
 
@@ -272,12 +268,13 @@ def _require_names(class_names: Sequence[str]) -> None:
             or "\0" in name
         ):
             message = (
-                f"class_names must be plain folder names, got {name!r}; leave out slashes and leading dots"
+                f"class name {name!r} is not usable as a folder name; leave out slashes and leading dots"
             )
-            raise InputError(message)
+            raise InputError(message, code="labels-invalid")
+    # casefold(): on macOS and Windows "Cat" and "cat" are the same folder.
     if len({name.casefold() for name in class_names}) != len(class_names) or "records.jsonl" in class_names:
-        message = f"class_names must be distinct and none may be records.jsonl, got {list(class_names)!r}"
-        raise InputError(message)
+        message = f"class_names {list(class_names)!r} are not distinct, or one is records.jsonl; rename them"
+        raise InputError(message, code="labels-invalid")
 
 
 def _json_number(value: float) -> float | str:

@@ -1,6 +1,7 @@
-"""The shelf for samples that could not be decoded or scored: a share of the file, the oldest give way.
+"""The quarantine: samples that could not be decoded, scored or kept, in a share of the file.
 
-Works inside the caller's transaction.
+It must accept anything, or one bad sample would stop a run again and again: what is too long or unusable is
+cut instead of refused. Works inside the caller's transaction.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MAX_MEDIA_TYPE_BYTES = 255
 # type, as in files of earlier versions. The row's reason is the sample's.
 _REJECTED = "; error="
 
-_OVERHEAD_BYTES = 160  # of a row and its index entry, beside texts and data
+_OVERHEAD_BYTES = 160  # of a row and its index entry, besides texts and data
 _DROPPED = "SELECT value FROM settings WHERE name = 'quarantine_dropped'"
 _INSERT = """INSERT INTO quarantine
     (id, sample_id, content_hash, media_type, reason, true_label, n_bytes, row_bytes, time_s, meta, data)
@@ -30,16 +31,16 @@ _INSERT = """INSERT INTO quarantine
 
 
 @dataclass(frozen=True, slots=True)
-class Shelved:
-    """A sample in the form in which the shelf takes any: what is too long or unusable is cut, and noted.
+class QuarantineRow:
+    """A sample with everything cut that is too long or unusable, and a note of it in the reason.
 
     Attributes:
         sample_id: At most 512 bytes; ``?`` for an empty one.
         media_type: At most 255 bytes.
         reason: At most 1024 bytes and a note of what was cut.
-        label: None for one that is no integer of 64 bits.
-        time_s: None for one that is no number.
-        meta: JSON, at most 4096 bytes: pairs that do not fit are left out.
+        label: None if it is not an integer of 64 bits.
+        time_s: None if it is not a number.
+        meta: JSON, at most 4096 bytes; pairs that do not fit are left out.
         data: The data.
     """
 
@@ -52,13 +53,13 @@ class Shelved:
     data: bytes
 
     @classmethod
-    def of(cls, sample: Sample, reason: str) -> Shelved:
-        """Cut what has to be cut.
+    def of(cls, sample: Sample, reason: str) -> QuarantineRow:
+        """Cut a sample to size.
 
         Raises:
-            InputError: an id, media type or reason that is no text, or data that are not bytes.
+            InputError: an id, media type or reason that is not text, or data that are not bytes.
 
-        >>> Shelved.of(Sample("a", b"", "image/png", meta={"x": "y" * 5000}), "broken").reason
+        >>> QuarantineRow.of(Sample("a", b"", "image/png", meta={"x": "y" * 5000}), "broken").reason
         'broken [cut: meta, 1 of 1 pairs left out]'
         """
         codec.require_bytes(sample)
@@ -81,7 +82,8 @@ class Shelved:
 
     @property
     def text_bytes(self) -> int:
-        """What the row takes without the data."""
+        """Bytes of the row without the data."""
+        # The id three times, on the safe side of what UTF-8 makes of most characters.
         texts = (self.media_type, self.reason, self.meta or "")
         return len(self.sample_id) * 3 + sum(len(text.encode()) for text in texts) + _OVERHEAD_BYTES
 
@@ -100,7 +102,11 @@ def media_type_and_rejection(column: str, reason: str) -> tuple[str, str | None]
 
 def _cut(name: str, text: str, n_bytes: int, notes: list[str]) -> str:
     if not isinstance(text, str):
-        raise InputError(f"{name} of a sample must be text, got {type(text).__name__}; convert it with str()")
+        raise InputError(
+            f"the {name} of a sample is {type(text).__name__}, not text; convert it with str()",
+            code="sample-rejected",
+        )
+    # A text with half of a surrogate pair has no UTF-8; escaped, a reader can still see what it was.
     data = text.encode(errors="backslashreplace")
     if len(data) <= n_bytes:
         return data.decode()
@@ -113,7 +119,7 @@ def _meta_that_fits(sample: Sample, notes: list[str]) -> str | None:
     left = MAX_META_BYTES - len("{}")
     for key, value in sample.meta.items():
         pair = {str(key): str(value)}
-        n_bytes = len(codec.encode_meta(pair) or "")  # its braces make up for the comma and blank behind it
+        n_bytes = len(codec.encode_meta(pair) or "")  # its braces are as long as ", "
         if n_bytes <= left:
             left -= n_bytes
             pairs |= pair
@@ -124,7 +130,7 @@ def _meta_that_fits(sample: Sample, notes: list[str]) -> str | None:
 
 
 class Quarantine:
-    """Counts the shelf's bytes and keeps them in its share."""
+    """The table of quarantined samples; keeps itself inside its share by deleting the oldest."""
 
     def __init__(self, cursor: sqlite3.Cursor, max_bytes: int, max_sample_bytes: int) -> None:
         self._cursor = cursor
@@ -135,23 +141,23 @@ class Quarantine:
         self.dropped = 0
 
     def load(self) -> None:
-        """Count what is in the file."""
+        """Count the rows in the file."""
         count = "SELECT count(*), coalesce(sum(row_bytes), 0) FROM quarantine"
         self.rows, self.bytes = self._cursor.execute(count).fetchone()
         self.dropped = int(self._cursor.execute(_DROPPED).fetchone()[0])
 
     @property
     def is_over(self) -> bool:
-        """True when the shelf is bigger than its share."""
+        """True when the table is over its share."""
         return self.bytes > self._max_bytes
 
-    def row_bytes(self, sample: Shelved) -> int:
-        """What a sample takes on the shelf; a sample beyond the share leaves its data behind."""
+    def row_bytes(self, sample: QuarantineRow) -> int:
+        """Bytes that the row will have; a sample larger than the share is stored without its data."""
         n_bytes = sample.text_bytes + len(sample.data)
         return n_bytes if n_bytes <= self._max_row_bytes else sample.text_bytes
 
-    def add(self, space: Space, sample: Shelved) -> None:
-        """Put a sample on the shelf; the same content is counted, the same sample ignored."""
+    def add(self, space: Space, sample: QuarantineRow) -> None:
+        """Insert a sample; known content is counted instead, and a redelivered sample ignored."""
         digest = codec.sha256(sample.data)
         find = "SELECT id, sample_id FROM quarantine WHERE content_hash = ?"
         rows = self._cursor.execute(find, (digest,)).fetchall()
@@ -166,7 +172,8 @@ class Quarantine:
             self.drop_oldest(space)
         is_whole = n_bytes == sample.text_bytes + len(sample.data)
         row = (
-            # The number of the arrival: SQLite's own choice would begin again at 1 on an empty shelf.
+            # Number of arrival. SQLite's own choice would start again at 1 when the table gets empty, and
+            # keys must grow with age.
             self.dropped + self.rows + 1,
             sample.sample_id,
             digest,
@@ -184,7 +191,7 @@ class Quarantine:
         self.bytes += n_bytes
 
     def drop_oldest(self, space: Space) -> None:
-        """Give the oldest sample up and count it."""
+        """Delete the oldest sample and count it."""
         find = "SELECT id, row_bytes FROM quarantine ORDER BY id LIMIT 1"
         rows = self._cursor.execute(find).fetchall()
         if not rows:

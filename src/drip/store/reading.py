@@ -1,8 +1,7 @@
-"""Reading a store: kept samples, audit, quarantine and counts, in pieces that hold no lock in between."""
+"""Reading a store: kept samples, audit, quarantine and counts, in chunks that hold no lock in between."""
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,26 +9,34 @@ from typing import Any
 
 from drip.errors import StoreError
 from drip.store import codec
+from drip.store.connection import disk_bytes, explained
 from drip.store.eviction import ClassCounters
 from drip.store.quarantine import Quarantine, media_type_and_rejection
-from drip.store.records import AuditRow, LabelState, Outcome, QuarantinedSample, StoredSample, StoreStats
-from drip.store.schema import disk_bytes, explained
-from drip.store.settings import ORIGIN, ProgressRow
-from drip.types import Decision, JsonObject, Progress, Sample
+from drip.store.records import (
+    AuditRow,
+    LabelState,
+    Origin,
+    Outcome,
+    QuarantinedSample,
+    StoredSample,
+    StoreStats,
+)
+from drip.store.settings import ProgressRow, read_origins
+from drip.types import Decision, Progress, Sample
 
 _CHUNK = 256
 
 _KEPT = """SELECT kept.id, sample_id, content_hash, media_type, digest, priority, keep_probability, reason,
     predicted_class, true_label, human_label, repeats, time_s, scores, meta, annotator
     FROM kept JOIN policies ON policies.id = kept.policy"""
-# Outcome 1 is KEPT, 3 is EVICTED: an eviction leaves the audit alone.
+# Outcome 1 is KEPT, 3 is EVICTED. An eviction does not touch the audit; it shows as a missing kept row.
 _AUDIT = """SELECT audit.id, sample_id, digest,
     CASE WHEN outcome = 1 AND NOT EXISTS (SELECT 1 FROM kept WHERE kept.id = audit.id) THEN 3
         ELSE outcome END,
     retain, priority, keep_probability, reason, predicted_class, label, n_bytes, time_s, scores, logits
     FROM audit JOIN policies ON policies.id = audit.policy WHERE audit.id > ? ORDER BY audit.id LIMIT ?"""
-# The audit's index finds the younger samples; those that outlived their audit row are looked through. An
-# index on the kept samples would cost every put and eviction a page.
+# The audit's index finds most samples; those that outlived their audit row are searched one by one. An index
+# on kept.sample_id, as version 1 had it, would cost every put and eviction another page.
 _KEYS = """SELECT id FROM kept WHERE id IN (SELECT id FROM audit WHERE sample_id = ?)
     UNION SELECT id FROM kept
         WHERE id < (SELECT coalesce(min(id), 9223372036854775807) FROM audit) AND sample_id = ?
@@ -47,9 +54,9 @@ _LABEL_STATES = {
 class Reader:
     """Reads through one connection.
 
-    An iteration asks for a chunk at a time, starting behind the last key: it keeps no read transaction
-    open, so that it never pins the writer's log, and it may run while the store is written to. It gives
-    what is there when it comes by, in the order of age.
+    An iteration reads a chunk at a time, each after the last key. It keeps no read transaction open: that
+    would stop the writer from resetting its log, and so from writing. The price is that samples put or
+    evicted meanwhile may or may not appear.
     """
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
@@ -76,45 +83,44 @@ class Reader:
             rows = self._rows(sql, (last, *values))
             for row in rows:
                 blob = self._rows("SELECT data FROM blobs WHERE id = ?", (row[0],))
-                if blob:  # else evicted since its chunk was read
+                if blob:  # otherwise it was evicted since its chunk was read
                     yield _stored_sample(row, blob[0][0])
             if len(rows) < _CHUNK:
                 return
             last = rows[-1][0]
 
     def sample(self, key: int) -> StoredSample | None:
-        """One kept sample, None when there is none."""
+        """One kept sample, or None."""
         rows = self._rows(f"{_KEPT} WHERE kept.id = ?", (key,))
         blob = self._rows("SELECT data FROM blobs WHERE id = ?", (key,))
         return _stored_sample(rows[0], blob[0][0]) if rows and blob else None
 
     def keys_of(self, sample_id: str) -> list[int]:
-        """Keys of the kept samples with this id; ids of different sources may be the same."""
+        """Keys of the kept samples with this id; samples of different sources may have the same id."""
         return [key for (key,) in self._rows(_KEYS, (sample_id, sample_id))]
 
     def has(self, key: int) -> bool:
-        """True when a sample with this key is kept."""
+        """True if a sample with this key is kept."""
         return bool(self._rows("SELECT 1 FROM kept WHERE id = ?", (key,)))
 
     def progress(self) -> Progress | None:
-        """The saved progress, that of the connection's open transaction included."""
+        """The saved progress; inside a transaction the one that it has saved."""
         with explained(self._path, "read"):
             row = ProgressRow.stored(self._connection.cursor())
         try:
             return None if row is None else row.progress
         except StoreError as error:
-            message = f"cannot read {self._path}: {error}"
-            raise StoreError(message) from error
+            raise error.within(str(self._path)) from error
 
     def audit(self) -> Iterator[AuditRow]:
-        """The recorded decisions, oldest first."""
+        """The recorded decisions, from the oldest to the newest."""
         last = 0
         while rows := self._rows(_AUDIT, (last, _CHUNK)):
             yield from map(_audit_row, rows)
             last = rows[-1][0]
 
     def quarantined(self) -> Iterator[QuarantinedSample]:
-        """The samples in quarantine, oldest first."""
+        """The samples in quarantine, from the oldest to the newest, one in memory at a time."""
         last = 0
         while rows := self._rows(_QUARANTINE, (last, 1)):
             key, sample_id, column, reason, label, n_bytes, repeats, time_s, meta, data = rows[0]
@@ -125,21 +131,20 @@ class Reader:
             yield QuarantinedSample(key, sample, reason, n_bytes, repeats)
             last = key
 
-    def origins(self) -> dict[str, JsonObject]:
-        """Where the scores come from, by policy digest."""
-        sql = "SELECT name, value FROM settings WHERE substr(name, 1, ?) = ?"
-        rows = self._rows(sql, (len(ORIGIN), ORIGIN))
-        return {name.removeprefix(ORIGIN): json.loads(value) for name, value in rows}
+    def origins(self) -> dict[str, Origin]:
+        """What the scores were computed from, by policy digest."""
+        with explained(self._path, "read"):
+            return read_origins(self._connection.cursor())
 
     def count(self, table: str) -> int:
-        """Rows of a table, or of those that a condition behind its name holds for."""
-        return int(self._rows(f"SELECT count(*) FROM {table}", ())[0][0])  # noqa: S608  # a constant of the caller
+        """Number of rows of a table; ``table`` may end with a condition."""
+        return int(self._rows(f"SELECT count(*) FROM {table}", ())[0][0])  # noqa: S608  # callers pass constants
 
     def stats(self, counters: ClassCounters, quarantine_dropped: int, budget_bytes: int) -> StoreStats:
-        """The public numbers from the counters."""
+        """The numbers that users see."""
         first_s, last_s = counters.span()
-        if counters.shadowed is None:
-            counters.shadowed = self.count(f"kept WHERE {codec.SHADOWED}")
+        if counters.n_shadow is None:
+            counters.n_shadow = self.count(f"kept WHERE {codec.IS_SHADOW}")
         return StoreStats(
             seen=counters.total("seen"),
             kept=counters.total("kept"),
@@ -156,17 +161,17 @@ class Reader:
             last_time_s=last_s,
             audit_rows=self.count("audit"),
             audit_shadowed=self.count("audit WHERE retain = 0 AND outcome != 0"),
-            kept_shadowed=counters.shadowed,
+            kept_shadowed=counters.n_shadow,
             classes={key: counters.classes[key].counts() for key in sorted(counters.classes)},
         )
 
     def committed_counters(self) -> tuple[ClassCounters, int]:
-        """The counters in the file, and how many quarantined samples gave way."""
+        """The counters in the file, and how many quarantined samples were deleted for newer ones."""
         with explained(self._path, "read"):
             cursor = self._connection.cursor()
-            shelf = Quarantine(cursor, 1, 1)
-            shelf.load()
-            return ClassCounters.read(cursor), shelf.dropped
+            quarantine = Quarantine(cursor, 1, 1)
+            quarantine.load()
+            return ClassCounters.read(cursor), quarantine.dropped
 
     def _rows(self, sql: str, values: tuple[int | str, ...]) -> list[tuple[Any, ...]]:
         with explained(self._path, "read"):
@@ -176,11 +181,11 @@ class Reader:
 def _stored_sample(row: tuple[Any, ...], data: Any) -> StoredSample:
     key, sample_id, digest, media_type, policy, priority, probability, reason, predicted, *rest = row
     true_label, human_label, repeats, time_s, scores, meta, annotator = rest
-    word, is_retained = codec.decode_reason(reason)
+    word, is_shadow = codec.decode_reason(reason)
     return StoredSample(
         key=key,
         sample=Sample(sample_id, data, media_type, true_label, time_s, codec.decode_meta(meta)),
-        decision=Decision(is_retained, priority, probability, word),
+        decision=Decision(not is_shadow, priority, probability, word),
         predicted_class=predicted,
         scores=codec.decode_scores(scores),
         content_hash=digest.hex(),

@@ -1,4 +1,4 @@
-"""What the store gives back: kept samples, audit rows, quarantined samples, counts and check reports.
+"""The records that a store returns: kept samples, audit rows, quarantined samples, counts, check reports.
 
 Data only; nothing here opens a file.
 """
@@ -12,18 +12,18 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from drip.types import Decision, FloatArray, Observation, Sample
+from drip.types import Decision, FloatArray, JsonObject, Observation, Sample
 
 Labels = Literal["true", "predicted", "human"]
-"""Whose labels to take: those that came with the samples, the model's, or those that people gave."""
+"""Which labels to use: ``true`` came with the samples, ``predicted`` by the model, ``human`` by people."""
 LABELS: tuple[str, ...] = get_args(Labels)
 
 
 class LabelState(StrEnum):
     """Where the label of a kept sample comes from.
 
-    ``UNLABELLED``: nobody knows; ``TRUE``: the label came with the sample; ``HUMAN``: a person gave it
-    afterwards, which wins over a label that came with the sample.
+    ``UNLABELLED``: there is no label. ``TRUE``: the label came with the sample. ``HUMAN``: a person gave it
+    afterwards; it overrides a label that came with the sample.
     """
 
     UNLABELLED = "unlabelled"
@@ -32,7 +32,7 @@ class LabelState(StrEnum):
 
 
 class Outcome(IntEnum):
-    """What became of one decision; the numbers are part of the file format."""
+    """What happened to the sample of one decision; the numbers are part of the file format."""
 
     DISCARDED = 0
     KEPT = 1
@@ -41,20 +41,33 @@ class Outcome(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What the scores under a policy were computed from; a replay compares it with its own policy.
+
+    Attributes:
+        model_digests: SHA-256 of the model, and of files made from it, hexadecimal.
+        score: Score definition: method, layer and the like.
+    """
+
+    model_digests: tuple[str, ...] = ()
+    score: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class StoredSample:
     """A kept sample with the decision on it.
 
     Attributes:
-        key: Number of the decision in this store; unique, growing with age, equal to the audit row's.
+        key: Number of the decision in this store: unique, growing, and the same in the audit.
         sample: The sample exactly as it arrived; ``sample.label`` is the label that came with it.
-        decision: What the selector said; ``retain`` is False for what only shadow mode kept.
-        predicted_class: What the model said.
-        scores: The scores the decision was made from.
+        decision: The rule's decision.
+        predicted_class: The model's prediction.
+        scores: The scores that the rule compared.
         content_hash: SHA-256 of the data, hexadecimal.
         policy_digest: Digest of the policy that decided; empty when unknown.
         human_label: The class index a person gave, or None.
         annotator: Who gave the human label; empty when unknown.
-        repeats: How often the same content came again under another sample id.
+        repeats: How often the same content arrived again under another sample id.
     """
 
     key: int
@@ -69,6 +82,11 @@ class StoredSample:
     repeats: int = 0
 
     @property
+    def shadow(self) -> bool:
+        """True if only shadow mode kept the sample: the rule would have discarded it."""
+        return not self.decision.retain
+
+    @property
     def label_state(self) -> LabelState:
         """Where :attr:`label` comes from."""
         if self.human_label is not None:
@@ -77,17 +95,16 @@ class StoredSample:
 
     @property
     def label(self) -> int | None:
-        """The best known class index: the human one, else the one that came along, else None."""
+        """The human label, else the one that came with the sample, else None."""
         return self.sample.label if self.human_label is None else self.human_label
 
 
 def class_of(record: StoredSample, labels: Labels) -> int | None:
-    """The class index that a sample trains or is exported with, None when it has none.
+    """The class index with which a sample is trained or exported, or None.
 
     Args:
         record: The sample.
-        labels: ``"true"``: the label that came with it; ``"human"``: the one a person gave;
-            ``"predicted"``: what the model said.
+        labels: Which label to use.
     """
     if labels == "true":
         return record.sample.label
@@ -96,16 +113,16 @@ def class_of(record: StoredSample, labels: Labels) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """One decision, kept or not, with what a replay of another policy needs.
+    """One decision, kept or not, with everything that a replay of another policy needs.
 
     Attributes:
         key: Number of the decision, from 1.
         sample_id: The sample's id.
-        decision: What the selector said.
-        outcome: What became of it; changes to ``EVICTED`` when the sample is evicted later.
-        predicted_class: What the model said.
+        decision: The rule's decision.
+        outcome: What happened to the sample; becomes ``EVICTED`` when it is evicted later.
+        predicted_class: The model's prediction.
         scores: Scores by name.
-        logits: float32 values as float64, shape (n_classes,); empty when the store does not keep them.
+        logits: float32 values as float64, shape (n_classes,); empty if the store does not keep them.
         label: The label that came with the sample, or None.
         n_bytes: Size of the sample.
         time_s: Time of the sample, or None.
@@ -125,8 +142,13 @@ class AuditRow:
     policy_digest: str
 
     @property
+    def shadow(self) -> bool:
+        """True if the rule discarded the sample, but shadow mode kept it."""
+        return not self.decision.retain and self.outcome != Outcome.DISCARDED
+
+    @property
     def observation(self) -> Observation:
-        """The observation as far as the audit remembers it: no features, logits rounded to float32."""
+        """The observation as far as the audit has it: without features, logits rounded to float32."""
         return Observation(
             predicted_class=self.predicted_class,
             logits=np.array(self.logits, dtype=np.float64),
@@ -138,14 +160,14 @@ class AuditRow:
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedSample:
-    """A sample that could not be decoded or scored.
+    """A sample that could not be decoded, scored or kept.
 
     Attributes:
         key: Number of the row, growing with age.
-        sample: The sample; ``data`` is empty when it was too big for the quarantine's share.
-        reason: Why it was set aside.
+        sample: The sample; ``data`` is empty if it is larger than the quarantine's share.
+        reason: Why it is in quarantine.
         n_bytes: Size of the sample as it arrived.
-        repeats: How often the same content came again under another sample id.
+        repeats: How often the same content arrived again under another sample id.
     """
 
     key: int
@@ -163,9 +185,9 @@ class ClassCounts:
         seen: Decisions recorded; equals ``kept + discarded + evicted + duplicates``.
         kept: Samples in the store now.
         kept_bytes: Their data, in bytes.
-        discarded: Decisions not to retain.
-        evicted: Retained but dropped for the budget, on arrival or later.
-        duplicates: Retained but the same content was there already.
+        discarded: Samples that were not kept.
+        evicted: Samples evicted to stay inside the budget, on arrival or later.
+        duplicates: Samples whose content was kept already.
     """
 
     seen: int = 0
@@ -183,21 +205,21 @@ class StoreStats:
     Attributes:
         seen: Decisions recorded; equals ``kept + discarded + evicted + duplicates``.
         kept: Samples in the store now.
-        discarded: Decisions not to retain.
-        evicted: Retained but dropped for the budget, on arrival or later.
-        duplicates: Retained but the same content was there already.
-        redelivered: Puts ignored because the same decision had been recorded before.
+        discarded: Samples that were not kept.
+        evicted: Samples evicted to stay inside the budget, on arrival or later.
+        duplicates: Samples whose content was kept already.
+        redelivered: Puts ignored because the same decision was recorded before.
         quarantined: Samples in quarantine now.
-        quarantine_dropped: Quarantined samples that gave way to newer ones.
+        quarantine_dropped: Quarantined samples that were deleted for newer ones.
         kept_bytes: Data of the kept samples, in bytes.
-        disk_bytes: What the file, its log and its index take on disk now.
-        budget_bytes: What they may take at any moment.
+        disk_bytes: Size of the file, its log and its index now.
+        budget_bytes: Limit for that size at any moment.
         first_time_s: Earliest time of a seen sample, or None.
         last_time_s: Latest time of a seen sample, or None.
         audit_rows: Rows of the audit now.
         classes: Counts by predicted class.
-        audit_shadowed: Rows of the audit whose sample was kept although the rule discards (shadow mode).
-        kept_shadowed: Samples in the store now that only shadow mode keeps; the rule keeps the others.
+        audit_shadowed: Rows of the audit with :attr:`AuditRow.shadow`.
+        kept_shadowed: Samples in the store now with :attr:`StoredSample.shadow`.
     """
 
     seen: int
@@ -221,12 +243,12 @@ class StoreStats:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What :meth:`RetentionStore.check` found.
+    """The result of :meth:`RetentionStore.check`.
 
     Attributes:
         path: The file.
-        n_samples: Kept samples whose data were hashed again.
-        problems: One sentence each; empty when the store is sound.
+        n_samples: Kept samples whose hash was checked.
+        problems: One sentence each; empty if the store is sound.
     """
 
     path: str
@@ -235,5 +257,5 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """True when nothing is wrong."""
+        """True if the store is sound."""
         return not self.problems

@@ -1,6 +1,6 @@
 """RetentionStore: the public face of one SQLite file that keeps samples inside a byte budget.
 
-Opening and reading live here; writing is in ``writer``, the budget in ``budget`` and ``space``.
+Checks arguments and hands them on: opening is in ``opening``, writing in ``writer``, reading in ``reading``.
 """
 
 from __future__ import annotations
@@ -16,79 +16,63 @@ from typing import Any, Self
 import numpy as np
 
 from drip.errors import InputError, StoreError
-from drip.files import sync_directory
-from drip.store import checking, codec, schema
-from drip.store.budget import Layout, Space
+from drip.store import checking, codec
+from drip.store.connection import SYNCHRONOUS, Synchronous, explained
 from drip.store.eviction import Eviction
-from drip.store.reading import Reader
-from drip.store.records import AuditRow, CheckReport, LabelState, QuarantinedSample, StoredSample, StoreStats
-from drip.store.schema import (
-    SYNCHRONOUS,
-    Synchronous,
-    WriterLock,
-    configure_writer,
-    connect,
-    disk_bytes,
-    explained,
+from drip.store.opening import OpenFile, open_for_reading, open_for_writing
+from drip.store.records import (
+    AuditRow,
+    CheckReport,
+    LabelState,
+    Origin,
+    QuarantinedSample,
+    StoredSample,
+    StoreStats,
 )
-from drip.store.settings import Settings, encode_origin, merge
-from drip.store.writer import Writer, require_room
-from drip.types import Decision, JsonObject, Observation, Progress, Sample
+from drip.store.settings import Settings, encode_origin
+from drip.store.writer import Writer
+from drip.types import Decision, Observation, Progress, Sample
 
 _MAX_LABEL = 2**31 - 1
+_MAX_TIMEOUT_S = 1e6  # SQLite counts milliseconds in 32 bits
 
 
 class RetentionStore:
-    r"""Keeps retained samples in one SQLite file inside a byte budget, and an audit of all decisions.
+    r"""Keeps samples in one SQLite file inside a byte budget, and an audit of all decisions.
 
-    **Durability.** When :meth:`put` returns outside of a :meth:`transaction`, its row survives a kill and a
-    power cut (write-ahead log, fsync before every return). ``synchronous="normal"`` syncs only at
-    checkpoints: less wear on flash; a kill loses nothing, a power cut may lose the last puts, and the file
-    stays sound.
+    Made by :meth:`open` for writing and by :meth:`open_readonly` for reading.
 
-    **Budget.** The file, ``-wal`` and ``-shm`` together take at most ``budget_bytes`` at every moment. The
-    budget is divided for good between file and log, so a transaction has to fit the log's share, and a
-    reader that keeps a transaction open makes puts wait and then fail rather than break the budget.
+    **Durability.** When :meth:`put` returns outside of a :meth:`transaction`, its rows survive a kill and a
+    power cut: the write-ahead log is synced before every return. With ``synchronous="normal"`` it is synced
+    only at checkpoints, which wears flash less. Then a kill loses nothing, a power cut may lose the last
+    puts, and the file stays sound.
 
-    **Eviction.** ``"priority"`` drops the lowest priority, then the oldest; a sample that is itself the
-    lowest, or for which all lower ones would not make enough room, is not stored but audited as evicted.
-    ``"fifo"`` drops the oldest.
+    **Budget.** The file, ``-wal`` and ``-shm`` together have at most ``budget_bytes`` at every moment. Each
+    has a fixed share, so a transaction must fit the share of the log. A reader that keeps a transaction open
+    makes puts wait and then fail, but never breaks the budget.
 
-    **Once.** A decision with the sample id, content and policy of one in the audit is a redelivery (say,
-    after a resume) and is ignored, unless it keeps more: a sample that was discarded is kept by a later put
-    that says so, and one that only shadow mode kept becomes retained when the rule retains it. The later
-    decision then takes the earlier one's place in the audit, and the sample is seen once. Kept content that
-    comes again otherwise is counted, not stored twice; a rule that retains it under another id or policy
-    makes content that only shadow mode kept retained, while the audit has both decisions as they were.
+    **Eviction.** ``"priority"`` evicts the sample with the lowest priority, the oldest first among equals. A
+    new sample that is itself the lowest, or for which evicting all lower ones would not free enough, is not
+    stored; the audit has it as evicted. ``"fifo"`` evicts the oldest sample.
 
-    **Writers and threads.** One writer per store; a second one waits for ``timeout_s`` and gets a
-    StoreError. A store object is used by the thread that opened it. Readers
-    (:meth:`open_readonly`) may run beside the writer, in this process or others.
+    **Once.** A decision with the same sample id, content and policy as one in the audit is a redelivery (for
+    example after a resume) and is ignored, unless it keeps more than the first one:
 
-    Args:
-        path: The file; made when it does not exist.
-        budget_bytes: What all files of the store may take; needed to make one, remembered afterwards. A
-            smaller one than before evicts and shrinks the file before the constructor returns.
-        eviction: ``"priority"`` (default) or ``"fifo"``; remembered.
-        audit_rows: Rows of the audit, default 100 000; its bytes are capped at a quarter of the file as
-            well; remembered.
-        audit_logits: Keep logits in the audit (float32, default True), for replays of rules that read
-            them; remembered.
-        synchronous: ``"full"`` or ``"normal"``, see above.
-        timeout_s: How long to wait for another writer or for a reader, in seconds.
-        min_free_bytes: Refuse to write when the disk has less than this left.
-        log_bytes: The log's share of the budget; chosen when left out; remembered.
-        policy_digest: Digest of the policy that decides, until :meth:`save_progress` names one; that of
-            the saved progress when left out.
-        readonly: Open an existing store for reading only.
+    * A sample that was discarded is kept by a later put that says so.
+    * A sample that only shadow mode kept becomes retained when the rule retains it.
 
-    Raises:
-        StoreError: budget too small (with the minimum), foreign, newer, damaged or unwritable file.
-        InputError: an argument outside its range.
+    The later decision then replaces the earlier one in the audit, and the sample is counted once. Content
+    that is already kept and arrives under another id or policy is counted, not stored twice. If only shadow
+    mode kept it and the rule now retains it, the kept sample becomes retained; the audit shows both
+    decisions as they were.
+
+    **Writers and threads.** A store has one writer; a second one waits for ``timeout_s`` and gets a
+    StoreError. Use a store object only in the thread that opened it. Any number of readers may run beside the
+    writer, in this process or others.
 
     >>> import numpy as np, tempfile
     >>> folder = tempfile.TemporaryDirectory()
-    >>> with RetentionStore(f"{folder.name}/kept.drip", budget_bytes=1_000_000) as store:
+    >>> with RetentionStore.open(f"{folder.name}/kept.drip", budget_bytes=1_000_000) as store:
     ...     observation = Observation(7, np.zeros(10), {"drip": 0.25})
     ...     store.put(Sample("a", b"bytes", "image/png"), observation, Decision(True, 0.5, None, "margin"))
     ...     store.put(Sample("b", b"other", "image/png"), observation, Decision(False, 0.1, None, "margin"))
@@ -97,8 +81,17 @@ class RetentionStore:
     >>> folder.cleanup()
     """
 
-    def __init__(
-        self,
+    def __init__(self, file: OpenFile) -> None:
+        """Wrap an open file; call :meth:`open` or :meth:`open_readonly` instead."""
+        self._path = file.path
+        self._connection: sqlite3.Connection | None = file.connection
+        self._reader = file.reader
+        self._writer = file.writer
+        self._close_file = file.close
+
+    @classmethod
+    def open(
+        cls,
         path: str | os.PathLike[str],
         *,
         budget_bytes: int | None = None,
@@ -110,174 +103,80 @@ class RetentionStore:
         min_free_bytes: int = 0,
         log_bytes: int | None = None,
         policy_digest: str | None = None,
-        readonly: bool = False,
-    ) -> None:
-        self._path = Path(path).resolve()  # SQLite puts log and index beside the file itself, not a link
-        self._writer: Writer | None = None
-        self._lock: WriterLock | None = None
-        self._connection: sqlite3.Connection | None = None
+    ) -> Self:
+        """Open a store for writing; create it where there is none.
+
+        Budget, eviction and audit settings are remembered in the file. A file of an earlier schema version
+        is migrated. With a smaller budget than before, samples are evicted and the file is shrunk before
+        this returns.
+
+        Args:
+            path: The file.
+            budget_bytes: Limit for all files of the store together; required to create one.
+            eviction: ``"priority"`` (default) or ``"fifo"``.
+            audit_rows: Rows of the audit, default 100 000. Its bytes are limited to a quarter of the file as
+                well.
+            audit_logits: Keep logits in the audit (float32, default True), so that rules that read them can
+                be replayed.
+            synchronous: ``"full"`` or ``"normal"``, see Durability.
+            timeout_s: How long to wait for another writer or for a reader, in seconds.
+            min_free_bytes: Refuse to write when the disk has less than this left.
+            log_bytes: The log's share of the budget; chosen when left out.
+            policy_digest: Digest of the policy that decides, until :meth:`save_progress` names one; by
+                default that of the saved progress.
+
+        Raises:
+            StoreError: the budget is too small (the message has the minimum), or the file is of another
+                program or a newer version, damaged, in use or not writable.
+            InputError: an argument outside its range.
+        """
         if synchronous not in SYNCHRONOUS:
-            message = f"synchronous must be one of {SYNCHRONOUS}, got {synchronous!r}"
+            message = f"synchronous={synchronous!r} does not exist; choose one of {', '.join(SYNCHRONOUS)}"
             raise InputError(message)
-        if not 0 <= timeout_s < 1e6:
-            message = f"timeout_s must be in [0, 1e6), got {timeout_s!r}"
-            raise InputError(message)
-        codec.require_short("policy_digest", policy_digest or "")
         if min_free_bytes < 0:
-            message = f"min_free_bytes must not be negative, got {min_free_bytes!r}"
+            message = f"min_free_bytes={min_free_bytes!r} is negative; use 0 for no limit"
             raise InputError(message)
-        try:
-            with explained(self._path, "open"):
-                if readonly:
-                    self._open_reader(timeout_s)
-                    return
-                wanted: dict[str, Any] = {
-                    "path": self._path,
-                    "budget_bytes": budget_bytes,
-                    "log_bytes": log_bytes,
-                    "eviction": eviction,
-                    "audit_rows": audit_rows,
-                    "audit_logits": audit_logits,
-                }
-                settings, layout = self._open_file(wanted, timeout_s, synchronous)
-                self._open_writer(settings, layout, timeout_s, min_free_bytes, policy_digest)
-        except BaseException:
-            self.close()
-            raise
+        _require_timeout(timeout_s)
+        codec.require_short("policy_digest", policy_digest or "")
+        asked: dict[str, Any] = {
+            "budget_bytes": budget_bytes,
+            "log_bytes": log_bytes,
+            "eviction": eviction,
+            "audit_rows": audit_rows,
+            "audit_logits": audit_logits,
+        }
+        place = _resolved(path)
+        with explained(place, "open"):
+            file = open_for_writing(
+                place, asked, synchronous=synchronous, timeout_s=timeout_s, min_free_bytes=min_free_bytes,
+                policy_digest=policy_digest,
+            )  # fmt: skip
+        return cls(file)
 
     @classmethod
     def open_readonly(cls, path: str | os.PathLike[str], *, timeout_s: float = 5.0) -> Self:
-        """Open an existing store for reading, beside a writer or from a folder that cannot be written."""
-        return cls(path, timeout_s=timeout_s, readonly=True)
+        """Open an existing store for reading, beside a writer or in a folder that cannot be written.
 
-    # -- opening ---------------------------------------------------------------------------------------
+        Args:
+            path: The file.
+            timeout_s: How long to wait for a writer, in seconds.
 
-    def _open_file(
-        self, wanted: dict[str, Any], timeout_s: float, synchronous: Synchronous
-    ) -> tuple[Settings, Layout]:
-        if not schema.is_there(self._path):  # refuse bad arguments before anything is made
-            settings = merge(None, **wanted)
-            Layout.plan(settings.budget_bytes, log_bytes=settings.log_bytes)
-        self._lock = WriterLock(self._path, timeout_s)
-        connection = self._connection = connect(self._path, mode="rwc", timeout_s=timeout_s)
-        configure_writer(connection, synchronous=synchronous)
-        version = schema.identify(connection, self._path)
-        if version is None:
-            settings = merge(None, **wanted)
-            layout = Layout.plan(settings.budget_bytes, log_bytes=settings.log_bytes)
-            connection.execute(f"PRAGMA page_size = {layout.page_size}")
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            self._require_log()
-            # A creation that was cut short may have fixed another page size.
-            layout = Layout.plan(
-                settings.budget_bytes, page_size=self._page_size(), log_bytes=settings.log_bytes
-            )
-            schema.create(connection, settings.save)
-            sync_directory(self._path.parent)
-            return settings, layout
-        self._require_log()
-        schema.migrate(connection, version)
-        known = Settings.load(connection.cursor())
-        settings = merge(known, **wanted)
-        layout = Layout.plan(settings.budget_bytes, page_size=self._page_size(), log_bytes=settings.log_bytes)
-        if settings != known:
-            if settings.budget_bytes < known.budget_bytes:
-                require_room(connection.cursor(), layout, self._path)
-            connection.execute("BEGIN IMMEDIATE")
-            settings.save(connection.cursor())
-            connection.execute("COMMIT")
-        return settings, layout
-
-    def _open_writer(
-        self,
-        settings: Settings,
-        layout: Layout,
-        timeout_s: float,
-        min_free_bytes: int,
-        policy_digest: str | None,
-    ) -> None:
-        connection = self._open_connection()
-        self._reader = Reader(connection, self._path)
-        if policy_digest is None:
-            progress = self._reader.progress()
-            policy_digest = "" if progress is None else progress.policy_digest
-        space = Space(connection, self._path, layout, timeout_s, min_free_bytes)
-        space.apply_limits()
-        self._writer = writer = Writer(connection, self._path, space, settings, policy_digest)
-        if writer.is_over_budget or disk_bytes(self._path) > layout.budget_bytes:
-            writer.shrink()
-        if disk_bytes(self._path) > layout.budget_bytes:
-            message = (
-                f"the files of {self._path} must fit budget_bytes={layout.budget_bytes}, got "
-                f"{disk_bytes(self._path)} while a reader holds them; close the readers and open it again"
-            )
-            raise StoreError(message)
-
-    def _open_reader(self, timeout_s: float) -> None:
-        if not self._path.is_file():
-            message = f"a store is needed to read from, got no file {self._path}; check the path"
-            raise StoreError(message)
-        connection = self._connection = connect(self._path, mode="ro", timeout_s=timeout_s)
-        try:
-            version = schema.identify(connection, self._path)
-        except sqlite3.OperationalError as error:
-            log = self._path.with_name(self._path.name + "-wal")
-            if (
-                error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
-                or log.exists()
-            ):
-                raise
-            # A cleanly closed store in a folder that cannot be written: SQLite cannot make its index there.
-            connection.close()
-            connection = self._connection = connect(self._path, mode="immutable", timeout_s=timeout_s)
-            version = schema.identify(connection, self._path)
-        if version != schema.VERSION:
-            message = (
-                f"{self._path} must have schema version {schema.VERSION} to be read, got {version}; "
-                "open it once for writing, which migrates it"
-            )
-            raise StoreError(message)
-        self._reader = Reader(connection, self._path)
-
-    def _require_log(self) -> None:
-        (mode,) = self._open_connection().execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            message = (
-                f"the folder of {self._path} must allow a write-ahead log (shared memory), got journal mode "
-                f"{mode!r}; choose a local file system"
-            )
-            raise StoreError(message)
-
-    def _page_size(self) -> int:
-        return int(self._open_connection().execute("PRAGMA page_size").fetchone()[0])
-
-    def _open_connection(self) -> sqlite3.Connection:
-        if self._connection is None:
-            message = f"the store must be open, got a closed one; open {self._path} again"
-            raise StoreError(message)
-        return self._connection
-
-    def _open_for_writing(self) -> Writer:
-        if self._writer is None:
-            self._open_connection()
-            message = (
-                f"the store must be open for writing, got {self._path} with readonly=True; open it without"
-            )
-            raise StoreError(message)
-        return self._writer
+        Raises:
+            StoreError: the file does not exist, is damaged, or is of another program or schema version.
+            InputError: an argument outside its range.
+        """
+        _require_timeout(timeout_s)
+        place = _resolved(path)
+        with explained(place, "open"):
+            return cls(open_for_reading(place, timeout_s=timeout_s))
 
     def close(self) -> None:
         """Close the file; the last connection copies the log into it and removes the log."""
-        writer, self._writer = self._writer, None
-        connection, self._connection = self._connection, None
-        if writer is not None:
-            writer.space.close()
-        if connection is not None:
-            with explained(self._path, "close"):
-                connection.close()
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            lock.release()
+        if self._connection is None:
+            return
+        self._connection = self._writer = None
+        with explained(self._path, "close"):
+            self._close_file()
 
     def __enter__(self) -> Self:
         """The store itself; leaving the block closes it."""
@@ -289,120 +188,138 @@ class RetentionStore:
         """Close the store."""
         self.close()
 
+    def _open_connection(self) -> sqlite3.Connection:
+        if self._connection is None:
+            message = f"{self._path}: the store is closed; open it again"
+            raise StoreError(message, code="store-closed")
+        return self._connection
+
+    def _open_writer(self) -> Writer:
+        self._open_connection()
+        if self._writer is None:
+            message = f"{self._path}: the store is open for reading only; open it with RetentionStore.open()"
+            raise StoreError(message, code="store-closed")
+        return self._writer
+
     # -- writing ---------------------------------------------------------------------------------------
 
     def put(
         self, sample: Sample, observation: Observation, decision: Decision, *, keep: bool | None = None
     ) -> None:
-        """Record a decision in the audit and, where it says so, keep the sample; durable on return.
+        """Record a decision in the audit and keep the sample if the decision says so.
 
-        Inside a :meth:`transaction` it is durable when the transaction is.
+        Durable on return; inside a :meth:`transaction` it is durable when the transaction is.
 
         Args:
             sample: The sample; its id has 1 to 512 bytes.
-            observation: What was decided on. A content hash that it carries must be that of the data.
-            decision: The decision; its priority may be infinite.
-            keep: What to do, whatever was decided: shadow mode keeps all. None does as decided.
+            observation: What was decided on. If it has a content hash, this must be the SHA-256 of the data.
+            decision: The rule's decision, recorded as it is.
+            keep: Keep the sample, or not, whatever was decided: shadow mode keeps all. None follows the
+                decision.
 
         Raises:
             InputError: NaN priority, a wrong content hash, an unusable id, text, label or time.
-            SampleTooLargeError: the sample with all that is recorded of it can never fit; nothing is evicted.
-            StoreError: the disk is full or at its floor, another writer or a
-                reader is in the way for ``timeout_s``, or the transaction outgrows the log's share. Nothing
-                of the put remains, and the store stays usable.
+            SampleTooLargeError: the sample with its records can never fit; nothing is evicted for it.
+            TransactionFullError: the transaction outgrows the share of the log.
+            StoreError: the disk is full or at its floor, or another writer or a reader is in the way for
+                ``timeout_s``. Nothing of the put remains, and the store stays usable.
         """
-        self._open_for_writing().put(sample, observation, decision, keep=keep)
+        self._open_writer().put(sample, observation, decision, keep=keep)
 
     def quarantine(self, sample: Sample, reason: str) -> None:
-        """Set aside a sample that could not be decoded or scored, or that :meth:`put` refused.
+        """Put a sample into quarantine that could not be decoded or scored, or that :meth:`put` refused.
 
-        The quarantine has an eighth of the file; the oldest samples give way and are counted. A sample
-        bigger than that is listed without its data. The same content again is counted, not stored.
+        The quarantine has an eighth of the file; the oldest samples make room and are counted. A sample
+        larger than that is listed without its data. Content that is already there is counted, not stored
+        again.
 
-        Any sample is taken: an id beyond 512 bytes, a media type beyond 255 and a reason beyond 1024 are
-        cut, pairs of metadata that do not fit 4096 bytes of JSON are left out, and the reason ends with a
-        note of it. Metadata become text; a label or time that is no number becomes unknown.
+        Any sample is accepted. An id beyond 512 bytes, a media type beyond 255 and a reason beyond 1024 are
+        cut. Metadata become text; pairs beyond 4096 bytes of JSON are left out. The reason ends with a note
+        of what was cut. A label or time that is not a number becomes unknown.
 
         Raises:
-            InputError: an id or media type that is no text, or data that are not bytes.
-            StoreError: the disk is full or at its floor, another writer or a reader is in the way for
-                ``timeout_s``, or the transaction outgrows the log's share.
+            InputError: an id, media type or reason that is not text, or data that are not bytes.
+            TransactionFullError: the transaction outgrows the share of the log.
+            StoreError: as for :meth:`put`.
         """
-        self._open_for_writing().quarantine(sample, reason)
+        self._open_writer().quarantine(sample, reason)
 
     def transaction(self) -> AbstractContextManager[None]:
         """Commit the puts, quarantine, labels and progress of the block together, in one sync.
 
-        An exception that leaves the block rolls all of it back; so does one that a put raised half-way
-        and the block swallowed, with a StoreError at its end.
+        An exception that leaves the block rolls all of it back. If a write failed half-way and the block
+        swallowed its error, the block is rolled back as well, with a StoreError at its end.
 
         Raises:
-            StoreError: another writer holds the store for ``timeout_s``; or, from the put that does not
-                fit any more, the block changes more pages than the log's share holds.
+            TransactionFullError: from the first write that no longer fits: the block changes more pages than
+                the share of the log holds. Leave the block and retry with half of its writes.
+            StoreError: another writer holds the store for ``timeout_s``.
         """
-        return self._open_for_writing().transaction()
+        return self._open_writer().transaction()
 
     def save_progress(self, progress: Progress) -> None:
-        """Remember where the run stands, in the current transaction.
+        """Remember where the run is, in the current transaction.
 
-        Its policy digest is noted with the puts that follow, and with those of this transaction when no
-        policy was known before.
+        The policy digest of the progress is recorded with the puts that follow. If no policy was known
+        before, it is also recorded with the earlier puts of this transaction.
         """
-        self._open_for_writing().save_progress(progress)
+        self._open_writer().save_progress(progress)
 
     def load_progress(self) -> Progress | None:
         """The progress of the last committed transaction, or None in a new store."""
         self._open_connection()
         return self._reader.progress()
 
-    def note_origin(self, policy_digest: str, origin: JsonObject) -> None:
-        """Remember what the scores under a policy come from, so that a replay can tell whether they fit.
+    def note_origin(self, policy_digest: str, origin: Origin) -> None:
+        """Remember what the scores under a policy were computed from, so that a replay can compare it.
 
         Args:
             policy_digest: Digest of the policy that decides.
-            origin: A few facts as JSON, such as ``model_digests`` and ``score``; 4096 bytes at most.
+            origin: Model and score definition; at most 4096 bytes as JSON.
 
         Raises:
-            InputError: more than that or no JSON, such as NaN; a digest of more than 512 bytes.
+            InputError: a larger origin, or one that JSON cannot represent; a digest beyond 512 bytes.
             StoreError: the origins of so many policies do not fit the file.
         """
         codec.require_short("policy_digest", policy_digest)
-        self._open_for_writing().note_origin(policy_digest, encode_origin(origin))
+        self._open_writer().note_origin(policy_digest, encode_origin(origin))
 
-    def origins(self) -> dict[str, JsonObject]:
-        """What :meth:`note_origin` remembered, by policy digest."""
+    def origins(self) -> dict[str, Origin]:
+        """The origins that :meth:`note_origin` remembered, by policy digest."""
         self._open_connection()
         return self._reader.origins()
 
     def set_label(self, sample: int | str, label: int | None, *, annotator: str = "") -> None:
-        """Give a kept sample a human label; it wins over a label that came with the sample.
+        """Give a kept sample a human label; it overrides a label that came with the sample.
 
         Args:
             sample: :attr:`StoredSample.key`, or a sample id that only one kept sample has.
-            label: Class index; None takes a human label back.
-            annotator: Who says so, for the record; 512 bytes at most.
+            label: Class index; None removes a human label.
+            annotator: Who gave the label, for the record; at most 512 bytes.
 
         Raises:
-            InputError: a label that is no class index, or an annotator that is no such text.
-            StoreError: no kept sample of that name, or several.
+            InputError: a label that is not a class index, or an annotator that is not such text.
+            StoreError: no kept sample has this key or id, or several have this id.
         """
-        writer = self._open_for_writing()
+        writer = self._open_writer()
         codec.require_short("annotator", annotator)
         if label is not None and not (
             isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label <= _MAX_LABEL
         ):
-            message = "label must be a class index (an integer from 0), or None to take a label back, got "
-            raise InputError(f"{message}{label!r}")
+            message = (
+                f"label={label!r} is not a class index; use an integer from 0, or None to remove a label"
+            )
+            raise InputError(message)
         if isinstance(sample, str):
             keys = self._reader.keys_of(sample)
         else:
             keys = [sample] if self._reader.has(sample) else []
-        if len(keys) != 1:
-            message = (
-                f"exactly one kept sample is needed to label, got {len(keys)} for {sample!r}; "
-                "use the key of an iterated sample (it may have been evicted)"
-            )
-            raise StoreError(message)
+        if not keys:
+            message = f"no kept sample has the key or id {sample!r}; it may have been evicted"
+            raise StoreError(message, code="sample-unknown")
+        if len(keys) > 1:
+            message = f"{len(keys)} kept samples have the id {sample!r}; label one by its key"
+            raise StoreError(message, code="sample-unknown")
         writer.set_label(keys[0], None if label is None else int(label), annotator)
 
     # -- reading ---------------------------------------------------------------------------------------
@@ -414,16 +331,16 @@ class RetentionStore:
 
     @property
     def budget_bytes(self) -> int:
-        """What all files of the store may take."""
-        return self._reader_settings().budget_bytes
+        """Limit for all files of the store together."""
+        return self._settings().budget_bytes
 
     def __len__(self) -> int:
-        """Kept samples."""
+        """Number of kept samples."""
         self._open_connection()
         return self._reader.count("kept")
 
     def __iter__(self) -> Iterator[StoredSample]:
-        """Kept samples in the order of age; see :meth:`samples`."""
+        """Kept samples from the oldest to the newest; see :meth:`samples`."""
         return self.samples()
 
     def samples(
@@ -433,10 +350,10 @@ class RetentionStore:
         label_state: LabelState | str | None = None,
         policy_digest: str | None = None,
     ) -> Iterator[StoredSample]:
-        """Kept samples in the order of age, one in memory at a time.
+        """Kept samples from the oldest to the newest, one in memory at a time.
 
-        The iteration holds no lock: what is put or evicted meanwhile may or may not appear, everything else
-        appears once.
+        The iteration holds no lock. Samples that are put or evicted meanwhile may or may not appear; every
+        other sample appears once.
 
         Args:
             predicted_class: Only samples with this prediction.
@@ -449,7 +366,8 @@ class RetentionStore:
             try:
                 state = LabelState(label_state)
             except ValueError as error:
-                message = f"label_state must be one of {[str(s) for s in LabelState]}, got {label_state!r}"
+                states = ", ".join(LabelState)
+                message = f"label_state={label_state!r} does not exist; choose one of {states}"
                 raise InputError(message) from error
         return self._reader.samples(
             predicted_class=predicted_class, label_state=state, policy_digest=policy_digest
@@ -461,39 +379,49 @@ class RetentionStore:
         return self._reader.sample(key)
 
     def audit(self) -> Iterator[AuditRow]:
-        """The recorded decisions, kept or not, oldest first."""
+        """The recorded decisions, kept or not, from the oldest to the newest."""
         self._open_connection()
         return self._reader.audit()
 
     def quarantined(self) -> Iterator[QuarantinedSample]:
-        """The samples in quarantine, oldest first."""
+        """The samples in quarantine, from the oldest to the newest."""
         self._open_connection()
         return self._reader.quarantined()
 
     def stats(self) -> StoreStats:
-        """The store in numbers; cheap but for counting the rows of audit and quarantine."""
+        """The store in numbers; fast, except that it counts the rows of audit and quarantine."""
         self._open_connection()
         if self._writer is None:
             counters, dropped = self._reader.committed_counters()
         else:
-            counters, dropped = self._writer.counters, self._writer.quarantine_shelf.dropped
+            counters, dropped = self._writer.counters, self._writer.quarantine_table.dropped
         return self._reader.stats(counters, dropped, self.budget_bytes)
 
     def check(self) -> CheckReport:
-        """Look for damage: SQLite's integrity, references, every hash, counters, budget; reads everything.
+        """Look for damage: SQLite's integrity, references, every hash, counters, budget. Reads everything.
 
         Raises:
             StoreError: inside a transaction.
         """
         connection = self._open_connection()
         if connection.in_transaction:
-            raise StoreError(
-                "check() needs a committed state, got an open transaction; call it after the block"
-            )
+            message = "check() cannot run inside a transaction; call it after the block"
+            raise StoreError(message, code="store-transaction")
         return checking.check(connection, self._path, self.budget_bytes)
 
-    def _reader_settings(self) -> Settings:
+    def _settings(self) -> Settings:
         if self._writer is not None:
             return self._writer.settings
         with explained(self._path, "read"):
             return Settings.load(self._open_connection().cursor())
+
+
+def _resolved(path: str | os.PathLike[str]) -> Path:
+    # SQLite creates log and index beside the file itself, not beside a link to it.
+    return Path(path).resolve()
+
+
+def _require_timeout(timeout_s: float) -> None:
+    if not 0 <= timeout_s < _MAX_TIMEOUT_S:
+        message = f"timeout_s={timeout_s!r} is not in [0, {_MAX_TIMEOUT_S:.0f}) seconds"
+        raise InputError(message)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from drip.pipeline import OnError, Tally, run
 from drip.policy import Policy
 from drip.sources import open_publisher, open_source
-from drip.store import RetentionStore, StoreStats
+from drip.store import Origin, RetentionStore, StoreStats
 from drip.types import Decision, DurableSink, JsonObject, Observation, Progress, Sample, Source
 from drip.workflow.models import FileScorer, Parts, parts_of
 from drip.workflow.status import RunStatus
@@ -146,7 +146,7 @@ def run_url(
     eviction = options.eviction or ("fifo" if options.shadow else None)
     with (
         nullcontext() if publisher is None else closing(publisher),
-        RetentionStore(store_path, budget_bytes=budget_bytes, eviction=eviction) as store,
+        RetentionStore.open(store_path, budget_bytes=budget_bytes, eviction=eviction) as store,
     ):
 
         def follow(tally: Tally) -> None:
@@ -234,8 +234,8 @@ def _run(
 ) -> Tally:
     policy = parts.policy
     if policy.digest not in store.origins():
-        serves = sorted({*parts.digests, policy.provenance.model_digest})
-        store.note_origin(policy.digest, {"model_digests": serves, "score": policy.provenance.score})
+        digests = tuple(sorted({*parts.digests, policy.provenance.model_digest}))
+        store.note_origin(policy.digest, Origin(digests, policy.provenance.score))
     sink: DurableSink = ShadowSink(store) if shadow else store
     if publisher is not None:
         from drip.sources.mqtt.decisions import PublishingSink  # noqa: PLC0415  # needs the MQTT client

@@ -12,8 +12,8 @@ import numpy as np
 from drip.errors import PolicyError
 from drip.policy import Policy
 from drip.rules import BaseRule, require_scores
-from drip.store import AuditRow, RetentionStore
-from drip.types import BoolArray, FloatArray, IntArray, JsonObject, Observations
+from drip.store import AuditRow, Origin, RetentionStore
+from drip.types import BoolArray, FloatArray, IntArray, Observations
 
 _CHUNK = 4096
 _N_PARTS = 10
@@ -116,17 +116,17 @@ def replay(store_path: str | Path, policy: Policy) -> ReplayReport:
     return columns.report(policy, n_forgotten=n_forgotten, n_others=n_others, n_unknown=n_unknown)
 
 
-def _serves(origin: JsonObject, policy: Policy) -> bool:
+def _serves(origin: Origin, policy: Policy) -> bool:
     """True where the decisions were made on scores that the policy's limits are for."""
-    score, other = origin.get("score", {}), policy.provenance.score
+    score, other = origin.score, policy.provenance.score
     same = all(score.get(key) == other.get(key) for key in _SCORE_KEYS if key in score and key in other)
-    return same and policy.provenance.model_digest in origin.get("model_digests", ())
+    return same and policy.provenance.model_digest in origin.model_digests
 
 
-def _nothing(n_others: int, policy: Policy, origins: Iterable[JsonObject]) -> str:
+def _nothing(n_others: int, policy: Policy, origins: Iterable[Origin]) -> str:
     if not n_others:
         return "at least one recorded decision is needed, got an audit without; run a stream into the store"
-    found = sorted({digest[:12] for origin in origins for digest in origin["model_digests"]})
+    found = sorted({digest[:12] for origin in origins for digest in origin.model_digests})
     return (
         f"a policy for the model and score of the recorded decisions is needed ({', '.join(found)}...), "
         f"got one for {policy.provenance.model_digest[:12]}...; calibrate with the model that ran"
