@@ -75,7 +75,7 @@ def calibration():
     return observe(stream(400, seed=1), LinearScorer())
 
 
-def drip_selector():
+def drip_rule():
     return create("drip", retention=0.6).calibrate(calibration())
 
 
@@ -84,7 +84,7 @@ def record(sink):
 
 
 RULES = {
-    "drip": drip_selector,
+    "drip": drip_rule,
     "margin": lambda: create("margin").calibrate(calibration()),
     "reservoir": lambda: create("reservoir", retention=0.5, seed=3),
     "random": lambda: create("random", retention=0.5, seed=3),

@@ -8,7 +8,7 @@ from linear_stream import (
     LinearScorer,
     broken,
     calibration,
-    drip_selector,
+    drip_rule,
     poisoned,
     record,
     stream,
@@ -126,8 +126,8 @@ def test_batch_size_may_change_between_the_runs():
 
 def test_finished_run_started_again_sees_nothing():
     sink = MemorySink()
-    run(ListSource(stream(5)), LinearScorer(), drip_selector(), sink)
-    assert run(ListSource(stream(5)), LinearScorer(), drip_selector(), sink).n_seen == 0
+    run(ListSource(stream(5)), LinearScorer(), drip_rule(), sink)
+    assert run(ListSource(stream(5)), LinearScorer(), drip_rule(), sink).n_seen == 0
     assert len(sink.puts) == 5
 
 
@@ -152,7 +152,7 @@ def test_sink_knows_the_policy_before_its_first_sample():
 
     sink = Sink()
     sink.progress = Progress("2", {}, "old policy")
-    run(ListSource(stream(4)), LinearScorer(), drip_selector(), sink, policy_digest="new policy")
+    run(ListSource(stream(4)), LinearScorer(), drip_rule(), sink, policy_digest="new policy")
     assert known == ["new policy"] * 2
 
 
@@ -199,8 +199,9 @@ def test_state_of_the_same_policy_is_restored():
 def test_a_saved_state_that_is_none_of_the_rule_is_refused_before_the_first_sample(state):
     sink = MemorySink()
     sink.progress = Progress("2", state, "policy")
-    with pytest.raises(PolicyError, match="must be one of 'drip', got one that cannot be taken up: "):
-        run(ListSource(stream(4)), LinearScorer(), drip_selector(), sink, policy_digest="policy")
+    with pytest.raises(PolicyError) as caught:
+        run(ListSource(stream(4)), LinearScorer(), drip_rule(), sink, policy_digest="policy")
+    assert caught.value.code == "rule-state"
     assert sink.puts == []
 
 

@@ -331,10 +331,11 @@ def _resume(source: Source | Iterable[Sample], rule: Rule, sink: Sink, policy_di
             rule.restore(progress.rule_state)
         except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise PolicyError(
-                f"the rule's state in the sink must be one of {rule.name!r}, got one that cannot be "
-                f"taken up: {error}; use the version of drip that wrote it, or begin with another store"
+                f"the state saved in the sink does not fit the rule {rule.name!r} ({error}); use the version "
+                "of DRIP that wrote it, or start with a new store",
+                code="rule-state",
             ) from error
-    else:  # the sink learns the policy before the first sample, which it notes with it
+    else:  # before the first sample, because the sink records the policy with each sample
         with sink.transaction():
             sink.save_progress(Progress(cursor, rule.state(), policy_digest))
 
@@ -352,16 +353,16 @@ def _put(
     except (SampleTooLargeError, InputError) as error:
         if on_error == "raise":
             raise
-        count_refusal()  # and go on, or one sample would stop every further run at its place
+        count_refusal()  # go on: otherwise every new run would stop at this sample again
         if on_error == "quarantine" and isinstance(sink, DurableSink):
             sink.quarantine(sample, str(error))
 
 
 def _commit(sink: Sink, writes: Sequence[Callable[[], None]]) -> None:
-    """Write in one transaction, or in halves when that is more than the sink commits at once.
+    """Write in one transaction, or in halves if the sink cannot commit so much at once.
 
-    The progress is the last write, so it never runs ahead of the samples. A kill between the halves
-    delivers the first one again, with the same decisions, which a durable sink recognises.
+    See :class:`~drip.types.DurableSink` for what a sink promises. The progress is the last write, so it never
+    gets ahead of the samples.
     """
     transaction = sink.transaction() if isinstance(sink, DurableSink) else nullcontext()
     try:
@@ -370,7 +371,7 @@ def _commit(sink: Sink, writes: Sequence[Callable[[], None]]) -> None:
                 write()
     except TransactionFullError:
         if len(writes) == 1:
-            writes[0]()  # on its own a write may commit the evictions that it needs before itself
+            writes[0]()  # outside of a transaction, where the sink may commit the evictions it needs first
             return
         middle = len(writes) // 2
         _commit(sink, writes[:middle])

@@ -14,7 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from drip.errors import DripError, InputError, PolicyError
+from drip.errors import (
+    DripError,
+    InputError,
+    PolicyError,
+    SampleTooLargeError,
+    TransactionFullError,
+)
 from drip.types import (
     Decision,
     Decisions,
@@ -120,18 +126,39 @@ class ListSource:
 
 
 class MemorySink:
-    """A sink in memory with transactions, quarantine and progress; survives nothing.
+    """A sink in memory with transactions, quarantine and progress. Nothing survives the process.
+
+    With limits it raises the same errors as a small store, so that a caller's reaction can be tested.
+
+    Args:
+        max_sample_bytes: Larger samples raise SampleTooLargeError; None for no limit.
+        max_writes: More writes in one transaction raise TransactionFullError; None for no limit.
 
     Attributes:
-        puts: Every (sample, observation, decision) so far.
+        puts: Every (sample, observation, decision) so far, without redeliveries.
         quarantined: Every (sample, reason) so far.
         progress: The last saved progress, or None.
+
+    >>> sink = MemorySink(max_writes=1)
+    >>> with sink.transaction():
+    ...     sink.quarantine(Sample("a", b"", "image/png"), "empty")
+    ...     sink.quarantine(Sample("b", b"", "image/png"), "empty")
+    Traceback (most recent call last):
+    ...
+    drip.errors.TransactionFullError: the transaction has more than 1 writes; retry in halves
+    >>> sink.quarantined
+    []
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_sample_bytes: int | None = None, max_writes: int | None = None) -> None:
         self.puts: list[tuple[Sample, Observation, Decision]] = []
         self.quarantined: list[tuple[Sample, str]] = []
         self.progress: Progress | None = None
+        self._max_sample_bytes = max_sample_bytes
+        self._max_writes = max_writes
+        self._n_writes: int | None = None  # in the open transaction
+        # What identifies a decision, in the order of the puts. A dict, as a rollback removes the last ones.
+        self._recorded: dict[tuple[str, bytes, str], None] = {}
 
     @property
     def kept(self) -> list[str]:
@@ -139,31 +166,55 @@ class MemorySink:
         return [sample.id for sample, _, decision in self.puts if decision.retain]
 
     def put(self, sample: Sample, observation: Observation, decision: Decision) -> None:
-        """Remember the three."""
-        self.puts.append((sample, observation, decision))
+        """Remember the three, unless this decision is a redelivery."""
+        if self._max_sample_bytes is not None and len(sample.data) > self._max_sample_bytes:
+            raise SampleTooLargeError(
+                f"sample {sample.id!r}: {len(sample.data)} bytes, but the limit is {self._max_sample_bytes}"
+            )
+        key = (sample.id, sample.data, "" if self.progress is None else self.progress.policy_digest)
+        if key not in self._recorded:
+            self._count_write()
+            self._recorded[key] = None
+            self.puts.append((sample, observation, decision))
 
     def quarantine(self, sample: Sample, reason: str) -> None:
         """Remember the two."""
+        self._count_write()
         self.quarantined.append((sample, reason))
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Undo what happened inside when an exception leaves the block."""
+        """Undo the writes of the block when an exception leaves it."""
         before = (len(self.puts), len(self.quarantined), self.progress)
+        self._n_writes = 0
         try:
             yield
         except BaseException:
             del self.puts[before[0] :], self.quarantined[before[1] :]
+            while len(self._recorded) > len(self.puts):
+                self._recorded.popitem()
             self.progress = before[2]
             raise
+        finally:
+            self._n_writes = None
 
     def save_progress(self, progress: Progress) -> None:
         """Remember the progress."""
+        self._count_write()
         self.progress = progress
 
     def load_progress(self) -> Progress | None:
         """The last saved progress."""
         return self.progress
+
+    def _count_write(self) -> None:
+        if self._n_writes is None or self._max_writes is None:
+            return
+        if self._n_writes >= self._max_writes:
+            raise TransactionFullError(
+                f"the transaction has more than {self._max_writes} writes; retry in halves"
+            )
+        self._n_writes += 1
 
 
 def check_rule(factory: RuleFactory, observations: Observations, *, seed: int = 0) -> None:
@@ -346,44 +397,73 @@ def check_sink(
     factory: Callable[[], Sink],
     *,
     kept: Callable[[Any], Collection[str]] | None = None,
+    too_large: Sample | None = None,
+    too_many: Sequence[Sample] = (),
 ) -> None:
-    """Check the contract of :class:`drip.types.Sink`, and of :class:`drip.types.DurableSink` where it is one.
+    """Check the contract of :class:`drip.types.Sink`, and of :class:`drip.types.DurableSink` if it is one.
 
     Args:
-        factory: Opens a new, empty sink with room for ten small samples.
-        kept: Ids of the samples that a sink holds, where that can be told.
+        factory: Opens a new, empty sink with room for ten small samples and those of ``too_many``.
+        kept: Returns the ids of the samples in a sink, if it can tell.
+        too_large: A sample that can never fit, if a durable sink has such a limit.
+        too_many: Samples that fit the sink but not one transaction, if a durable sink has such a limit.
 
     Raises:
         AssertionError: with the broken rule.
     """
-    sink, samples, observations = factory(), fake_samples(10), fake_observations(10, 3)
+    sink, samples = factory(), fake_samples(10)
     decisions = [Decision(index % 3 != 0, float(index), 0.5, "check") for index in range(10)]
     expected: set[str] = set()
-    for sample, observation, decision in zip(samples, observations, decisions, strict=True):
+    for sample, observation, decision in zip(samples, _observations_of(samples), decisions, strict=True):
         sink.put(sample, observation, decision)
         expected |= {sample.id} if decision.retain else set()
         _check_kept(sink, kept, expected)
     durable = factory()
     if isinstance(durable, DurableSink):
-        _check_durable(durable, kept)
+        _check_transactions(durable, kept)
+        if too_large is not None:
+            _check_too_large(_durable(factory), too_large, kept)
+        if too_many:
+            _check_too_many(_durable(factory), too_many, kept)
 
 
-def _check_durable(sink: DurableSink, kept: Callable[[Any], Collection[str]] | None) -> None:
-    samples, observations = fake_samples(3), fake_observations(3, 3)
+def _durable(factory: Callable[[], Sink]) -> DurableSink:
+    sink = factory()
+    assert isinstance(sink, DurableSink)  # noqa: S101  # check_sink has looked
+    return sink
+
+
+_KEEP = Decision(retain=True, priority=1.0, keep_probability=1.0, reason="check")
+_PROGRESS = Progress("cursor", {"limit": 0.25, "nested": [1, None]}, "digest")
+
+
+def _observations_of(samples: Sequence[Sample]) -> Observations:
+    """Observations with the true hashes and sizes of these samples, which a sink may verify."""
+    return replace(
+        fake_observations(len(samples), 3),
+        n_bytes=np.array([len(sample.data) for sample in samples], dtype=np.int64),
+        content_hashes=tuple(hashlib.sha256(sample.data).hexdigest() for sample in samples),
+    )
+
+
+def _put(sink: DurableSink, sample: Sample) -> None:
+    sink.put(sample, _observations_of([sample])[0], _KEEP)
+
+
+def _check_transactions(sink: DurableSink, kept: Callable[[Any], Collection[str]] | None) -> None:
+    samples = fake_samples(3)
     rejected = replace(samples[2], rejected="not a JSON object")
-    decision = Decision(retain=True, priority=1.0, keep_probability=1.0, reason="check")
-    progress = Progress("cursor", {"limit": 0.25, "nested": [1, None]}, "digest")
     _hold(sink.load_progress() is None, "a new sink has no progress")
     with sink.transaction():
-        sink.put(samples[0], observations[0], decision)
-        sink.save_progress(progress)
-    _hold(sink.load_progress() == progress, "progress comes back as it was saved")
+        _put(sink, samples[0])
+        sink.save_progress(_PROGRESS)
+    _hold(sink.load_progress() == _PROGRESS, "progress comes back as it was saved")
 
     def fail() -> None:
         with sink.transaction():
-            sink.put(samples[1], observations[1], decision)
+            _put(sink, samples[1])
             sink.quarantine(rejected, "not a JSON object")
-            sink.save_progress(replace(progress, cursor="later"))
+            sink.save_progress(replace(_PROGRESS, cursor="later"))
             raise _RollbackError
 
     try:
@@ -392,13 +472,67 @@ def _check_durable(sink: DurableSink, kept: Callable[[Any], Collection[str]] | N
         pass
     else:
         raise AssertionError("an exception leaves the transaction")
-    _hold(sink.load_progress() == progress, "a failed transaction does not save progress")
+    _hold(sink.load_progress() == _PROGRESS, "a failed transaction does not save progress")
     _check_kept(sink, kept, {samples[0].id})
     with sink.transaction():
         sink.quarantine(rejected, "not a JSON object")
-        sink.save_progress(replace(progress, cursor=None))
-    _hold(sink.load_progress() == replace(progress, cursor=None), "progress is replaced")
+        sink.save_progress(replace(_PROGRESS, cursor=None))
+    _hold(sink.load_progress() == replace(_PROGRESS, cursor=None), "progress is replaced")
     _check_kept(sink, kept, {samples[0].id})
+    for _ in range(2):
+        with sink.transaction():
+            _put(sink, samples[1])
+    _check_kept(sink, kept, {samples[0].id, samples[1].id})  # the second put is a redelivery
+
+
+def _check_too_large(
+    sink: DurableSink, too_large: Sample, kept: Callable[[Any], Collection[str]] | None
+) -> None:
+    before, after = fake_samples(2)
+    _raises(SampleTooLargeError, "a sample that can never fit", lambda: _put(sink, too_large))
+    _check_kept(sink, kept, set())
+    with sink.transaction():
+        _put(sink, before)
+        _raises(SampleTooLargeError, "a sample that can never fit", lambda: _put(sink, too_large))
+        sink.quarantine(too_large, "too large")
+        _put(sink, after)
+    _check_kept(sink, kept, {before.id, after.id})
+
+
+def _check_too_many(
+    sink: DurableSink, too_many: Sequence[Sample], kept: Callable[[Any], Collection[str]] | None
+) -> None:
+    def put_all(samples: Sequence[Sample]) -> None:
+        with sink.transaction():
+            for sample in samples:
+                _put(sink, sample)
+            sink.save_progress(replace(_PROGRESS, cursor="later"))
+
+    def put_in_halves(samples: Sequence[Sample]) -> None:
+        try:
+            put_all(samples)
+        except TransactionFullError:
+            if len(samples) == 1:
+                _put(sink, samples[0])
+            else:
+                put_in_halves(samples[: len(samples) // 2])
+                put_in_halves(samples[len(samples) // 2 :])
+
+    sink.save_progress(_PROGRESS)
+    _raises(TransactionFullError, "a transaction with too much", lambda: put_all(too_many))
+    _hold(sink.load_progress() == _PROGRESS, "a full transaction does not save progress")
+    _check_kept(sink, kept, set())
+    put_in_halves(too_many)
+    _check_kept(sink, kept, {sample.id for sample in too_many})
+
+
+def _raises(error: type[DripError], what: str, write: Callable[[], object]) -> None:
+    try:
+        write()
+    except DripError as caught:
+        _hold(type(caught) is error, f"{what} raises {error.__name__}, got {caught!r}")
+    else:
+        raise AssertionError(f"contract broken: {what} raises {error.__name__}, got nothing")
 
 
 class _RollbackError(Exception):

@@ -329,33 +329,77 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """Takes every sample with its observation and decision, kept or not."""
+    """Receives every sample with its observation and decision, kept or not."""
 
     def put(self, sample: Sample, observation: Observation, decision: Decision) -> None:
-        """Record the decision and, where it says so, keep the sample."""
+        """Record the decision and keep the sample if the decision says so.
+
+        Raises:
+            InputError: the sample cannot be kept (its id, label or text); nothing was written.
+        """
         ...
 
 
 @runtime_checkable
 class DurableSink(Protocol):
-    """A sink that survives a kill: puts, quarantine and progress of one transaction commit together."""
+    """A sink that survives a kill: puts, quarantine and progress of one transaction commit together.
+
+    Three errors are part of the protocol, because the caller goes on after them:
+
+    **This sample cannot be kept.** :meth:`put` raises InputError, or SampleTooLargeError if the sample can
+    never fit, however much is evicted. Nothing of this sample was written. The transaction stays usable: the
+    caller may quarantine the sample in it and put the next ones.
+
+    **This transaction is full.** Any write, or the end of the block, raises TransactionFullError if the sink
+    cannot commit so much at once. The caller must let the error leave the block, which rolls back all of it.
+    Then it retries the writes in two halves, each in a transaction of its own, and so on down to a single
+    write. If even a single write is too much, it is repeated outside of a transaction, where the sink may
+    commit the evictions that it needs first. If that raises as well, the error is final.
+
+    A kill between two halves delivers the first half again. So a sink ignores a put that it has recorded
+    already: same sample id, same content, same policy. The caller saves the progress last, so that it never
+    gets ahead of the samples.
+
+    Any other error is final, such as a full disk: the caller lets it leave the block and stops.
+    :func:`drip.testing.check_sink` checks all of this.
+    """
 
     def put(self, sample: Sample, observation: Observation, decision: Decision) -> None:
-        """Record the decision and, where it says so, keep the sample."""
+        """Record the decision and keep the sample if the decision says so.
+
+        Raises:
+            InputError: the sample cannot be kept (its id, label or text); nothing was written.
+            SampleTooLargeError: the sample can never fit; nothing was written.
+            TransactionFullError: the transaction is full: roll back, halve and retry.
+            StoreError: the sink cannot write now.
+        """
         ...
 
     def quarantine(self, sample: Sample, reason: str) -> None:
-        """Set aside a sample that could not be decoded or scored."""
+        """Put a sample into quarantine that could not be decoded, scored or kept. Accepts any sample.
+
+        Raises:
+            TransactionFullError: the transaction is full: roll back, halve and retry.
+            StoreError: the sink cannot write now.
+        """
         ...
 
     def transaction(self) -> AbstractContextManager[None]:
-        """Commit what happens inside as one; roll back when an exception leaves it."""
+        """Commit the writes of the block as one; roll back if an exception leaves it.
+
+        Raises:
+            TransactionFullError: from any write, or at the end: roll back, halve and retry.
+        """
         ...
 
     def save_progress(self, progress: Progress) -> None:
-        """Remember where the run stands, in the current transaction."""
+        """Remember where the run is, in the current transaction.
+
+        Raises:
+            TransactionFullError: the transaction is full: roll back, halve and retry.
+        """
         ...
 
     def load_progress(self) -> Progress | None:
-        """The progress of the last committed transaction, or None in a new store."""
+        """The progress of the last committed transaction, or None in a new sink."""
         ...

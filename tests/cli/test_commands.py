@@ -259,7 +259,7 @@ def test_an_export_with_names_missing_leaves_no_folder_of_its_own(layout, drip, 
     for folder in (out, mine):
         result = drip("store", "export", kept, "--to", folder, *options)
         assert result.code == 1
-        assert "class_names must name every class" in result.err
+        assert "class_names" in result.err
     assert not out.exists()
     assert list(mine.iterdir()) == []
 

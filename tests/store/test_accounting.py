@@ -238,16 +238,19 @@ def test_check_counts_the_samples_and_names_both_numbers(store):
     store._connection.execute("INSERT INTO tally VALUES (8, 1, 1, 1, 0, 0, 0, 0, NULL, NULL)")
     n_bytes = sum(len(record.sample.data) for record in store)
     problems = store.check().problems
-    assert f"class 1 must count the kept rows and bytes (3, {n_bytes}), got (5, {n_bytes})" in problems
-    assert "class 8 must count the kept rows and bytes (0, 0), got (1, 1)" in problems
-    assert any(text.startswith("class 1 must add up to what was seen, got ClassCounts(") for text in problems)
+    assert (
+        f"class 1 counts (samples, bytes) (5, {n_bytes}), but the kept rows have (3, {n_bytes})" in problems
+    )
+    assert "class 8 counts (samples, bytes) (1, 1), but the kept rows have (0, 0)" in problems
+    assert any(text.startswith("the counts of class 1 do not add up: ClassCounts(") for text in problems)
 
 
 def test_check_says_when_the_files_outgrew_the_budget(store):
     put(store, "a")
     store.path.with_name(store.path.name + "-journal").write_bytes(bytes(BUDGET))
     (problem,) = store.check().problems
-    assert problem.startswith(f"the files must take at most {BUDGET} bytes, got ")
+    assert problem.startswith("the files have ")
+    assert problem.endswith(f"more than the budget of {BUDGET}")
 
 
 def test_a_log_that_a_reader_holds_is_named_with_the_time_waited(store):
@@ -305,9 +308,9 @@ def test_check_of_what_is_no_database_counts_nothing(tmp_path):
 def test_check_names_a_reference_that_leads_nowhere(store):
     put(store, "a")
     store._connection.execute("UPDATE kept SET policy = 77")
-    assert "row 1 of kept must refer to a row of policies, got none" in store.check().problems
+    assert "row 1 of kept refers to a row of policies that does not exist" in store.check().problems
     store._connection.execute("DELETE FROM kept")
-    assert "every blob must belong to a kept sample, got 1 that do not" in store.check().problems
+    assert "1 blobs belong to no kept sample" in store.check().problems
 
 
 def test_samples_of_one_policy_can_be_asked_for(store):

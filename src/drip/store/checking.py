@@ -22,6 +22,7 @@ def check(connection: sqlite3.Connection, path: Path, budget_bytes: int) -> Chec
 
     Complexity: one pass over all pages and one SHA-256 of every kept byte.
     """
+    # Problems are collected and not raised: a damaged store usually has several, and each tells something.
     problems: list[str] = []
     n_samples = 0
     try:
@@ -57,6 +58,7 @@ def _check_blobs(connection: sqlite3.Connection, problems: list[str]) -> int:
                 problems.append(f"{name} has no data")
             elif not _is_sound(data, digest) or len(data) != n_bytes:
                 problems.append(f"{name} has other data than when it was kept (hash or size)")
+    # Without data the sample was too large for the quarantine; its hash cannot be checked.
     sql = "SELECT id, sample_id, content_hash, data FROM quarantine WHERE data IS NOT NULL"
     with closing(connection.execute(sql)) as rows:
         for key, sample_id, digest, data in rows:
@@ -83,6 +85,7 @@ def _counter_problems(connection: sqlite3.Connection) -> Iterator[str]:
             )
         if entry.seen != entry.kept + entry.discarded + entry.evicted + entry.duplicates:
             yield f"the counts of class {key} do not add up: {entry.counts()}"
+    # The other direction of the foreign key: a blob that nothing refers to would occupy the budget for ever.
     sql = "SELECT count(*) FROM blobs WHERE id NOT IN (SELECT id FROM kept)"
     (n_orphans,) = connection.execute(sql).fetchone()
     if n_orphans:

@@ -61,6 +61,7 @@ class AuditRing:
     @property
     def is_full(self) -> bool:
         """True when :meth:`trim` must make room for the next row."""
+        # ">=", since the next row is added after the trim. Its bytes may exceed the limit until the next put.
         return self.rows >= self.max_rows or self.bytes >= self.max_bytes
 
     def trim(self, cursor: sqlite3.Cursor, space: Space) -> bool:
@@ -70,6 +71,7 @@ class AuditRing:
         rows = cursor.execute(oldest, (self._chunk,)).fetchall()
         if not rows:
             return False
+        # By a range of the key: the rows are neighbours in the B-tree, so few pages change.
         cursor.execute("DELETE FROM audit WHERE id <= ?", (rows[-1][0],))
         self.rows -= len(rows)
         self.bytes -= sum(row_bytes for _, row_bytes in rows)
@@ -109,6 +111,7 @@ class Evictor:
             StoreError: the store is empty and there is still too little room.
         """
         space = self._space
+        # Without a limit every victim may go: under fifo the new sample is always the newest.
         limit = None if self._order == "fifo" else priority
         if space.has_pages(n_pages):
             return True
@@ -128,7 +131,7 @@ class Evictor:
                 self._drop_history(n_pages)
                 continue
             if limit is not None and victim.priority > limit:
-                return False
+                return False  # those already evicted rank below the new sample and would be the next to go
             self._evict([victim])
             n_evicted += 1
         return True
@@ -145,6 +148,7 @@ class Evictor:
         freed = 0.0
         with closing(self._victims()) as victims:
             for victim in victims:
+                # Not ">=": among equals the new sample stays and the oldest goes.
                 if limit is not None and victim.priority > limit:
                     return None
                 plan.append(victim)
@@ -156,6 +160,8 @@ class Evictor:
     def _evict(self, victims: list[_Victim]) -> None:
         layout = self._space.layout
         for victim in victims:
+            # Deleting a blob does not rewrite its pages, only their entries in pointer map and free list. So
+            # a large victim costs few frames.
             n_freed = victim.n_bytes_freed // layout.payload_bytes
             self._space.reserve_frames(EVICT_FRAMES + layout.map_pages_of(n_freed))
             self._cursor.execute("DELETE FROM blobs WHERE id = ?", (victim.key,))
@@ -254,6 +260,7 @@ class ClassCounters:
         entry = self.classes.get(predicted_class)
         if entry is None:
             entry = self.classes[predicted_class] = ClassCounter(predicted_class)
+        # A flag beside the list, because this runs with every put and "in" would search the list.
         if not entry.is_dirty:
             entry.is_dirty = True
             self._dirty.append(entry)

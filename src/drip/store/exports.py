@@ -33,7 +33,7 @@ _FURTHER_EXTENSIONS = {
 }
 _EXTENSIONS = {kind: suffix.removeprefix(".") for kind, suffix in SUFFIXES.items()} | _FURTHER_EXTENSIONS
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-_MAX_NAME = 80
+_MAX_NAME = 80  # characters; file systems allow 255 bytes for the whole name
 
 
 def file_stem(record: StoredSample) -> str:
@@ -117,6 +117,7 @@ def export_image_folder(
         message = f"{folder} already exists and is not an empty folder; choose another"
         raise ExportError(message, code="path-exists")
     try:
+        # Beside the target, since a rename is atomic only inside one file system.
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
     except OSError as error:
         message = f"{folder}: cannot be created ({error}); choose another folder"
@@ -138,6 +139,7 @@ def export_image_folder(
         if not n_written:
             temporary.rmdir()
             return 0
+        # Collected and written once: an unfinished export must not look like a complete one.
         write_atomically(temporary / "records.jsonl", "".join(lines).encode())
         temporary.chmod(0o755)  # mkdtemp() makes folders that only their owner can read
         temporary.replace(folder)
@@ -183,6 +185,7 @@ def export_webdataset(
         message = f"max_count={max_count!r} is not a positive integer"
         raise InputError(message)
     try:
+        # Formatted rather than parsed: any pattern that numbers the shards is fine.
         different = pattern % 0 != pattern % 1
     except (TypeError, ValueError):
         different = False

@@ -67,6 +67,7 @@ def open_for_reading(path: Path, *, timeout_s: float) -> OpenFile:
         except sqlite3.OperationalError as error:
             if not _lacks_index_only(error, path):
                 raise
+            connection.close()
             connection = connect(path, mode="immutable", timeout_s=timeout_s)
             stack.callback(connection.close)
             version = schema.identify(connection, path)

@@ -72,6 +72,7 @@ class QuarantineRow:
         word = _cut("reason", reason, MAX_REASON_BYTES, notes)
         meta = _meta_that_fits(sample, notes)
         label = time_s = None
+        # What makes a sample unusable must not keep it out of the quarantine.
         with suppress(InputError):
             label = codec.encode_label(sample)
         with suppress(InputError):
@@ -158,6 +159,7 @@ class Quarantine:
 
     def add(self, space: Space, sample: QuarantineRow) -> None:
         """Insert a sample; known content is counted instead, and a redelivered sample ignored."""
+        # By content and not by id: a corrupt file is delivered again with every restart of some sources.
         digest = codec.sha256(sample.data)
         find = "SELECT id, sample_id FROM quarantine WHERE content_hash = ?"
         rows = self._cursor.execute(find, (digest,)).fetchall()

@@ -24,7 +24,7 @@ from drip.store.records import (
 from drip.store.settings import ProgressRow, read_origins
 from drip.types import Decision, Progress, Sample
 
-_CHUNK = 256
+_CHUNK = 256  # rows without their blobs, which may be megabytes each and are read one by one
 
 _KEPT = """SELECT kept.id, sample_id, content_hash, media_type, digest, priority, keep_probability, reason,
     predicted_class, true_label, human_label, repeats, time_s, scores, meta, annotator
@@ -77,6 +77,7 @@ class Reader:
             values.append(policy_digest)
         if label_state is not None:
             conditions.append(_LABEL_STATES[label_state])
+        # After the last key instead of OFFSET, which would read all skipped rows again for every chunk.
         sql = f"{_KEPT} WHERE {' AND '.join(conditions)} ORDER BY kept.id LIMIT {_CHUNK}"
         last = 0
         while True:
@@ -122,6 +123,7 @@ class Reader:
     def quarantined(self) -> Iterator[QuarantinedSample]:
         """The samples in quarantine, from the oldest to the newest, one in memory at a time."""
         last = 0
+        # One row per query, because here the data are in the row itself.
         while rows := self._rows(_QUARANTINE, (last, 1)):
             key, sample_id, column, reason, label, n_bytes, repeats, time_s, meta, data = rows[0]
             media_type, rejected = media_type_and_rejection(column, reason)
@@ -143,6 +145,7 @@ class Reader:
     def stats(self, counters: ClassCounters, quarantine_dropped: int, budget_bytes: int) -> StoreStats:
         """The numbers that users see."""
         first_s, last_s = counters.span()
+        # The writer keeps this number up to date from here on, so it is counted once.
         if counters.n_shadow is None:
             counters.n_shadow = self.count(f"kept WHERE {codec.IS_SHADOW}")
         return StoreStats(
@@ -174,6 +177,7 @@ class Reader:
             return ClassCounters.read(cursor), quarantine.dropped
 
     def _rows(self, sql: str, values: tuple[int | str, ...]) -> list[tuple[Any, ...]]:
+        # fetchall() ends the read transaction; a cursor that is read row by row keeps it open.
         with explained(self._path, "read"):
             return self._connection.execute(sql, values).fetchall()
 

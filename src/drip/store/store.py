@@ -146,6 +146,7 @@ class RetentionStore:
             "audit_logits": audit_logits,
         }
         place = _resolved(path)
+        # SQLite's errors are explained here, once, because any step of opening may raise them.
         with explained(place, "open"):
             file = open_for_writing(
                 place, asked, synchronous=synchronous, timeout_s=timeout_s, min_free_bytes=min_free_bytes,
@@ -174,6 +175,7 @@ class RetentionStore:
         """Close the file; the last connection copies the log into it and removes the log."""
         if self._connection is None:
             return
+        # First, so that a failing close leaves a closed store and not a half-open one.
         self._connection = self._writer = None
         with explained(self._path, "close"):
             self._close_file()
@@ -303,6 +305,7 @@ class RetentionStore:
         """
         writer = self._open_writer()
         codec.require_short("annotator", annotator)
+        # bool is an int for Python, but True as a class index is a mistake.
         if label is not None and not (
             isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label <= _MAX_LABEL
         ):
@@ -360,6 +363,7 @@ class RetentionStore:
             label_state: Only samples in this state.
             policy_digest: Only samples that this policy kept.
         """
+        # A generator would report a closed store or a wrong state only at its first step.
         self._open_connection()
         state = None
         if label_state is not None:
@@ -391,6 +395,7 @@ class RetentionStore:
     def stats(self) -> StoreStats:
         """The store in numbers; fast, except that it counts the rows of audit and quarantine."""
         self._open_connection()
+        # The writer's counters include those of its open transaction.
         if self._writer is None:
             counters, dropped = self._reader.committed_counters()
         else:

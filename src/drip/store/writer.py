@@ -96,18 +96,20 @@ class Writer:
             message = "transactions cannot be nested; write inside the outer one"
             raise StoreError(message, code="store-transaction")
         limit = self.space.layout.log_frames
-        # Start with room for a micro-batch and reset the log early, since inside the transaction it cannot
-        # be reset any more.
         digest = self.policy_digest
+        # The log cannot be reset inside the transaction, so start with half of it free, and reset it even
+        # earlier where no reader is in the way and a micro-batch might not fit.
         with explained(self._path, "write to"):
             self._begin(limit // 2, max(0, min(limit // 4, limit - MICRO_BATCH_FRAMES)))
         self._in_transaction = True
         try:
             yield
             self._require_no_failure()
+            # Explained here and not around the block, whose own sqlite3 errors may be of another database.
             with explained(self._path, "write to"):
                 self._commit()
         except BaseException:
+            # A progress of the block may have named another policy.
             self.policy_digest = digest
             with explained(self._path, "roll back"):
                 self._rollback()
@@ -174,10 +176,13 @@ class Writer:
         space.require_disk()
         while True:
             space.prepare_log(n_frames, soft_frames)
+            # IMMEDIATE takes the write lock now. A deferred one is taken at the first write, and fails there
+            # without waiting if another program has written since.
             self._cursor.execute("BEGIN IMMEDIATE")
             if self._cursor.execute("PRAGMA data_version").fetchone()[0] == self._data_version:
                 break
-            # Another program wrote to the file since: counts and free pages in memory are out of date.
+            # Another program wrote to the file since: counts and free pages in memory are out of date. Its
+            # frames may also have filled the log, so look again whether there is room.
             try:
                 self._reload()
                 if space.log_frames + n_frames <= space.layout.log_frames:
@@ -189,6 +194,7 @@ class Writer:
         self._first_key = self.recorder.next_key
 
     def _commit(self) -> None:
+        # Counters once per transaction, not per put: a batch mostly changes the same few classes.
         self.counters.save(self._cursor)
         self._cursor.execute("COMMIT")
 
@@ -225,12 +231,14 @@ class Writer:
         """Remember the size of the progress, and of the largest sample that fits beside it."""
         layout = self.space.layout
         self._progress_bytes = progress_bytes
+        # Twice, because B-tree pages may be half empty. The progress is one row on pages of its own.
         n_pages = (progress_bytes + 2 * self._lasting_bytes) // layout.payload_bytes
         self._max_sample_bytes = max(0, layout.max_sample_bytes_beside(n_pages))
 
     def _make_room_ahead(self, n_pages: int, priority: float | None) -> None:
         """Evict in transactions of their own, each small enough for the log and complete in itself."""
         space = self.space
+        # An eighth of the log by estimate, because freeing the pages of large samples costs extra frames.
         at_most = max(1, space.layout.log_frames // (8 * EVICT_FRAMES))
         while True:
             self._begin(space.layout.log_frames // 2, 0)
@@ -263,6 +271,7 @@ class Writer:
             keep=keep,
         )
         rooms = ((incoming.audit_pages, None), (incoming.n_pages, incoming.priority))
+        # Any put may find the audit full and trim it first.
         n_frames = incoming.n_frames + self.ring.trim_frames
         self.run(rooms[: 1 + incoming.keep], n_frames, partial(self._record, incoming))
 
@@ -321,6 +330,7 @@ class Writer:
                 return
             if not self.space.has_pages(n_pages):
                 self._evictor.make_room(n_pages, None)
+            # Here and not before: if room is short this may run twice, and must start from the old policy.
             if progress.policy_digest != self.policy_digest:
                 was_unknown = not self.policy_digest
                 self.policy_digest = progress.policy_digest
@@ -334,6 +344,7 @@ class Writer:
         try:
             self.run(((n_pages, None),), n_frames, record)
         except BaseException:
+            # The row of a new policy was rolled back, so its id must be looked up again.
             self.policy_digest = digest
             self._policy = None
             raise
@@ -364,6 +375,8 @@ class Writer:
                 f"{layout.origins_bytes} in a store with budget_bytes={layout.budget_bytes}; raise "
                 "budget_bytes or use a new store"
             )
+            # Refused while there is still room: origins are never evicted, so too many would leave none
+            # for samples.
             raise StoreError(message, code="store-budget")
         n_pages = layout.pages_of(len(origin))
 
@@ -400,6 +413,7 @@ class Writer:
             return
         self.space.reserve_frames(3 * n_rows + PUT_FRAMES)
         row = (self._policy_id(), self._first_key)
+        # OR IGNORE: the same decision may already be recorded under the policy, as a redelivery.
         self._cursor.execute("UPDATE OR IGNORE audit SET policy = ? WHERE id >= ? AND policy = 0", row)
         self._cursor.execute("UPDATE kept SET policy = ? WHERE id >= ? AND policy = 0", row)
 
@@ -436,6 +450,7 @@ class Writer:
             space.start_operation(0)
             self.quarantine_table.drop_oldest(space)
 
+        # Audit and quarantine first: they are over their shares, and what they free need not be evicted.
         while self.ring.rows > self.ring.max_rows or self.ring.bytes > self.ring.max_bytes:
             self._run_alone(self.ring.trim_frames, trim, space.soft_frames)
         while self.quarantine_table.is_over:
@@ -451,4 +466,5 @@ class Writer:
             # As a script: execute() runs only one step of a pragma without result columns, that is one page.
             self._cursor.executescript(f"PRAGMA incremental_vacuum({n_steps})")
         space.truncate_log()
+        # Only now: SQLite ignores a max_page_count below the present size.
         space.apply_limits()
