@@ -154,7 +154,7 @@ def test_store_keeps_its_budget_when_it_is_not_given_again(drip, run_options, tm
     found = json.loads(drip(*run_options, "--json").out)
     assert found["store"]["budget_bytes"] == 3_000_000
     with RetentionStore.open(tmp_path / "kept.db") as store:
-        assert store._reader_settings().eviction == "fifo"
+        assert store._settings().eviction == "fifo"
 
 
 def test_one_sample_at_a_time_decides_alike(drip, run_options, kept, tmp_path):

@@ -26,7 +26,7 @@ def test_shadow_keeps_everything_and_records_what_the_rule_said(board, drip, run
     with RetentionStore.open_readonly(tmp_path / "shadow.db") as store:
         rows, kept, stats = list(store.audit()), list(store), store.stats()
         assert store.check().ok
-        assert store._reader_settings().eviction == "fifo"
+        assert store._settings().eviction == "fifo"
     assert {row.sample_id: row.decision for row in rows} == rule
     assert {row.outcome for row in rows} == {Outcome.KEPT}
     assert {stored.sample.id: stored.decision for stored in kept} == rule

@@ -116,6 +116,9 @@ def export_image_folder(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         message = f"{folder} already exists and is not an empty folder; choose another"
         raise ExportError(message, code="path-exists")
+    if not folder.parent.exists():
+        message = f"{folder.parent} does not exist; create it or choose another folder"
+        raise ExportError(message, code="path-missing")
     try:
         # Beside the target, since a rename is atomic only inside one file system.
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
@@ -220,9 +223,11 @@ def _is_write_failure(error: BaseException) -> bool:
 
 
 def _write_error(target: Path, error: BaseException) -> ExportError:
+    # drip.files names its temporary file, which the user has never seen: name the target instead.
     cause = error.__cause__ or error
-    message = f"{target}: writing failed ({cause}); free some space and export again"
-    return ExportError(message, code="path-not-writable")
+    code = error.code if isinstance(error, DripError) else "path-not-writable"
+    message = f"{target}: writing failed ({cause}); free some space or choose another path"
+    return ExportError(message, code=code)
 
 
 def _add(
