@@ -41,10 +41,10 @@ from drip.types import BoolArray, FloatArray, IntArray, Observations
 from drip.windows import check_fraction
 from drip.workflow import calibrated
 
-SHARES = (0.4, 0.2, 0.4)
+SPLIT = (0.4, 0.2, 0.4)
 """Training, test and production, the paper's split (section IV-A.1)."""
 
-CALIBRATION_SHARE = 0.2
+CALIBRATION = 0.2
 """Part of the training set that is held out to find the windows (docs/decisions.md, A7)."""
 
 STORE_BUDGET_BYTES = 256_000_000
@@ -117,10 +117,8 @@ class _Demo:
         self._config = config
         self._dataset = dataset
         self._on_stage = on_stage
-        first, self._test, self._production = split_rows(len(dataset), SHARES, config.seed)
-        self._train, self._calibration = split_rows(
-            len(first), (1 - CALIBRATION_SHARE, CALIBRATION_SHARE), config.seed
-        )
+        first, self._test, self._production = split_rows(len(dataset), SPLIT, config.seed)
+        self._train, self._calibration = split_rows(len(first), (1 - CALIBRATION, CALIBRATION), config.seed)
         self._train, self._calibration = first[self._train], first[self._calibration]
         default = 10 if len(dataset) <= 10_000 else 4
         self._training = TrainConfig(
@@ -316,7 +314,7 @@ class _Demo:
             bytes_kept=int(self._n_bytes[positions].sum()),
             seconds=seconds,
             correct=correct,
-            errors_kept_share=float(self._wrong[positions].sum() / n_errors) if n_errors else None,
+            errors_kept=float(self._wrong[positions].sum() / n_errors) if n_errors else None,
         )
 
     @cached_property

@@ -1,4 +1,4 @@
-"""One torch thread: the models are small, and threads only make the tests wait for one another."""
+"""One torch thread: the models are small, and more threads only compete with parallel test processes."""
 
 import pytest
 import torch

@@ -127,7 +127,7 @@ def oracle(model, layer, batch, method="gradcam", *, rival=False, classes=None):
 
     def keep(_module, _inputs, output):
         kept.append(output)
-        return output.clone()  # what is edited in place afterwards must not reach A
+        return output.clone()  # a later edit in place must not change A
 
     handle = model.get_submodule(layer).register_forward_hook(keep)
     x = torch.from_numpy(batch).requires_grad_()
@@ -183,7 +183,7 @@ class _Lambda(nn.Module):
 
 
 class _AppliedToHidden(nn.Module):
-    """Two linear layers with a function of ``forward`` between, which no module shows."""
+    """Two linear layers with a function of ``forward`` between them, which no module shows."""
 
     def __init__(self, function):
         super().__init__()
@@ -208,7 +208,7 @@ SATURATING = {
     "LayerNorm": lambda: nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 5)),
     "clamp of the logits": lambda: nn.Sequential(nn.Linear(8, 5), _Lambda(lambda y: y.clamp(-30, 30))),
 }
-"""What follows the pooling in heads that are like linear layers and ReLU for ordinary samples only."""
+"""Heads, after pooling, that behave like linear layers and ReLU for ordinary samples only."""
 
 
 def saturating(name, seed=0):

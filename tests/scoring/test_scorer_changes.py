@@ -1,4 +1,4 @@
-"""What happens to a model after its scorer was built, and around a call: never a silently wrong score."""
+"""Whatever is done to a model before or after its scorer is built, the score is right or there is an error."""
 
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ def assert_scores_follow_autograd(scorer, model, batch, layer="0"):
 
 
 @pytest.mark.parametrize("head", CLOSED)
-def test_a_module_whose_hooks_were_exchanged_is_scored(head):
+def test_a_module_whose_hook_dictionaries_were_replaced_is_scored(head):
     model, batch, layer = build(head)
     scorer = TorchScorer(model, layer=layer, example=batch)
     for module in model.modules():
@@ -106,7 +106,7 @@ def places(model):
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("head", CLOSED)
-def test_a_changed_head_is_scored_as_autograd_says(head, change, when):
+def test_a_changed_head_is_scored_as_by_autograd(head, change, when):
     for place in places(build(head)[0]):
         model, batch, layer = build(head)
         scorer = TorchScorer(model, layer=layer)
@@ -125,7 +125,7 @@ def test_a_changed_head_is_scored_as_autograd_says(head, change, when):
 
 
 class _Linear(nn.Linear):
-    """Its forward rescales what it gives, or its weight, once it is told to."""
+    """Its forward can rescale its output or its weight."""
 
     scale, weight_scale = 1.0, 1.0
 
@@ -165,7 +165,7 @@ class _Knobs(nn.Module):
 )
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("contrast", [False, True])
-def test_a_heads_own_state_is_followed(knob, when, contrast):
+def test_a_change_of_the_heads_own_state_is_followed(knob, when, contrast):
     torch.manual_seed(0)
     model = _Knobs().eval()
     batch = np.random.default_rng(0).normal(size=(5, 1, 9, 9)).astype(np.float32)
@@ -196,7 +196,7 @@ def test_hooks_of_all_modules_are_followed(head, when):
         handle.remove()
 
 
-def test_a_hook_that_only_looks_on_costs_no_exactness():
+def test_a_hook_that_only_observes_changes_no_score():
     model, batch, layer = build("flatten_fc")
     seen = []
     scorer = TorchScorer(model, layer=layer, example=batch)
@@ -206,14 +206,14 @@ def test_a_hook_that_only_looks_on_costs_no_exactness():
 
 
 @pytest.mark.parametrize("head", CLOSED)
-def test_a_linear_layer_exchanged_later_is_followed(head):
+def test_a_linear_layer_replaced_later_is_followed(head):
     model, batch, layer = build(head)
     scorer = TorchScorer(model, layer=layer, example=batch)
     model[1][-1] = nn.Linear(model[1][-1].in_features, 7)
     assert_scores_follow_autograd(scorer, model, batch, layer)
 
 
-def test_dropout_that_came_later_is_off():
+def test_dropout_added_later_is_off():
     model, batch, layer = build("gap_linear")
     scorer = TorchScorer(model, layer=layer, example=batch)
     model[1][2] = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5)).train()
@@ -241,7 +241,7 @@ def test_scorers_of_one_model_and_of_a_wrapper_in_threads_get_their_own_scores(h
 
 
 @pytest.mark.parametrize("head", [*CLOSED, "hardswish_mlp"])
-def test_a_model_that_another_thread_runs_meanwhile_is_scored(head):
+def test_a_model_that_another_thread_runs_at_the_same_time_is_scored(head):
     model, batch, layer = build(head)
     scorer = TorchScorer(model, layer=layer, example=batch)
     expected = scorer.score(batch).scores
@@ -274,7 +274,7 @@ class _Editing(nn.Module):
 
 @pytest.mark.parametrize("kind", ["array", "tensor"])
 @pytest.mark.parametrize("knob", [1.0, 2.0])
-def test_a_model_that_edits_its_input_is_scored_and_leaves_the_callers_alone(kind, knob):
+def test_a_model_that_edits_its_input_does_not_change_the_callers_array(kind, knob):
     torch.manual_seed(0)
     model = _Editing().eval()
     batch = np.random.default_rng(0).uniform(0, 2, size=(4, 1, 9, 9)).astype(np.float32)
@@ -292,7 +292,7 @@ def test_a_model_that_edits_its_input_is_scored_and_leaves_the_callers_alone(kin
 
 
 def oracle_of_copy(model, batch):
-    """The maps where forward edits its input, which no leaf of a graph may suffer."""
+    """The maps of a model that edits its input; autograd does not allow that for a leaf of the graph."""
 
     class Copying(nn.Module):
         def __init__(self):
@@ -307,7 +307,7 @@ def oracle_of_copy(model, batch):
 
 @pytest.fixture
 def _same_attention_without_graph():
-    """Without a graph torch takes another way through attention, which rounds bfloat16 elsewhere."""
+    """Without a graph torch uses another attention kernel, which rounds bfloat16 at other places."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     yield
@@ -339,7 +339,7 @@ def test_scores_of_half_precision_models_are_computed_in_single(head, dtype):
 
 
 def low_precision_maps(model, layer, x):
-    """Activations and gradients in the model's precision, everything after them in float64."""
+    """Maps from activations and gradients in the model's precision, computed in float64."""
     kept = []
     handle = model.get_submodule(layer).register_forward_hook(lambda _m, _i, output: kept.append(output))
     logits = model(x.clone().requires_grad_())

@@ -146,7 +146,7 @@ def test_weights_that_are_not_finite_are_the_models_fault(when):
 
 
 class Fussy(nn.Module):
-    """Raises what it is told to for images of another size, and for every image once it is broken."""
+    """Raises the given error for images of another size, and for every image once it is broken."""
 
     def __init__(self, error):
         super().__init__()

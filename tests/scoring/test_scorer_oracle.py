@@ -23,8 +23,8 @@ from drip.scoring.cam import MAPS
 from drip.scoring.gradient import ClosedForm, HeadVjp
 
 METHODS = tuple(MAPS)
-# HiResCAM is left out for tokens: the last block normalises them first, so their gradient is orthogonal
-# to them and the map is zero up to rounding
+# Not HiResCAM for tokens: the last block normalises them first, so their gradient is orthogonal to them and the
+# map is zero up to rounding.
 CASES = [(head, method) for head in HEADS for method in METHODS if (head, method) != ("tokens", "hirescam")]
 
 
@@ -84,7 +84,7 @@ def test_every_plan_that_applies_gives_the_same_scores(head):
         ("before_max_pool", None),
     ],
 )
-def test_the_closed_form_is_tried_exactly_where_it_holds(head, kind):
+def test_the_closed_form_is_used_for_exactly_the_heads_it_covers(head, kind):
     model, batch, layer = build(head)
     scorer = TorchScorer(model, layer=layer, example=batch)
     exact = scorer._prepared.choice.errors
@@ -147,7 +147,7 @@ def test_a_batch_scores_as_its_samples_one_by_one(head, heatmap):
             assert alone.named_scores[name][0] == pytest.approx(column[row], rel=1e-4, abs=1e-6)
 
 
-def test_pooled_linear_heads_give_the_logit_back():
+def test_the_score_of_pooled_linear_heads_is_the_logit_without_its_bias():
     model, batch, _ = build("gap_linear")
     observations = TorchScorer(model, contrast=True).score(batch)
     bias = model[1][3].bias.detach().double().numpy()
@@ -164,7 +164,7 @@ def test_pooled_linear_heads_give_the_logit_back():
     assert_routes_equal(observations.named_scores["contrast_mean"], expected)
 
 
-def test_gradcam_and_hirescam_are_one_on_pooled_linear_heads():
+def test_gradcam_and_hirescam_are_equal_on_pooled_linear_heads():
     model, batch, _ = build("gap_linear")
     gradcam = TorchScorer(model, method="gradcam").score(batch).scores
     hirescam = TorchScorer(model, method="hirescam").score(batch).scores
@@ -178,7 +178,7 @@ def test_hirescam_of_tokens_before_a_normalisation_is_zero():
     assert hirescam.max() < 1e-4 * gradcam.max()
 
 
-def test_layercam_joins_them_where_no_weight_is_negative():
+def test_layercam_equals_them_without_negative_weights():
     model, batch, _ = build("gap_linear")
     with torch.no_grad():
         model[1][3].weight.abs_()
@@ -187,7 +187,7 @@ def test_layercam_joins_them_where_no_weight_is_negative():
     assert_routes_equal(layercam, gradcam)
 
 
-def test_heatmaps_explain_the_asked_classes():
+def test_heatmaps_explain_the_requested_classes():
     model, batch, layer = build("gap_linear")
     scorer = TorchScorer(model)
     classes = np.array([4, 0, 1, 2, 3, 0])
@@ -253,7 +253,7 @@ def test_every_way_to_write_global_average_pooling_has_a_closed_form(pool):
         assert_routes_equal(scorer.score(given).scores, score_of(oracle(model, "conv", given)[0]))
 
 
-def test_a_pooling_window_as_large_as_the_example_is_no_mean_of_larger_inputs():
+def test_a_pooling_window_as_large_as_the_example_is_not_the_mean_of_larger_inputs():
     torch.manual_seed(0)
     features = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU())
     model = nn.Sequential(features, nn.AvgPool2d(6), nn.Flatten(), nn.Linear(6, 4)).eval()
@@ -277,7 +277,7 @@ def test_a_layer_that_runs_twice_and_attention_pooling_equal_full_autograd(model
 
 
 @pytest.mark.parametrize("n_rows", [1, 8, 9, 20])
-def test_flattening_heads_average_alike_for_few_and_many_rows(n_rows):
+def test_flattening_heads_give_the_same_for_few_and_many_rows(n_rows):
     model, batch, layer = build("flatten_fc")
     batch = np.concatenate([batch] * 4)[:n_rows]
     found = TorchScorer(model, layer=layer, example=batch).score(batch).scores
@@ -285,7 +285,7 @@ def test_flattening_heads_average_alike_for_few_and_many_rows(n_rows):
 
 
 class _BranchesOnBrightness(nn.Module):
-    """What the graph of an ordinary sample cannot show: bright ones take another linear layer."""
+    """Bright samples use another linear layer, which the graph of an ordinary sample does not show."""
 
     def __init__(self):
         super().__init__()

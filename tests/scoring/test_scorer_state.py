@@ -1,4 +1,4 @@
-"""The scorer leaves the model as it found it, whatever the caller's modes are, and also on errors."""
+"""The scorer leaves the model unchanged, whatever the caller's modes are, also after an error."""
 
 import subprocess
 import sys
@@ -149,7 +149,7 @@ def test_threads_that_share_a_scorer_get_their_own_scores(head):
     assert all(module.training for module in model.modules())
 
 
-def test_nothing_of_a_pass_is_kept_and_results_are_not_overwritten():
+def test_no_tensor_of_a_pass_is_kept_and_results_are_not_overwritten():
     model, batch, layer = build("flatten_fc")
     scorer = TorchScorer(model, layer=layer, example=batch)
     first = scorer.score(batch[:1])
@@ -170,7 +170,7 @@ def test_preparing_does_not_load_sympy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_new_weights_in_the_same_layers_count_at_once():
+def test_new_weights_in_the_same_layers_are_used_at_once():
     torch.manual_seed(0)
     model = SmallCNN(1, 3, width=2)
     batch = np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype(np.float32)
@@ -184,12 +184,12 @@ def test_new_weights_in_the_same_layers_count_at_once():
 
 
 @pytest.mark.parametrize("n_rows", [1, 6, 12])
-def test_any_change_of_a_weight_counts_however_it_was_made(n_rows):
+def test_any_change_of_a_weight_is_used_however_it_was_made(n_rows):
     model, batch, layer = build("flatten_fc")
     batch = np.concatenate([batch, batch])[:n_rows]
     scorer = TorchScorer(model, layer=layer, example=batch)
     first = scorer.score(batch).scores
-    model[1][2].weight.data[:, 1::2] = 0  # past torch's count of changes
+    model[1][2].weight.data[:, 1::2] = 0  # .data: torch does not count this edit
     found = scorer.score(batch).scores
     assert not np.allclose(found, first)
     assert_routes_equal(found, score_of(oracle(model, layer, batch)[0]))
@@ -201,7 +201,7 @@ def test_any_change_of_a_weight_counts_however_it_was_made(n_rows):
         "read only", "reversed", "float64", "long double", "big-endian", "transposed", "inference", "tensor",
     ],
 )  # fmt: skip
-def test_any_ordinary_float_batch_is_taken(flaw):
+def test_any_ordinary_float_batch_is_accepted(flaw):
     model, batch, layer = build("gap_linear")
     scorer = TorchScorer(model, layer=layer)
     expected = scorer.score(batch.copy()).scores
@@ -251,7 +251,7 @@ def test_an_empty_batch_gives_empty_columns(prepared):
     assert scorer.heatmap(batch[:0]).shape == (0, 9, 11)
 
 
-def test_other_input_sizes_are_fine_where_the_model_takes_them():
+def test_other_input_sizes_are_scored_if_the_model_accepts_them():
     model, batch, _ = build("gap_linear")
     scorer = TorchScorer(model, example=batch)
     larger = np.random.default_rng(3).normal(size=(2, 3, 20, 16)).astype(np.float32)

@@ -74,7 +74,7 @@ def report_facts(report: RunReport) -> dict[str, object]:
                 "retention": report.retention(arm),
                 "bytes_kept": arm.bytes_kept,
                 "bytes_saved": report.bytes_seen - arm.bytes_kept,
-                "errors_kept_share": arm.errors_kept_share,
+                "errors_kept": arm.errors_kept,
             }
             for arm in report.arms
         ],

@@ -182,11 +182,9 @@ def _against(drip: Arm, other: Arm, n_test: int) -> str:
 
 def _errors(report: RunReport) -> str:
     shares = {
-        name: arm.errors_kept_share
+        name: arm.errors_kept
         for name in (DRIP, RANDOM, MARGIN)
-        if (arm := report.arm(name)) is not None
-        and arm.errors_kept_share is not None
-        and isfinite(arm.errors_kept_share)
+        if (arm := report.arm(name)) is not None and arm.errors_kept is not None and isfinite(arm.errors_kept)
     }
     drip = report.arm(DRIP)
     if drip is None or DRIP not in shares or report.n_errors == 0:

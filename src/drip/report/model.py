@@ -44,7 +44,7 @@ class Arm:
         seconds: Training time in seconds; NaN when unknown.
         correct: Which test samples the model classifies correctly, shape (n_test,), in the same order in
             every arm; or None. Two arms that both have it are compared sample by sample.
-        errors_kept_share: Part of the deployed model's errors in the stream that the rule kept, in
+        errors_kept: Part of the deployed model's errors in the stream that the rule kept, in
             [0, 1]; or None.
     """
 
@@ -55,7 +55,7 @@ class Arm:
     bytes_kept: int
     seconds: float = nan
     correct: BoolArray | None = None
-    errors_kept_share: float | None = None
+    errors_kept: float | None = None
 
 
 @dataclass(frozen=True)

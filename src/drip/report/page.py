@@ -113,7 +113,7 @@ def _row(report: RunReport, arm: Arm) -> Row:
             percent(report.retention(arm)),
             byte_size(arm.bytes_kept),
             f"{byte_size(saved)}{share_saved}",
-            NONE if arm.errors_kept_share is None else percent(arm.errors_kept_share),
+            NONE if arm.errors_kept is None else percent(arm.errors_kept),
             count(arm.n_train),
             seconds(arm.seconds),
         ),
