@@ -10,8 +10,9 @@ SOURCE_URL = "https://github.com/drip-edge/drip/"
 RAW_URL = "https://raw.githubusercontent.com/drip-edge/drip/main/"
 
 GENERATED = ("reference/cli.md", "reference/benchmarks.md", "appendix/", "reference/api/")
-LEAVING = ("choosing-a-rule.md", "reduction.md", "reproduction.md", "tabular.md")
 """Pages below docs/ that nobody writes by hand, so that their length is the length of the product."""
+
+LEAVING = ("choosing-a-rule.md", "reduction.md", "reproduction.md", "tabular.md")
 PAGES = sorted(page for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")] if page.name not in LEAVING)
 
 _FENCE = re.compile(
@@ -26,6 +27,11 @@ def name(page):
 def fences(page):
     """Kind and text of every fenced block, in order."""
     return [(found["kind"], found["text"]) for found in _FENCE.finditer(page.read_text())]
+
+
+def commands(text):
+    """The command lines of a block; a line that ends in a backslash goes on in the next."""
+    return re.sub(r" *\\\n *", " ", text).splitlines()
 
 
 def prose(page):

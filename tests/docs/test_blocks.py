@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pages import PAGES, ROOT, fences, name
+from pages import PAGES, ROOT, commands, fences, name
 from typer.testing import CliRunner
 
 from drip.cli.app import app
@@ -82,7 +82,7 @@ def test_every_block_of_a_page_runs_in_order(page, tmp_path, monkeypatch, reques
         if kind == "python":
             run_python(text, scope, f"{name(page)}: {text[:60]!r}")
         elif kind == "console":
-            for line in text.splitlines():
+            for line in commands(text):
                 run_line(line, tmp_path, request)
     sys.modules.pop("mymodel", None)
 

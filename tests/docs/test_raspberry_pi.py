@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from device_install import install
+from pages import commands
 from support import require_module, require_tool
 
 ROOT = Path(__file__).parents[2]
@@ -22,9 +23,9 @@ HOME = "/home/pi/drip"
 N_INCOMING = 300
 
 
-def commands():
+def steps():
     blocks = re.findall(r"^```console\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    return [line for text in blocks for line in text.splitlines()]
+    return [line for text in blocks for line in commands(text)]
 
 
 class Places:
@@ -119,7 +120,7 @@ def test_the_ten_commands_take_a_model_to_a_device_and_bring_back_what_it_kept(
     exec("".join(re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)), {})
     monkeypatch.chdir(places.workstation)
 
-    *before, last = commands()
+    *before, last = steps()
     assert len([*before, last]) == 10
     for command in before:
         places.call(command)
