@@ -55,6 +55,12 @@ def test_nothing_is_loaded_from_another_host(site, pages):
         assert not re.search(r"url\([\"']?https?:", style.read_text()), style
 
 
+def test_the_search_works_on_pages_opened_from_disk(site, pages):
+    assert (site / "search" / "search_index.js").exists()
+    for path, page in pages.items():
+        assert any("iframe-worker.js" in address for address in page.loaded), path
+
+
 def test_every_link_and_anchor_leads_somewhere(site, pages):
     for path, page in pages.items():
         if path.name == "404.html":  # its links are those of the address where it is shown
