@@ -28,7 +28,9 @@ def row(evidence, title):
     cells = [f"{title} ({levels[0][2]})", *(f"{100 * mean:.1f}" for mean, _, _ in levels)]
     for arm in ("paper.raw.window", "margin"):
         found = evidence.difference(place, arm, "random")
-        cells.append(f"{100 * found.mean:+.2f} ±{100 * found.corrected_half:.2f}".replace("-", "−"))
+        cells.append(
+            f"{100 * found.mean:+.2f} ±{100 * found.corrected_half:.2f}".replace("-", "\N{MINUS SIGN}")
+        )
     return cells
 
 
