@@ -1,6 +1,6 @@
-"""The production phase: one loop from a source through scorer and selector into a sink.
+"""The production loop: from a source through scorer and rule into a sink.
 
-Knows protocols only: no model, no store, no broker. Decisions are made in the order of arrival.
+It knows protocols only: no model, no store, no broker. Decisions are made in the order of arrival.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def run(
 
     Samples are scored in batches of up to ``batch_size`` and decided one after the other in the order
     of arrival. With a :class:`~drip.types.DurableSink` the samples of a batch, their decisions, the
-    selector's state and the source's position commit together; a run that is killed continues after
-    the last committed batch when it is started again on the same sink.
+    rule's state and the source's position commit together; a run that was killed continues after the last
+    committed batch when it is started again on the same sink.
 
     An empty batch means that nothing arrived: a source that waits gives one now and then, so that
     ``on_progress`` and ``stop`` are served meanwhile; nothing is committed for it.
@@ -147,8 +147,8 @@ def run(
         on_error: What a sample does that cannot be decoded or scored, or that the sink refuses (it can never
             fit, or has an id, label or text that cannot be kept): ``raise`` stops, ``skip`` drops and counts
             it, ``quarantine`` hands it to the sink with the reason and counts it.
-        policy_digest: Identifies the policy; the selector's saved state is taken up only when the
-            interrupted run had the same. When it is empty, the selector's own digest as it comes.
+        policy_digest: Identifies the policy. The saved state of the rule is restored only if the interrupted
+            run had the same one. Empty: the digest of the rule itself.
         on_progress: Called after every batch, an empty one too.
         stop: Asked after every batch, an empty one too; True ends the run in good order.
 
@@ -237,7 +237,7 @@ def observe(
         if on_progress is not None:
             on_progress(n_scored)
     if not parts:
-        raise InputError("at least one sample is needed, got none; check the source")
+        raise InputError("the source has no sample; check its path", code="source-empty")
     return Observations.concatenate(parts)
 
 
@@ -299,12 +299,14 @@ def _score(scorer: Scorer, inputs: list[NDArray[np.float32]], observed: _Observe
 def _stacked(inputs: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     shapes = {values.shape for values in inputs}
     if len(shapes) > 1:
-        raise InputError(f"inputs of one shape are needed, got {sorted(shapes)}; use an InputSpec")
+        raise InputError(
+            f"inputs have different shapes: {sorted(shapes)}; use an InputSpec", code="sample-shape"
+        )
     return np.stack(inputs)
 
 
 def rule_digest(rule: Rule) -> str:
-    """SHA-256 of a selector's name, arguments, state and state version, hexadecimal."""
+    """SHA-256 of a rule's name, arguments, state and state version, hexadecimal."""
     content = [rule.name, rule.params, rule.state(), rule.state_version]
     return sha256_hex(canonical_json(content))
 
@@ -404,7 +406,7 @@ def _complete(observations: Observations, samples: Sequence[Sample]) -> Observat
     """Check that all is finite; add what the scorer cannot know: time, size and hash of the bytes."""
     for name, column in {"logits": observations.logits, **observations.named_scores}.items():
         if not np.isfinite(column).all():
-            raise NonFiniteError(f"finite {name} are needed, got NaN or infinity; look at the input's scale")
+            raise NonFiniteError(f"the model gives NaN or infinity as {name}; check the scale of the input")
     times = [np.nan if sample.time_s is None else sample.time_s for sample in samples]
     return replace(
         observations,

@@ -58,7 +58,7 @@ class RuleSpec:
     """A selection rule by name, with everything that rebuilds it.
 
     Attributes:
-        name: Name of the selector, such as ``drip`` or ``margin``.
+        name: Name of the rule, such as ``drip`` or ``margin``.
         params: Arguments of its constructor.
         state: What calibration found: windows, thresholds.
         state_version: Version of the layout of ``state``.
@@ -72,10 +72,10 @@ class RuleSpec:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a policy comes from.
+    """What a policy was calibrated on, and for.
 
     Attributes:
-        model_digest: SHA-256 over the model's weights; the policy serves this model only.
+        model_digest: SHA-256 over the model's weights; the policy is valid for this model only.
         layer: Name of the target layer.
         score: Definition of the scores: method, heatmap, contrast.
         data: Description of the calibration data.
@@ -356,7 +356,7 @@ def class_histograms(parts: Sequence[NDArray[np.float64]]) -> tuple[Histogram, .
         if not len(part):
             histograms.append(Histogram(0.0, 0.0, ()))
             continue
-        # Halves, so that the range of scores near the limits of float64 does not overflow.
+        # Halved, so that the range of very large scores does not overflow float64.
         edges = 2.0 * np.linspace(part[0] / 2.0, part[-1] / 2.0, _N_BINS + 1)
         ranks = np.searchsorted(part, edges, side="left")
         ranks[0], ranks[-1] = 0, len(part)

@@ -1,4 +1,4 @@
-"""Contract checks and fakes for authors of selectors, sources and sinks.
+"""Contract checks and fakes for authors of rules, sources and sinks.
 
 Gets instances and knows shapes and errors only; nothing in drip imports it. Checks raise AssertionError.
 """
@@ -218,34 +218,34 @@ class MemorySink:
 
 
 def check_rule(factory: RuleFactory, observations: Observations, *, seed: int = 0) -> None:
-    """Check the contract of :class:`drip.types.Selector`.
+    """Check the contract of :class:`drip.types.Rule`.
 
     Decisions do not depend on how the stream is cut into batches, on the memory layout or on a restart
-    from the saved state; values that are not finite and columns that are missing are refused by row and
-    name and change nothing; calibration ignores the order of its samples; priorities are finite.
+    from the saved state. Non-finite values and missing columns raise an error that names row and column and
+    change nothing. Calibration ignores the order of its samples. Priorities are finite.
 
     Args:
-        factory: Returns a new selector that is not calibrated, every time with equal parameters.
-        observations: At least 40 rows with every column that the rule needs; half of them calibrate.
+        factory: Returns a new, uncalibrated rule, each time with equal arguments.
+        observations: At least 40 rows with every column that the rule reads; half of them calibrate it.
         seed: Seed of the random batch sizes and permutations.
 
     Raises:
-        AssertionError: with the broken rule.
+        AssertionError: the rule breaks the contract; the message says where.
         ValueError: fewer than 40 observations.
     """
     if len(observations) < 40:
-        raise ValueError(f"at least 40 observations are needed, got {len(observations)}")
+        raise ValueError(f"check_rule needs at least 40 observations, got {len(observations)}")
     rng = np.random.default_rng(seed)
     half = len(observations) // 2
     calibration, stream = observations[:half], observations[half:]
     _check_description(factory)
     _check_uncalibrated(factory, stream)
-    selector = factory()
-    _hold(selector.calibrate(calibration) is selector, "calibrate returns the selector itself")
-    start = _json_round_trip("state", selector.state())
+    rule = factory()
+    _hold(rule.calibrate(calibration) is rule, "calibrate returns the rule itself")
+    start = _json_round_trip("state", rule.state())
     expected = _restored(factory, start).decide_many(stream)
     _check_decisions(expected, len(stream))
-    _check_equal("the calibrated and the restored selector", selector.decide_many(stream), expected)
+    _check_equal("the calibrated and the restored rule", rule.decide_many(stream), expected)
 
     single = _restored(factory, start)
     rows = [single.decide(row) for row in stream]
@@ -262,15 +262,15 @@ def check_rule(factory: RuleFactory, observations: Observations, *, seed: int = 
 
 def _check_description(factory: RuleFactory) -> None:
     first, second = factory(), factory()
-    _hold(first is not second, "the factory gives a new selector every time")
-    _hold(bool(first.name) and isinstance(first.name, str), "a selector has a name")
+    _hold(first is not second, "the factory gives a new rule every time")
+    _hold(bool(first.name) and isinstance(first.name, str), "a rule has a name")
     _hold(isinstance(first.state_version, int), "state_version is an integer")
     _hold(isinstance(first.needs, frozenset), "needs is a frozenset")
     _hold(_json_round_trip("params", first.params) == second.params, "params are the same every time")
 
 
 def _check_uncalibrated(factory: RuleFactory, stream: Observations) -> None:
-    """Either the rule works without limits, or it says that it has none."""
+    """Either the rule works without calibration, or it says that it is not calibrated."""
     uses: tuple[Callable[[Rule], object], ...] = (
         lambda rule: rule.decide_many(stream),
         lambda rule: rule.decide(stream[0]),
@@ -281,7 +281,8 @@ def _check_uncalibrated(factory: RuleFactory, stream: Observations) -> None:
             use(factory())
         except PolicyError as error:
             _hold(
-                "calibrate" in str(error), f"the error of an uncalibrated rule says what to do, got {error}"
+                error.code == "rule-not-calibrated",
+                f"an uncalibrated rule says so, got {error.code}: {error}",
             )
 
 
@@ -292,9 +293,15 @@ def _check_decisions(decisions: Decisions, n: int) -> None:
     _hold(all(isinstance(word, str) and word for word in decisions.reasons), "every decision has a reason")
     probability = decisions.keep_probability
     if probability is not None:
-        _hold(bool(((probability >= 0) & (probability <= 1)).all()), "keep-probabilities are in [0, 1]")
-        _hold(bool((probability[decisions.retain] > 0).all()), "what is kept had a chance")
-        _hold(bool((probability[~decisions.retain] < 1).all()), "what is discarded was not certain to stay")
+        _hold(bool(((probability >= 0) & (probability <= 1)).all()), "keep probabilities are in [0, 1]")
+        _hold(
+            bool((probability[decisions.retain] > 0).all()),
+            "the keep probability of a kept sample is above 0",
+        )
+        _hold(
+            bool((probability[~decisions.retain] < 1).all()),
+            "the keep probability of a discarded sample is below 1",
+        )
 
 
 def _check_batches(
@@ -304,17 +311,17 @@ def _check_batches(
     expected: Decisions,
     rng: np.random.Generator,
 ) -> None:
-    """Random batches, empty ones among them, with a restart from JSON before each."""
+    """Random batches, some of them empty, with a restart from JSON before each."""
     cuts = np.sort(rng.integers(0, len(stream) + 1, 6))
     state, position = start, 0
     for stop in [*cuts.tolist(), len(stream)]:
-        selector = _restored(factory, state)
+        rule = _restored(factory, state)
         _check_equal(
             f"the batch of rows {position} to {stop} after a restart",
-            selector.decide_many(stream[position:stop]),
+            rule.decide_many(stream[position:stop]),
             expected[position:stop],
         )
-        state, position = _json_round_trip("state", selector.state()), stop
+        state, position = _json_round_trip("state", rule.state()), stop
 
 
 def _check_refusals(
@@ -324,21 +331,21 @@ def _check_refusals(
     stream: Observations,
     rng: np.random.Generator,
 ) -> None:
-    selector = _restored(factory, start)
+    rule = _restored(factory, start)
     _refused("calibration without samples", factory().calibrate, calibration[:0])
-    for name in sorted(selector.needs):
+    for name in sorted(rule.needs):
         row = int(rng.integers(1, min(len(stream), len(calibration))))
         for value in (np.nan, np.inf, -np.inf):
             bad = _with_value(stream, name, row, value)
             what = f"{value} in {name}"
-            message = _refused(what, selector.decide_many, bad)
-            _hold(f"row {row}" in message, f"the refusal of {what} names row {row}, got: {message}")
-            _refused(what, selector.decide, bad[row])
+            message = _refused(what, rule.decide_many, bad)
+            _hold(f"row {row}" in message, f"the error about {what} names row {row}, got: {message}")
+            _refused(what, rule.decide, bad[row])
             _refused(what, factory().calibrate, _with_value(calibration, name, row, value))
         if name != "logits":
-            message = _refused(f"no {name}", selector.decide_many, _without(stream, name))
-            _hold(repr(name) in message, f"the refusal names the missing {name}, got: {message}")
-    _hold(_json_round_trip("state", selector.state()) == start, "a refusal leaves the state as it was")
+            message = _refused(f"no {name}", rule.decide_many, _without(stream, name))
+            _hold(name in message, f"the error names the missing {name}, got: {message}")
+    _hold(_json_round_trip("state", rule.state()) == start, "an error leaves the state unchanged")
 
 
 def check_source(
@@ -358,7 +365,7 @@ def check_source(
         acknowledged: Number of samples that a source has acknowledged so far, where that can be told.
 
     Raises:
-        AssertionError: with the broken rule.
+        AssertionError: the rule breaks the contract; the message says where.
     """
     whole = [sample for batch in factory().batches(1) for sample in batch]
     ids = [sample.id for sample in whole]
@@ -409,7 +416,7 @@ def check_sink(
         too_many: Samples that fit the sink but not one transaction, if a durable sink has such a limit.
 
     Raises:
-        AssertionError: with the broken rule.
+        AssertionError: the rule breaks the contract; the message says where.
     """
     sink, samples = factory(), fake_samples(10)
     decisions = [Decision(index % 3 != 0, float(index), 0.5, "check") for index in range(10)]
@@ -546,11 +553,9 @@ def _check_kept(sink: Any, kept: Callable[[Any], Collection[str]] | None, expect
 
 
 def _restored(factory: RuleFactory, state: JsonObject) -> Rule:
-    selector = factory()
-    _hold(
-        selector.restore(_json_round_trip("state", state)) is selector, "restore returns the selector itself"
-    )
-    return selector
+    rule = factory()
+    _hold(rule.restore(_json_round_trip("state", state)) is rule, "restore returns the rule itself")
+    return rule
 
 
 def _json_round_trip(what: str, value: JsonObject) -> JsonObject:
@@ -608,6 +613,6 @@ def _without(observations: Observations, name: str) -> Observations:
     return replace(observations, named_scores=rest)
 
 
-def _hold(condition: bool, rule: str) -> None:  # noqa: FBT001  # the one thing it takes
+def _hold(condition: bool, promise: str) -> None:  # noqa: FBT001  # a condition
     if not condition:
-        raise AssertionError(f"contract broken: {rule}")
+        raise AssertionError(f"contract broken: {promise}")

@@ -1,4 +1,4 @@
-"""The shapes that cross every boundary: sample, observation, decision, and the protocols between the rooms.
+"""The data that crosses every boundary (sample, observation, decision) and the protocols between the rooms.
 
 Data and protocols only: nothing here computes, reads a clock, or knows a model or a file.
 """
@@ -50,7 +50,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """All that a selector may look at: one row of :class:`Observations`.
+    """Everything that a rule may look at: one row of :class:`Observations`.
 
     Attributes:
         predicted_class: Index of the largest logit, the lowest index on ties.
@@ -73,13 +73,13 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a selector says of one observation.
+    """The decision of a rule on one observation.
 
     Attributes:
         retain: True to keep the sample.
-        priority: Order of eviction; a store over budget drops the lowest priority, then the oldest.
-        keep_probability: Probability that this observation would have been retained given the
-            selector's state, or None when the rule has no such number.
+        priority: Order of eviction; a store over budget evicts the lowest priority first, then the oldest.
+        keep_probability: Probability of keeping this observation, given the rule's state; None if the rule
+            cannot tell.
         reason: A short constant word, for the audit: ``outside-window``, ``margin`` and the like.
     """
 
@@ -91,7 +91,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Observations(Sequence[Observation]):
-    """Columns of n observations; iterating or indexing with an integer gives :class:`Observation`.
+    """Columns of n observations; an integer index or iteration gives :class:`Observation`.
 
     Attributes:
         classes: Predicted classes, int64, shape (n,).
@@ -159,13 +159,12 @@ class Observations(Sequence[Observation]):
             InputError: no row, or only some rows with features.
         """
         if not rows:
-            raise InputError("at least one observation is needed, got none; columns take their names from it")
+            raise InputError("there is no observation to build columns from")
         first = rows[0]
         features = [row.features for row in rows if row.features is not None]
         if len(features) not in (0, len(rows)):
             raise InputError(
-                f"features are needed in all observations or in none, got {len(features)} of {len(rows)}; "
-                "use one scorer for the batch"
+                f"{len(features)} of {len(rows)} observations have features; use one scorer for all of them"
             )
         return cls(
             classes=np.array([row.predicted_class for row in rows], dtype=np.int64),
@@ -253,7 +252,7 @@ class Scorer(Protocol):
 
 
 class Rule(Protocol):
-    """A selection rule: data in, decision out; no I/O, no model, no clock, no torch."""
+    """A rule reads observations and returns decisions; it does no I/O and knows no model, clock or torch."""
 
     name: ClassVar[str]
     state_version: ClassVar[int]
@@ -269,7 +268,7 @@ class Rule(Protocol):
         ...
 
     def calibrate(self, observations: Observations) -> Self:
-        """Set the limits from observations that resemble production; returns self."""
+        """Calibrate on observations that resemble production; returns self."""
         ...
 
     def decide(self, observation: Observation) -> Decision:
@@ -295,7 +294,7 @@ class Progress:
 
     Attributes:
         cursor: The source's position after the last committed sample, or None.
-        selector_state: The selector's state after that sample.
+        rule_state: The rule's state after that sample.
         policy_digest: Digest of the policy that decided.
     """
 

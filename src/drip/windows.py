@@ -1,6 +1,6 @@
 """Per-class score windows: the densest run of sorted scores (eqs. 6-7) and the histogram peak (Algorithm 1).
 
-Arrays in, limits out. Nothing here knows a model, a file or a policy format.
+Arrays in, windows out. Nothing here knows a model, a rule or a policy file.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from drip.types import BoolArray, FloatArray, IntArray, JsonObject
 Method = Literal["min_std", "histogram_peak"]
 
 MIN_CLASS_COUNT = 20
-"""Classes with fewer calibration scores never discard (docs/decisions.md, A6)."""
+"""A class with fewer calibration scores never discards (decision A6)."""
 
 TIE_EXCESS = 0.05
-"""A window that holds more than the asked fraction plus this is made of ties (docs/decisions.md, A6)."""
+"""A window that holds more than the requested fraction plus this consists of ties (decision A6)."""
 
-_RELATIVE_TIE = 1e-12
-_MAX_BINS = 100_000
+_RELATIVE_TIE = 1e-12  # two deviations this close differ by rounding only
+_MAX_BINS = 100_000  # a far outlier must not make Freedman-Diaconis ask for billions
 _N_PARTS = 5
-_MANY = 10_000
+_MANY = 10_000  # above this, one fold estimates the expected discard as well as five
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +81,10 @@ def window_size(n: int, fraction: float) -> int:
 def window_deviations(ordered: FloatArray, size: int) -> FloatArray:
     r"""Standard deviation of every run of ``size`` neighbours in sorted scores, in O(n).
 
-    A running sum of squares loses all digits when one score is far away or all share a large offset.
-    Here every window is cut at the multiple of ``size`` that it contains, into a suffix of one block
-    and a prefix of the next; both are summed as distances from the score at the cut. Sums are only
-    added, never subtracted, so the relative error stays near machine precision whatever lies outside.
+    The obvious running sum of squares loses all digits when one score is far away or all scores have a large
+    offset. Here every window is split at the multiple of ``size`` that it contains, into a suffix of one block
+    and a prefix of the next; both are summed as distances from the score at the split. Sums are only added,
+    never subtracted, so the relative error stays near machine precision whatever the other scores are.
 
     Args:
         ordered: Scores in ascending order, float64, shape (n,); squares of their range must not overflow.
@@ -102,8 +102,8 @@ def window_deviations(ordered: FloatArray, size: int) -> FloatArray:
     padded = np.full(n_blocks * size, ordered[-1])
     padded[:n] = ordered
     blocks = padded.reshape(n_blocks, size)
-    # One step to the left of a block its anchor is the first score of the next block; no window is cut
-    # behind the last.
+    # A suffix is measured from the first score of the next block; the last block has no suffix, because no
+    # window is split after it.
     prefix = blocks - blocks[:, :1]
     suffix = np.zeros_like(blocks)
     suffix[:-1] = blocks[:-1] - blocks[1:, :1]
@@ -140,7 +140,7 @@ def densest_window(ordered: FloatArray, fraction: float) -> tuple[int, int]:
     Complexity: O(n) time and memory.
 
     References:
-        DRIP paper, section III-A step 4, equations 6 and 7; docs/decisions.md, A5.
+        DRIP paper, section III-A step 4, equations 6 and 7; decision A5.
 
     >>> densest_window(np.array([0.0, 5.0, 5.1, 5.2, 9.0]), 0.6)
     (1, 4)
@@ -226,7 +226,7 @@ def fit_window(
         min_class_count: Scores below which the class never discards.
 
     References:
-        DRIP paper, section III-A step 4; docs/decisions.md, A5 and A6.
+        DRIP paper, section III-A step 4; decision A5 and A6.
 
     >>> window = fit_window(np.arange(100.0), 0.25)
     >>> window.lower, window.upper, window.calibration_discard
@@ -237,10 +237,10 @@ def fit_window(
     n = len(ordered)
     _, scale = mean_and_deviation(ordered)
     if n < max(min_class_count, 2):
-        reason = f"too few: {n} calibration scores, at least {max(min_class_count, 2)} are needed"
+        reason = f"too few calibration scores: {n}, the minimum is {max(min_class_count, 2)}"
         return Window(inf, -inf, n, 0.0, 0.0, scale, reason)
     lower, upper, held = _limits(ordered, fraction, method)
-    # The densest window exceeds its share by ties alone; a histogram's also by the width of its bins.
+    # The densest window exceeds its fraction only through ties, a histogram's also through the width of its bins.
     tied = held if method == "min_std" else _limits(ordered, fraction, "min_std")[2]
     if round(tied * n) > (Fraction(str(fraction)) + Fraction(str(TIE_EXCESS))) * n:
         reason = f"ties: the window would hold {tied:.1%} of the scores, {fraction:.1%} were asked for"
@@ -346,7 +346,7 @@ def fit_windows(
 
 
 def complement(fraction: float) -> float:
-    """One minus the decimal number that prints: 0.3 for 0.7, where 1 - 0.7 is 0.30000000000000004.
+    """One minus the number as printed: 0.3 for 0.7, where 1 - 0.7 is 0.30000000000000004.
 
     >>> complement(0.7)
     0.3
@@ -355,35 +355,35 @@ def complement(fraction: float) -> float:
 
 
 def check_fraction(name: str, value: float) -> None:
-    """Refuse a fraction outside (0, 1).
+    """Check that a fraction is in (0, 1).
 
     Raises:
-        InputError: with the name and what came.
+        InputError: it is not.
     """
     if not is_real(value) or not 0 < value < 1:
         raise InputError(f"{name} must be in (0, 1), got {value!r}")
 
 
 def is_real(value: object) -> bool:
-    """Whether a value is a number, NaN and infinity among them; ``True`` and ``"3"`` are none."""
+    """Whether a value is a number, including NaN and infinity; ``True`` and ``"3"`` are not."""
     return isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
 
 
 def check_method(method: str) -> None:
-    """Refuse an unknown way to place a window.
+    """Check the name of a window method.
 
     Raises:
-        InputError: with the known ones.
+        InputError: it is unknown.
     """
     if not isinstance(method, str) or method not in _METHODS:
         raise InputError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
 
 
 def check_count(name: str, value: int) -> None:
-    """Refuse what is not an integer of at least 0.
+    """Check that a value is an integer of at least 0.
 
     Raises:
-        InputError: with the name and what came.
+        InputError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InputError(f"{name} must be an integer of at least 0, got {value!r}")
@@ -440,7 +440,7 @@ def is_inside(scores: FloatArray, classes: IntArray, lower: FloatArray, upper: F
 
 
 def windows_to_json(windows: Sequence[Window]) -> list[JsonObject]:
-    """Windows as a rule's state has them; the limits of a class that never discards are null."""
+    """Windows as JSON, for the state of a rule; both ends are null for a class that never discards."""
     return [
         {
             **asdict(window),
