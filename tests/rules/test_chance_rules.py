@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from support import raises
 
 from drip.errors import InputError
 from drip.rules import create
@@ -74,9 +75,9 @@ def test_draws_are_those_of_the_seeded_generator():
 def test_a_refused_batch_draws_nothing():
     rule = create("class-balanced-random").calibrate(fake_observations(100, 3))
     before, stream = rule.state(), fake_observations(5, 3)
-    with pytest.raises(InputError, match=r"classes must be in \[0, 3\), got 9 in row 0; calibrate"):
+    with raises(InputError, "policy-other-classes"):
         rule.decide_many(replace(stream, classes=np.full(5, 9)))
-    with pytest.raises(InputError, match="got -1 in row 0"):
+    with raises(InputError, "policy-other-classes"):
         create("class-balanced-random").calibrate(replace(stream, classes=np.full(5, -1)))
     assert rule.state() == before
 

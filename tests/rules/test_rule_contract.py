@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import raises
 
 from drip.errors import InputError, PolicyError
 from drip.policy import Policy
@@ -181,10 +182,9 @@ def test_a_rule_that_needs_limits_says_so_until_it_has_them(name):
     try:
         state = rule.state()
     except PolicyError as error:
-        expected = f"selector {name!r} has no limits yet; calibrate it or load a policy"
-        assert str(error) == expected  # noqa: PT017
+        assert error.code == "rule-not-calibrated"  # noqa: PT017
         for use in (lambda: rule.decide_many(stream), lambda: rule.decide(stream[0])):
-            with pytest.raises(PolicyError, match="has no limits yet"):
+            with raises(PolicyError, "rule-not-calibrated"):
                 use()
     else:
         assert available()[name]().restore(state).decide_many(stream).retain.shape == (3,)
@@ -212,9 +212,7 @@ def test_a_state_of_another_version_is_refused(name):
     rule = available()[name]().calibrate(fake_observations(100, 3))
     state = rule.state()
     available()[name]().restore_version(state, rule.state_version)
-    with pytest.raises(
-        PolicyError, match=f"state version 1 of rule '{name}' is needed, got 2; calibrate again"
-    ):
+    with raises(PolicyError, "rule-state"):
         available()[name]().restore_version(state, 2)
 
 
@@ -254,29 +252,29 @@ def test_the_contract_holds_for_a_rule_that_reads_features():
         return rule
 
     check_rule(factory, fake_observations(100, 3))
-    with pytest.raises(
-        InputError, match=r"^selector 'brightest-feature' reads 'features', got observations with"
-    ):
+    with raises(InputError, "rule-needs"):
         factory().calibrate(replace(fake_observations(50, 3), features=None))
 
 
 @every_rule
 def test_calibration_on_nothing_is_refused(name):
-    with pytest.raises(
-        InputError, match=f"^selector '{name}' needs at least one calibration sample, got none$"
-    ):
+    with raises(InputError, "source-empty"):
         create(name).calibrate(fake_observations(0, 3))
 
 
-def test_an_unknown_rule_names_the_known_ones():
-    with pytest.raises(InputError, match=r"^selector must be one of adaptive-margin, .*margin.*, got 'x'$"):
+def test_an_unknown_rule_names_a_near_match_or_all_rules():
+    with raises(InputError, "rule-unknown") as caught:
+        create("margn")
+    assert "did you mean 'margin'?" in str(caught.value)
+    with raises(InputError, "rule-unknown") as caught:
         create("x")
+    assert "adaptive-margin" in str(caught.value)
 
 
 def test_an_argument_that_the_rule_does_not_take_is_refused():
-    with pytest.raises(InputError, match=r"^selector 'margin' does not take these arguments: .*colour"):
+    with raises(InputError, "rule-arguments"):
         create("margin", colour=1)
-    with pytest.raises(InputError, match="'drip' does not take"):
+    with raises(InputError, "rule-arguments"):
         create("drip", retention=0.5, discard_fraction=0.5)
 
 
@@ -300,7 +298,7 @@ def test_arguments_outside_their_range_are_refused(name, arguments, message):
 
 def test_a_policy_of_an_unknown_rule_says_what_to_do():
     policy = Policy.of(create("margin").calibrate(fake_observations(50, 3)), n_classes=3)
-    for recipe in (
+    for spec in (
         replace(policy.rule, name="gone"),
         replace(policy.rule, params={"colour": 1}),
         replace(policy.rule, state={}),
@@ -309,12 +307,10 @@ def test_a_policy_of_an_unknown_rule_says_what_to_do():
         replace(policy.rule, state={"limit": 10**400}),
         replace(policy.rule, params={"retention": 5}),
     ):
-        with pytest.raises(
-            PolicyError,
-            match=r"^the policy's rule '(gone|margin)' cannot be rebuilt: .*; install .* or calibrate again$",
-        ):
-            replace(policy, rule=recipe).to_rule()
-    with pytest.raises(PolicyError, match="state version 1 of rule 'margin' is needed, got 2"):
+        with pytest.raises(PolicyError) as caught:
+            replace(policy, rule=spec).to_rule()
+        assert caught.value.code in ("rule-unknown", "rule-state", "bad-argument")
+    with raises(PolicyError, "rule-state"):
         replace(policy, rule=replace(policy.rule, state_version=2)).to_rule()
 
 
@@ -365,7 +361,7 @@ def test_a_policy_of_an_unknown_rule_says_what_to_do():
 )
 def test_a_damaged_state_is_refused(name, change, message):
     policy = Policy.of(create(name).calibrate(fake_observations(100, 3)), n_classes=3)
-    recipe = replace(policy.rule, state={**policy.rule.state, **change})
-    with pytest.raises(PolicyError, match=f"the policy's rule '{name}' cannot be rebuilt") as caught:
-        Policy(recipe, 3).to_rule()
+    spec = replace(policy.rule, state={**policy.rule.state, **change})
+    with raises(PolicyError, "rule-state") as caught:
+        Policy(spec, 3).to_rule()
     assert message in str(caught.value)

@@ -6,6 +6,7 @@ from math import ceil, exp, floor, log, sqrt
 
 import numpy as np
 import pytest
+from support import raises
 
 from drip.errors import InputError, PolicyError
 from drip.policy import Policy, RuleSpec
@@ -241,7 +242,7 @@ def test_a_network_with_one_class_gives_decisions(name):
 def test_features_that_are_all_equal_give_decisions_or_a_clear_error(name):
     given = replace(fake_observations(200, 3), features=np.ones((200, 24)))
     if name == "novelty":
-        with pytest.raises(InputError, match="'novelty' needs calibration samples with different features, "):
+        with pytest.raises(InputError, match="needs calibration samples with different features"):
             create(name).calibrate(given)
         return
     decisions = create(name, retention=0.5).calibrate(given).decide_many(given)
@@ -252,7 +253,7 @@ def test_features_that_are_all_equal_give_decisions_or_a_clear_error(name):
 def test_one_calibration_sample_gives_decisions_or_a_clear_error(name):
     given, stream = fake_observations(1, 3), fake_observations(100, 3, seed=1)
     if name == "novelty":
-        with pytest.raises(InputError, match="got 1 alike; calibrate with more samples of the stream"):
+        with pytest.raises(InputError, match="all 1 are equal"):
             create(name).calibrate(given)
         return
     decisions = create(name).calibrate(given).decide_many(stream)
@@ -263,7 +264,7 @@ def test_one_calibration_sample_gives_decisions_or_a_clear_error(name):
 def test_features_of_another_model_are_refused(name):
     rule = create(name).calibrate(fake_observations(100, 3))
     before, stream = rule.state(), fake_observations(5, 3)
-    with pytest.raises(InputError, match=f"must be 24 numbers .* got 23; calibrate '{name}' with the model"):
+    with raises(InputError, "policy-other-model"):
         rule.decide_many(replace(stream, features=stream.features[:, :23]))
     assert rule.state() == before
 
@@ -272,9 +273,7 @@ def test_logits_of_another_model_are_refused_by_vessal():
     rule = create("vessal").calibrate(fake_observations(100, 3))
     before, stream = rule.state(), fake_observations(5, 3)
     for logits in (stream.logits[:, :2], np.repeat(stream.logits, 2, axis=1)):
-        with pytest.raises(
-            InputError, match=r"logits must be 3 numbers .* calibrate 'vessal' with the model"
-        ):
+        with raises(InputError, "policy-other-classes"):
             rule.decide_many(replace(stream, logits=logits, classes=np.zeros(5, np.int64)))
     assert rule.state() == before
 
