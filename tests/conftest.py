@@ -9,6 +9,34 @@ from hypothesis import Phase, settings
 
 # A mutation run wants to know that a test fails, not the smallest example.
 settings.register_profile("mutation", database=None, phases=[Phase.explicit, Phase.generate])
+settings.register_profile("quick", database=None, max_examples=5)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--quick", action="store_true", help="one case per test function, and no test that is marked slow"
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--quick"):
+        settings.load_profile("quick")
+
+
+def pytest_collection_modifyitems(config, items):
+    """With ``--quick`` keep the first case of every test function: all rooms, every kind of test, few cases."""
+    if not config.getoption("--quick"):
+        return
+    kept, seen = [], set()
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        if function in seen or item.get_closest_marker("slow"):
+            continue
+        seen.add(function)
+        kept.append(item)
+    dropped = [item for item in items if item not in set(kept)]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = kept
 
 
 @pytest.fixture(scope="session")

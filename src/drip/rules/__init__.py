@@ -33,6 +33,18 @@ __all__ = [
 
 ENTRY_POINTS = "drip.rules"
 
+RECOMMENDED = "drip"
+"""The default rule; this is the only place that names it."""
+
+RECOMMENDATION = (
+    "Use the default, `drip`: the paper's rule. The evidence on rules is under review. On well-mixed streams no "
+    "rule is reliably better than a random choice of the same number of samples. On streams with a structure "
+    "(a new camera, near-duplicates, rare classes) rules differ a lot, and a comparison on such streams is in "
+    "progress. Until it is finished, no other rule is recommended. Try a candidate on your own stream with "
+    "`drip run --shadow` and `drip replay` before you switch."
+)
+"""Which rule to use: rendered into README, `--help` and the site."""
+
 
 def available() -> dict[str, type[BaseRule]]:
     """Every rule by name: built-in, registered by other packages, and defined in the running program.

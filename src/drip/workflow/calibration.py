@@ -11,7 +11,7 @@ from drip.errors import InputError
 from drip.media import InputSpec
 from drip.pipeline import observe
 from drip.policy import Policy, Provenance, class_histograms
-from drip.rules import BaseRule, WindowRule, create, require_scores
+from drip.rules import RECOMMENDED, BaseRule, WindowRule, create, require_scores
 from drip.sources import FolderSource
 from drip.types import Observations, Scorer
 from drip.windows import Method, check_fraction, sort_by_class
@@ -32,7 +32,7 @@ def calibrate_folder(
     folder: str | Path,
     spec: InputSpec,
     *,
-    rule: str = "drip",
+    rule: str = RECOMMENDED,
     retention: float | None = None,
     method: Method | None = None,
     rule_options: Mapping[str, Any] | None = None,
@@ -75,7 +75,7 @@ def calibrate_file(
     scorer: FileScorer,
     folder: str | Path,
     *,
-    rule: str = "drip",
+    rule: str = RECOMMENDED,
     retention: float | None = None,
     method: Method | None = None,
     rule_options: Mapping[str, Any] | None = None,
