@@ -152,22 +152,25 @@ def test_replay_tells_models_apart_and_counts_what_is_unknown(store):
 
 def test_replay_of_another_models_store_is_refused(store):
     run_stream(Plain(), policy_of(), Waiting(samples_of(9), [9]), store)
-    with pytest.raises(PolicyError, match=r"mmmmmmmmmmmm.*got one for xxxxxxxxxxxx"):
+    with pytest.raises(PolicyError, match=r"mmmmmmmmmmmm.*xxxxxxxxxxxx") as caught:
         replay(store.path, policy_of(model_digest="x" * 64))
+    assert caught.value.code == "audit-other-model"
 
 
 def test_replay_of_another_score_is_refused(store):
     run_stream(Plain(), policy_of(), Waiting(samples_of(9), [9]), store)
-    with pytest.raises(PolicyError, match="for the model and score"):
+    with pytest.raises(PolicyError) as caught:
         replay(store.path, policy_of(score={"heatmap": "normalised"}))
+    assert caught.value.code == "audit-other-model"
 
 
 def test_replay_of_rows_of_unknown_models_with_other_classes_is_refused(store):
     run(Waiting(samples_of(9), [9]), Plain(), create("keep-all"), store, prepare=CONTRACT.prepare)
     scores, classes = np.arange(60.0), np.arange(60) % 3
     three = Policy.fit(scores, classes, n_classes=3, retention=0.6)
-    with pytest.raises(PolicyError, match="a policy for 4 classes is needed, got one for 3"):
+    with pytest.raises(PolicyError, match=r"4 classes.*3 classes") as caught:
         replay(store.path, three)
+    assert caught.value.code == "policy-other-classes"
 
 
 def test_times_in_a_replay_may_jump_or_be_missing(store):

@@ -36,7 +36,7 @@ def write(path: Path, budget_bytes: int, seed: int, acknowledge: int) -> None:
                     for i in range(number, number + n_puts):
                         put(store, i)
                     store.save_progress(Progress(str(number + n_puts), {}, "p"))
-            except TransactionFullError:  # alone, a put may commit the evictions before itself
+            except TransactionFullError:  # outside of a transaction a put may commit its evictions first
                 n_puts = 1
                 put(store, number)
                 store.save_progress(Progress(str(number + 1), {}, "p"))
@@ -85,8 +85,8 @@ def problems_of(path: Path, last: list[int], n_before: int) -> tuple[list[str], 
         n_puts = 0 if progress is None else int(progress.cursor or 0)
         if n_puts < max([n_before, *last]):
             problems.append(f"acknowledged up to {last}, progress says {n_puts}")
-        # A put of its own, outside of a transaction, may be there before its progress is.
-        # The audit's share of the bytes may have cost it its oldest rows, and no others.
+        # A put outside of a transaction may be committed before its progress is. The audit may have lost its
+        # oldest rows to its limit of bytes, but no others.
         oldest = numbers[0] if numbers else 0
         end = oldest + len(numbers)
         if numbers != list(range(oldest, end)) or end - n_puts not in (0, 1):

@@ -1,4 +1,4 @@
-"""What the writer believes of the file holds: announced pages, remembered counts, exact limits."""
+"""The writer's numbers match the file: announced pages, remembered counts, exact limits."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_a_label_announces_what_it_writes(store):
     assert 0 < written <= announced == 32
 
 
-def test_a_discarded_big_sample_announces_no_pages_for_its_data(store):
+def test_a_discarded_large_sample_announces_no_pages_for_its_data(store):
     big = sample("big", bytes(100_000))
     announced, written = announced_and_written(store, lambda: store.put(big, observation(), DROP))
     assert 0 < written <= announced < 50
 
 
-def test_progress_that_grows_in_a_full_store_evicts_and_progress_that_stays_does_not(store):
+def test_only_progress_that_grows_evicts_samples_of_a_full_store(store):
     for i in range(400):
         put(store, f"s{i}", data=i.to_bytes(2, "big") * 1500)
     store.save_progress(Progress("c", {}, ""))
@@ -81,7 +81,7 @@ def test_progress_that_can_never_fit_is_refused_with_its_size(store):
     assert store.load_progress().cursor == "ab"
 
 
-def test_progress_that_changed_in_few_places_writes_these(store):
+def test_progress_that_changed_in_few_places_writes_only_these(store):
     numbers = [0.1] * 4000
     store.save_progress(Progress("9", {"text": "x" * 50_000, "numbers": numbers}, "p"))
     numbers[7], numbers[3990] = 1 / 3, -1.5e-300
@@ -93,13 +93,13 @@ def test_progress_that_changed_in_few_places_writes_these(store):
 
 
 @pytest.mark.parametrize("changed", [Progress("b" * 80, {"n": 1}, "p"), Progress("b", {"n": 1, "m": 2}, "p")])
-def test_progress_of_another_length_is_written_anew(store, changed):
+def test_progress_of_another_length_is_rewritten(store, changed):
     store.save_progress(Progress("b", {"n": 1}, "p"))
     store.save_progress(changed)
     assert store.load_progress() == changed
 
 
-def test_progress_under_another_policy_is_noted_with_it(path):
+def test_progress_under_another_policy_is_recorded_with_it(path):
     with RetentionStore.open(path, budget_bytes=BUDGET) as store:
         store.save_progress(Progress("b", {"n": 1}, "p"))
     with RetentionStore.open(path, policy_digest="q") as store:
@@ -107,7 +107,7 @@ def test_progress_under_another_policy_is_noted_with_it(path):
         assert store.load_progress() == Progress("b", {"n": 1}, "q")
 
 
-def test_progress_in_a_transaction_that_fails_is_as_it_was(store):
+def test_a_failed_transaction_leaves_the_progress_unchanged(store):
     store.save_progress(Progress("b", {"n": 1}, "p"))
     with contextlib.suppress(ZeroDivisionError), store.transaction():
         store.save_progress(Progress("c", {"n": 2}, "p"))
@@ -116,7 +116,7 @@ def test_progress_in_a_transaction_that_fails_is_as_it_was(store):
     assert store.load_progress() == Progress("b", {"n": 1}, "p")
 
 
-def test_a_refused_transaction_says_how_much_it_wanted(store):
+def test_a_refused_transaction_says_how_much_it_needed(store):
     layout = store._writer.space.layout
     with refused(TransactionFullError, "store-transaction-full", BUDGET) as caught, store.transaction():
         for i in range(2000):
@@ -154,7 +154,7 @@ def test_a_prepared_put_counts_texts_logits_and_data():
     assert unknown.time_s is None
 
 
-def test_texts_of_several_bytes_are_counted_at_their_longest():
+def test_texts_are_counted_in_bytes_and_at_their_upper_limit():
     layout = Layout.plan(BUDGET)
     limit = layout.max_sample_bytes
     options = {"layout": layout, "max_bytes": limit, "scores": ScoreCodec(), "with_logits": False}
@@ -164,7 +164,7 @@ def test_texts_of_several_bytes_are_counted_at_their_longest():
         prepare(sample("a", bytes(limit - n_history + 1)), observation(), keep(), **options)
 
 
-def test_the_audits_chunk_follows_its_rows_and_the_log():
+def test_the_chunk_of_an_audit_trim_depends_on_its_rows_and_the_log():
     assert AuditRing(100_000, 1, 1000).trim_frames == 2 * 64 + 8
     assert AuditRing(640, 1, 1000).trim_frames == 2 * 20 + 8
     assert AuditRing(1, 1, 1000).trim_frames == 2 + 8
@@ -230,7 +230,7 @@ def test_an_audit_row_has_everything_a_replay_needs(store):
     assert (row.observation.n_bytes, row.observation.predicted_class) == (5, 3)
 
 
-def test_check_counts_the_samples_and_names_both_numbers(store):
+def test_check_counts_the_samples_and_reports_wrong_counters(store):
     for i in range(3):
         put(store, f"s{i}")
     assert (store.check().n_samples, store.check().path) == (3, str(store.path))
@@ -245,7 +245,7 @@ def test_check_counts_the_samples_and_names_both_numbers(store):
     assert any(text.startswith("the counts of class 1 do not add up: ClassCounts(") for text in problems)
 
 
-def test_check_says_when_the_files_outgrew_the_budget(store):
+def test_check_reports_files_beyond_the_budget(store):
     put(store, "a")
     store.path.with_name(store.path.name + "-journal").write_bytes(bytes(BUDGET))
     (problem,) = store.check().problems
@@ -253,7 +253,7 @@ def test_check_says_when_the_files_outgrew_the_budget(store):
     assert problem.endswith(f"more than the budget of {BUDGET}")
 
 
-def test_a_log_that_a_reader_holds_is_named_with_the_time_waited(store):
+def test_a_log_held_by_a_reader_is_reported_with_the_time_waited(store):
     put(store, "a")
     reader = sqlite3.connect(store.path, isolation_level=None)
     reader.execute("BEGIN")
@@ -269,7 +269,7 @@ def test_a_log_that_a_reader_holds_is_named_with_the_time_waited(store):
     assert store.path.with_name(store.path.name + "-wal").stat().st_size == 0
 
 
-def test_a_checkpoint_leaves_the_logs_file_as_long_as_it_was_and_restores_the_wait(tmp_path):
+def test_a_checkpoint_does_not_truncate_the_log_and_restores_the_timeout(tmp_path):
     with RetentionStore.open(tmp_path / "s", budget_bytes=BUDGET, timeout_s=2.0) as store:
         put(store, "a", data=bytes(50_000))
         log = store.path.with_name("s-wal")
@@ -280,7 +280,7 @@ def test_a_checkpoint_leaves_the_logs_file_as_long_as_it_was_and_restores_the_wa
         assert store._connection.execute("PRAGMA busy_timeout").fetchone() == (2000,)
 
 
-def test_duplicates_in_a_full_store_are_counted_and_cost_no_more_than_their_history(store):
+def test_duplicates_in_a_full_store_cost_no_more_than_their_audit_rows(store):
     for i in range(400):
         put(store, f"s{i}", priority=float(i), data=i.to_bytes(2, "big") * 2500)
     newest = (399).to_bytes(2, "big") * 2500
@@ -295,7 +295,7 @@ def test_duplicates_in_a_full_store_are_counted_and_cost_no_more_than_their_hist
     assert store.check().ok
 
 
-def test_check_of_what_is_no_database_counts_nothing(tmp_path):
+def test_check_of_a_file_that_is_not_a_database_counts_nothing(tmp_path):
     path = tmp_path / "s"
     path.write_bytes(b"no database at all, " * 100)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -305,7 +305,7 @@ def test_check_of_what_is_no_database_counts_nothing(tmp_path):
         assert len(check(connection, path, 1999).problems) == 2
 
 
-def test_check_names_a_reference_that_leads_nowhere(store):
+def test_check_reports_references_to_missing_rows(store):
     put(store, "a")
     store._connection.execute("UPDATE kept SET policy = 77")
     assert "row 1 of kept refers to a row of policies that does not exist" in store.check().problems
@@ -313,7 +313,7 @@ def test_check_names_a_reference_that_leads_nowhere(store):
     assert "1 blobs belong to no kept sample" in store.check().problems
 
 
-def test_samples_of_one_policy_can_be_asked_for(store):
+def test_samples_can_be_filtered_by_policy(store):
     for digest in ("p1", "p2"):
         store.save_progress(Progress(None, {}, digest))
         put(store, digest)
@@ -322,7 +322,7 @@ def test_samples_of_one_policy_can_be_asked_for(store):
     assert [record.sample.id for record in store.samples(**both)] == ["p1"]
 
 
-def test_a_chosen_policy_digest_is_noted_until_progress_names_another(tmp_path):
+def test_a_given_policy_digest_is_recorded_until_progress_names_another(tmp_path):
     with RetentionStore.open(tmp_path / "s", budget_bytes=BUDGET, policy_digest="first") as store:
         put(store, "a")
         with pytest.raises(ZeroDivisionError), store.transaction():  # noqa: PT012  # rolled back on purpose
@@ -348,7 +348,7 @@ def test_no_policy_is_named_for_puts_of_earlier_transactions(store):
     assert [record.policy_digest for record in store] == ["", "p", "p"]
 
 
-def test_an_evictor_stops_at_about_as_many_as_asked(store):
+def test_an_evictor_stops_after_the_given_number_of_evictions(store):
     for i in range(400):
         put(store, f"s{i}", data=i.to_bytes(2, "big") * 1500)
     writer = store._writer
@@ -359,7 +359,7 @@ def test_an_evictor_stops_at_about_as_many_as_asked(store):
     assert store.check().ok
 
 
-def test_room_that_even_an_empty_store_lacks_is_refused(store):
+def test_more_room_than_an_empty_store_has_is_refused(store):
     put(store, "a")
     with refused(StoreError, "store-budget", BUDGET, 10_000, 1024) as caught, store.transaction():
         store._writer._evictor.make_room(10_000, None)
@@ -368,7 +368,7 @@ def test_room_that_even_an_empty_store_lacks_is_refused(store):
     assert len(store) == 1
 
 
-def test_history_is_dropped_when_evicting_everything_is_not_enough(store):
+def test_audit_rows_are_deleted_when_evicting_everything_is_not_enough(store):
     for i in range(100):
         store.put(sample(f"s{i}"), observation(), DROP)
     put(store, "a")
@@ -382,7 +382,7 @@ def test_history_is_dropped_when_evicting_everything_is_not_enough(store):
     assert (store.stats().kept, ring.rows) == (1, 101)
 
 
-def test_a_sample_below_all_others_gives_way_itself(store):
+def test_a_new_sample_with_the_lowest_priority_is_not_stored(store):
     for i in range(200):
         put(store, f"s{i}", priority=1.0, data=i.to_bytes(2, "big") * 2500)
     before = {record.key for record in store}
@@ -412,7 +412,7 @@ def test_a_put_waits_for_a_reader_that_ends_in_time(tmp_path):
         assert space.log_frames == 0
 
 
-def test_a_checkpoint_that_a_reader_blocked_is_tried_again_only_after_a_while(store, monkeypatch):
+def test_a_checkpoint_blocked_by_a_reader_is_retried_only_after_more_frames(store, monkeypatch):
     space = store._writer.space
     put(store, "a")
     with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as reader:
@@ -430,7 +430,7 @@ def test_a_checkpoint_that_a_reader_blocked_is_tried_again_only_after_a_while(st
         assert calls == [False]
 
 
-def test_a_chosen_share_of_the_log_holds_from_the_first_opening(tmp_path):
+def test_a_given_log_size_applies_from_the_first_opening(tmp_path):
     with RetentionStore.open(tmp_path / "s", budget_bytes=BUDGET, log_bytes=500_000) as store:
         layout = store._writer.space.layout
         assert layout == Layout.plan(BUDGET, log_bytes=500_000) != Layout.plan(BUDGET)
@@ -438,7 +438,7 @@ def test_a_chosen_share_of_the_log_holds_from_the_first_opening(tmp_path):
         assert store._writer.space.layout == layout
 
 
-def test_a_file_keeps_its_pages_when_the_budget_grows(tmp_path):
+def test_a_file_keeps_its_page_size_when_the_budget_grows(tmp_path):
     RetentionStore.open(tmp_path / "s", budget_bytes=BUDGET).close()
     with RetentionStore.open(tmp_path / "s", budget_bytes=200_000_000) as store:
         layout = store._writer.space.layout
@@ -447,7 +447,7 @@ def test_a_file_keeps_its_pages_when_the_budget_grows(tmp_path):
         assert store._connection.execute("PRAGMA max_page_count").fetchone() == (layout.max_pages,)
 
 
-def test_fewer_audit_rows_than_there_are_take_effect_when_the_store_opens(tmp_path):
+def test_a_smaller_limit_of_audit_rows_takes_effect_when_the_store_opens(tmp_path):
     with RetentionStore.open(tmp_path / "s", budget_bytes=BUDGET) as store:
         for i in range(40):
             store.put(sample(f"s{i}"), observation(), DROP)

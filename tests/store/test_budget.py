@@ -28,7 +28,7 @@ MINIMUM = 397_856
         (10_000_000, {"log_bytes": 1_000_000}, (1024, 954, 8757)),
     ],
 )
-def test_a_budget_is_divided_without_a_rest_of_a_page(budget_bytes, options, shares):
+def test_a_budget_is_divided_without_wasting_a_page(budget_bytes, options, shares):
     layout = Layout.plan(budget_bytes, **options)
     assert layout.budget_bytes == budget_bytes
     assert {type(layout.log_frames), type(layout.max_pages)} == {int}
@@ -38,7 +38,7 @@ def test_a_budget_is_divided_without_a_rest_of_a_page(budget_bytes, options, sha
     assert 0 <= budget_bytes - n_bytes < layout.page_size
 
 
-def test_shares_of_audit_quarantine_cache_and_the_biggest_sample():
+def test_shares_of_audit_quarantine_cache_and_the_largest_sample():
     layout = Layout.plan(1_000_000)
     assert (layout.audit_bytes, layout.quarantine_bytes) == (158_464, 79_232)
     assert (layout.soft_frames, layout.cache_pages, layout.max_sample_bytes) == (159, 32, 225_792)
@@ -50,7 +50,7 @@ def test_shares_of_audit_quarantine_cache_and_the_biggest_sample():
 
 
 @pytest.mark.parametrize("budget_bytes", [10**9 * n for n in (64, 100, 190, 200, 1000, 20_000, 10**6)])
-def test_a_huge_budget_leaves_room_for_a_big_sample_that_fits_the_log(budget_bytes):
+def test_a_huge_budget_leaves_room_for_a_large_sample_that_fits_the_log(budget_bytes):
     layout = Layout.plan(budget_bytes)
     assert layout.max_sample_bytes > 110_000_000
     assert layout.max_pages <= 2**32 - 2  # https://sqlite.org/limits.html
@@ -59,12 +59,12 @@ def test_a_huge_budget_leaves_room_for_a_big_sample_that_fits_the_log(budget_byt
     assert n_pages + n_maps < 0.875 * layout.log_frames
 
 
-def test_a_log_of_any_size_takes_no_sample_longer_than_sqlite_stores():
+def test_no_log_allows_a_sample_beyond_the_row_limit_of_sqlite():
     layout = Layout.plan(10**12, log_bytes=10**11)
     assert 0.99e9 < layout.max_sample_bytes < 1e9
 
 
-def test_pages_of_a_row_and_of_the_maps_that_point_to_it():
+def test_pages_of_a_row_and_of_its_pointer_maps():
     layout = Layout.plan(1_000_000)
     assert layout.payload_bytes == 1008
     assert [layout.pages_of(n) for n in (0, 1007, 1008, 5000)] == [2, 2, 3, 6]
@@ -72,7 +72,7 @@ def test_pages_of_a_row_and_of_the_maps_that_point_to_it():
     assert [Layout(0, 4096, 1000, n).map_pages_of(600) for n in (1637, 1638)] == [3, 4]
 
 
-def test_the_logs_index_grows_in_blocks_of_which_the_first_loses_its_header():
+def test_the_index_of_the_log_grows_in_blocks_and_the_first_has_a_header():
     assert [index_bytes(n) // 32_768 for n in (1, 4062, 4063, 8158, 8159)] == [1, 1, 2, 2, 3]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 N_KILLS = 200
 
 
-def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(tmp_path):
+def test_kills_at_random_moments_lose_no_acknowledged_put(tmp_path):
     program = Path(__file__).parent / "crashing.py"
     command = [sys.executable, program, tmp_path, "7", str(N_KILLS)]
     result = subprocess.run(command, check=False, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The budget holds at every moment, and a full disk costs nothing but the put that met it."""
+"""The budget holds at every moment, and a full disk only fails the put that meets it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_budget_holds_at_every_moment(tmp_path, eviction, budget_bytes):
 
 
 @pytest.mark.parametrize("is_batched", [False, True])
-def test_a_reader_that_pins_the_log_makes_puts_fail_rather_than_break_the_budget(tmp_path, is_batched):
+def test_a_reader_that_holds_the_log_makes_puts_fail_but_keeps_the_budget(tmp_path, is_batched):
     path = tmp_path / "s"
     with RetentionStore.open(path, budget_bytes=BUDGET, timeout_s=0.05) as store:
         put(store, "first")
@@ -89,7 +89,7 @@ def test_a_reader_that_pins_the_log_makes_puts_fail_rather_than_break_the_budget
         assert store.check().ok
 
 
-def test_a_transaction_beyond_the_logs_share_is_refused_whole(tmp_path):
+def test_a_transaction_larger_than_the_log_is_rolled_back_as_a_whole(tmp_path):
     with RetentionStore.open(tmp_path / "s", budget_bytes=BUDGET) as store:
         put(store, "before")
         with (
@@ -130,7 +130,7 @@ def test_a_smaller_budget_evicts_and_shrinks_before_the_store_opens(tmp_path):
     assert watch.most <= 3_000_000
 
 
-def test_priority_eviction_drops_the_lowest_then_the_oldest(tmp_path):
+def test_priority_eviction_removes_the_lowest_then_the_oldest(tmp_path):
     with RetentionStore.open(tmp_path / "s", budget_bytes=BUDGET) as store:
         kept: dict[int, float] = {}
         rng = random.Random(5)
@@ -154,7 +154,7 @@ def test_priority_eviction_drops_the_lowest_then_the_oldest(tmp_path):
         assert Outcome.EVICTED in outcomes.values()
 
 
-def test_fifo_eviction_drops_the_oldest_whatever_comes(tmp_path):
+def test_fifo_eviction_removes_the_oldest_whatever_arrives(tmp_path):
     with RetentionStore.open(tmp_path / "s", budget_bytes=BUDGET, eviction="fifo") as store:
         for i in range(200):
             put(store, f"s{i}", priority=-float(i), data=i.to_bytes(2, "big") * 2000)

@@ -146,7 +146,7 @@ def test_shards_have_at_most_max_count_samples_and_equal_bytes_for_equal_samples
     assert (about["priority"], about["scores"], about["id"], about["class"]) == ("inf", {"drip": 0.5}, "b", 1)
 
 
-def test_a_records_json_has_all_that_is_known_of_it(store):
+def test_the_json_of_a_record_has_everything_but_the_data(store):
     record = next(iter(store))
     named = dataclasses.replace(
         record,
@@ -219,11 +219,11 @@ def test_a_media_type_gives_the_usual_extension(media_type, extension):
 
 
 @pytest.mark.parametrize("media_type", sorted(SUFFIXES))
-def test_what_a_source_reads_is_exported_under_a_suffix_that_a_source_reads(media_type):
+def test_a_media_type_that_sources_read_gets_a_suffix_that_sources_read(media_type):
     assert MEDIA_TYPES[f".{extension_of(media_type)}"] == media_type
 
 
-def test_lines_of_an_export_are_sorted_and_say_under_which_class(store, tmp_path):
+def test_lines_of_an_export_have_sorted_keys_and_the_class(store, tmp_path):
     export_image_folder(store, tmp_path / "out", labels="predicted")
     lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
     contents = [json.loads(line) for line in lines]
@@ -256,7 +256,7 @@ def test_members_of_a_shard_have_constant_modes_times_and_sorted_json(store, tmp
     assert classes == {"000000001-a.cls": b"0", "000000002-b.cls": b"1"}
 
 
-def test_a_disk_that_fails_during_an_export_leaves_nothing_and_is_named(store, tmp_path, monkeypatch):
+def test_an_export_to_a_failing_disk_leaves_nothing_and_names_the_target(store, tmp_path, monkeypatch):
     def fail(*_):
         message = "no space"
         raise OSError(message)
@@ -297,7 +297,7 @@ def test_an_empty_folder_is_filled_and_a_file_in_its_place_is_not_replaced(store
 
 
 @pytest.mark.parametrize(("labels", "classes"), [("true", [0, 1]), ("human", [1]), ("predicted", [1, 1, 0])])
-def test_every_line_says_the_class_of_the_asked_labels(store, tmp_path, labels, classes):
+def test_every_line_has_the_class_of_the_chosen_labels(store, tmp_path, labels, classes):
     export_image_folder(store, tmp_path / "out", labels=labels)
     lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
     assert [json.loads(line)["class"] for line in lines] == classes

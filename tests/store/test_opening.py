@@ -1,4 +1,4 @@
-"""Opening a store: options, readers, other writers, other and damaged files."""
+"""Opening a store: options, readers, other writers, files of other programs, damaged files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from drip.store import RetentionStore
 from drip.types import Progress
 
 
-def test_a_new_store_needs_a_sensible_budget(path):
+def test_a_new_store_needs_a_valid_budget(path):
     with refused(StoreError, "store-missing", path, "budget_bytes"):
         RetentionStore.open(path)
     with refused(StoreError, "store-budget", "budget_bytes=1000", "minimum is 39"):
@@ -73,7 +73,7 @@ def test_a_reader_sees_committed_rows_and_cannot_write(store, path):
             store.check()
 
 
-def test_a_closed_store_says_so(store):
+def test_a_closed_store_refuses_every_use(store):
     store.close()
     store.close()
     for use in (lambda: put(store), store.stats, lambda: list(store), lambda: len(store)):
@@ -101,7 +101,7 @@ def test_a_second_writer_waits_for_the_first_to_close_and_then_sees_all(store, p
     assert counts == [2]
 
 
-def test_a_other_program_that_writes_makes_a_put_wait_and_then_fail_clearly(path):
+def test_another_program_that_writes_makes_a_put_wait_and_then_fail(path):
     import sqlite3
 
     with RetentionStore.open(path, budget_bytes=BUDGET, timeout_s=0.1) as store:
@@ -115,7 +115,7 @@ def test_a_other_program_that_writes_makes_a_put_wait_and_then_fail_clearly(path
         assert names(store) == ["a"]
 
 
-def test_a_store_stays_with_its_thread(store):
+def test_a_store_cannot_be_used_in_another_thread(store):
     import threading
 
     caught = []
@@ -133,7 +133,7 @@ def test_a_store_stays_with_its_thread(store):
     assert "thread that opened it" in str(caught[0])
 
 
-def test_other_damaged_and_missing_files_are_refused_with_their_path(tmp_path):
+def test_files_of_other_programs_damaged_and_missing_ones_are_refused_with_their_path(tmp_path):
     other = tmp_path / "other.sqlite"
     with contextlib.closing(sqlite3.connect(other)) as connection:
         connection.execute("CREATE TABLE t (x)")
@@ -148,7 +148,10 @@ def test_other_damaged_and_missing_files_are_refused_with_their_path(tmp_path):
         with refused(StoreError, code, path):
             RetentionStore.open_readonly(path)
     assert other.read_bytes() == before
-    assert sorted(tmp_path.iterdir()) == [other, text]  # no lock, log or index beside what is no store
+    assert sorted(tmp_path.iterdir()) == [
+        other,
+        text,
+    ]  # no lock, log or index beside a file that is not a store
     assert not tmp_path.with_name(f"{tmp_path.name}-lock").exists()
 
 
@@ -230,7 +233,7 @@ def test_progress_after_a_cursor_of_version_2_that_is_not_ascii_is_whole(path, c
 
 
 @pytest.mark.parametrize("damage", ["cursor = '\"c'", "selector_state = '{'", "cursor = CAST(x'ff' AS TEXT)"])
-def test_damaged_progress_is_found_and_told(path, damage):
+def test_damaged_progress_is_found_and_reported(path, damage):
     code = "store-io" if "CAST" in damage else "store-damaged"  # SQLite's own error has no result code
     with RetentionStore.open(path, budget_bytes=BUDGET) as store:
         store.save_progress(Progress("c", {"n": 1}, ""))

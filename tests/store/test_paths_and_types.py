@@ -1,4 +1,4 @@
-"""A store behind a link keeps its budget; NumPy's numbers come back as numbers; one writer at a time."""
+"""A link to a store keeps the budget; NumPy's numbers come back as numbers; one writer at a time."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ OBSERVATION = Observation(1, np.zeros(10), {"drip": 0.5})
 KEEP = Decision(retain=True, priority=1.0, keep_probability=1.0, reason="margin")
 
 
-def test_a_store_behind_a_link_keeps_its_budget_beside_the_real_file(tmp_path):
+def test_a_link_to_a_store_keeps_log_and_budget_beside_the_real_file(tmp_path):
     card = tmp_path / "card"
     card.mkdir()
     link = tmp_path / "kept.db"

@@ -49,7 +49,7 @@ def test_a_rejected_sample_of_an_earlier_version_is_read(store, path):
     assert (row.sample.media_type, row.sample.rejected) == ("application/octet-stream", "no JSON")
 
 
-def test_a_full_quarantine_gives_up_the_oldest_and_counts_it(store):
+def test_a_full_quarantine_deletes_the_oldest_sample_and_counts_it(store):
     for i in range(30):
         store.quarantine(sample(f"q{i}", bytes([i]) * 20_000), "broken")
     left = [row.sample.id for row in store.quarantined()]
@@ -58,7 +58,7 @@ def test_a_full_quarantine_gives_up_the_oldest_and_counts_it(store):
     assert store.check().ok
 
 
-def test_keys_of_the_quarantine_never_come_again(path):
+def test_keys_of_the_quarantine_are_never_reused(path):
     keys = []
     with RetentionStore.open(path, budget_bytes=BUDGET) as store:
         most = store._writer.quarantine_table._max_row_bytes - 200
@@ -75,7 +75,7 @@ def test_keys_of_the_quarantine_never_come_again(path):
     assert keys == [1, 2, 3, 4, 5]
 
 
-def test_a_sample_too_big_for_the_quarantine_is_listed_without_its_data(store):
+def test_a_sample_too_large_for_the_quarantine_is_listed_without_its_data(store):
     store.quarantine(sample("q", bytes(900_000)), "broken")
     (row,) = store.quarantined()
     assert (row.sample.data, row.n_bytes) == (b"", 900_000)
@@ -118,11 +118,11 @@ def test_only_the_same_content_under_another_id_counts_as_a_repeat_in_quarantine
     assert (row.sample.id, row.repeats) == ("q", 1)
 
 
-# -- what is too long or unusable ----------------------------------------------------------------------
+# -- values that are too long or unusable ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("budget_bytes", [400_000, 600_000, 5_000_000])
-def test_texts_of_any_length_are_cut_and_evict_next_to_nothing(path, budget_bytes):
+def test_texts_of_any_length_are_cut_and_evict_almost_nothing(path, budget_bytes):
     with RetentionStore.open(path, budget_bytes=budget_bytes) as store:
         for i in range(200):
             put(store, f"s{i}", data=i.to_bytes(2, "big") * 1500)
@@ -141,7 +141,7 @@ def test_texts_of_any_length_are_cut_and_evict_next_to_nothing(path, budget_byte
         assert store.check().ok
 
 
-def test_what_fits_the_limits_comes_back_whole(store):
+def test_a_sample_within_the_limits_comes_back_whole(store):
     whole = Sample("é" * 256, b"z", "m" * 255, meta={"k": "v" * (4096 - len('{"k": ""}') - 2)})
     store.quarantine(whole, "é" * 512)
     (row,) = store.quarantined()

@@ -1,4 +1,4 @@
-"""What a store keeps, counts, refuses and gives back."""
+"""What a store keeps, counts, refuses and returns."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_counts_add_up(store):
     assert store.check().ok
 
 
-def test_the_same_content_under_another_id_is_counted_not_stored_twice(store):
+def test_the_same_content_under_another_id_is_counted_but_not_stored_twice(store):
     put(store, "a", data=b"same")
     put(store, "b", data=b"same")
     (record,) = store
@@ -105,7 +105,7 @@ def test_a_second_policy_over_the_same_stream_is_recorded(store):
     assert [row.policy_digest for row in store.audit()] == ["p1", "p2"]
 
 
-def test_a_first_progress_saved_after_the_puts_names_their_policy(store):
+def test_a_first_progress_after_the_puts_names_their_policy(store):
     with store.transaction():
         put(store, "a")
         store.save_progress(Progress("1", {"n": 1}, "p1"))
@@ -126,7 +126,7 @@ def test_samples_can_be_filtered(store):
         store.samples(label_state="maybe")
 
 
-def test_a_human_label_wins_and_can_be_taken_back(store):
+def test_a_human_label_overrides_and_can_be_removed(store):
     store.put(sample("a", label=1), observation(), keep())
     store.set_label("a", 2, annotator="ada")
     (record,) = store
@@ -246,7 +246,7 @@ def test_a_sample_that_can_never_fit_is_refused_by_name_and_size(store):
 
 
 @pytest.mark.parametrize("budget_bytes", [450_000, 1_000_000, 3_000_000])
-def test_the_biggest_sample_fits_whatever_was_there(tmp_path, budget_bytes):
+def test_the_largest_sample_fits_whatever_the_store_contains(tmp_path, budget_bytes):
     with RetentionStore.open(tmp_path / "s", budget_bytes=budget_bytes) as store:
         biggest = store._writer.space.layout.max_sample_bytes - 1000
         for round_ in range(3):
@@ -258,7 +258,7 @@ def test_the_biggest_sample_fits_whatever_was_there(tmp_path, budget_bytes):
         assert store.check().problems == ()
 
 
-def test_the_audit_is_a_ring(path):
+def test_the_audit_deletes_its_oldest_rows(path):
     with RetentionStore.open(path, budget_bytes=BUDGET, audit_rows=40) as store:
         for i in range(100):
             store.put(sample(f"s{i}"), observation(), DROP)
@@ -278,6 +278,6 @@ def test_iterating_while_writing_holds_no_lock(store):
     assert seen == [f"s{i:03}" for i in range(600)] + ["late"]
 
 
-def test_the_room_needs_no_torch():
+def test_the_store_needs_no_torch():
     code = "import sys; sys.modules['torch'] = None; import drip.store"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -37,7 +37,7 @@ def test_a_new_store_without_a_budget_is_refused():
     )
 
 
-def test_what_is_not_asked_for_stays():
+def test_a_setting_that_is_not_given_stays():
     assert merge(KNOWN, **NOTHING) == KNOWN
 
 
@@ -45,11 +45,11 @@ def test_what_is_not_asked_for_stays():
     "asked",
     [{"log_bytes": 400_000}, {"eviction": "priority"}, {"audit_rows": 9}, {"audit_logits": True}],
 )
-def test_what_is_asked_for_changes_alone(asked):
+def test_only_the_given_setting_changes(asked):
     assert merge(KNOWN, **(NOTHING | asked)) == dataclasses.replace(KNOWN, **asked)
 
 
-def test_a_new_budget_chooses_the_logs_share_anew_unless_it_is_given():
+def test_a_new_budget_recomputes_the_log_size_unless_it_is_given():
     assert merge(KNOWN, **(NOTHING | {"budget_bytes": 9})) == dataclasses.replace(
         KNOWN, budget_bytes=9, log_bytes=None
     )

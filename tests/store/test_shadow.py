@@ -1,4 +1,4 @@
-"""What shadow mode keeps, what the rule retains later, and which of two decisions on a sample stands."""
+"""Shadow mode: what it keeps, what the rule retains later, and which of two decisions on a sample counts."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def test_any_reason_and_its_mark_come_back(reason, is_shadow):
         ("", ("", False)),
     ],
 )
-def test_reasons_of_stores_written_before_are_read_as_then(written, read):
+def test_reasons_in_older_stores_are_read_as_before(written, read):
     assert decode_reason(written) == read
 
 
 @pytest.mark.parametrize("reason", ["shadow:play", "shadow:", "\x1bshadow:", "", "a\x00b"])
 @pytest.mark.parametrize("is_retained", [True, False])
-def test_a_rules_own_word_may_look_like_a_mark(store, reason, is_retained):
+def test_a_reason_of_a_rule_may_look_like_a_mark(store, reason, is_retained):
     decision = Decision(is_retained, 0.5, None, reason)
     store.put(sample("a"), observation(), decision, keep=True)
     assert [record.decision for record in store] == [row.decision for row in store.audit()] == [decision]

@@ -1,4 +1,4 @@
-"""The two limits of a file, alone with SQLite: pages that are free, frames in the log, checkpoints."""
+"""The two limits of an open store, tested with SQLite alone: free pages, frames of the log, checkpoints."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def write(connection, n_pages=1):
 # -- the file ------------------------------------------------------------------------------------------
 
 
-def test_free_pages_are_those_that_sqlite_goes_on_to_give(connection, space):
+def test_free_pages_are_those_that_sqlite_still_allocates(connection, space):
     free = space.look_up_free_pages()
     assert space.free_pages == free
     connection.execute("BEGIN")
@@ -91,7 +91,7 @@ def test_free_pages_are_those_that_sqlite_goes_on_to_give(connection, space):
     assert connection.execute("PRAGMA page_count").fetchone() == (LAYOUT.max_pages - space.free_pages,)
 
 
-def test_pages_that_were_given_back_are_free_again(connection, space):
+def test_deleted_pages_are_free_again(connection, space):
     before = space.look_up_free_pages()
     write(connection, 20)
     assert before - 22 <= space.look_up_free_pages() <= before - 20
@@ -99,7 +99,7 @@ def test_pages_that_were_given_back_are_free_again(connection, space):
     assert space.look_up_free_pages() == space.free_pages == before
 
 
-def test_a_file_over_its_share_has_less_than_nothing_free(connection, space, tmp_path):
+def test_a_file_over_its_share_has_negative_free_pages(connection, space, tmp_path):
     write(connection, 50)
     (n_pages,) = connection.execute("PRAGMA page_count").fetchone()
     small = Space(connection, tmp_path / "f", Layout(800_000, PAGE, 400, n_pages - 7), 0.1, 0)
@@ -109,7 +109,7 @@ def test_a_file_over_its_share_has_less_than_nothing_free(connection, space, tmp
     space.look_up_free_pages()
 
 
-def test_limits_are_told_to_sqlite(connection, space):
+def test_sqlite_gets_the_limits(connection, space):
     assert connection.execute("PRAGMA max_page_count").fetchone() == (LAYOUT.max_pages,)
     assert connection.execute("PRAGMA cache_size").fetchone() == (LAYOUT.cache_pages,)
     assert space.free_pages == space.look_up_free_pages() > 0
@@ -125,7 +125,7 @@ def test_the_reserve_for_splits_is_never_given_away(space):
     assert space.has_pages(free - RESERVE_PAGES)
 
 
-def test_the_file_is_asked_only_when_what_is_remembered_does_not_suffice(space):
+def test_the_file_is_read_only_when_the_remembered_pages_do_not_suffice(space):
     free = space.look_up_free_pages()
     space.free_pages = 10 + RESERVE_PAGES
     assert space.has_pages(10)
@@ -161,7 +161,7 @@ def n_frames(tmp_path):
     return max(0, log_file(tmp_path).stat().st_size - 32) // FRAME
 
 
-def test_a_log_that_is_there_at_opening_is_counted(connection, space, tmp_path):
+def test_a_log_that_exists_at_opening_is_counted(connection, space, tmp_path):
     space.truncate_log()
     write(connection, 30)
     again = Space(connection, tmp_path / "f", LAYOUT, 0.1, 0)
@@ -178,7 +178,7 @@ def test_looking_up_the_log_replaces_what_was_announced(connection, space, tmp_p
     assert space.log_frames == n_frames(tmp_path) > 5
 
 
-def test_a_checkpoint_copies_everything_and_the_next_commit_begins_the_log_anew(connection, space, tmp_path):
+def test_a_checkpoint_copies_everything_and_the_next_commit_starts_the_log_anew(connection, space, tmp_path):
     space.truncate_log()
     write(connection, 60)
     space.look_up_log()
@@ -196,7 +196,7 @@ def test_a_checkpoint_copies_everything_and_the_next_commit_begins_the_log_anew(
     assert log_file(tmp_path).stat().st_size == n_bytes
 
 
-def test_what_a_rolled_back_transaction_left_in_the_log_is_cut_off(connection, space, tmp_path):
+def test_frames_of_a_rolled_back_transaction_are_truncated(connection, space, tmp_path):
     space.truncate_log()
     connection.execute("BEGIN")
     for _ in range(3):
@@ -211,7 +211,7 @@ def test_what_a_rolled_back_transaction_left_in_the_log_is_cut_off(connection, s
 
 
 @pytest.mark.parametrize(("wait", "timeout_s"), [(False, 20.0), (True, 0.2)])
-def test_a_checkpoint_behind_a_reader_tells_the_true_length_and_keeps_the_wait(
+def test_a_checkpoint_blocked_by_a_reader_looks_up_the_log_and_restores_the_timeout(
     connection, reader, tmp_path, wait, timeout_s
 ):
     space = patient(connection, tmp_path, timeout_s)
@@ -244,7 +244,7 @@ def test_a_checkpoint_waits_for_a_reader_that_ends(connection, reader, tmp_path)
     space.close()
 
 
-def test_a_checkpoint_inside_a_transaction_is_put_off(connection, space):
+def test_a_checkpoint_inside_a_transaction_is_postponed(connection, space):
     connection.execute("BEGIN IMMEDIATE")
     write(connection)
     assert not space.checkpoint(wait=False)
@@ -269,14 +269,14 @@ class Failing:
 @pytest.mark.parametrize(
     "code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_RECOVERY, sqlite3.SQLITE_LOCKED_SHAREDCACHE]
 )
-def test_a_lock_is_no_failure_of_a_checkpoint(connection, tmp_path, code):
+def test_a_lock_only_postpones_a_checkpoint(connection, tmp_path, code):
     space = Space(Failing(connection, code), tmp_path / "f", LAYOUT, 0.1, 0)
     assert not space.checkpoint(wait=False)
     assert connection.execute("PRAGMA busy_timeout").fetchone() == (100,)
     space.close()
 
 
-def test_a_disk_that_fails_in_a_checkpoint_is_told(connection, tmp_path):
+def test_a_disk_that_fails_in_a_checkpoint_is_an_error(connection, tmp_path):
     space = Space(Failing(connection, sqlite3.SQLITE_IOERR_WRITE), tmp_path / "f", LAYOUT, 0.1, 0)
     with pytest.raises(sqlite3.OperationalError, match="as the test wants it"):
         space.checkpoint(wait=False)
@@ -312,10 +312,10 @@ def test_announced_frames_that_were_not_written_do_not_reset_the_log(connection,
     space.prepare_log(100, held)
     assert space.log_frames == held
     write(connection)
-    assert n_frames(tmp_path) > held  # it went on behind the others
+    assert n_frames(tmp_path) > held  # it was appended
 
 
-def test_a_reader_puts_a_reset_off_until_the_log_has_grown_a_little(connection, space, reader, monkeypatch):
+def test_a_reader_postpones_a_reset_until_the_log_has_grown_a_little(connection, space, reader, monkeypatch):
     write(connection, 20)
     hold(reader)
     space.look_up_log()
@@ -325,7 +325,7 @@ def test_a_reader_puts_a_reset_off_until_the_log_has_grown_a_little(connection, 
     monkeypatch.setattr(space, "look_up_log", lambda: None)  # the test says how long the log is
     for n_more, n_tries in ((0, 1), (0, 1), (63, 1), (1, 2), (63, 2), (1, 3)):
         space.log_frames += n_more
-        write(connection)  # behind what the reader reads
+        write(connection)  # after the frames that the reader reads
         space.prepare_log(1, 0)
         assert tries == [False] * n_tries
     reader.execute("COMMIT")
@@ -333,11 +333,11 @@ def test_a_reader_puts_a_reset_off_until_the_log_has_grown_a_little(connection, 
     space.prepare_log(1, 0)
     assert space.log_frames == 0
     space.log_frames = 1
-    space.prepare_log(1, 0)  # nobody is in the way: at once
+    space.prepare_log(1, 0)  # no reader: reset at once
     assert tries == [False] * 5
 
 
-def test_a_log_that_must_be_reset_is_waited_for_and_then_refused(connection, space, reader):
+def test_a_reset_that_must_happen_waits_for_the_reader_and_then_fails(connection, space, reader):
     space.truncate_log()
     write(connection, 20)
     hold(reader)
@@ -348,14 +348,14 @@ def test_a_log_that_must_be_reset_is_waited_for_and_then_refused(connection, spa
     with refused(StoreError, "store-busy", "0.1 s"):
         space.prepare_log(LAYOUT.log_frames, 0)
     assert time.perf_counter() - start > 0.09
-    space.prepare_log(LAYOUT.log_frames - held, LAYOUT.log_frames)  # fits behind
+    space.prepare_log(LAYOUT.log_frames - held, LAYOUT.log_frames)  # fits after the others
     assert space.log_frames == held
     reader.execute("COMMIT")
     space.prepare_log(LAYOUT.log_frames, 0)
     assert space.log_frames == 0
 
 
-def test_a_log_that_just_suffices_is_not_waited_for(connection, reader, tmp_path):
+def test_a_log_that_just_suffices_does_not_wait(connection, reader, tmp_path):
     space = patient(connection, tmp_path, 20.0)
     space.truncate_log()
     write(connection, 20)
@@ -369,7 +369,7 @@ def test_a_log_that_just_suffices_is_not_waited_for(connection, reader, tmp_path
 
 
 @pytest.mark.parametrize(("n_left", "is_refused"), [(100, False), (101, True)])
-def test_a_log_that_another_writer_reset_meanwhile_is_taken_as_it_is(space, monkeypatch, n_left, is_refused):
+def test_a_log_that_another_writer_reset_meanwhile_is_looked_up(space, monkeypatch, n_left, is_refused):
     def checkpoint(*, wait):
         space.log_frames = n_left if wait else space.log_frames
         return False  # a reader holds the new one
@@ -397,7 +397,7 @@ def test_operations_and_their_steps_add_up(space):
     assert space.log_frames == LAYOUT.log_frames  # without a look at the log
 
 
-def test_what_was_announced_and_not_written_makes_room_for_more(space):
+def test_frames_announced_but_not_written_are_available_again(space):
     space.start_operation(LAYOUT.log_frames)
     space.start_operation(50)  # nothing was written: at most what the cache holds is still to come
     assert space.log_frames == CACHE_AND_PINS + 50
@@ -409,7 +409,7 @@ def test_what_was_announced_and_not_written_makes_room_for_more(space):
     assert space.log_frames == CACHE_AND_PINS + 20
 
 
-def test_what_was_written_counts(connection, space, tmp_path):
+def test_written_frames_count(connection, space, tmp_path):
     space.truncate_log()
     write(connection, 100)
     held = n_frames(tmp_path)
@@ -418,8 +418,10 @@ def test_what_was_written_counts(connection, space, tmp_path):
     assert space.log_frames == held + CACHE_AND_PINS + 1
 
 
-def test_a_bound_is_never_raised_by_a_look_at_the_log(connection, space):
-    write(connection, LAYOUT.log_frames - CACHE_AND_PINS - 10)  # with the cache more than the bound
+def test_looking_at_the_log_never_raises_the_estimate(connection, space):
+    write(
+        connection, LAYOUT.log_frames - CACHE_AND_PINS - 10
+    )  # together with the cache more than the estimate
     space.log_frames = LAYOUT.log_frames - 20
     with pytest.raises(TransactionFullError):
         space.start_operation(21)

@@ -1,4 +1,4 @@
-"""A put that returned survives a power cut: every write is traced, and what was not synced is dropped."""
+"""A put that returned survives a power cut: every write is traced, and unsynced ones are undone."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_missing_sync_is_noticed(unsynced_steps):
     assert len(unsynced_acknowledgements(unsynced_steps)) == 150
 
 
-def test_a_power_cut_loses_nothing_that_was_acknowledged(steps, tmp_path):
+def test_a_power_cut_loses_no_acknowledged_put(steps, tmp_path):
     assert any(step.name == STORE and step.kind == "w" for step in steps[len(steps) // 2 :])  # checkpoints
     for place in cuts(steps):
         assert lost_after_power_cut(steps[:place], tmp_path / f"cut{place}") == (set(), ())

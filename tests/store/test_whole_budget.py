@@ -1,4 +1,4 @@
-"""The budget at every moment, whatever the size of batches, metadata and texts; and what can never fit."""
+"""The budget at every moment, for any size of batches, metadata and texts; and puts that can never fit."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_frames_of_an_unfinished_transaction_are_counted_and_cut_after_a_rollbac
     assert store.path.with_name("s-wal").stat().st_size == 0
 
 
-# -- what can never fit --------------------------------------------------------------------------------
+# -- puts that can never fit --------------------------------------------------------------------------------
 
 HUGE = 900_000
 
@@ -97,7 +97,7 @@ HUGE = 900_000
         (sample("bad"), Decision(True, 1.0, None, "\U0001f600" * 25_000)),
     ],
 )
-def test_what_can_never_fit_is_refused_before_anything_is_evicted(path, given, decision):
+def test_a_put_that_can_never_fit_is_refused_before_anything_is_evicted(path, given, decision):
     with RetentionStore.open(path, budget_bytes=600_000) as store:
         for i in range(200):
             put(store, f"s{i}", data=i.to_bytes(2, "big") * 1500)
@@ -126,7 +126,7 @@ def test_a_large_rule_state_leaves_less_room_for_the_largest_sample(path, budget
         assert store.check().ok
 
 
-def test_big_metadata_count_as_room_that_an_eviction_gives(path):
+def test_large_metadata_count_as_room_that_an_eviction_frees(path):
     with RetentionStore.open(path, budget_bytes=600_000) as store:
         for i in range(300):
             store.put(sample(f"s{i}", meta={"x": "y" * 3000}), observation(), keep())
@@ -135,7 +135,7 @@ def test_big_metadata_count_as_room_that_an_eviction_gives(path):
         assert len(store) >= n_kept - 3
 
 
-def test_duplicates_take_the_room_of_their_history_into_account(path):
+def test_duplicates_count_the_pages_of_their_audit_rows(path):
     with RetentionStore.open(path, budget_bytes=600_000) as store:
         put(store, "first", data=b"same")
         for i in range(3000):
@@ -194,7 +194,7 @@ def test_a_budget_too_small_for_the_progress_is_refused_before_anything_is_evict
         assert (names(store), store.budget_bytes) == (["a"], 2_000_000)
 
 
-def test_a_label_and_a_repeat_find_room_to_write_a_row_with_big_metadata_anew(path):
+def test_a_label_and_a_repeat_make_room_to_rewrite_a_row_with_large_metadata(path):
     with RetentionStore.open(path, budget_bytes=2_000_000, eviction="fifo") as store:
         for i in range(40):
             store.put(sample(f"s{i}", meta={"x": f"{i}" * 40_000}), observation(), keep())

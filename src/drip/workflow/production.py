@@ -25,36 +25,37 @@ _NEW_STORE_BYTES = 10**9
 
 
 class ShadowSink:
-    """A store that keeps every sample, while audit and stored samples record what the rule said.
+    """A store in shadow mode: it keeps every sample and records the rule's decision as it is.
 
-    For trying a policy on a device: nothing is lost by a bad limit, and ``drip replay`` can say what any
-    other policy would have kept.
+    For trying a policy on a device: a bad window loses nothing, and ``drip replay`` can tell what any other
+    policy would have kept. :attr:`drip.store.StoredSample.shadow` marks samples that the rule would have
+    discarded.
 
     Args:
-        store: Where samples and decisions go.
+        store: Receives samples and decisions.
     """
 
     def __init__(self, store: RetentionStore) -> None:
         self._store = store
 
     def put(self, sample: Sample, observation: Observation, decision: Decision) -> None:
-        """Keep the sample and record the decision as it is."""
+        """Keep the sample, whatever the decision, and record the decision."""
         self._store.put(sample, observation, decision, keep=True)
 
     def quarantine(self, sample: Sample, reason: str) -> None:
-        """As the store."""
+        """See :class:`drip.types.DurableSink`."""
         self._store.quarantine(sample, reason)
 
     def transaction(self) -> AbstractContextManager[None]:
-        """As the store."""
+        """See :class:`drip.types.DurableSink`."""
         return self._store.transaction()
 
     def save_progress(self, progress: Progress) -> None:
-        """As the store."""
+        """See :class:`drip.types.DurableSink`."""
         self._store.save_progress(progress)
 
     def load_progress(self) -> Progress | None:
-        """As the store."""
+        """See :class:`drip.types.DurableSink`."""
         return self._store.load_progress()
 
 
@@ -63,10 +64,10 @@ class RunOptions:
     """How a run goes about its work.
 
     Attributes:
-        budget_bytes: What the store may take on disk; None: as before, 1 GB for a new store.
-        eviction: ``priority`` or ``fifo``; None: as before, ``priority`` for a new store, ``fifo`` in
-            shadow mode, where the rule's priorities must not choose what stays.
-        shadow: Keep everything, and record what the rule said.
+        budget_bytes: Limit for the store's files; None for the store's own, or 1 GB for a new store.
+        eviction: ``priority`` or ``fifo``; None for the store's own, or ``priority`` for a new store. Shadow
+            mode defaults to ``fifo``, because the rule on trial must not choose what stays.
+        shadow: Keep every sample, and record what the rule decided.
         accept_parent_limits: Take limits for a quantised file that were fitted before quantisation.
         batch_size: Largest number of samples scored at once.
         on_error: What a bad sample does; see :func:`drip.pipeline.run`.
@@ -121,7 +122,7 @@ def run_url(
         model: The model, or model file.
         policy: The policy that decides; None takes the file's.
         source_url: See :func:`drip.sources.open_source`.
-        store_path: The store's file; made when it does not exist.
+        store_path: The store's file; created if it does not exist.
         options: How to go about it.
         status: Told of every batch.
         on_progress: Called with samples seen, their total where it is known, and the status line.
@@ -130,7 +131,7 @@ def run_url(
     Raises:
         PolicyError: no policy, or one of another model; before a store is made.
         SourceError: the source cannot be opened or read, or the broker for decisions refuses for good.
-        StoreError: the store cannot be opened or take a sample.
+        StoreError: the store cannot be opened or written.
     """
     parts = parts_of(model, policy, accept_parent_limits=options.accept_parent_limits)
     status.describe(
@@ -200,10 +201,10 @@ def run_stream(
         model: The model that the policy was calibrated for, or a model file.
         policy: Rule, limits, score definition and input contract.
         source: Where samples come from.
-        store: Where they go.
+        store: Keeps them.
         batch_size: Largest number of samples scored at once.
         on_error: What a bad sample does; see :func:`drip.pipeline.run`.
-        shadow: Keep everything, and record what the rule said.
+        shadow: Keep every sample, and record what the rule decided.
         accept_parent_limits: Take limits for a quantised file that were fitted before quantisation.
         on_progress: Called after every batch.
         stop: Asked after every batch; True ends the run in good order.
@@ -211,7 +212,7 @@ def run_stream(
     Raises:
         PolicyError: the policy is for another model, or incomplete.
         InputError: the rule reads what the model file does not give.
-        StoreError: the store cannot take a sample.
+        StoreError: the store cannot be written.
     """
     parts = parts_of(model, policy, accept_parent_limits=accept_parent_limits)
     return _run(
@@ -268,5 +269,5 @@ def _published(publisher: DecisionPublisher) -> JsonObject:
 def _problem(tally: Tally, store: RetentionStore) -> str:
     if not tally.n_seen or tally.n_quarantined + tally.n_skipped < tally.n_seen:
         return ""
-    reason = next((aside.reason for aside in store.quarantined()), "see --on-error raise")
+    reason = next((sample.reason for sample in store.quarantined()), "see --on-error raise")
     return f"none of {tally.n_seen} samples could be decoded, scored and kept: {reason}"

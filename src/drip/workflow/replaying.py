@@ -1,4 +1,4 @@
-"""What another policy would have kept, from the decisions that a store's audit remembers."""
+"""Replay: what another policy would have kept, computed from the decisions in a store's audit."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class ReplayCounts:
         retained_before: What the recorded policies retained.
         retained_now: What the new policy retains.
         agreeing: Decisions that are the same.
-        bytes_before: Encoded bytes of what was retained.
-        bytes_now: Encoded bytes of what the new policy retains.
+        bytes_before: Encoded bytes of the samples that were retained.
+        bytes_now: Encoded bytes of the samples that the new policy retains.
     """
 
     seen: int
@@ -58,16 +58,16 @@ class ReplayPart:
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """What a policy would have retained. Budget and duplicates do not enter: a store may keep less.
+    """What a policy would have retained. Budget and duplicates are ignored, so a store may keep less.
 
     Attributes:
         policy_digest: The new policy.
         rule: Its rule.
         class_names: In the order of the classes; or empty.
         counts: All replayed decisions.
-        n_forgotten: Decisions that the audit no longer has, the oldest ones.
-        n_other_models: Decisions on other models' scores, which were left out.
-        n_unknown_model: Replayed decisions of which the store does not say what scored them.
+        n_forgotten: Oldest decisions, which the audit no longer has.
+        n_other_models: Decisions on scores of other models, which were left out.
+        n_unknown_model: Replayed decisions for which the store has no model.
         classes: By predicted class.
         parts: Over time: up to ten parts of equal counts.
     """
@@ -84,18 +84,18 @@ class ReplayReport:
 
 
 def replay(store_path: str | Path, policy: Policy) -> ReplayReport:
-    """Decide anew on what a store's audit remembers; the store is only read.
+    """Decide again on the observations in a store's audit; the store is only read.
 
-    Rows are decided in the order of arrival from the rule's calibrated state, as a fresh run would.
+    Rows are decided in the order of arrival, starting from the rule's calibrated state like a new run.
 
     Args:
         store_path: The store.
         policy: The policy to try.
 
     Raises:
-        PolicyError: the audit's scores are of another model or of another definition, or lack what the rule
-            reads; or there is no decision.
-        StoreError: no store, or a damaged one.
+        PolicyError: the audit has no decision, or only decisions on another model or score definition.
+        InputError: the audit lacks a score that the rule reads.
+        StoreError: the store does not exist or is damaged.
     """
     rule = policy.to_rule()
     columns = _Columns()
@@ -112,44 +112,43 @@ def replay(store_path: str | Path, policy: Policy) -> ReplayReport:
                 columns.add(ours, rule.decide_many(_observations(ours, rule, policy)).retain)
         n_forgotten = store.stats().seen - len(columns) - n_others
     if not len(columns):
-        raise PolicyError(_nothing(n_others, policy, origins.values()))
+        raise _nothing_to_replay(store_path, n_others, policy, origins.values())
     return columns.report(policy, n_forgotten=n_forgotten, n_others=n_others, n_unknown=n_unknown)
 
 
 def _serves(origin: Origin, policy: Policy) -> bool:
-    """True where the decisions were made on scores that the policy's limits are for."""
+    """True if the decisions were made on the scores that the policy was calibrated on."""
+    # Stores of earlier versions lack some keys; only those that both have can disagree.
     score, other = origin.score, policy.provenance.score
     same = all(score.get(key) == other.get(key) for key in _SCORE_KEYS if key in score and key in other)
     return same and policy.provenance.model_digest in origin.model_digests
 
 
-def _nothing(n_others: int, policy: Policy, origins: Iterable[Origin]) -> str:
+def _nothing_to_replay(
+    store_path: str | Path, n_others: int, policy: Policy, origins: Iterable[Origin]
+) -> PolicyError:
     if not n_others:
-        return "at least one recorded decision is needed, got an audit without; run a stream into the store"
-    found = sorted({digest[:12] for origin in origins for digest in origin.model_digests})
-    return (
-        f"a policy for the model and score of the recorded decisions is needed ({', '.join(found)}...), "
-        f"got one for {policy.provenance.model_digest[:12]}...; calibrate with the model that ran"
+        message = f"{store_path}: the audit has no decisions; run a stream into the store first"
+        return PolicyError(message, code="audit-empty")
+    found = sorted({f"{digest[:12]}..." for origin in origins for digest in origin.model_digests})
+    message = (
+        f"{store_path}: the decisions were made on another model or score ({', '.join(found)}) than the "
+        f"policy's ({policy.provenance.model_digest[:12]}...); calibrate with the model that ran"
     )
+    return PolicyError(message, code="audit-other-model")
 
 
 def _observations(rows: list[AuditRow], rule: BaseRule, policy: Policy) -> Observations:
     names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
     widths = {len(row.logits) for row in rows}
     if widths - {0, policy.n_classes}:
-        raise PolicyError(
-            f"a policy for {max(widths)} classes is needed, got one for {policy.n_classes}; "
-            "calibrate with the model that ran"
-        )
+        raise _other_classes(f"{max(widths)} classes", policy)
     has_logits = 0 not in widths
     held = {*names, "logits"} if has_logits else set(names)
     require_scores(rule, held, _advice(rule.needs - held))
     classes = np.array([row.predicted_class for row in rows], dtype=np.int64)
     if classes.max() >= policy.n_classes:
-        raise PolicyError(
-            f"a policy for more than {classes.max()} classes is needed, got one for {policy.n_classes}; "
-            "calibrate with the model that ran"
-        )
+        raise _other_classes(f"class {classes.max()}", policy)
     logits = np.stack([row.logits for row in rows]) if has_logits else np.zeros((len(rows), policy.n_classes))
     return Observations(
         classes=classes,
@@ -161,16 +160,24 @@ def _observations(rows: list[AuditRow], rule: BaseRule, policy: Policy) -> Obser
     )
 
 
+def _other_classes(found: str, policy: Policy) -> PolicyError:
+    message = (
+        f"the audit has decisions on {found}, but the policy is for {policy.n_classes} classes; calibrate "
+        "with the model that ran"
+    )
+    return PolicyError(message, code="policy-other-classes")
+
+
 def _advice(missing: frozenset[str]) -> str:
     if "features" in missing:
-        return "features are too large for an audit: try this rule with drip run --shadow"
+        return "the audit has no features, as they are too large; try this rule with drip run --shadow"
     if "logits" in missing:
         return "make the store with audit_logits=True"
-    return "run a model or file that gives this score"
+    return "run a model or file that provides this score"
 
 
 class _Columns:
-    """What the report needs of every row, as arrays."""
+    """The columns that the report needs, as arrays."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[IntArray, IntArray, BoolArray, BoolArray, FloatArray]] = []
