@@ -65,6 +65,8 @@ def put(source, target):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch's own export, which a tutorial calls
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if fences(page) and name(page) not in ELSEWHERE], ids=name
 )
