@@ -73,8 +73,7 @@ def choosing_page() -> str:
         families.setdefault(reads, []).append(name)
     return _template(
         "choose-a-rule.md.j2",
-        recommended=getattr(rules, "RECOMMENDED", "drip"),
-        recommendation=getattr(rules, "RECOMMENDATION", ""),
+        recommendation=rules.RECOMMENDATION,
         families=families,
     )
 

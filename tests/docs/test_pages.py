@@ -12,6 +12,7 @@ from pages import DOCS, GENERATED, PAGES, ROOT, name, prose
 
 import drip
 from drip.errors import CODES
+from drip.rules import RECOMMENDATION
 
 MOST_WORDS = 15_000
 MOST_UNUSED_CODES = 42  # may only become smaller
@@ -26,6 +27,10 @@ def test_the_documentation_stays_short():
     written = [page for page in pages if not name(page).removeprefix("docs/").startswith(GENERATED)]
     words = {name(page): len(prose(page).split()) for page in written}
     assert sum(words.values()) <= MOST_WORDS, words
+
+
+def test_the_readme_answers_which_rule_as_the_code_does():
+    assert RECOMMENDATION in " ".join((ROOT / "README.md").read_text().split())
 
 
 def test_every_error_code_has_its_place_on_the_troubleshooting_page():
