@@ -11,7 +11,7 @@ from rich.console import Console
 
 from drip.errors import DripError, InputError
 from experiments.ledger import RESULTS, Ledger
-from experiments.running import DATASETS, STUDIES, measure, missing, units
+from experiments.running import DATASETS, STUDIES, measure, missing, print_plan, units
 
 app = typer.Typer(
     help="Reproduce the DRIP paper and compare selection rules.",
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+DOCS = Path(__file__).parent.parent / "docs"
 CACHE = Path(__file__).parent.parent / ".cache" / "experiments"
 
 Study = Annotated[list[str] | None, typer.Option("--study", help=f"One of {', '.join(STUDIES)}; repeatable.")]
@@ -41,8 +42,6 @@ def plan(
     results: Results = RESULTS,
 ) -> None:
     """Show what is missing, and the core-hours it takes judging by what was measured."""
-    from experiments.planning import print_plan  # noqa: PLC0415
-
     ledger = Ledger(results)
     print_plan(console, ledger, missing(ledger, units(study, regime, dataset, seeds)))
 
@@ -72,9 +71,10 @@ def run(
 @app.command()
 def report(
     results: Results = RESULTS,
-    docs: Annotated[Path, typer.Option(help="Folder of the page.")] = Path(__file__).parent.parent / "docs",
+    docs: Annotated[Path, typer.Option(help="Folder of the documentation.")] = Path(__file__).parent.parent
+    / "docs",
 ) -> None:
-    """Write docs/reproduction.md and its figures from the result files alone."""
+    """Write the pages, tables and figures that are made from the result files."""
     from experiments.report import write  # noqa: PLC0415
 
     for path in write(results, docs):

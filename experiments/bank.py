@@ -1,4 +1,7 @@
-"""Frozen features: the backbone runs once over every row and view; the maps stay in memory-mapped files."""
+"""What is computed once per data set: frozen features of every row and view, and encoded sizes.
+
+The backbone runs once over every row; its maps stay in memory-mapped files.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from drip.datasets import AudioDataset, ImageDataset
 from drip.errors import InputError
 from drip.files import sha256_hex, write_atomically
 from drip.types import IntArray, JsonObject
@@ -154,6 +158,19 @@ def _compute(
         os.fsync(file.fileno())
     temporary.replace(base.with_suffix(".inputs.npy"))
     done_path.unlink(missing_ok=True)
+
+
+def encoded_sizes(data: ImageDataset | AudioDataset, cache: Path) -> IntArray:
+    """Bytes of every sample as a store would keep it, shape (n,), int64; kept in the cache folder."""
+    key = sha256_hex(f"{data.name} {len(data)}".encode())[:16]
+    path = cache / f"sizes-{key}.npy"
+    if not path.exists():
+        sizes = data.encoded_sizes(np.arange(len(data)))
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.part.npy")
+        np.save(temporary, sizes)
+        temporary.replace(path)
+    return np.asarray(np.load(path), np.int64)
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -1,4 +1,7 @@
-"""The paper's claims judged by our runs: holds, does not hold, inconclusive or not tested, with numbers."""
+"""The paper's claims judged by our runs: holds, does not hold, inconclusive or not tested.
+
+Numbers and outcomes only; the words around them are in the templates.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,7 @@ import numpy as np
 
 from experiments.cells import Scalar
 from experiments.reading import DATASETS, Evidence, Place, Series, paper, size_ratio
-from experiments.statistics import LEVEL, MIN_INTERVAL, Comparison, compare
-from experiments.tables import dataset_name, interval, joined, percent, runs, signed
+from experiments.statistics import LEVEL, Comparison, compare
 
 Outcome = Literal["holds", "does not hold", "inconclusive", "not tested"]
 
@@ -20,9 +22,9 @@ READINGS = {
     "dpw": ("drip", "drip.normalised"),
     "noise": ("drip", "drip.normalised"),
 }
-"""Arms that stand for the paper's rule, by study; the first is the one the verdict rests on."""
+"""Readings of the paper's rule, by study; the first one gives the verdict."""
 NOISY = ("cifar10", "tomato")
-"""Data sets of the study of noise: the paper's Fig. 6 has the first; does it carry over to the second?"""
+"""Data sets of the study of noise: that of the paper's Fig. 6, and a second one."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,27 @@ class Finding:
     Attributes:
         dataset: Which.
         outcome: The verdict on it alone.
-        numbers: What it rests on, in words.
-        plain: The outcome by the interval without the correction for re-splits.
-        mean: The mean difference, where one difference decides.
+        uncorrected: The verdict by the interval without the correction for re-splits.
+        lowest: The difference that was judged; of several settings the one with the smallest mean.
+        highest: Of several settings the one with the largest mean; otherwise the same as ``lowest``.
+        at: The settings of ``lowest`` and ``highest``; empty where there is one difference.
+        published: What the paper gives for it, where it gives a number.
+        missing: Settings with fewer than five runs.
     """
 
     dataset: str
     outcome: Outcome
-    numbers: str
-    plain: Outcome
-    mean: float | None = None
+    uncorrected: Outcome
+    lowest: Comparison | None = None
+    highest: Comparison | None = None
+    at: tuple[Scalar, ...] = ()
+    published: float | None = None
+    missing: int = 0
+
+    @property
+    def mean(self) -> float | None:
+        """The mean difference, where one difference decides."""
+        return None if self.at or self.outcome == "not tested" or not self.lowest else self.lowest.mean
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ class Verdict:
     Attributes:
         claim: Its table of ``paper.toml``.
         regime: ``full`` or ``head``; empty where the claim cannot be tested.
-        arm: What stood for DRIP.
+        arm: The reading of the paper's rule.
         outcome: All data sets together: fails with one of them, holds only with all.
         findings: By data set.
     """
@@ -62,30 +75,9 @@ class Verdict:
     outcome: Outcome
     findings: tuple[Finding, ...]
 
-    @property
-    def reason(self) -> str:
-        """Which data sets gave which outcome, in words."""
-        if not self.findings:
-            return str(self.claim["rule"].get("why", "no data set of it was run"))
-        by_outcome: dict[str, list[str]] = {}
-        for finding in self.findings:
-            by_outcome.setdefault(finding.outcome, []).append(dataset_name(finding.dataset))
-        if len(by_outcome) == 1:
-            names = next(iter(by_outcome.values()))
-            return {1: names[0], 2: "both data sets"}.get(len(names), f"all {len(names)} data sets")
-        order = ("holds", "does not hold", "inconclusive", "not tested")
-        told = [f"{outcome}: {joined(by_outcome[outcome])}" for outcome in order if outcome in by_outcome]
-        return "; ".join(told)
-
-    @property
-    def brief(self) -> str:
-        """The mean differences, from the smallest to the largest."""
-        means = sorted(finding.mean for finding in self.findings if finding.mean is not None)
-        if not means:
-            return ""
-        low, high = signed(means[0]), signed(means[-1])
-        unit = "points per tenth of noise" if self.claim["rule"]["kind"] == "decline" else "points"
-        return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
+    def datasets(self, outcome: Outcome) -> list[str]:
+        """Data sets with one outcome."""
+        return [finding.dataset for finding in self.findings if finding.outcome == outcome]
 
 
 def judge(evidence: Evidence, claim: Mapping[str, Any], regime: str, arm: str | None = None) -> Verdict:
@@ -178,18 +170,16 @@ def _published(evidence: Evidence, rule: Mapping[str, Any], place: Place, arm: s
     if "b" in rule:
         gap = round(stated[rule["a"]][0] - stated[rule["b"]][0], 6)
         found = evidence.difference(place, _arm(rule["a"], arm), _arm(rule["b"], arm))
-        return _finding(place, found, rule["relation"], gap, f", {signed(gap, 1)} in Table I")
+        return replace(_finding(place, found, rule["relation"], gap), published=gap)
     series = evidence.get(place, _arm(rule["a"], arm))
     values = np.empty(0) if series is None else series.values(rule["metric"])
     if not values.size or not np.isfinite(values).all():
-        return _finding(place, None, rule["relation"], 0.0)
-    mean = stated[rule["metric"]][0]
-    numbers = f"{percent(float(values.mean()))} % here, {percent(mean, 0)} % in Table I; difference "
+        return Finding(place.dataset, "not tested", "not tested")
+    mean = float(stated[rule["metric"]][0])
     # Savings are a share of the stream, which no test set measures: the ratio is that of accuracies, and
     # makes their interval wider than it need be.
     found = compare(values - mean, None if series is None else size_ratio([series], series.runs))
-    finding = _finding(place, found, rule["relation"], rule["margin"])
-    return replace(finding, numbers=numbers + finding.numbers)
+    return replace(_finding(place, found, rule["relation"], rule["margin"]), published=mean)
 
 
 def _sweep(evidence: Evidence, rule: Mapping[str, Any], place: Place, arm: str) -> Finding:
@@ -204,7 +194,7 @@ def _sweep(evidence: Evidence, rule: Mapping[str, Any], place: Place, arm: str) 
         if one is not None and many is not None and one.half is not None:
             cells[value] = (one, many)
     if not cells:
-        return Finding(place.dataset, "not tested", _too_few([]), "not tested")
+        return Finding(place.dataset, "not tested", "not tested", missing=len(values))
     untested: list[Outcome] = ["not tested"] * (len(values) - len(cells))
 
     decides: Outcome = "does not hold" if every else "holds"  # one setting, by its widened interval
@@ -216,15 +206,16 @@ def _sweep(evidence: Evidence, rule: Mapping[str, Any], place: Place, arm: str) 
         many = [outcome(each, rule["relation"], bound, corrected=corrected) for _, each in cells.values()]
         return decides if decides in many else all_say if set(ones) == {all_say} else "inconclusive"
 
-    best, worst = (pick(cells, key=lambda value: cells[value][0].mean) for pick in (max, min))
-    numbers = (
-        f"from {interval(cells[worst][0])} at {rule['over']} {worst} "
-        f"to {interval(cells[best][0])} at {rule['over']} {best}"
+    worst, best = (pick(cells, key=lambda value: cells[value][0].mean) for pick in (min, max))
+    return Finding(
+        place.dataset,
+        total(corrected=True),
+        total(corrected=False),
+        cells[worst][0],
+        cells[best][0],
+        (worst, best),
+        missing=len(untested),
     )
-    if untested:
-        numbers += f"; {len(cells)} of {len(values)} values of {rule['over']} "
-        numbers += "has five runs" if len(cells) == 1 else "have five runs"
-    return Finding(place.dataset, total(corrected=True), numbers, total(corrected=False))
 
 
 def _decline(evidence: Evidence, rule: Mapping[str, Any], place: Place, arm: str) -> Finding:
@@ -243,16 +234,14 @@ def _decline(evidence: Evidence, rule: Mapping[str, Any], place: Place, arm: str
     both = [*held.get("a", []), *held.get("b", [])]
     seeds = sorted(set.intersection(*(set(series.runs) for series in both))) if both else []
     if len(steps) < 2 or not seeds:
-        return Finding(place.dataset, "not tested", _too_few([]), "not tested")
+        return Finding(place.dataset, "not tested", "not tested")
     slopes = {
         side: np.polyfit(steps, np.array([series.values("accuracy", seeds) for series in held[side]]), 1)[0]
         / 10
         for side in "ab"
     }
     found = compare(slopes["a"] - slopes["b"], size_ratio(both, seeds))
-    names = {side: _arm(rule[side], arm) for side in "ab"}
-    slope = "; ".join(f"{names[side]} {signed(float(slopes[side].mean()))}" for side in "ab")
-    return _finding(place, found, "greater", 0.0, f" per tenth of noise ({slope})")
+    return _finding(place, found, "greater", 0.0)
 
 
 def _at_level(evidence: Evidence, place: Place, a: str, b: str, confidence: float) -> Comparison | None:
@@ -266,18 +255,11 @@ def _at_level(evidence: Evidence, place: Place, a: str, b: str, confidence: floa
     return compare(values, size_ratio((first, second), seeds), confidence)
 
 
-def _finding(place: Place, found: Comparison | None, relation: str, bound: float, note: str = "") -> Finding:
+def _finding(place: Place, found: Comparison | None, relation: str, bound: float) -> Finding:
     if found is None or found.half is None:
-        return Finding(
-            place.dataset, "not tested", _too_few([] if found is None else [found.n]), "not tested"
-        )
-    plain = outcome(found, relation, bound, corrected=False)
-    numbers = f"{interval(found)}{note}"
-    return Finding(place.dataset, outcome(found, relation, bound), numbers, plain, found.mean)
-
-
-def _too_few(counts: list[int]) -> str:
-    return f"{runs(counts[0])}, {MIN_INTERVAL} are needed" if counts else "not run"
+        return Finding(place.dataset, "not tested", "not tested", found, found)
+    uncorrected = outcome(found, relation, bound, corrected=False)
+    return Finding(place.dataset, outcome(found, relation, bound), uncorrected, found, found)
 
 
 def _together(outcomes: list[Outcome]) -> Outcome:

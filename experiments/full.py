@@ -25,10 +25,9 @@ from drip.models import AudioCNN, EfficientNetB0, MobileNetV2, SmallCNN, cut_bef
 from drip.scoring import TorchScorer, model_digest
 from drip.training import Examples, TrainConfig, train
 from drip.types import FloatArray, IntArray, JsonObject, Observations
-from experiments.bank import Bank, build_bank
+from experiments.bank import Bank, build_bank, encoded_sizes
 from experiments.recipes import RECIPES, Recipe, Training
 from experiments.regimes import BATCH, observe_maps
-from experiments.sizes import encoded_sizes
 from experiments.views import network_inputs
 
 INPUT_SIZE = {"mnist": 64, "cifar10": 128, "tomato": 128, "speech_commands": 96}

@@ -17,9 +17,8 @@ from drip.errors import InputError
 from drip.models import MobileNetV2, load_features
 from drip.scoring import TorchScorer, model_digest
 from drip.types import FloatArray, IntArray, JsonObject, Observations
-from experiments.bank import Bank, build_bank
+from experiments.bank import Bank, build_bank, encoded_sizes
 from experiments.regimes import observe_maps
-from experiments.sizes import encoded_sizes
 from experiments.views import VIEWS, network_inputs
 
 

@@ -23,8 +23,7 @@ from drip.types import FloatArray, IntArray, JsonObject, Observations
 from experiments import registered, streams
 from experiments.cells import Cell, Unit
 from experiments.regimes import Regime
-from experiments.scenarios import SCENARIOS
-from experiments.streams import RETENTION, StreamWorkspace
+from experiments.streams import RETENTION, SCENARIOS, StreamWorkspace
 from experiments.workspace import Outcome, Workspace
 
 NAME = "limits"

@@ -137,7 +137,7 @@ class Evidence:
             if unit.seed in group:
                 known = group[unit.seed].cell.id
                 raise InputError(
-                    f"one line per run is needed, got {known!r} and {record.cell.id!r} for the same"
+                    f"two lines for one run: {known!r} and {record.cell.id!r}; remove one of them"
                 )
             group[unit.seed] = record
         for group in runs.values():
@@ -319,8 +319,8 @@ def _same_configuration(runs: Mapping[int, Record]) -> None:
             f"{digest}: {', '.join(run.cell.id for run in group)}" for digest, group in by_hash.items()
         )
         raise InputError(
-            f"the runs of one arm must have one configuration, got {len(by_hash)} ({named}); "
-            "run the older ones again, or remove their lines"
+            f"the runs of one arm have {len(by_hash)} configurations ({named}); run the older ones again, or "
+            "remove their lines"
         )
 
 

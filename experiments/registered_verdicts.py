@@ -1,4 +1,8 @@
-"""The registered comparison: which verdicts `registered.toml` gives on the records, and nothing else."""
+"""The registered comparison: the verdicts that `registered.toml` gives on the records, with their cells.
+
+The criteria were fixed before the runs. One fails when one of its cells does not show what was asked;
+:func:`cells_of` tells a cell that contradicts it from one that is only inconclusive.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from experiments.streams import RETENTION
 from experiments.table1 import discard_fraction
 from experiments.tables import dataset_name, joined, percent
 
-BETTER, NOT_WORSE, NOT_SHOWN, MISSING = "better", "not worse", "not shown", "not run"
+BETTER, NOT_WORSE, INCONCLUSIVE, MISSING = "better", "not worse", "inconclusive", "not run"
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Found:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``not worse`` or ``not shown``."""
+        """``better``, ``not worse`` or ``inconclusive``."""
         tests = plan()["tests"]
         if (
             self.is_material
@@ -49,7 +53,7 @@ class Found:
             and self.p < 1 - tests["level"]
         ):
             return BETTER
-        return NOT_WORSE if above(self.comparison, tests["not_worse"]) else NOT_SHOWN
+        return NOT_WORSE if above(self.comparison, tests["not_worse"]) else INCONCLUSIVE
 
 
 def iid_place(dataset: str, retention: float) -> Place:
@@ -65,6 +69,28 @@ def full_place(dataset: str) -> Place:
 def stream_place(dataset: str, scenario: str) -> Place:
     """A stream that is not well mixed."""
     return Place(NAME, "head", dataset).at(scenario=scenario, retention=RETENTION)
+
+
+def iid_places() -> list[Place]:
+    """The head-only cells that were registered."""
+    iid = plan()["iid"]
+    return [iid_place(dataset, kept) for kept in iid["retentions"] for dataset in iid["datasets"]]
+
+
+def full_places() -> list[Place]:
+    """The cells of full training that were registered."""
+    return [full_place(dataset) for dataset in plan()["full"]["datasets"]]
+
+
+def stream_places(name: str | None = None) -> list[Place]:
+    """The streams that were registered, or those of one name."""
+    streams = plan()["streams"]
+    return [
+        stream_place(dataset, each)
+        for dataset in streams["datasets"]
+        for each in streams["scenarios"]
+        if name in (None, each)
+    ]
 
 
 def against_random(
@@ -108,12 +134,21 @@ class Criterion:
     Attributes:
         says: What must hold.
         outcome: ``holds``, ``does not hold``, or ``not run`` while runs are missing.
-        why: The cells that decide, in words.
+        held: Cells in which it holds.
+        failed: Names of the cells in which it does not.
+        missing: Cells without enough runs.
     """
 
     says: str
     outcome: str
-    why: str
+    held: int
+    failed: tuple[str, ...]
+    missing: int
+
+    @property
+    def cells(self) -> int:
+        """How many cells decide."""
+        return self.held + len(self.failed) + self.missing
 
 
 def criteria(evidence: Evidence, arm: str) -> list[Criterion]:
@@ -122,12 +157,79 @@ def criteria(evidence: Evidence, arm: str) -> list[Criterion]:
 
 
 def recommended(evidence: Evidence) -> str | None:
-    """The rule that is recommended by the records; None while runs are missing."""
+    """The rule that the registered plan would recommend by the records; None while runs are missing.
+
+    The project does not follow it: see the page that is made from these records.
+    """
     rules = plan()["rules"]
     outcomes = [one.outcome for one in criteria(evidence, rules["candidate"])]
     if MISSING in outcomes:
         return None
     return str(rules["candidate"] if set(outcomes) == {"holds"} else rules["fallback"])
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A cell of a criterion that an interval decides.
+
+    Attributes:
+        place: Where.
+        comparison: The difference.
+        bound: What the whole interval must lie above.
+    """
+
+    place: Place
+    comparison: Comparison
+    bound: float
+
+    @property
+    def is_refuted(self) -> bool:
+        """Whether the whole interval is below the bound; one that spans it is inconclusive."""
+        return self.comparison.half is not None and self.comparison.mean + self.comparison.half < self.bound
+
+
+def cells_of(evidence: Evidence, arm: str) -> list[tuple[Criterion, list[Tested]]]:
+    """Every criterion of a rule with its cells; none where a measured share decides and not a test."""
+    iid, streams = plan()["iid"], stream_places()
+    worse = float(plan()["tests"]["not_worse"])
+    found = against_random(evidence, arm, iid_places())
+    gains = {
+        place: one
+        for place, one in found.items()
+        if one.is_material and dict(place.settings)["retention"] in iid["better_at"]
+    }
+    ends = {
+        place: end
+        for place in iid_places()
+        if dict(place.settings)["retention"] == iid["all_at"]
+        and (end := against_all(evidence, arm, place)) is not None
+    }
+    cells = [
+        _against(gains, 0.0),
+        _against(found, worse),
+        [Tested(place, end, worse) for place, end in ends.items()],
+        _tested_full(evidence, arm),
+        _against(against_random(evidence, arm, streams), worse),
+        _against(against_random(evidence, arm, streams, "worst_class_accuracy"), worse),
+        [],
+        [],
+    ]
+    return list(zip(criteria(evidence, arm), cells, strict=True))
+
+
+def _tested_full(evidence: Evidence, arm: str) -> list[Tested]:
+    """Full training; where all data gain, a rule that gains head-only must be above 0, the same sign."""
+    reference, at = plan()["rules"]["reference"], plan()["iid"]["all_at"]
+    cells = []
+    for place, one in against_random(evidence, arm, full_places()).items():
+        head = evidence.difference(iid_place(place.dataset, at), arm, reference)
+        asks_sign = one.is_material and head is not None and head.mean > 0
+        cells.append(Tested(place, one.comparison, 0.0 if asks_sign else float(plan()["tests"]["not_worse"])))
+    return cells
+
+
+def _against(found: dict[Place, Found], bound: float) -> list[Tested]:
+    return [Tested(place, one.comparison, bound) for place, one in found.items()]
 
 
 def _iid(evidence: Evidence, arm: str) -> list[Criterion]:
@@ -153,7 +255,7 @@ def _iid(evidence: Evidence, arm: str) -> list[Criterion]:
         ),
         _judged(
             "not worse than random in any cell",
-            {key: verdicts[key] != NOT_SHOWN if key in verdicts else None for key in places},
+            {key: verdicts[key] != INCONCLUSIVE if key in verdicts else None for key in places},
         ),
         _judged(
             f"not worse than all data where {percent(iid['all_at'], 0)} % is kept",
@@ -182,7 +284,7 @@ def _full(evidence: Evidence, arm: str) -> Criterion:
             results[key] = None
         else:
             same_sign = one.comparison.mean * frozen.mean > 0 or not one.is_material
-            results[key] = same_sign and one.verdict != NOT_SHOWN
+            results[key] = same_sign and one.verdict != INCONCLUSIVE
     return _judged("with full training of the same sign, and not worse than random", results)
 
 
@@ -224,7 +326,7 @@ def _streams(evidence: Evidence, arm: str) -> list[Criterion]:
             at_most("junk_kept", streams["most_junk"], streams["junk_in"], np.mean),
         ),
         _judged(
-            f"retention within {100 * streams['rate_within']:g} points of the target over any 1,000 arrivals "
+            f"keep rate within {100 * streams['rate_within']:g} points of the target over any 1,000 arrivals "
             "after the first 1,000",
             at_most("trailing_off", streams["rate_within"], streams["scenarios"], np.max),
         ),
@@ -233,16 +335,11 @@ def _streams(evidence: Evidence, arm: str) -> list[Criterion]:
 
 def _judged(says: str, results: dict[tuple[Any, ...], bool | None]) -> Criterion:
     """Fails with one cell that fails; unknown while a cell is missing and none fails."""
-    failed = [key for key, result in results.items() if result is False]
-    missing = [key for key, result in results.items() if result is None]
+    failed = tuple(_named(key) for key, result in results.items() if result is False)
+    missing = sum(result is None for result in results.values())
     held = sum(result is True for result in results.values())
-    parts = [f"{held} of {len(results)} cells hold"]
-    if failed:
-        parts.append("not in " + ", ".join(_named(key) for key in failed))
-    if missing:
-        parts.append(f"{len(missing)} not run")
     outcome = "does not hold" if failed else MISSING if missing else "holds"
-    return Criterion(says, outcome, "; ".join(parts))
+    return Criterion(says, outcome, held, failed, missing)
 
 
 def _named(key: tuple[Any, ...]) -> str:

@@ -1,9 +1,10 @@
-"""Finds what is missing and measures it, one line of a result file after the other."""
+"""Finds what is missing, estimates its time, and measures it line by line."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table as RichTable
 
 from drip.errors import InputError
 from experiments import dpw, limits, longer, noise, registered, streams, table1, tabular
@@ -21,8 +23,8 @@ from experiments.head import head_regime
 from experiments.ledger import Ledger, Record
 from experiments.protocol import groups_have_one_class
 from experiments.regimes import Regime
-from experiments.tabular_arms import arms as reducing_arms
 from experiments.tabular_workspace import Table, TabularWorkspace
+from experiments.tabular_workspace import arms as reducing_arms
 
 STUDIES: dict[str, ModuleType] = {
     module.NAME: module for module in (table1, longer, dpw, noise, streams, registered, limits, tabular)
@@ -86,8 +88,50 @@ def missing(ledger: Ledger, wanted: Sequence[Unit]) -> dict[Unit, list[Cell]]:
 
 
 def key(unit: Unit) -> tuple[str, str, str]:
-    """What one result file stands for."""
+    """What one result file holds."""
     return unit.study, unit.regime, unit.dataset
+
+
+def print_plan(console: Console, ledger: Ledger, lacking: Mapping[Unit, Sequence[Cell]]) -> None:
+    """One row per study, regime and data set: runs without all their cells, cells, core-hours."""
+    cells: dict[tuple[str, str, str], int] = defaultdict(int)
+    runs: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for unit, missing in lacking.items():
+        cells[key(unit)] += len(missing)
+        if missing:
+            runs[key(unit)].append(unit.seed)
+    table = RichTable("study", "regime", "data set", "runs missing", "cells missing", "core-hours")
+    total = 0.0
+    for name, count in cells.items():
+        seconds = seconds_per_cell(ledger, name)
+        hours = None if seconds is None else count * seconds / 3600
+        total += hours or 0.0
+        table.add_row(
+            *name, ranges(runs[name]), str(count), "not measured yet" if hours is None else f"{hours:.1f}"
+        )
+    console.print(table)
+    console.print(f"{sum(cells.values())} cells, at least {total:.1f} core-hours (training time alone)")
+
+
+def seconds_per_cell(ledger: Ledger, name: tuple[str, str, str]) -> float | None:
+    """Mean training time of a file's lines, or None where there is none."""
+    times = [record.metrics["fit_s"] for record in ledger.records("-".join(name))]
+    return sum(times) / len(times) if times else None
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Numbers in ascending order as ranges.
+
+    >>> ranges([0, 1, 2, 5]), ranges([])
+    ('0-2, 5', '')
+    """
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
 def measure(

@@ -1,19 +1,20 @@
-"""Grids of comparisons and lists of numbers as Markdown, each with a sentence of what is in it."""
+"""Grids of comparisons, and how a number is written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from math import isfinite
 
 import numpy as np
 
-from experiments.reading import RANDOM, REFERENCES, Evidence, Place, Series, paired, paper
+from experiments.reading import RANDOM, Evidence, Place, paired, paper
 from experiments.statistics import Comparison, holm
 
 ALPHA = 0.05
+FIGURES = "figures"
+"""Folder of the figures below that of the documentation."""
 BLANK = ""
 _WIDEST = 140
 _MINUS = "\u2212"
@@ -241,112 +242,6 @@ def kept(evidence: Evidence, place: Place) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-def crossings(evidence: Evidence, base: Place, over: str, references: Sequence[str]) -> list[list[str]]:
-    """Per selecting arm, where its mean crosses each reference's: between which values, in percent.
-
-    Means that are equal are on neither side; many crossings are counted.
-    """
-    places = [
-        base.at(**{over: value}) for value in evidence.values_of(over, base.study, base.regime, base.dataset)
-    ]
-    arms = list(dict.fromkeys(arm for place in places for arm in evidence.selecting(place)))
-    return [
-        [arm, *(_crossed(evidence, places, over, arm, reference) for reference in references)]
-        for arm in arms
-        if arm != RANDOM
-    ]
-
-
-def _crossed(evidence: Evidence, places: Sequence[Place], over: str, arm: str, reference: str) -> str:
-    sides = []
-    for place in places:
-        found = evidence.difference(place, arm, reference)
-        if found is not None and signed(found.mean, 6) != signed(0.0, 6):
-            sides.append((f"{100 * float(dict(place.settings)[over]):g}", found.mean > 0))
-    if not sides:
-        return BLANK
-    crossed = [f"{before}-{after}" for (before, was), (after, now) in pairwise(sides) if was != now]
-    if len(crossed) > _MANY:
-        return f"{len(crossed)} times, first {crossed[0]}, last {crossed[-1]}"
-    return ", ".join(crossed) or ("always above" if sides[0][1] else "always below")
-
-
-_MANY = 3
-_DETAILS = (
-    ("macro_f1", "macro F1"),
-    ("worst_class_accuracy", "worst class"),
-    ("ece", "ECE"),
-    ("errors_kept", "errors kept"),
-)
-
-
-_USUAL = frozenset(
-    (
-        "accuracy",
-        "n_train",
-        "n_test",
-        "n_stream",
-        "n_items",
-        "n_kept",
-        "native_kept",
-        "retention",
-        "native_retention",
-        "bytes_stream",
-        "bytes_kept",
-        "decide_us",
-        "decide_peak_bytes",
-        "state_bytes",
-        "fit_s",
-        "steps",
-    )
-)
-
-
-def detail(evidence: Evidence, place: Place, marked: Grid | None = None, column: str = "") -> list[str]:
-    """Every arm at one place with all that is measured of it; shares in percent, differences in points.
-
-    Args:
-        evidence: The records.
-        place: Which.
-        marked: A grid whose column is this place, for marks that count all of its cells.
-        column: That column.
-    """
-    arms = [arm for arm in REFERENCES if evidence.get(place, arm)] + evidence.selecting(place)
-    held = {arm: series for arm in arms if (series := evidence.get(place, arm)) is not None}
-    compared, name_of = (marked, column) if marked is not None else (against(evidence, {"": place}), "")
-    shown = [(name, title) for name, title in _DETAILS if any(_has(one, name) for one in held.values())]
-    shown += [(name, title) for name, title in _unusual(held.values())]
-    shown += [("bytes_share", "bytes")] if any(_has(one, "bytes_share") for one in held.values()) else []
-    costs = [
-        (name, title, scale)
-        for name, title, scale in (("decide_us", "µs", 1), ("decide_peak_bytes", "peak kB", 1000))
-        if any(_has(one, name) for one in held.values())
-    ]
-    streamed = any("retention_by_tenth" in run.extra for one in held.values() for run in one.runs.values())
-    headers = [
-        "arm",
-        "runs",
-        "accuracy",
-        "minus random",
-        "Wilcoxon p",
-        "native",
-        *(title for _, title in shown),
-    ]
-    headers += [title for _, title, _ in costs] + (["kept by tenth of the stream"] if streamed else [])
-    rows = []
-    for arm, series in held.items():
-        cell, mark = compared.cells.get((arm, name_of)), compared.marks.get((arm, name_of), "")
-        p = BLANK if cell is None or cell.wilcoxon is None else _p(cell.wilcoxon)
-        row = [arm, str(len(series.runs)), level(*series.summary("accuracy")[:2]), interval(cell, mark), p]
-        row += [
-            percent(series.summary(name)[0]) for name in ("native_retention", *(name for name, _ in shown))
-        ]
-        means = [series.summary(name)[0] / scale for name, _, scale in costs]
-        row += [f"{mean:.1f}" if isfinite(mean) else BLANK for mean in means]
-        rows.append(row + ([_tenths(series)] if streamed else []))
-    return markdown(headers, rows)
-
-
 def over_setting(evidence: Evidence, base: Place, over: str, reference: str) -> Grid:
     """Selecting arms minus a reference: rows are the values of a setting in percent, columns arms."""
     values = evidence.values_of(over, base.study, base.regime, base.dataset)
@@ -354,49 +249,6 @@ def over_setting(evidence: Evidence, base: Place, over: str, reference: str) -> 
     turned = against(evidence, places, reference)
     cells = {(name, arm): cell for (arm, name), cell in turned.cells.items()}
     return grid(over, list(places), turned.rows, cells)
-
-
-def metric_over(evidence: Evidence, base: Place, over: str, metric: str = "accuracy") -> list[str]:
-    """Mean and deviation of a metric in percent: rows are the values of a setting, columns arms."""
-    values = evidence.values_of(over, base.study, base.regime, base.dataset)
-    places = {f"{100 * float(value):g} %": base.at(**{over: value}) for value in values}
-    named = list(dict.fromkeys(arm for place in places.values() for arm in evidence.selecting(place)))
-    arms = [
-        arm
-        for arm in (*REFERENCES, *named)
-        if any(_has(evidence.get(place, arm), metric) for place in places.values())
-    ]
-    if not arms:
-        return []
-    rows = []
-    for name, place in places.items():
-        held = [evidence.get(place, arm) for arm in arms]
-        rows.append([name, *(BLANK if one is None else level(*one.summary(metric)[:2]) for one in held)])
-    return markdown([over, *arms], rows)
-
-
-def _unusual(held: Iterable[Series]) -> list[tuple[str, str]]:
-    """What only one study measures, by name and heading."""
-    runs_of = [run for series in held for run in series.runs.values()]
-    names = {name for run in runs_of for name in run.metrics} - _USUAL - {name for name, _ in _DETAILS}
-    parts = list(dict.fromkeys(part for run in runs_of for part in run.extra.get("accuracy_by_part", {})))
-    found = [(name, name.replace("_", " ")) for name in sorted(names)]
-    found += [(f"part:{part}", f"on {part}") for part in parts] if len(parts) > 1 else []
-    return found + (
-        [("tenths_spread", "spread")] if any("retention_by_tenth" in run.extra for run in runs_of) else []
-    )
-
-
-def _tenths(series: Series) -> str:
-    """Mean retention by tenth of the stream, in whole percent."""
-    held = [
-        run.extra["retention_by_tenth"] for run in series.runs.values() if "retention_by_tenth" in run.extra
-    ]
-    return " ".join(f"{100 * share:.0f}" for share in np.mean(held, axis=0)) if held else BLANK
-
-
-def _has(series: Series | None, metric: str) -> bool:
-    return series is not None and isfinite(series.summary(metric)[0])
 
 
 def _p(value: float | None) -> str:

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 
 from drip.types import JsonObject
 from experiments.cells import Cell, Unit
-from experiments.tabular_arms import VARIANTS, arms
 from experiments.tabular_workspace import (
     CONVERGED,
     CONVERGED_STEPS,
     PROTOCOLS,
     SHUFFLE_SEED,
+    VARIANTS,
     WATTS,
     Table,
     TabularWorkspace,
+    arms,
     goes_on,
 )
 from experiments.workspace import Outcome

@@ -18,7 +18,7 @@ from experiments.reading import Evidence, Place, Series
 from experiments.statistics import Comparison, compare
 from experiments.tables import Grid, grid
 from experiments.tabular import FRACTIONS, NAME, REGIMES
-from experiments.tabular_arms import VARIANTS
+from experiments.tabular_workspace import VARIANTS
 
 PUBLISHED = Path(__file__).with_name("tabular.toml")
 METRIC = "macro_f1"

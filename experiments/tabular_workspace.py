@@ -1,4 +1,7 @@
-"""What the cells of one run on a table share: split, reduced sets, and networks that are trained together."""
+"""The arms of the study of tables, and what the cells of one run share: split, reduced sets, networks.
+
+Arms are all methods that `drip.reduction` finds, and the published variants.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from math import isfinite
+from typing import Any
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -18,21 +22,56 @@ from sklearn.preprocessing import StandardScaler
 
 from drip.errors import InputError
 from drip.files import sha256_hex
-from drip.reduction import ForgettingTracker, epsilon_representativeness
+from drip.reduction import ForgettingTracker, available, create, epsilon_representativeness
+from drip.reduction.base import BaseReducer
 from drip.reduction.datasets import load_table
 from drip.reduction.energy import Energy, measure_energy
 from drip.types import FloatArray, IntArray, JsonObject
 from experiments.cells import Cell, Unit
 from experiments.protocol import evaluate
-from experiments.tabular_arms import FORGETTING, arms
 from experiments.tabular_network import Networks, Recipe, Rows, Values
 from experiments.workspace import Outcome
 
 WATTS = 8.5
 """Of one busy core, for the estimate: the 85 W of the published study's processor over its ten cores."""
 
+FORGETTING = "forgetting-events"
 TEST_SHARE = 0.25
 SHUFFLE_SEED = 2024
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method with arguments, under the name that results carry.
+
+    Attributes:
+        name: The arm.
+        method: Name among :func:`drip.reduction.available`.
+        params: Arguments besides fraction and seed, as pairs.
+    """
+
+    name: str
+    method: str
+    params: tuple[tuple[str, Any], ...] = ()
+
+    def build(self, fraction: float, seed: int) -> BaseReducer:
+        """The reducer for a fraction."""
+        return create(self.method, fraction=fraction, random_state=seed, **dict(self.params))
+
+
+_GLOBAL = ("stratify", "global")
+VARIANTS = (
+    Arm("stratified-random.global", "stratified-random", (_GLOBAL,)),
+    Arm("protodash.linear", "protodash", (("kernel", "linear"),)),
+    Arm("distance-entropy.global", "distance-entropy", (_GLOBAL,)),
+    Arm("matrix-decomposition.global", "matrix-decomposition", (_GLOBAL,)),
+)
+"""Plain random sampling without classes, and what the published code does in place of the definitions."""
+
+
+def arms() -> dict[str, Arm]:
+    """Every arm that reduces, by name: all methods, then the variants."""
+    return {arm.name: arm for arm in (*(Arm(name, name) for name in sorted(available())), *VARIANTS)}
 
 
 @dataclass(frozen=True)
@@ -74,7 +113,7 @@ class Table:
 
     def __init__(self, dataset: str, n_rows: int | None = None) -> None:
         if dataset not in PROTOCOLS:
-            raise InputError(f"a table of {', '.join(PROTOCOLS)} is needed, got {dataset!r}")
+            raise InputError(f"{dataset!r}: no such table; choose one of {', '.join(PROTOCOLS)}")
         table = load_table(dataset)
         low, spread = table.values.min(axis=0), np.ptp(table.values, axis=0)
         order = np.random.RandomState(SHUFFLE_SEED).permutation(len(table))[:n_rows]

@@ -7,8 +7,7 @@ from made_up import made_up_regime
 from experiments import streams
 from experiments.cells import Unit
 from experiments.protocol import Split
-from experiments.scenarios import ARRIVALS, SCENARIOS, scenario
-from experiments.streams import StreamWorkspace, stored_once
+from experiments.streams import ARRIVALS, SCENARIOS, StreamWorkspace, scenario, stored_once
 
 N_ROWS, N_CLASSES = 2600, 10
 VIEWS = streams._VIEWS

@@ -251,7 +251,7 @@ def test_every_method_has_its_row_in_every_table_and_its_panel():
 
 
 def test_runs_of_one_arm_with_two_configurations_are_refused():
-    with pytest.raises(InputError, match="must have one configuration"):
+    with pytest.raises(InputError, match="2 configurations"):
         page_of(made(2, config=lambda cell: {"seed": cell.unit.seed}))
 
 

@@ -16,8 +16,7 @@ from drip.reduction import available
 from experiments import running, tabular, tabular_workspace
 from experiments.cells import Unit
 from experiments.ledger import RESULTS, Ledger
-from experiments.tabular_arms import VARIANTS, arms
-from experiments.tabular_workspace import PROTOCOLS, Table, TabularWorkspace
+from experiments.tabular_workspace import PROTOCOLS, VARIANTS, Table, TabularWorkspace, arms
 
 UNIT = Unit("tabular", "table", "dry_bean", 0)
 FEW = 800
@@ -66,7 +65,7 @@ def test_the_plan_asks_for_ten_runs_of_dry_bean_and_no_table_for_other_studies()
     assert len(units) == 10
     assert {unit.study for unit in running.units(datasets=["dry_bean"])} == {"tabular"}
     assert "tabular" not in {unit.study for unit in running.units(datasets=["mnist"])}
-    with pytest.raises(InputError, match="a table of dry_bean, collision is needed, got 'mnist'"):
+    with pytest.raises(InputError, match="'mnist': no such table; choose one of dry_bean, collision"):
         Table("mnist")
 
 
