@@ -13,7 +13,7 @@ from drip.media import InputSpec
 
 sys.path.insert(0, str(Path(__file__).parent / "onnx"))
 
-CONTRACT = InputSpec((3, 8, 8), mean=(0.5,), std=(0.25,))
+SPEC = InputSpec((3, 8, 8), mean=(0.5,), std=(0.25,))
 N_PRODUCTION = 150
 
 
@@ -45,14 +45,14 @@ def board(tmp_path_factory):
     root = tmp_path_factory.mktemp("board")
     calibration = write_pictures(root / "calibration", 300, seed=1)
     production = write_pictures(root / "production", N_PRODUCTION, seed=2)
-    bare = make_model(root / "bare.onnx", CONTRACT, seed=3)
+    bare = make_model(root / "bare.onnx", SPEC, seed=3)
     policy = calibrate_file(OnnxScorer(bare.path), calibration)
     policy.save(root / "policy.json")
     limits = ([w.lower for w in policy.windows], [w.upper for w in policy.windows])
-    model = make_model(root / "model.onnx", CONTRACT, seed=3, policy=policy, limits=limits)
+    model = make_model(root / "model.onnx", SPEC, seed=3, policy=policy, limits=limits)
     return SimpleNamespace(
         root=root, model=model, bare=bare, policy=root / "policy.json", calibration=calibration,
-        production=production, spec=CONTRACT,
+        production=production, spec=SPEC,
     )  # fmt: skip
 
 

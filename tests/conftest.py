@@ -1,5 +1,6 @@
 """Makes this folder importable, so that tests in its subfolders reach ``support``; fixtures of whole runs."""
 
+import re
 import sys
 from types import SimpleNamespace
 
@@ -51,7 +52,7 @@ def digits(tmp_path_factory):
 
 @pytest.fixture
 def drip(monkeypatch, capsys):
-    """Calls the command line in this process: ``drip("run", ...)`` gives code, out and err."""
+    """Calls the command line in this process; ``drip("run", ...)`` gives code, error, out and err."""
     from drip.cli import main
 
     def call(*arguments):
@@ -62,6 +63,8 @@ def drip(monkeypatch, capsys):
         except SystemExit as done:
             code = done.code or 0
         captured = capsys.readouterr()
-        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+        found = re.search(r"^error\[([a-z0-9-]+)\]: ", captured.err, re.MULTILINE)
+        error = found[1] if found else ""
+        return SimpleNamespace(code=code, error=error, out=captured.out, err=captured.err)
 
     return call

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 MODEL = "drip.models:SmallCNN"
-SHAPE = "1,28,28"
+SHAPE = "1x28x28"
 N_PRODUCTION = 60
 
 

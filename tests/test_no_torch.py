@@ -101,14 +101,14 @@ def test_help_works_without_torch(prelude):
     "arguments",
     [
         ["demo"],
-        ["calibrate", "m:f", "--data", ".", "--shape", "1,2,2"],
-        ["run", "m:f", "--policy", "p", "--source", ".", "--store", "s"],
+        ["calibrate", "m:f", "--data", ".", "--input-spec", "1x2x2"],
+        ["run", "m:f", "--policy", __file__, "--source", ".", "--store", "s"],
     ],
     ids=lambda arguments: arguments[0],
 )
 def test_command_that_needs_torch_ends_with_the_install_line(arguments, prelude):
     done = fresh(prelude + "from drip.cli import main\nsys.argv[0] = 'drip'\nmain()\n", *arguments)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.startswith("error[package-missing]: ")
     assert 'pip install "drip-edge[' in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,6 +1,7 @@
-"""Calibrating from a folder and running a stream: the rooms put together, and what they refuse."""
+"""Calibrating from a folder and running a stream: the rooms together, and their errors."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,14 @@ from drip.sources import FolderSource
 from drip.store import RetentionStore
 from drip.workflow import ScoreOptions, calibrate_folder, run_stream, scorer_of
 
-CONTRACT = InputSpec((1, 28, 28))
+SPEC = InputSpec((1, 28, 28))
+
+
+@contextmanager
+def raises_code(kind, code):
+    with pytest.raises(kind) as caught:
+        yield
+    assert caught.value.code == code
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +49,13 @@ def test_policy_says_where_it_comes_from(digits, model):
     assert provenance.score["method"] == "gradcam"
     assert provenance.data == str(digits.calibration)
     assert provenance.n_samples == 300
-    assert InputSpec.from_json(provenance.input_spec) == CONTRACT
+    assert InputSpec.from_json(provenance.input_spec) == SPEC
     assert sum(sum(histogram.counts) for histogram in policy.histograms) == 300
 
 
 def test_progress_counts_to_the_number_of_files(digits, model):
     seen = []
-    calibrate_folder(model, digits.calibration, CONTRACT, on_progress=lambda *step: seen.append(step))
+    calibrate_folder(model, digits.calibration, SPEC, on_progress=lambda *step: seen.append(step))
     assert seen[-1] == (300, 300)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
@@ -62,7 +70,7 @@ def test_progress_counts_to_the_number_of_files(digits, model):
     ],
 )
 def test_score_options_travel_with_the_policy(options, digits, model, tmp_path):
-    calibrate_folder(model, digits.calibration, CONTRACT, score=options).save(tmp_path / "p.json")
+    calibrate_folder(model, digits.calibration, SPEC, score=options).save(tmp_path / "p.json")
     policy = Policy.load(tmp_path / "p.json")
     inputs = load_mnist().inputs(range(40))
     np.testing.assert_allclose(
@@ -87,7 +95,7 @@ class FunctionalHead(nn.Module):
 def test_layer_that_was_found_is_found_again_by_its_name(digits):
     torch.manual_seed(0)
     model = FunctionalHead()
-    policy = calibrate_folder(model, digits.calibration, CONTRACT)
+    policy = calibrate_folder(model, digits.calibration, SPEC)
     assert "+" in policy.provenance.layer
     scorer_of(policy, model).score(load_mnist().inputs(range(3)))
 
@@ -110,7 +118,7 @@ def test_scores_of_the_run_are_those_of_the_scorer(digits, model, store):
     run_stream(model, policy, FolderSource(digits.production), store, batch_size=7)
     for row in list(store.audit())[:5]:
         data = (digits.production / row.sample_id).read_bytes()
-        alone = scorer_of(policy, model).score(CONTRACT.prepare(data, "image/png")[None])
+        alone = scorer_of(policy, model).score(SPEC.prepare(data, "image/png")[None])
         assert row.scores["drip"] == pytest.approx(alone.scores[0], rel=1e-5)
         np.testing.assert_allclose(row.logits, alone.logits[0], rtol=1e-4, atol=1e-5)
 
@@ -119,19 +127,19 @@ def test_run_under_a_new_policy_continues_the_stream(digits, model, store):
     source = FolderSource(digits.production)
     first = Policy.load(digits.policy)
     run_stream(model, first, source, store, batch_size=20, stop=lambda: True)
-    second = calibrate_folder(model, digits.calibration, CONTRACT, retention=0.3)
+    second = calibrate_folder(model, digits.calibration, SPEC, retention=0.3)
     tally = run_stream(model, second, FolderSource(digits.production), store)
     assert tally.n_seen == N_PRODUCTION - 20
     digests = [row.policy_digest for row in store.audit()]
     assert digests == [first.digest] * 20 + [second.digest] * (N_PRODUCTION - 20)
 
 
-# -- refusals ------------------------------------------------------------------------------------------
+# -- errors --------------------------------------------------------------------------------------------
 
 
 def test_policy_of_another_model_is_refused(digits, store):
     torch.manual_seed(1)
-    with pytest.raises(PolicyError, match="calibrate again with this model"):
+    with raises_code(PolicyError, "policy-other-model"):
         run_stream(SmallCNN(), Policy.load(digits.policy), FolderSource(digits.production), store)
     assert store.stats().seen == 0
 
@@ -139,14 +147,14 @@ def test_policy_of_another_model_is_refused(digits, store):
 def test_policy_that_does_not_say_how_to_score_is_refused(model, digits):
     policy = Policy.load(digits.policy)
     bare = replace(policy, provenance=replace(policy.provenance, score={}))
-    with pytest.raises(PolicyError, match="how to score"):
+    with raises_code(PolicyError, "policy-invalid"):
         scorer_of(bare, model)
 
 
-def test_policy_without_an_input_contract_is_refused(model, digits, store):
+def test_policy_without_an_input_spec_is_refused(model, digits, store):
     policy = Policy.load(digits.policy)
     bare = replace(policy, provenance=replace(policy.provenance, input_spec={}))
-    with pytest.raises(InputError, match="input contract"):
+    with pytest.raises(InputError):
         run_stream(model, bare, FolderSource(digits.production), store)
 
 
@@ -160,49 +168,49 @@ def test_policy_of_an_unknown_rule_is_refused(model, digits, store):
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_fraction_outside_its_range_is_refused_before_any_work(fraction, model):
     with pytest.raises(InputError, match="retention"):
-        calibrate_folder(model, "/nowhere", CONTRACT, retention=fraction)
+        calibrate_folder(model, "/nowhere", SPEC, retention=fraction)
 
 
-def test_unknown_rule_is_refused_with_the_known_ones(model, digits):
-    with pytest.raises(InputError, match=r"margin.*'best'"):
-        calibrate_folder(model, digits.calibration, CONTRACT, rule="best")
+def test_unknown_rule_is_refused(model, digits):
+    with raises_code(InputError, "rule-unknown"):
+        calibrate_folder(model, digits.calibration, SPEC, rule="best")
 
 
 def test_class_names_of_another_number_are_refused(model, digits):
-    with pytest.raises(InputError, match="10 class names are needed, got 2"):
-        calibrate_folder(model, digits.calibration, CONTRACT, class_names=("a", "b"))
+    with raises_code(InputError, "labels-invalid"):
+        calibrate_folder(model, digits.calibration, SPEC, class_names=("a", "b"))
 
 
 def test_missing_folder_is_refused(model, tmp_path):
-    with pytest.raises(SourceError, match="a folder is needed"):
-        calibrate_folder(model, tmp_path / "none", CONTRACT)
+    with pytest.raises(SourceError, match="none"):
+        calibrate_folder(model, tmp_path / "none", SPEC)
 
 
 def test_unknown_layer_is_refused_by_name(model, digits):
     with pytest.raises(ModelError, match="no_such_layer"):
-        calibrate_folder(model, digits.calibration, CONTRACT, score=ScoreOptions(layer="no_such_layer"))
+        calibrate_folder(model, digits.calibration, SPEC, score=ScoreOptions(layer="no_such_layer"))
 
 
-def test_contract_of_another_shape_than_the_files_is_refused_with_the_file(model, digits):
-    with pytest.raises(InputError, match=r"sample '\d/\d+\.png': an image of 32 x 32"):
+def test_input_spec_of_another_shape_than_the_files_is_refused_with_the_file(model, digits):
+    with pytest.raises(InputError, match=r"\d/\d+\.png"):
         calibrate_folder(model, digits.calibration, InputSpec((1, 32, 32)))
 
 
-def test_contract_that_the_model_does_not_take_is_an_error_of_ours(model, digits):
+def test_input_spec_that_does_not_fit_the_model_is_an_error(model, digits):
     with pytest.raises((InputError, ModelError)):
         calibrate_folder(model, digits.calibration, InputSpec((3, 28, 28)))
 
 
 @pytest.mark.parametrize(
-    ("score", "contract", "error", "match"),
+    ("score", "spec", "error", "code"),
     [
-        ({"layer": "nowhere"}, {}, ModelError, "nowhere"),
-        ({"layer_shape": [64, 3, 3]}, {}, PolicyError, "maps of shape"),
-        ({}, {"shape": [3, 28, 28]}, InputError, "3, 28, 28"),
+        ({"layer": "nowhere"}, {}, ModelError, None),
+        ({"layer_shape": [64, 3, 3]}, {}, PolicyError, "policy-other-score"),
+        ({}, {"shape": [3, 28, 28]}, InputError, None),
     ],
 )
 def test_policy_that_does_not_fit_stops_the_run_before_a_sample_is_touched(
-    score, spec, error, match, model, digits, store
+    score, spec, error, code, model, digits, store
 ):
     policy = Policy.load(digits.policy)
     provenance = replace(
@@ -210,15 +218,16 @@ def test_policy_that_does_not_fit_stops_the_run_before_a_sample_is_touched(
         score={**policy.provenance.score, **score},
         input_spec={**policy.provenance.input_spec, **spec},
     )
-    with pytest.raises(error, match=match):
+    with pytest.raises(error) as caught:
         run_stream(model, replace(policy, provenance=provenance), FolderSource(digits.production), store)
+    assert code in (None, caught.value.code)
     assert store.stats().seen == store.stats().quarantined == 0
     assert store.load_progress() is None
 
 
 def test_histograms_of_a_policy_are_of_the_scores_that_its_windows_are_cut_from(model, digits):
-    policy = calibrate_folder(model, digits.calibration, CONTRACT, rule="max-logit-window")
+    policy = calibrate_folder(model, digits.calibration, SPEC, rule="max-logit-window")
     drip_policy = Policy.load(digits.policy)
     assert policy.histograms[0].high > 10 * drip_policy.histograms[0].high  # logits, not heatmap means
-    with pytest.raises(PolicyError, match="a policy with windows"):
+    with pytest.raises(PolicyError):
         policy.retains(np.zeros(1), np.zeros(1, np.int64))

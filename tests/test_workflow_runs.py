@@ -1,4 +1,4 @@
-"""Runs put together from parts without torch: sources that wait, shadow mode, origins."""
+"""Runs without torch: sources that wait, shadow mode, origins."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from drip.types import Observations, Sample
 from drip.windows import complement
 from drip.workflow import replay, run_stream
 
-CONTRACT = InputSpec((4,))
+SPEC = InputSpec((4,))
 
 
 class Plain:
@@ -22,7 +22,7 @@ class Plain:
     provides = frozenset({"logits", "drip"})
     digest, digests, layer, class_names, policy = "m" * 64, ("m" * 64,), "maps", (), None
     score_definition = {"method": "gradcam", "heatmap": "raw"}  # noqa: RUF012  # never changed
-    spec = CONTRACT
+    spec = SPEC
 
     def require(self, policy, *, accept_parent_limits=False):  # noqa: ARG002  # the protocol's
         policy.require(self.digest)
@@ -83,7 +83,7 @@ def test_an_empty_batch_is_served_and_nothing_is_committed_for_it(store, monkeyp
     monkeypatch.setattr(store, "save_progress", lambda what: (saved.append(what), save(what)))
     source = Waiting(samples_of(6), [0, 2, 0, 0, 4, 0])
     run(
-        source, Plain(), create("keep-all"), store, prepare=CONTRACT.prepare,
+        source, Plain(), create("keep-all"), store, prepare=SPEC.prepare,
         on_progress=lambda tally: progress.append((tally.n_seen, tally.last_id)),
     )  # fmt: skip
     assert progress == [(0, None), (2, "s1"), (2, "s1"), (2, "s1"), (6, "s5"), (6, "s5")]
@@ -137,15 +137,15 @@ def test_replay_tells_models_apart_and_counts_what_is_unknown(store):
     samples = samples_of(90)
     old, new = policy_of(0.4), policy_of(0.7)
     run_stream(Plain(), old, Waiting(samples[:30], [30]), store)
-    run(Waiting(samples[30:60], [30]), Plain(), create("keep-all"), store, prepare=CONTRACT.prepare)
+    run(Waiting(samples[30:60], [30]), Plain(), create("keep-all"), store, prepare=SPEC.prepare)
     store.note_origin(policy_of(0.5).digest, Origin(("x" * 64,)))
     run(
-        Waiting(samples[60:], [30]), Plain(), create("keep-all"), store, prepare=CONTRACT.prepare,
+        Waiting(samples[60:], [30]), Plain(), create("keep-all"), store, prepare=SPEC.prepare,
         policy_digest=policy_of(0.5).digest,
     )  # fmt: skip
     report = replay(store.path, new)
     assert (report.counts.seen, report.n_unknown_model, report.n_other_models) == (60, 30, 30)
-    values = np.stack([CONTRACT.prepare(sample.data, NPY) for sample in samples[:60]])
+    values = np.stack([SPEC.prepare(sample.data, NPY) for sample in samples[:60]])
     found = Plain().score(values)
     assert report.counts.retained_now == new.retains(found.scores, found.classes).sum()
 
@@ -165,7 +165,7 @@ def test_replay_of_another_score_is_refused(store):
 
 
 def test_replay_of_rows_of_unknown_models_with_other_classes_is_refused(store):
-    run(Waiting(samples_of(9), [9]), Plain(), create("keep-all"), store, prepare=CONTRACT.prepare)
+    run(Waiting(samples_of(9), [9]), Plain(), create("keep-all"), store, prepare=SPEC.prepare)
     scores, classes = np.arange(60.0), np.arange(60) % 3
     three = Policy.fit(scores, classes, n_classes=3, retention=0.6)
     with pytest.raises(PolicyError, match=r"4 classes.*3 classes") as caught:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from drip.errors import StoreError
 from drip.pipeline import Tally
 from drip.store import RetentionStore
 from drip.workflow import RunStatus
@@ -103,15 +104,17 @@ def test_times_that_are_none_leave_the_file_json(time_s, tmp_path, clocks, store
 
 
 @pytest.mark.parametrize(
-    ("error", "state", "reason"),
+    ("error", "state", "reason", "code"),
     [
-        (None, "stopped", "the source ended"),
-        (KeyboardInterrupt(), "stopped", "interrupted at once"),
-        (RuntimeError("the disk is full"), "failed", "the disk is full"),
-        (MemoryError(), "failed", "MemoryError"),
+        (None, "stopped", "the source ended", None),
+        (KeyboardInterrupt(), "stopped", "interrupted at once", None),
+        (RuntimeError("the disk is full"), "failed", "the disk is full", "error"),
+        (StoreError("busy", code="store-busy"), "failed", "busy", "store-busy"),
+        (OSError("no space"), "failed", "no space", "os-error"),
+        (MemoryError(), "failed", "MemoryError", "out-of-memory"),
     ],
 )
-def test_the_end_is_in_the_file(error, state, reason, tmp_path, clocks, store):
+def test_the_end_is_in_the_file(error, state, reason, code, tmp_path, clocks, store):
     path = tmp_path / "status.json"
 
     def run():
@@ -127,7 +130,8 @@ def test_the_end_is_in_the_file(error, state, reason, tmp_path, clocks, store):
         with pytest.raises(type(error)):
             run()
     found = read(path)
-    assert (found["state"], found["reason"], found["n_seen"]) == (state, reason, 3)
+    assert (found["state"], found["reason"], found["code"]) == (state, reason, code)
+    assert found["n_seen"] == 3
     assert found["store_counts"]["budget_bytes"] == 10**6
 
 

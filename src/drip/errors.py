@@ -86,6 +86,10 @@ CODES: Mapping[str, str] = MappingProxyType(
         ),
         "model-not-loadable": "The model or its weights cannot be loaded. The message has the reason.",
         "model-outputs": "The model's outputs do not have the expected names, types or shapes.",
+        "os-error": (
+            "The operating system refused to read or write a file or the output, for example because the "
+            "disk is full. The message has its reason."
+        ),
         "out-of-memory": "The process ran out of memory. Use a smaller batch or smaller inputs.",
         "package-missing": (
             "An optional package is not installed. The message has the command that installs it."
@@ -135,6 +139,10 @@ CODES: Mapping[str, str] = MappingProxyType(
         ),
         "rule-unknown": (
             "No rule has this name. Check the spelling, or install the package that provides it."
+        ),
+        "run-nothing-usable": (
+            "No sample of the run could be decoded, scored and kept. `drip store stats` counts the "
+            "quarantine; --on-error raise shows the first reason."
         ),
         "sample-non-finite": (
             "The sample contains NaN or infinity, or the model gives them for it. Check the sensor and the "
@@ -267,6 +275,21 @@ class ExportError(DripError):
     """A file cannot be written in the requested format."""
 
     code = "export-failed"
+
+
+def code_of(error: BaseException) -> str:
+    """The code of any exception, for a status file or the command line.
+
+    >>> code_of(StoreError("busy", code="store-busy")), code_of(MemoryError()), code_of(KeyError())
+    ('store-busy', 'out-of-memory', 'error')
+    """
+    if isinstance(error, DripError):
+        return error.code
+    if isinstance(error, FileNotFoundError):
+        return "path-missing"
+    if isinstance(error, OSError):
+        return "os-error"
+    return "out-of-memory" if isinstance(error, MemoryError) else "error"
 
 
 def brief(value: object) -> str:

@@ -1,6 +1,8 @@
-"""The command line says what it can do: help, version, and JSON wherever a command reads."""
+"""The command line says what it can do: help, version, completion, and JSON wherever a command reads."""
 
-import re
+import os
+import subprocess
+import sys
 
 import pytest
 import typer
@@ -8,7 +10,8 @@ from typer.testing import CliRunner
 
 from drip import __version__
 from drip.cli.app import app
-from drip.rules import available
+from drip.cli.calibrate import rule_families
+from drip.rules import RECOMMENDATION, RECOMMENDED, available
 
 
 def commands(path=(), command=None):
@@ -35,18 +38,11 @@ def test_help_names_every_option_and_every_command(path):
     assert command.help
 
 
-def test_every_reading_command_prints_json():
-    reading = [
-        ("calibrate",),
-        ("run",),
-        ("demo",),
-        ("store", "stats"),
-        ("store", "check"),
-        ("store", "export"),
-    ]
-    for path in reading:
-        options = [name for parameter in ALL_COMMANDS[path].params for name in parameter.opts]
-        assert "--json" in options
+@pytest.mark.parametrize("path", sorted(ALL_COMMANDS), ids=lambda path: " ".join(path) or "drip")
+def test_every_command_prints_json(path):
+    if hasattr(ALL_COMMANDS[path], "commands"):
+        return
+    assert "--json" in [name for parameter in ALL_COMMANDS[path].params for name in parameter.opts]
 
 
 def test_version_is_printed(drip):
@@ -59,7 +55,60 @@ def test_no_command_shows_the_help(drip):
     assert "calibrate" in result.out + result.err
 
 
-def test_the_help_of_calibrate_names_every_rule():
+@pytest.mark.parametrize("path", sorted(ALL_COMMANDS), ids=lambda path: " ".join(path) or "drip")
+def test_the_list_of_commands_is_not_cut(path):
+    if path and path != ("reduce",):
+        assert not ALL_COMMANDS[path].get_short_help_str(limit=68).endswith("...")
+
+
+def test_calibrate_names_every_rule_by_family_and_the_recommended_one():
     (rule,) = [option for option in ALL_COMMANDS[("calibrate",)].params if option.name == "rule"]
-    own = {name for name, kind in available().items() if kind.__module__.startswith("drip.rules.")}
-    assert own <= set(re.split(r"[:;]? | or ", rule.help.replace(",", "")))
+    assert rule.default == RECOMMENDED
+    assert RECOMMENDATION in rule.help
+    listed = {name for names in rule_families().values() for name in names}
+    assert listed == {name for name, kind in available().items() if kind.__module__.startswith("drip.rules.")}
+    assert all(name in rule.help for name in listed)
+
+
+def test_the_module_is_the_command(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "drip", "--version"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"drip {__version__}\n"
+
+
+# -- completion ------------------------------------------------------------------------------------------
+
+
+def complete(words, cwd):
+    """What bash would be offered for the last of the words."""
+    environment = {**os.environ, "_DRIP_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words)}
+    environment["COMP_CWORD"] = str(len(words) - 1)
+    command = [sys.executable, "-m", "drip"]
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_completion_has_a_script_for_bash(tmp_path):
+    environment = {**os.environ, "_DRIP_COMPLETE": "source_bash"}
+    command = [sys.executable, "-m", "drip"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "complete -o default -F _drip_completion drip" in done.stdout
+    script = tmp_path / "drip.bash"
+    script.write_text(done.stdout)
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_completion_offers_commands_options_and_rules(tmp_path):
+    assert complete(["drip", "ca"], tmp_path) == ["calibrate"]
+    assert {"stats", "check", "export"} == set(complete(["drip", "store", ""], tmp_path))
+    assert "--rule-option" in complete(["drip", "calibrate", "--rule"], tmp_path)
+    assert complete(["drip", "calibrate", "m.onnx", "--rule", "adaptive"], tmp_path) == [
+        "adaptive-margin", "adaptive-random",
+    ]  # fmt: skip
+    assert complete(["drip", "run", "m.onnx", "--eviction", "f"], tmp_path) == ["fifo"]

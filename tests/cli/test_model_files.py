@@ -66,14 +66,15 @@ def test_a_rule_that_reads_what_the_file_does_not_give_is_refused(board, drip, t
     options = ["--data", board.calibration, "--out", out, "--rule", "lowest-contrast"]
     result = drip("calibrate", board.bare.path, *options)
     assert result.code == 1
-    assert "export it with --contrast" in result.err
+    assert result.error == "rule-needs"
+    assert "--output contrast" in result.err
     assert not out.exists()
     rich = make_model(tmp_path / "rich.onnx", board.spec, seed=3, on_request=True)
     assert drip("calibrate", rich.path, *options).code == 0
 
 
 @pytest.mark.parametrize(
-    "extra", [["--shape", "3,8,8"], ["--mean", "0.5"], ["--class-names", "a,b,c"], ["--layer", "x"]]
+    "extra", [["--input-spec", "3x8x8"], ["--class-names", "a,b,c"], ["--score", "layer=x"]]
 )
 def test_options_that_are_in_the_file_are_refused_beside_it(extra, board, drip):
     result = drip("calibrate", board.bare.path, "--data", board.calibration, *extra)
@@ -105,14 +106,14 @@ def test_limits_in_the_file_that_differ_are_counted_and_the_policy_wins(board, d
     found = json.loads(result.out)["run"]
     assert found["n_disagreements"] == found["n_discarded"] > 0
     (tmp_path / "kept.db").unlink()
-    assert "unlike the policy" in drip(*run_options, "--policy", board.policy).out
+    assert "the policy was used" in drip(*run_options, "--policy", board.policy).out
 
 
 def test_a_file_without_a_policy_asks_for_one_before_a_store_is_made(board, drip, run_options, tmp_path):
     run_options[1] = board.bare.path
     result = drip(*run_options)
     assert result.code == 1
-    assert "drip calibrate" in result.err
+    assert result.error == "policy-missing"
     assert not (tmp_path / "kept.db").exists()
 
 
@@ -125,9 +126,9 @@ def test_a_quantised_file_wants_limits_of_its_own(board, drip, run_options, tmp_
     run_options[1] = int8.path
     result = drip(*run_options)
     assert result.code == 1
-    assert "--accept-parent-limits" in result.err
+    assert result.error in ("policy-parent-windows", "policy-invalid")
     assert not (tmp_path / "kept.db").exists()
-    assert drip(*run_options, "--accept-parent-limits").code == 0
+    assert drip(*run_options, "--accept-parent-windows").code == 0
 
 
 def test_a_policy_that_the_file_cannot_serve_is_refused_before_a_store_is_made(
@@ -139,7 +140,7 @@ def test_a_policy_that_the_file_cannot_serve_is_refused_before_a_store_is_made(
     assert drip("calibrate", rich.path, *options).code == 0
     result = drip(*run_options, "--policy", policy)
     assert result.code == 1
-    assert "reads contrast" in result.err
+    assert result.error == "rule-needs"
     assert not (tmp_path / "kept.db").exists()
 
 
@@ -151,7 +152,7 @@ def test_shadow_and_status_work_for_a_pytorch_model_too(digits, drip, tmp_path):
     found = json.loads(status.read_text())
     assert found["store_counts"]["kept"] == found["n_seen"] > found["n_retained"]
     assert found["model_digest"] == Policy.load(digits.policy).provenance.model_digest
-    report = json.loads(drip("replay", "--store", store, "--policy", digits.policy, "--json").out)
+    report = json.loads(drip("replay", store, digits.policy, "--json").out)
     assert report["counts"]["agreeing"] == found["n_seen"]
     assert drip("run", *model, *options, "--threads", "2").code == 2
 
@@ -159,7 +160,7 @@ def test_shadow_and_status_work_for_a_pytorch_model_too(digits, drip, tmp_path):
 def test_a_budget_of_nothing_is_refused(drip, run_options):
     result = drip(*run_options, "--budget", "0")
     assert result.code == 2
-    assert "a size from 1 byte" in result.err
+    assert "--budget" in result.err
 
 
 def test_weights_beside_a_model_file_are_wrong_usage(board, drip, run_options):
@@ -171,7 +172,7 @@ def test_a_pytorch_model_without_a_policy_is_refused(digits, drip, tmp_path):
         "run", "drip.models:SmallCNN", "--source", digits.production, "--store", tmp_path / "kept.db"
     )
     assert result.code == 1
-    assert "--policy" in result.err
+    assert result.error == "policy-missing"
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model" * 99])
@@ -180,8 +181,8 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(content, drip, run_optio
     run_options[1].write_bytes(content)
     result = drip(*run_options)
     assert result.code == 1
-    assert result.err.startswith("error: ")
-    assert "drip model export" in result.err
+    assert result.error.startswith("model-")
+    assert len(result.err.splitlines()) == 1
 
 
 def test_calibrate_and_run_need_neither_torch_nor_onnx(board, run_options, tmp_path):
@@ -189,7 +190,7 @@ def test_calibrate_and_run_need_neither_torch_nor_onnx(board, run_options, tmp_p
     for arguments in (
         ["calibrate", board.bare.path, "--data", board.calibration, "--out", out],
         [*run_options, "--policy", out],
-        ["replay", "--store", tmp_path / "kept.db", "--policy", out],
+        ["replay", tmp_path / "kept.db", out],
     ):
         process = start(arguments, tmp_path)
         _, errors = process.communicate(timeout=60)
@@ -227,11 +228,10 @@ def test_what_cannot_be_decoded_or_scored_goes_to_quarantine(board, drip, run_op
     assert found["run"]["n_quarantined"] == 6
     assert found["store"]["seen"] == N_PRODUCTION
     with RetentionStore.open_readonly(tmp_path / "kept.db") as store:
-        reasons = {aside.sample.id: aside.reason for aside in store.quarantined()}
+        reasons = {rejected.sample.id: rejected.reason for rejected in store.quarantined()}
     assert sorted(reasons) == ["a.png", "b.jpg", "c.npy", "d.npy", "e.png", "f.wav"]
-    assert "at most" in reasons["e.png"]
-    assert "finite" in reasons["c.npy"]
-    assert "finite" in reasons["d.npy"]
+    assert "144000000" in reasons["e.png"]
+    assert all(reasons.values())
 
 
 def test_sound_with_nan_goes_to_quarantine(drip, tmp_path):
@@ -264,4 +264,4 @@ def test_a_run_in_which_nothing_could_be_used_fails(drip, run_options, tmp_path)
     assert result.code == 1
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["state"] == "failed"
-    assert status["reason"].startswith("none of 1 samples")
+    assert status["code"] == result.error == "run-nothing-usable"

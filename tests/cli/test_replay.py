@@ -33,7 +33,7 @@ def test_replay_gives_the_numbers_of_a_fresh_run(rule, board, shadowed, drip, tm
     drip("calibrate", board.bare.path, *options)
     run = ["run", board.bare.path, "--policy", policy, "--source", board.production, "--store", fresh]
     drip(*run, "--batch-size", "7")
-    report = json.loads(drip("replay", "--store", shadowed, "--policy", policy, "--json").out)
+    report = json.loads(drip("replay", shadowed, policy, "--json").out)
     before = {row.sample_id: row for row in audit(shadowed)}
     rows = audit(fresh)
     retained = [row for row in rows if row.decision.retain]
@@ -54,7 +54,7 @@ def test_replay_gives_the_numbers_of_a_fresh_run(rule, board, shadowed, drip, tm
 
 
 def test_replay_of_the_same_policy_agrees_and_is_printed(board, shadowed, drip):
-    result = drip("replay", "--store", shadowed, "--policy", board.policy)
+    result = drip("replay", shadowed, board.policy)
     assert result.code == 0
     assert "100.0%" in result.out
     assert "bee" in result.out
@@ -65,8 +65,8 @@ def test_replay_refuses_a_policy_of_another_model_or_score(board, shadowed, drip
     for key, value in (("model_digest", "d" * 64), ("score", {"heatmap": "normalised"})):
         changed = {**content, "provenance": {**content["provenance"], key: value}}
         (tmp_path / "other.json").write_text(json.dumps(changed))
-        result = drip("replay", "--store", shadowed, "--policy", tmp_path / "other.json")
-        assert result.code == 1
+        result = drip("replay", shadowed, tmp_path / "other.json")
+        assert (result.code, result.error) == (1, "audit-other-model")
         assert board.model.digest[:12] in result.err
 
 
@@ -80,18 +80,18 @@ def test_replay_names_the_columns_that_the_audit_lacks(board, drip, tmp_path):
             OnnxScorer(board.model.path), Policy.load(board.policy), FolderSource(board.production), store
         )
     drip("calibrate", board.bare.path, "--data", board.calibration, "--rule", "margin", "--out", margin)
-    result = drip("replay", "--store", path, "--policy", margin)
+    result = drip("replay", path, margin)
     assert result.code == 1
-    assert "reads logits" in result.err
-    assert drip("replay", "--store", path, "--policy", board.policy).code == 0
+    assert result.error == "rule-needs"
+    assert drip("replay", path, board.policy).code == 0
 
 
 def test_replay_of_an_empty_store_says_so(board, drip, tmp_path):
     with RetentionStore.open(tmp_path / "empty.db", budget_bytes=10**6):
         pass
-    result = drip("replay", "--store", tmp_path / "empty.db", "--policy", board.policy)
+    result = drip("replay", tmp_path / "empty.db", board.policy)
     assert result.code == 1
-    assert "no decisions" in result.err
+    assert result.error == "audit-empty"
 
 
 def test_replay_says_what_the_audit_has_forgotten(board, drip, tmp_path):
@@ -102,7 +102,7 @@ def test_replay_says_what_the_audit_has_forgotten(board, drip, tmp_path):
         run_stream(
             OnnxScorer(board.model.path), Policy.load(board.policy), FolderSource(board.production), store
         )
-    report = json.loads(drip("replay", "--store", tmp_path / "s.db", "--policy", board.policy, "--json").out)
+    report = json.loads(drip("replay", tmp_path / "s.db", board.policy, "--json").out)
     n_left = len(audit(tmp_path / "s.db"))
     assert (report["counts"]["seen"], report["n_forgotten"]) == (n_left, N_PRODUCTION - n_left)
     assert report["n_forgotten"] > 0

@@ -39,7 +39,7 @@ def test_shadow_keeps_everything_and_records_what_the_rule_said(board, drip, run
     assert by_whom in drip("store", "stats", tmp_path / "shadow.db").out
     assert "shadow" not in drip("store", "stats", tmp_path / "kept.db").out
     (tmp_path / "shadow.db").unlink()
-    assert f"{n_discarded} samples were kept that the rule discards" in drip(*run_options, "--shadow").out
+    assert f"--shadow kept {n_discarded} samples that the rule discards" in drip(*run_options, "--shadow").out
 
 
 def test_shadow_over_budget_drops_the_oldest_whatever_the_rule_said(drip, run_options, tmp_path):
@@ -64,7 +64,7 @@ def test_the_status_file_tells_how_the_run_ended(board, drip, run_options, tmp_p
     drip(*run_options, "--status-file", path)
     status = json.loads(path.read_text())
     policy = Policy.load(board.policy)
-    assert (status["state"], status["reason"]) == ("stopped", "the source ended")
+    assert (status["state"], status["reason"], status["code"]) == ("stopped", "the source ended", None)
     assert status["n_seen"] == N_PRODUCTION
     assert status["policy_digest"] == policy.digest
     assert status["model_digest"] == board.model.digest
@@ -80,6 +80,7 @@ def test_a_failure_before_the_first_sample_is_in_the_status_file(drip, run_optio
     assert result.code == 1
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["state"] == "failed"
+    assert status["code"] == result.error
     assert "nowhere" in status["reason"]
 
 

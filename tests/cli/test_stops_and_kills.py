@@ -123,5 +123,5 @@ def test_a_stream_in_which_nothing_came_says_so_without_numbers_of_nothing(board
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "Nothing came before the run was asked to stop." in output
+    assert "No sample arrived before the run was stopped." in output
     assert "nan" not in output

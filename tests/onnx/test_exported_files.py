@@ -87,7 +87,7 @@ def test_calibrating_the_file_gives_the_limits_of_its_parent(exported, digits, d
     for ours, theirs in zip(found.windows, policy.windows, strict=True):
         assert ours.never_because == theirs.never_because
         assert ours.lower == pytest.approx(theirs.lower, rel=1e-4)
-    assert drip("replay", "--store", _run(path, digits, tmp_path, drip), "--policy", out).code == 0
+    assert drip("replay", _run(path, digits, tmp_path, drip), out).code == 0
 
 
 def _run(path, digits, tmp_path, drip):

@@ -340,8 +340,8 @@ def factory(tmp_path, monkeypatch):
 def test_export_of_a_pytorch_model(factory, drip, tmp_path):
     torch.save(build("gap_linear", seed=3)[0].state_dict(), tmp_path / "w.pt")
     result = drip(
-        "model", "export", factory, "--weights", "w.pt", "--shape", "3,9,11", "--out", "m.onnx",
-        "--class-names", "a,b,c,d,e", "--contrast", "--features", "--json",
+        "model", "export", factory, "--weights", "w.pt", "--input-spec", "3x9x11", "--out", "m.onnx",
+        "--class-names", "a,b,c,d,e", "--output", "contrast", "--output", "features", "--json",
     )  # fmt: skip
     assert result.code == 0, result.err
     content = json.loads(result.out)
@@ -356,7 +356,7 @@ def test_export_of_a_pytorch_model(factory, drip, tmp_path):
 def test_export_needs_a_shape_or_a_policy_that_says_it(factory, drip):
     result = drip("model", "export", factory)
     assert result.code == 2
-    assert "--shape" in result.err
+    assert "--input-spec" in result.err
 
 
 def test_set_policy_and_check(path, drip, tmp_path):
@@ -370,7 +370,7 @@ def test_set_policy_and_check(path, drip, tmp_path):
     fitted(path, digest="1" * 64).save(tmp_path / "other.json")
     result = drip("model", "set-policy", path, tmp_path / "other.json")
     assert result.code == 1
-    assert "error: " in result.err
+    assert result.error
 
 
 def test_export_of_an_onnx_file(drip, tmp_path):
@@ -379,8 +379,8 @@ def test_export_of_an_onnx_file(drip, tmp_path):
     onnx.save(graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, 6, 7)), tmp_path / "plain.onnx")
     out = tmp_path / "m.onnx"
     result = drip(
-        "model", "export", tmp_path / "plain.onnx", "--out", out, "--shape", "2x6x7", "--mean", "0.5,0.4",
-        "--std", "0.2,0.3", "--resize", "crop",
+        "model", "export", tmp_path / "plain.onnx", "--out", out,
+        "--input-spec", "2x6x7 mean=0.5,0.4 std=0.2,0.3 resize=crop",
     )  # fmt: skip
     assert result.code == 0, result.err
     assert read_metadata(out).spec.mean == (0.5, 0.4)
@@ -388,7 +388,7 @@ def test_export_of_an_onnx_file(drip, tmp_path):
         "model", "export", tmp_path / "plain.onnx", "--out", out, "--weights", tmp_path / "plain.onnx"
     )
     assert result.code == 2
-    result = drip("model", "export", tmp_path / "plain.onnx", "--out", out, "--layer", "f")
+    result = drip("model", "export", tmp_path / "plain.onnx", "--out", out, "--score", "layer=f")
     assert result.code == 1
     assert "layer" in result.err
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from drip import __version__
 from drip.cli import calibrate, demo, model, reduce, replay, run, store
+from drip.cli.config import load_config
 from drip.cli.output import print_error
-from drip.errors import DripError
+from drip.errors import DripError, code_of
 
 app = typer.Typer(
     name="drip",
     help="Decide on the device, sample by sample, what is worth keeping for retraining.",
     epilog="First look: drip demo. Then: drip calibrate, drip run, drip store stats.",
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -26,9 +27,9 @@ app.command("demo")(demo.demo)
 app.command("calibrate")(calibrate.calibrate)
 app.command("run")(run.run)
 app.command("replay")(replay.replay)
-app.command("reduce")(reduce.reduce)
 app.add_typer(store.app, name="store")
 app.add_typer(model.app, name="model")
+app.command("reduce")(reduce.reduce)
 
 
 def _version(value: bool) -> None:  # noqa: FBT001  # the callback's signature is typer's
@@ -39,24 +40,38 @@ def _version(value: bool) -> None:  # noqa: FBT001  # the callback's signature i
 
 @app.callback()
 def options(
+    context: typer.Context,
     *,
-    version: Annotated[
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="DRIP_CONFIG",
+            help="TOML file with options, one table per command; the command line wins.",
+        ),
+    ] = None,
+    version: Annotated[  # noqa: ARG001  # its callback prints it
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Decide on the device, sample by sample, what is worth keeping for retraining."""
+    if config is not None:
+        context.default_map = load_config(config, context.command)
 
 
 def main() -> None:
     """Entry point of the command ``drip``."""
     try:
-        app()
+        app(prog_name="drip")  # also for `python -m drip`, whose own name is a path
     except DripError as error:
-        print_error(str(error))
+        print_error(str(error), error.code)
         sys.exit(1)
-    except OSError as error:  # such as a full disk behind a redirected output
-        print_error(f"a file or the output fails, got: {error}")
+    except FileNotFoundError as error:
+        print_error(f"{error.filename}: does not exist; check the path", code_of(error))
+        sys.exit(1)
+    except OSError as error:  # such as a full disk, on which the output is redirected
+        place = "" if error.filename is None else f"{error.filename}: "
+        print_error(f"{place}{error.strerror or error}", code_of(error))
         sys.exit(1)
     except MemoryError as error:
-        print_error(f"more memory is needed than there is, got: {error}; use smaller inputs or batches")
+        print_error(f"out of memory ({error}); use a smaller batch or smaller inputs", code_of(error))
         sys.exit(1)

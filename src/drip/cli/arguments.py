@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from drip.cli.output import print_error
+from drip.cli.output import print_note
 from drip.errors import DripError, InputError
 from drip.media import InputSpec
 from drip.windows import complement
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
     from drip.onnx import OnnxScorer
 
-INTERRUPTED = "interrupted; what was committed is safe, the same command continues"
+INTERRUPTED = "interrupted; everything committed is safe, the same command continues"
 
 MAX_THREADS = 256
-"""More than any board has cores; the runtime starts as many as it is asked for, and each takes memory."""
+"""More than any device has cores. The runtime starts every thread it is asked for, and each costs memory."""
 
 MAX_BATCH_SIZE = 1024
-"""A batch is decoded and scored as a whole in memory, and nothing of it is committed before its end."""
+"""A batch is decoded and scored in memory as a whole, and committed only at its end."""
 
 MAX_BYTES = 16 * 10**12
-"""SQLite has 2**32 - 2 pages of 4096 bytes: a larger budget could not be filled."""
+"""SQLite has at most 2**32 - 2 pages of 4096 bytes: a larger budget could never be filled."""
 
 _HEATMAPS = ("raw", "normalised")
 _CAM_METHODS = ("gradcam", "hirescam", "gradcam++", "layercam")
@@ -47,7 +47,7 @@ _BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def parse_bytes(text: str) -> int:
-    """A size such as ``500MB``, ``2GB``, ``64MiB`` or ``1000000`` in bytes.
+    """A size such as ``500MB``, ``2GB``, ``64MiB`` or ``1000000`` in bytes; an option's parser.
 
     Raises:
         typer.BadParameter: anything else.
@@ -57,18 +57,18 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if match is None or (match[3] and not match[2]):
-        raise typer.BadParameter(f"a size such as 500MB or 2GiB is needed, got {text!r}")
+        raise typer.BadParameter(f"{text!r} is not a size; such as 500MB or 2GiB")
     number = float(match[1]) * (_BINARY if match[3] else _UNITS)[match[2]]
     if not 1 <= number <= MAX_BYTES:
-        raise typer.BadParameter(f"a size from 1 byte to {MAX_BYTES // 10**12}TB is needed, got {text!r}")
+        raise typer.BadParameter(f"{text!r} is not between 1 byte and {MAX_BYTES // 10**12}TB")
     return round(number)
 
 
 def parse_rule_options(texts: Sequence[str]) -> dict[str, Any]:
-    """Arguments of a rule, each ``name=value``: a value of JSON, or else text.
+    """Arguments of a rule, each ``name=value``: the value is JSON where it can be, else text.
 
     Raises:
-        typer.BadParameter: no name, or one that comes twice.
+        typer.BadParameter: no name, or the same name twice.
 
     >>> parse_rule_options(["frozen=true", "samples_per_hour=60", "score=contrast"])
     {'frozen': True, 'samples_per_hour': 60, 'score': 'contrast'}
@@ -76,8 +76,10 @@ def parse_rule_options(texts: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not (equals and name.isidentifier()) or name in found:
-            raise typer.BadParameter(f"options of a rule as name=value, each once, are needed, got {text!r}")
+        if not (equals and name.isidentifier()):
+            raise typer.BadParameter(f"--rule-option {text!r}: write it as name=value")
+        if name in found:
+            raise typer.BadParameter(f"--rule-option {name} is given twice")
         try:
             found[name] = json.loads(value)
         except (ValueError, RecursionError):
@@ -234,22 +236,35 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Names separated by commas, each once; none for an empty text.
+    """Class names separated by commas, each once; empty for an empty text.
 
     Raises:
-        typer.BadParameter: an empty name, or one that comes twice.
+        typer.BadParameter: an empty name, or the same name twice.
 
     >>> parse_names("cat, dog")
     ('cat', 'dog')
     """
     names = tuple(name.strip() for name in text.split(",")) if text else ()
-    if not all(names) or len(set(names)) != len(names):
-        raise typer.BadParameter(f"class names separated by commas are needed, each once, got {text!r}")
+    if not all(names):
+        raise typer.BadParameter(f"--class-names {text!r}: a name is empty")
+    if len(set(names)) != len(names):
+        raise typer.BadParameter(f"--class-names {text!r}: a name is given twice")
     return names
 
 
+def require_inputs(*paths: Path | str | None) -> None:
+    """Check that every given file or folder exists, before a package is loaded to read it.
+
+    Raises:
+        DripError: ``path-missing``.
+    """
+    for path in paths:
+        if path is not None and not Path(path).exists():
+            raise DripError(f"{path}: does not exist; check the path", code="path-missing")
+
+
 def require_writable(path: Path, *inputs: Path | str | None) -> None:
-    """Refuse a file that could not be written at the end, before the work begins.
+    """Check that a file can be written at the end, before the work begins.
 
     Args:
         path: The file to write.
@@ -262,22 +277,26 @@ def require_writable(path: Path, *inputs: Path | str | None) -> None:
     require_file(path)
     if path.exists() and any(given and Path(given).exists() and path.samefile(given) for given in inputs):
         raise DripError(
-            f"a file of its own is needed to write, got {path}, which is read; choose another path"
+            f"cannot write {path}: it is also an input; choose another path", code="path-not-writable"
+        )
+    if not path.parent.exists():
+        raise DripError(
+            f"cannot write {path}: the folder {path.parent} does not exist; create it", code="path-missing"
         )
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=path.parent):  # permission bits say nothing to a root user
             pass
     except OSError as error:
         raise DripError(
-            f"a writable folder is needed for {path}, got: {error}; choose another path"
+            f"cannot write {path}: {error.strerror}; choose another path", code="path-not-writable"
         ) from error
 
 
 def require_status_path(path: Path | None) -> None:
-    """Refuse to replace a file that no run has written.
+    """Check that a status file replaces nothing but the status of another run.
 
     Raises:
-        DripError: the path is a folder, a device, or a file that is no status of a run.
+        DripError: the path is a folder, a device, or a file with other content.
     """
     from drip.workflow.status import FORMAT
 
@@ -292,24 +311,25 @@ def require_status_path(path: Path | None) -> None:
         is_status = False
     if not is_status:
         raise DripError(
-            f"a new file is needed for the status, got {path} with other content; choose another path"
+            f"cannot write the status to {path}: it holds something else; choose another path",
+            code="path-not-writable",
         )
 
 
 def require_file(path: Path) -> None:
-    """Refuse what cannot be a file, before anything is made beside it.
+    """Check that a path can be a file, before anything is made beside it.
 
     Raises:
         DripError: the path is a folder or a device.
     """
     if path.exists() and not path.is_file():
         kind = "folder" if path.is_dir() else "device or pipe"
-        raise DripError(f"a file to write is needed, got the {kind} {path}; choose another path")
+        raise DripError(f"cannot write {path}: it is a {kind}; choose another path", code="path-not-writable")
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Ask whether SIGINT or SIGTERM came; a second one interrupts at once."""
+    """A function that says whether SIGINT or SIGTERM arrived; a second signal interrupts at once."""
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # the signal API's signature
@@ -321,7 +341,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: bool(received)
     except KeyboardInterrupt:
-        print_error(INTERRUPTED)
+        print_note(INTERRUPTED)
         raise
     finally:
         for number, handler in previous.items():
@@ -341,44 +361,85 @@ def load_model_file(path: str, weights: Path | None, threads: int) -> OnnxScorer
     """The scorer of a model file; no torch is loaded.
 
     Raises:
-        typer.BadParameter: weights beside it.
+        typer.BadParameter: weights were given too.
         DripError: no such file, or no package to run it.
     """
     if weights is not None:
-        raise typer.BadParameter("a model file has its weights in it, got --weights; leave them out")
+        raise typer.BadParameter("a model file contains its weights; leave out --weights")
+    require_inputs(path)
     from drip.onnx import OnnxScorer
 
     return OnnxScorer(path, threads=threads)
 
 
-def load_any_model(model: str, weights: Path | None, threads: int) -> nn.Module | OnnxScorer:
-    """The model file, or the PyTorch model, that an argument names; torch is loaded for the latter alone."""
-    if is_model_file(model):
-        return load_model_file(model, weights, threads)
+def load_torch_model(factory: str, weights: Path | None, threads: int = 1) -> nn.Module:
+    """The PyTorch model that a factory returns.
+
+    Raises:
+        typer.BadParameter: a number of threads.
+        DripError: no such factory or weights, or no torch.
+    """
     if threads != 1:
         raise typer.BadParameter("--threads is for model files; set OMP_NUM_THREADS for PyTorch")
+    require_inputs(weights)
     from drip.models import load_model
 
-    return load_model(model, weights)
+    return load_model(factory, weights)
+
+
+def complete_rule(incomplete: str) -> list[str]:
+    """Rule names for shell completion."""
+    from drip.rules import available
+
+    return [name for name in sorted(available()) if name.startswith(incomplete)]
 
 
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        help="A model file *model.onnx* from drip model export; or *package.module:factory*, a callable "
-        "without arguments that returns a torch.nn.Module; the current folder is searched.",
+        metavar="MODEL",
+        help="Model file model.onnx, or package.module:factory, a callable that returns a torch.nn.Module; "
+        "the current folder is searched.",
         show_default=False,
     ),
 ]
+StoreArgument = Annotated[
+    Path, typer.Argument(metavar="STORE", help="Store file of a run.", show_default=False)
+]
+PolicyArgument = Annotated[Path, typer.Argument(metavar="POLICY", help="Policy file.", show_default=False)]
 WeightsOption = Annotated[
-    Path | None,
-    typer.Option(help="File with the model's state_dict (torch.save).", exists=True, dir_okay=False),
+    Path | None, typer.Option(metavar="FILE", help="File with the state_dict of a PyTorch model.")
+]
+KeepOption = Annotated[
+    float | None,
+    typer.Option(
+        parser=parse_rate,
+        metavar="RATE",
+        help="Keep rate: the part of the stream to keep.",
+        show_default="0.6",
+    ),
+]
+DpwOption = Annotated[
+    float | None,
+    typer.Option(
+        parser=parse_rate, metavar="RATE", help="The paper's name for --keep: one minus the keep rate."
+    ),
+]
+InputSpecOption = Annotated[
+    InputSpec | None,
+    typer.Option(
+        parser=parse_input_spec,
+        metavar="SPEC",
+        help='Input of a PyTorch model, such as "3x96x96 resize=crop mean=0.5 std=0.25".',
+    ),
+]
+ClassNamesOption = Annotated[
+    str, typer.Option(metavar="A,B", help="Class names separated by commas, in the order of the logits.")
 ]
 ThreadsOption = Annotated[
     int,
-    typer.Option(
-        help=f"Threads within one operator of a model file, 1 to {MAX_THREADS}.", min=1, max=MAX_THREADS
-    ),
+    typer.Option(help=f"Threads for running a model file, 1 to {MAX_THREADS}.", min=1, max=MAX_THREADS),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-StoreArgument = Annotated[Path, typer.Argument(help="The store's file.", show_default=False)]
+JsonOption = Annotated[
+    bool, typer.Option("--json/--no-json", help="Print JSON instead of tables.", show_default=False)
+]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from drip.cli.arguments import JsonOption, keep_rate
+from drip.cli.arguments import DpwOption, JsonOption, KeepOption, keep_rate
 from drip.cli.output import (
     print_facts,
     print_json,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from drip.report import RunReport
 
 
-_FILES = {"report": "report.html", "store": "kept.db", "policy": "policy.json", "model": "model.pt"}
+_FILES = {"report": "report.html", "model": "model.pt", "policy": "policy.json", "store": "kept.db"}
 
 
 def demo(
@@ -31,20 +31,18 @@ def demo(
         "drip-demo"
     ),
     seed: Annotated[int, typer.Option(help="Seed of split and training.", min=0, max=2**32 - 1)] = 0,
-    keep: Annotated[
-        float | None, typer.Option(help="Keep rate of the stream, in (0, 1).", show_default="0.6")
-    ] = None,
-    dpw: Annotated[
-        float | None, typer.Option(help="The paper's Discard Percentage Window: one minus --keep.")
-    ] = None,
+    keep: KeepOption = None,
+    dpw: DpwOption = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes per training; default 10, or 4 for the full data set.", min=1)
+        int | None,
+        typer.Option(help="Passes per training.", min=1, show_default="10; 4 with the full data set"),
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Train on real digits, calibrate, stream, keep, retrain, compare, and write a report.
+    """Run the whole method on real digits and write a report.
 
-    Uses the 10,000 digits that come with the package, or all 70,000 where DRIP_DATA has them.
+    Trains, calibrates, decides on a stream, retrains and compares. Uses the 10,000 digits in the package,
+    or all 70,000 where DRIP_DATA has them.
     """
     from drip.demo import DemoConfig, run_demo
     from drip.report import write_html
@@ -52,11 +50,11 @@ def demo(
     rate = keep_rate(context, keep, dpw)
     with progress_stages() as on_stage:
         report = run_demo(DemoConfig(out, seed, 0.6 if rate is None else rate, epochs), on_stage)
-    write_html(report, out / "report.html")
+    write_html(report, out / _FILES["report"])
     if json_output:
         print_json(report_facts(report))
     else:
-        print_report(report, out / "report.html")
+        print_report(report, out)
 
 
 def report_facts(report: RunReport) -> dict[str, object]:
@@ -83,7 +81,7 @@ def report_facts(report: RunReport) -> dict[str, object]:
     }
 
 
-def print_report(report: RunReport, path: Path) -> None:
+def print_report(report: RunReport, folder: Path) -> None:
     """Print a part of the report's table, what its uncertainty means, and the findings."""
     from drip.report import COLUMNS, findings, rows, uncertainty
 
@@ -95,6 +93,4 @@ def print_report(report: RunReport, path: Path) -> None:
         [[row.cells[column] for column in columns] for row in rows(report)],
     )
     print_lines([uncertainty(report), *findings(report)])
-    print_facts(
-        "", {"report": path, "store": path.with_name("kept.db"), "policy": path.with_name("policy.json")}
-    )
+    print_facts("", {name: folder / file for name, file in _FILES.items()})

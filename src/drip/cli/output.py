@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for scripts, errors and progress on standard error."""
+"""What commands print: tables or JSON on standard output; errors and progress on standard error."""
 
 from __future__ import annotations
 
@@ -25,11 +25,19 @@ from rich.table import Table
 from rich.text import Text
 
 
-def print_error(message: str) -> None:
-    """One line on standard error, whatever breaks the message has from others."""
-    Console(stderr=True, soft_wrap=True).print(
-        Text("error: ", style="bold red").append(" ".join(message.split()), style="default")
-    )
+def print_error(message: str, code: str) -> None:
+    """One line ``error[CODE]: message`` on standard error; line breaks in the message become spaces."""
+    _print_line(f"error[{code}]: ", "bold red", message)
+
+
+def print_note(message: str) -> None:
+    """One line ``note: message`` on standard error: worth knowing, but not an error."""
+    _print_line("note: ", "bold", message)
+
+
+def _print_line(prefix: str, style: str, message: str) -> None:
+    text = Text(prefix, style=style).append(" ".join(message.split()), style="default")
+    Console(stderr=True, soft_wrap=True).print(text)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -48,7 +56,7 @@ def print_facts(title: str, facts: Mapping[str, object]) -> None:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on standard output; all columns but the first are flush right."""
+    """A table on standard output; all columns but the first are right-aligned."""
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
@@ -66,7 +74,7 @@ class _RateColumn(ProgressColumn):
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int | None, str], None]]:
-    """A bar on standard error; call it with done, total (or None) and a note. Silent without a terminal."""
+    """A bar on standard error, called with done, total (or None) and a note; silent without a terminal."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -88,7 +96,7 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int | None, str], None]]
 
 @contextmanager
 def progress_stages() -> Iterator[Callable[[str, int, int | None, str], None]]:
-    """A bar on standard error for each stage of long work; without a terminal, a line for each stage."""
+    """One bar on standard error for each stage of long work; without a terminal, one line for each."""
     console = Console(stderr=True)
     columns = (
         SpinnerColumn(),
@@ -112,7 +120,7 @@ def progress_stages() -> Iterator[Callable[[str, int, int | None, str], None]]:
 
 
 def print_lines(lines: Sequence[str]) -> None:
-    """Sentences, one a line, on standard output."""
+    """Sentences on standard output, one per line."""
     console = Console()
     for line in lines:
         console.print(Text(f"- {line}"))

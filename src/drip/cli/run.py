@@ -1,4 +1,4 @@
-"""`drip run`: decide on a stream and keep what the policy retains."""
+"""`drip run`: decide on a stream and keep what the policy selects."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from drip.cli.arguments import (
     ModelArgument,
     ThreadsOption,
     WeightsOption,
-    load_any_model,
+    is_model_file,
+    load_model_file,
+    load_torch_model,
     parse_bytes,
     require_file,
+    require_inputs,
     require_status_path,
     stop_on_signals,
 )
-from drip.cli.output import print_error, print_facts, print_json, print_lines, progress_bar
+from drip.cli.output import print_facts, print_json, print_lines, print_note, progress_bar
 from drip.cli.store import print_stats
 from drip.files.format import byte_size
 from drip.pipeline import OnError
@@ -33,71 +36,71 @@ if TYPE_CHECKING:
 def run(
     model: ModelArgument,
     *,
-    source: Annotated[str, typer.Option(help="A folder of images, audio files or arrays, or a URL.")],
-    store: Annotated[Path, typer.Option(help="The store's file; made when it does not exist.")],
+    source: Annotated[str, typer.Option(help="Folder of images, audio files or arrays, or a URL.")],
+    store: Annotated[Path, typer.Option(help="Store file; created when it does not exist.")],
     policy: Annotated[
         Path | None,
-        typer.Option(
-            help="The policy of this model, with its rule, from drip calibrate; the model file's own when "
-            "not given."
-        ),
+        typer.Option(help="Policy file of this model.", show_default="the policy in the model file"),
     ] = None,
     weights: WeightsOption = None,
     budget: Annotated[
-        str | None,
+        int | None,
         typer.Option(
-            help="Most bytes that the store takes on disk, such as 500MB or 2GiB, at most 16TB; as before "
-            "when not given, 1GB for a new store."
+            parser=parse_bytes,
+            metavar="SIZE",
+            help="Largest size of the store on disk, such as 500MB or 2GiB.",
+            show_default="unchanged; 1GB for a new store",
         ),
     ] = None,
     eviction: Annotated[
         Literal["priority", "fifo"] | None,
         typer.Option(
-            help="Over budget: drop the lowest *priority* first, or *fifo* the oldest; as before when not "
-            "given, priority for a new store, fifo with *--shadow*."
+            help="What a full store evicts first: the lowest priority, or the oldest.",
+            show_default="unchanged; priority for a new store, fifo with --shadow",
         ),
     ] = None,
     shadow: Annotated[
-        bool, typer.Option("--shadow", help="Keep every sample and only record what the rule says.")
+        bool,
+        typer.Option(
+            "--shadow/--no-shadow",
+            help="Keep every sample; only record what the rule decides.",
+            show_default=False,
+        ),
     ] = False,
     on_error: Annotated[
-        OnError, typer.Option(help="A sample that cannot be decoded: *quarantine*, *skip* or *raise*.")
+        OnError, typer.Option(help="What to do with a sample that cannot be decoded or scored.")
     ] = "quarantine",
     batch_size: Annotated[
         int,
         typer.Option(
-            help=f"Samples scored and committed at once, at most {MAX_BATCH_SIZE}, as they are in memory "
-            "together; 1 decides each at once.",
+            help=f"Samples scored and committed together, 1 to {MAX_BATCH_SIZE}.",
             min=1,
             max=MAX_BATCH_SIZE,
         ),
     ] = 32,
     threads: ThreadsOption = 1,
-    accept_parent_limits: Annotated[
+    accept_parent_windows: Annotated[
         bool,
         typer.Option(
-            "--accept-parent-limits",
-            help="Take limits for an int8 file that were fitted before quantisation.",
+            "--accept-parent-windows/--no-accept-parent-windows",
+            help="For an int8 file, accept windows fitted before quantisation.",
+            show_default=False,
         ),
     ] = False,
     decisions: Annotated[
         str,
-        typer.Option(
-            help="Also publish each decision, once it is committed, to *mqtt://host/topic* or *mqtts:*; a "
-            "broker that is away does not stop the run."
-        ),
+        typer.Option(metavar="URL", help="Publish every committed decision to mqtt://host/topic."),
     ] = "",
     status_file: Annotated[
         Path | None,
-        typer.Option(
-            help="JSON file with state, counts and rates, replaced once a second; best in a folder in memory."
-        ),
+        typer.Option(help="Rewrite this JSON file every second; put it on tmpfs."),
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Stream samples through the policy into a store; started again, it continues where it stopped.
+    """Decide on each sample of a stream and store the kept ones.
 
-    The policy names the rule: another rule is another policy. SIGTERM ends the run after its current batch.
+    The policy names the rule. The same command started again continues where it stopped. SIGTERM ends the
+    run after the current batch.
 
     Example: drip run model.onnx --source frames/ --store kept.db --budget 2GB
 
@@ -106,27 +109,29 @@ def run(
     from drip.policy import Policy
     from drip.workflow import RunOptions, RunStatus, run_url
 
-    n_bytes = None if budget is None else parse_bytes(budget)
-    options = RunOptions(n_bytes, eviction, shadow, accept_parent_limits, batch_size, on_error, decisions)
+    options = RunOptions(budget, eviction, shadow, accept_parent_windows, batch_size, on_error, decisions)
     require_file(store)
     require_status_path(status_file)
     with stop_on_signals() as stop, progress_bar("deciding") as update, RunStatus(status_file) as status:
-        network = load_any_model(model, weights, threads)
-        rule = None if policy is None else Policy.load(policy)
-        result = run_url(network, rule, source, store, options, status=status, on_progress=update, stop=stop)
+        require_inputs(policy)
+        load = load_model_file if is_model_file(model) else load_torch_model
+        network = load(model, weights, threads)
+        chosen = None if policy is None else Policy.load(policy)
+        result = run_url(
+            network, chosen, source, store, options, status=status, on_progress=update, stop=stop
+        )
     if status.problem:
-        print_error(f"the run went on without its status file: {status.problem}")
+        print_note(f"the run continued without its status file: {status.problem}")
     print_run(result, json_output=json_output)
     if result.tally.interrupted:
-        print_error(INTERRUPTED)
+        print_note(INTERRUPTED)
         raise typer.Exit(130)
-    if result.problem:
-        print_error(result.problem)
-        raise typer.Exit(1)
+    if result.error is not None:
+        raise result.error
 
 
 def print_run(result: RunResult, *, json_output: bool) -> None:
-    """The counts of this call and the state of the store."""
+    """The counts of this run and of the store."""
     tally, stats = result.tally, result.stats
     if json_output:
         counts = {**asdict(tally), "retention": tally.retention, "n_disagreements": result.n_disagreements}
@@ -134,26 +139,25 @@ def print_run(result: RunResult, *, json_output: bool) -> None:
         print_json({"run": counts, "store": asdict(stats)})
         return
     if not tally.n_seen and tally.interrupted:
-        print_lines(["Nothing came before the run was asked to stop."])
+        print_lines(["No sample arrived before the run was stopped."])
     elif not tally.n_seen:
-        print_lines(["Nothing came behind the position of the last run; another store starts anew."])
-    share = f" ({tally.retention:.1%})" if tally.n_retained + tally.n_discarded else ""
+        print_lines(["No new samples since the last run. Use another --store to start over."])
+    rate = f" ({tally.retention:.1%})" if tally.n_retained + tally.n_discarded else ""
     per_sample = sum(tally.seconds[stage] for stage in ("score", "decide")) / max(tally.n_seen, 1)
     print_facts(
         "This run",
         {
             "seen": f"{tally.n_seen} samples, {byte_size(tally.bytes_seen)}",
-            "retained": f"{tally.n_retained}{share}, {byte_size(tally.bytes_retained)}",
-            "set aside": f"{tally.n_quarantined} in quarantine, {tally.n_skipped} skipped",
+            "kept": f"{tally.n_retained}{rate}, {byte_size(tally.bytes_retained)}",
+            "unreadable": f"{tally.n_quarantined} quarantined, {tally.n_skipped} skipped",
             "score and decide": f"{1e3 * per_sample:.2f} ms per sample",
         },
     )
     if stats.audit_shadowed:
-        n_shadowed = f"{stats.audit_shadowed} samples were kept that the rule discards (--shadow)."
-        print_lines([n_shadowed])
+        print_lines([f"--shadow kept {stats.audit_shadowed} samples that the rule discards."])
     if result.n_unpublished:
         print_lines([f"{result.n_unpublished} decisions were not published; the store's audit has them."])
     if result.n_disagreements:
-        n_unlike = result.n_disagreements
-        print_lines([f"The file's own limits decide {n_unlike} samples unlike the policy, which counts."])
+        where = "the windows embedded in the model file and the policy"
+        print_lines([f"{result.n_disagreements} decisions differ between {where}; the policy was used."])
     print_stats(stats)

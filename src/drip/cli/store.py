@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from drip.cli.arguments import JsonOption, StoreArgument, parse_names
+from drip.cli.arguments import ClassNamesOption, JsonOption, StoreArgument, parse_names
 from drip.cli.output import print_error, print_facts, print_json, print_table
 from drip.errors import ExportError
 from drip.files.format import byte_size
@@ -24,7 +24,7 @@ app = typer.Typer(help="Look at, check and export what was kept.", no_args_is_he
 
 @app.command()
 def stats(store: StoreArgument, *, json_output: JsonOption = False) -> None:
-    """Count what was seen, kept, discarded, evicted and set aside.
+    """Count what was seen, kept, discarded, evicted and quarantined.
 
     Example: drip store stats kept.db
     """
@@ -37,7 +37,9 @@ def stats(store: StoreArgument, *, json_output: JsonOption = False) -> None:
 
 @app.command()
 def check(store: StoreArgument, *, json_output: JsonOption = False) -> None:
-    """Verify the file, every stored sample and every count; exit code 1 when something is wrong.
+    """Check the file, every stored sample and every count.
+
+    The exit code is 1 when something is wrong.
 
     Example: drip store check kept.db
     """
@@ -48,9 +50,9 @@ def check(store: StoreArgument, *, json_output: JsonOption = False) -> None:
     if json_output:
         print_json({**asdict(report), "ok": report.ok})
     elif report.ok:
-        print_facts(f"Store {store}", {"sound": f"{report.n_samples} samples hashed again, no problem found"})
+        print_facts(f"Store {store}", {"checked": f"{report.n_samples} samples, no problem found"})
     for problem in report.problems if not json_output else ():
-        print_error(problem)
+        print_error(problem, "store-damaged")
     if not report.ok:
         raise typer.Exit(1)
 
@@ -59,18 +61,13 @@ def check(store: StoreArgument, *, json_output: JsonOption = False) -> None:
 def export(
     store: StoreArgument,
     *,
-    to: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
+    to: Annotated[Path, typer.Option(help="New or empty folder to write.")],
     layout: Annotated[
         Literal["folder", "webdataset"],
-        typer.Option("--format", help="*folder*: one folder per class; *webdataset*: tar shards."),
+        typer.Option("--format", help="One folder per class, or WebDataset tar shards."),
     ] = "folder",
-    labels: Annotated[Labels, typer.Option(help="Whose labels name the classes.")] = "true",
-    class_names: Annotated[
-        str,
-        typer.Option(
-            help="Names separated by commas, in the order of logits: of the folders, or in the shards' .json."
-        ),
-    ] = "",
+    labels: Annotated[Labels, typer.Option(help="Labels that name the classes.")] = "true",
+    class_names: ClassNamesOption = "",
     json_output: JsonOption = False,
 ) -> None:
     """Write the kept samples as an image folder or as WebDataset shards.
@@ -90,7 +87,9 @@ def export(
         left_out = f"; {n_kept - n_written} have no {labels} label" if n_written < n_kept else ""
         print_facts(f"Exported to {to}", {"written": f"{n_written} samples{left_out}"})
     if n_kept and not n_written:
-        print_error(f"none of {n_kept} samples has a {labels} label; --labels predicted exports them all")
+        print_error(
+            f"no kept sample has a {labels} label; --labels predicted exports all {n_kept}", "labels-invalid"
+        )
         raise typer.Exit(1)
 
 
@@ -109,7 +108,9 @@ def _write_shards(kept: RetentionStore, to: Path, labels: Labels, names: tuple[s
     try:
         to.mkdir(exist_ok=True)
     except OSError as error:
-        raise ExportError(f"a folder that can be written is needed, got: {error}") from error
+        raise ExportError(
+            f"cannot write {to}: {error.strerror}; choose another folder", code="path-not-writable"
+        ) from error
     pattern = f"{to}/shard-%06d.tar".replace("%", "%%", f"{to}".count("%"))
     try:
         export_webdataset(kept, pattern, labels=labels, class_names=names)
@@ -122,7 +123,7 @@ def _write_shards(kept: RetentionStore, to: Path, labels: Labels, names: tuple[s
 
 
 def _by_whom(stats: StoreStats) -> str:
-    """Who keeps what is there, where shadow mode does."""
+    """How many samples only shadow mode keeps; empty for a store without it."""
     if not stats.kept_shadowed:
         return ""
     n_retained = stats.kept - stats.kept_shadowed
@@ -130,7 +131,7 @@ def _by_whom(stats: StoreStats) -> str:
 
 
 def print_stats(stats: StoreStats) -> None:
-    """The store in numbers, for people."""
+    """The counts as tables."""
     print_facts(
         "Store",
         {

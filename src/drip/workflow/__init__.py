@@ -1,7 +1,7 @@
 """What the commands do: calibrate, run a stream into a store, replay.
 
-Puts the rooms together; decides nothing. Torch is loaded where a PyTorch model is given, and only there:
-a board calibrates and runs without it.
+Connects the rooms; contains no decision logic. Only PyTorch models load torch: a device calibrates and runs
+a model file without it.
 """
 
 from drip.workflow.calibration import calibrate_file, calibrate_folder, calibrated

@@ -1,4 +1,7 @@
-"""A policy from a folder of samples: for a PyTorch model, or on the device for a model file."""
+"""A policy from a folder of samples: for a PyTorch model, or on the device for a model file.
+
+Both ways end in one place, so that a policy records the same facts wherever it was made.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from drip.policy import Policy, Provenance, class_histograms
 from drip.rules import RECOMMENDED, BaseRule, WindowRule, create, require_scores
 from drip.sources import FolderSource
 from drip.types import Observations, Scorer
-from drip.windows import Method, check_fraction, sort_by_class
+from drip.windows import check_fraction, sort_by_class
 from drip.workflow.models import FileScorer, ScoreOptions
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from drip.scoring import TorchScorer
 
 _BATCH_SIZE = 64
-_USUAL = 0.6
+_DEFAULT_RETENTION = 0.6  # the paper discards 40 % of a stream
 _PER_TIME = ("samples_per_hour", "bytes_per_day")
 
 
@@ -34,39 +37,36 @@ def calibrate_folder(
     *,
     rule: str = RECOMMENDED,
     retention: float | None = None,
-    method: Method | None = None,
     rule_options: Mapping[str, Any] | None = None,
     score: ScoreOptions | None = None,
     class_names: tuple[str, ...] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Policy:
-    """A policy for a model from a folder of samples that resemble production.
+    """A policy for a PyTorch model from a folder of samples that resemble production.
 
     Args:
         model: The trained classifier.
         folder: Images, audio files or arrays; labels are not used.
-        spec: How files become inputs, as in training.
-        rule: Name of the selection rule.
-        retention: Keep rate of the stream, in (0, 1). None means 0.6, or
-            what ``rule_options`` aim at.
-        method: Where a rule with windows puts them; None takes the rule's default.
-        rule_options: Further arguments of the rule, such as ``frozen`` or ``samples_per_hour``; not
-            ``retention``, which has its own argument.
-        score: How to score; contrastive scores are added where the rule reads them.
-        class_names: Names in the order of the logits, kept in the policy.
+        spec: How samples become inputs, as in training.
+        rule: Name of the rule.
+        retention: Keep rate of the stream, in (0, 1). None means 0.6, unless ``rule_options`` has
+            another target.
+        rule_options: Further arguments of the rule, such as ``method`` or ``samples_per_hour``.
+        score: How to score; contrastive scores are added if the rule reads them.
+        class_names: Names in the order of the logits.
         on_progress: Called with the number of samples scored and their total.
 
     Raises:
-        InputError: an unknown rule, or a file that cannot be decoded.
-        ModelError: a model or sample that cannot be scored.
-        SourceError: no folder, or nothing in it.
+        InputError: the rule is unknown, or a file cannot be decoded.
+        ModelError: the model or a sample cannot be scored.
+        SourceError: the folder does not exist or is empty.
     """
-    selector = _rule(rule, retention, method, rule_options or {})
+    chosen = _rule(rule, retention, rule_options or {})
     source = FolderSource(folder)
     options = score or ScoreOptions()
-    scorer = replace(options, contrast=options.contrast or "contrast" in selector.needs).scorer(model)
+    scorer = replace(options, contrast=options.contrast or "contrast" in chosen.needs).scorer(model)
     return calibrated(
-        selector, scorer, model, _observe(source, scorer, spec, on_progress),
+        chosen, scorer, model, _observe(source, scorer, spec, on_progress),
         spec=spec, data=str(folder), class_names=class_names,
     )  # fmt: skip
 
@@ -77,32 +77,29 @@ def calibrate_file(
     *,
     rule: str = RECOMMENDED,
     retention: float | None = None,
-    method: Method | None = None,
     rule_options: Mapping[str, Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Policy:
-    """A policy for a model file, on the device that runs it; contract and class names are the file's.
+    """A policy for a model file, which contains input spec, score and class names; needs no torch.
 
     Args:
         scorer: The model file, such as :class:`drip.onnx.OnnxScorer`.
         folder: Images, audio files or arrays; labels are not used.
-        rule: Name of the selection rule.
-        retention: Keep rate of the stream, in (0, 1). None means 0.6, or
-            what ``rule_options`` aim at.
-        method: Where a rule with windows puts them; None takes the rule's default.
-        rule_options: Further arguments of the rule, such as ``frozen`` or ``samples_per_hour``; not
-            ``retention``, which has its own argument.
+        rule: Name of the rule.
+        retention: Keep rate of the stream, in (0, 1). None means 0.6, unless ``rule_options`` has
+            another target.
+        rule_options: Further arguments of the rule, such as ``method`` or ``samples_per_hour``.
         on_progress: Called with the number of samples scored and their total.
 
     Raises:
-        InputError: an unknown rule, one that reads what the file does not give, or a file of the folder
-            that cannot be decoded.
-        ModelError: a sample that cannot be scored.
-        SourceError: no folder, or nothing in it.
+        InputError: the rule is unknown or reads a score that the file does not provide, or a sample
+            cannot be decoded.
+        ModelError: a sample cannot be scored.
+        SourceError: the folder does not exist or is empty.
     """
-    selector = _rule(rule, retention, method, rule_options or {})
-    options = " ".join(f"--output {name}" for name in sorted(selector.needs - scorer.provides))
-    require_scores(selector, scorer.provides, f"export the model file with {options}")
+    chosen = _rule(rule, retention, rule_options or {})
+    options = " ".join(f"--output {name}" for name in sorted(chosen.needs - scorer.provides))
+    require_scores(chosen, scorer.provides, f"export the model file with {options}")
     observations = _observe(FolderSource(folder), scorer, scorer.spec, on_progress)
     provenance = Provenance(
         model_digest=scorer.digest,
@@ -113,11 +110,11 @@ def calibrate_file(
         input_spec=scorer.spec.to_json(),
         class_names=scorer.class_names,
     )
-    return _policy(selector, observations, provenance)
+    return _policy(chosen, observations, provenance)
 
 
 def calibrated(
-    selector: BaseRule,
+    rule: BaseRule,
     scorer: TorchScorer,
     model: nn.Module,
     observations: Observations,
@@ -126,25 +123,30 @@ def calibrated(
     data: str,
     class_names: tuple[str, ...] = (),
 ) -> Policy:
-    """Calibrate a rule on observations and write down where it comes from.
+    """Calibrate a rule on observations, and record model, score and data.
 
     Args:
-        selector: The rule; its limits are set.
+        rule: The rule; calibrated in place.
         scorer: What scored the observations.
         model: The scored classifier.
-        observations: Observations of the calibration set, n of them.
+        observations: n observations of the calibration set.
         spec: How samples became inputs.
         data: Description of the calibration set.
-        class_names: Names in the order of the logits; or none.
+        class_names: Names in the order of the logits, or empty.
 
     Raises:
-        InputError: another number of class names than of logits, or no observation.
+        InputError: the number of class names differs from that of the logits, or there is no
+            observation.
     """
-    from drip.scoring import model_digest  # noqa: PLC0415  # a board has no torch
+    from drip.scoring import model_digest  # noqa: PLC0415  # a device has no torch
 
     n_classes = observations.logits.shape[1]
     if class_names and len(class_names) != n_classes:
-        raise InputError(f"{n_classes} class names are needed, got {len(class_names)}: {class_names!r}")
+        raise InputError(
+            f"the model has {n_classes} classes, but {len(class_names)} class names are given; name each "
+            "class once, in the order of the logits",
+            code="labels-invalid",
+        )
     provenance = Provenance(
         model_digest=model_digest(model),
         layer=scorer.layer,
@@ -154,19 +156,16 @@ def calibrated(
         input_spec=spec.to_json(),
         class_names=class_names,
     )
-    return _policy(selector, observations, provenance)
+    return _policy(rule, observations, provenance)
 
 
-def _rule(name: str, retention: float | None, method: Method | None, options: Mapping[str, Any]) -> BaseRule:
-    if "name" in options or "retention" in options:
-        raise InputError(
-            f"name and retention have arguments of their own (--rule, --keep), got {dict(options)} as well",
-            code="rule-arguments",
-        )
-    if method is not None and "method" in options:
-        raise InputError(
-            f"one window method is needed, got {method!r} and the option {options['method']!r}; leave one out"
-        )
+def _rule(name: str, retention: float | None, options: Mapping[str, Any]) -> BaseRule:
+    """The rule, not yet calibrated, with the default keep rate unless an option gives another target."""
+    for given, argument in (("name", "--rule"), ("retention", "--keep")):
+        if given in options:
+            raise InputError(
+                f"{given} is not an option of the rule; use {argument} instead", code="rule-arguments"
+            )
     per_time = [option for option in _PER_TIME if options.get(option) is not None]
     if per_time and retention is not None:
         raise InputError(
@@ -174,14 +173,9 @@ def _rule(name: str, retention: float | None, method: Method | None, options: Ma
             code="rule-arguments",
         )
     if not per_time:
-        retention = _USUAL if retention is None else retention
+        retention = _DEFAULT_RETENTION if retention is None else retention
         check_fraction("retention", retention)
-    selector = create(name, retention=retention, **options)
-    if method is None:
-        return selector
-    if not isinstance(selector, WindowRule):
-        raise InputError(f"a rule with windows is needed with a window method, got {name!r}; leave it out")
-    return create(name, retention=retention, **{**options, "method": method})
+    return create(name, retention=retention, **options)
 
 
 def _observe(
@@ -200,13 +194,10 @@ def _observe(
     )
 
 
-def _policy(selector: BaseRule, observations: Observations, provenance: Provenance) -> Policy:
-    """Set the rule's limits; the policy keeps histograms of the scores that they are cut from."""
+def _policy(rule: BaseRule, observations: Observations, provenance: Provenance) -> Policy:
+    """Calibrate the rule; the policy also gets a histogram of the scores for the report."""
     n_classes = observations.logits.shape[1]
-    selector.calibrate(observations)
-    if isinstance(selector, WindowRule):
-        scores = selector.score(observations)
-    else:
-        scores = observations.named_scores["drip"]
+    rule.calibrate(observations)
+    scores = rule.score(observations) if isinstance(rule, WindowRule) else observations.named_scores["drip"]
     histograms = class_histograms(sort_by_class(scores, observations.classes, n_classes))
-    return Policy.of(selector, n_classes=n_classes, provenance=provenance, histograms=histograms)
+    return Policy.of(rule, n_classes=n_classes, provenance=provenance, histograms=histograms)

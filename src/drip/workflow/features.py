@@ -1,4 +1,7 @@
-"""Features of images: the last maps of a network, averaged over their positions; torch for torch models."""
+"""Features of images: the last maps of a network, averaged over their positions.
+
+The only bridge from the device wing to data reduction, which imports neither models nor scorers itself.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 IMAGENET = InputSpec((3, 224, 224), "stretch", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Inputs of the usual pretrained networks; whole images are squeezed, so that no box is cut off."""
+"""Input spec of networks pretrained on ImageNet. It stretches images, so that no labelled box is cut off."""
 
 _BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network as a function from a batch to its features.
+    """A network as a function from inputs to features.
 
     Attributes:
-        name: Description.
+        name: Description, for messages.
         spec: How images become inputs.
         features: Inputs of shape (n, channels, height, width) to features of shape (n, d).
     """
@@ -42,7 +45,7 @@ class Backbone:
         """Features of the files that can be decoded.
 
         Returns:
-            Features, shape (n, d); the places of the n files in ``names``; a sentence for every other file.
+            Features, shape (n, d); the indices of these n files in ``names``; a message for every other file.
         """
         parts: list[NDArray[np.float32]] = []
         read: list[int] = []
@@ -55,53 +58,56 @@ class Backbone:
                     inputs.append(self.spec.prepare(path.read_bytes(), MEDIA_TYPES[path.suffix.lower()]))
                     read.append(place)
                 except (InputError, OSError) as error:
-                    problems.append(f"{names[place]}: cannot be read, left out: {error}")
+                    problems.append(f"{names[place]}: cannot be read and was left out: {error}")
             if inputs:
                 found = self.features(np.stack(inputs)).astype(np.float32)
                 if not np.isfinite(found).all():
-                    raise ModelError(f"finite features are needed, got NaN or infinity of {self.name}")
+                    raise ModelError(
+                        f"{self.name}: the features are NaN or infinite; load a sound checkpoint",
+                        code="model-non-finite",
+                    )
                 parts.append(found)
             on_progress(min(start + _BATCH_SIZE, len(names)), len(names))
         return (np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)), read, problems
 
 
 def open_backbone(model: str | None, weights: Path | None = None, spec: InputSpec | None = None) -> Backbone:
-    """The network that gives features.
+    """The network that computes features.
 
     Args:
-        model: ``model.onnx`` with the output ``features``; ``package.module:factory`` of a torch classifier
-            or of a module that gives maps; None for MobileNetV2, which needs ``weights``.
-        weights: Its ``state_dict``, or for MobileNetV2 an npz file of arrays.
-        spec: How images become inputs of a torch model; as for ImageNet by default.
+        model: ``model.onnx`` with the output ``features``; ``package.module:factory`` of a PyTorch
+            classifier, or of a module that returns maps; None for MobileNetV2, which needs ``weights``.
+        weights: Its ``state_dict``, or for MobileNetV2 also an npz file of arrays.
+        spec: How images become inputs of a PyTorch model; :data:`IMAGENET` by default.
 
     Raises:
-        InputError: no weights for the default, or options that a model file answers itself.
-        ModelError: a model that cannot be loaded or gives no features.
+        InputError: the default network has no weights, or a model file was given weights or a spec.
+        ModelError: the model cannot be loaded or has no features.
     """
     if model is not None and model.lower().endswith(".onnx"):
         if weights is not None or spec is not None:
             raise InputError(
-                "weights and input contract are in a model file, got them beside it; leave them out"
+                "a model file contains its weights and input spec; leave out --weights and --input-spec"
             )
         return _of_file(model)
-    from drip.models import load_model  # noqa: PLC0415  # torch loads for torch models alone
+    from drip.models import load_model  # noqa: PLC0415  # only PyTorch models need torch
 
-    taken = spec or IMAGENET
+    used = spec or IMAGENET
     if model is not None:
-        return of_torch(load_model(model, weights), taken, model)
+        return of_torch(load_model(model, weights), used, model)
     if weights is None:
         raise InputError(
-            "weights of the default network MobileNetV2 are needed, got none: random ones say little of "
-            "images; give --weights, or --model with a network of your own"
+            "the default network MobileNetV2 has no weights; give --weights, or --model with a network of "
+            "your own"
         )
-    return of_torch(_mobilenet(weights), taken, f"MobileNetV2, {weights.name}")
+    return of_torch(_mobilenet(weights), used, f"MobileNetV2, {weights.name}")
 
 
 def of_torch(model: nn.Module, spec: InputSpec, name: str) -> Backbone:
-    """A torch classifier by the maps that enter its head, or a module that gives maps by these.
+    """Features of a PyTorch classifier, the pooled input of its head; or of a module that returns maps.
 
     Raises:
-        ModelError: the output is neither logits nor maps, or a classifier without maps.
+        ModelError: the output is neither logits nor maps, or the classifier has no maps.
     """
     import torch  # noqa: PLC0415
     from torch import Tensor  # noqa: PLC0415
@@ -109,12 +115,13 @@ def of_torch(model: nn.Module, spec: InputSpec, name: str) -> Backbone:
     model.eval()
     try:
         with torch.inference_mode():
-            tried = model(torch.zeros(2, *spec.shape))
+            output = model(torch.zeros(2, *spec.shape))
     except Exception as error:  # the code is the user's: it may raise anything
         raise ModelError(
-            f"a network for inputs of shape {spec.shape} is needed, got {name}: {error}"
+            f"{name}: cannot run on inputs of shape {spec.shape}: {error}; check --input-spec",
+            code="sample-shape",
         ) from error
-    if isinstance(tried, Tensor) and tried.ndim == 4:
+    if isinstance(output, Tensor) and output.ndim == 4:
 
         def pooled(batch: NDArray[np.float32]) -> NDArray[np.floating]:
             with torch.inference_mode():
@@ -128,7 +135,7 @@ def of_torch(model: nn.Module, spec: InputSpec, name: str) -> Backbone:
 
     def scored(batch: NDArray[np.float32]) -> NDArray[np.floating]:
         features = scorer.score(batch).features
-        assert features is not None  # noqa: S101  # a torch scorer always gives them
+        assert features is not None  # noqa: S101  # TorchScorer always has them
         return features
 
     return Backbone(name, spec, scored)
@@ -140,12 +147,12 @@ def _of_file(path: str) -> Backbone:
     scorer = OnnxScorer(path)
     if "features" not in scorer.provides:
         raise ModelError(
-            f"a model file with the output 'features' is needed, got {path} without; export it with it"
+            f"{path}: has no output 'features'; export it with --output features", code="model-outputs"
         )
 
     def scored(batch: NDArray[np.float32]) -> NDArray[np.floating]:
         features = scorer.score(batch).features
-        assert features is not None  # noqa: S101  # asked for above
+        assert features is not None  # noqa: S101  # checked above
         return features
 
     return Backbone(path, scorer.spec, scored)
@@ -157,7 +164,7 @@ def _mobilenet(weights: Path) -> nn.Module:
     from drip.models import MobileNetV2, load_features  # noqa: PLC0415
 
     if not weights.is_file():
-        raise DripError(f"a file of weights is needed, got {weights}; check the path")
+        raise DripError(f"{weights}: does not exist; check the path", code="path-missing")
     if weights.suffix.lower() == ".npz":
         problems = []
         for first_expansion in (False, True):
@@ -173,5 +180,5 @@ def _mobilenet(weights: Path) -> nn.Module:
     try:
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     except Exception as error:  # torch's reader raises many types on a damaged file
-        raise ModelError(f"a state_dict of MobileNetV2 is needed at {weights}, got: {error}") from error
+        raise ModelError(f"{weights}: not a state_dict of MobileNetV2: {error}") from error
     return network

@@ -1,4 +1,4 @@
-"""What scores a stream: a PyTorch model under a policy, or a model file; and which policy decides."""
+"""Which scorer and which policy decide on a stream, checked to fit together before a sample is read."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class ScoreOptions:
     """How :class:`~drip.scoring.TorchScorer` scores; its arguments.
 
     Attributes:
-        layer: Name of the target layer; None finds it.
+        layer: Name of the target layer; None finds one.
         heatmap: ``raw`` or ``normalised``.
         method: Class activation map: ``gradcam``, ``hirescam``, ``gradcam++`` or ``layercam``.
-        contrast: Also give the contrastive scores.
+        contrast: Also compute the contrastive scores.
     """
 
     layer: str | None = None
@@ -37,8 +37,8 @@ class ScoreOptions:
     contrast: bool = False
 
     def scorer(self, model: nn.Module, example: NDArray[np.float32] | None = None) -> TorchScorer:
-        """The scorer of a model with these options, set up with the example where one is given."""
-        from drip.scoring import TorchScorer  # noqa: PLC0415  # a board has no torch
+        """A scorer for the model; the example, a batch of inputs, fixes the layer at once."""
+        from drip.scoring import TorchScorer  # noqa: PLC0415  # a device has no torch
 
         arguments: dict[str, Any] = {
             "layer": self.layer, "heatmap": self.heatmap, "method": self.method, "contrast": self.contrast,
@@ -48,16 +48,16 @@ class ScoreOptions:
 
 @runtime_checkable
 class FileScorer(Scorer, Protocol):
-    """A scorer from a model file that says what it is: :class:`drip.onnx.OnnxScorer` and its like."""
+    """A scorer that reads everything about the model from its file, such as :class:`drip.onnx.OnnxScorer`."""
 
     @property
     def digest(self) -> str:
-        """The model digest that policies for this file carry."""
+        """The model digest in policies for this file."""
         ...
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """All model digests that limits for this file may carry."""
+        """Every model digest whose policies this file accepts; a quantised file also accepts its parent's."""
         ...
 
     @property
@@ -67,7 +67,7 @@ class FileScorer(Scorer, Protocol):
 
     @property
     def score_definition(self) -> JsonObject:
-        """What the score is, for a policy's provenance."""
+        """Method, layer and heatmap of the score, for a policy's provenance."""
         ...
 
     @property
@@ -77,33 +77,33 @@ class FileScorer(Scorer, Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names in the order of the logits; or empty."""
+        """Names in the order of the logits, or empty."""
         ...
 
     @property
     def policy(self) -> Policy | None:
-        """The policy in the file, or None."""
+        """The policy embedded in the file, or None."""
         ...
 
     def require(self, policy: Policy, *, accept_parent_limits: bool = False) -> None:
-        """Refuse a policy that was not calibrated on this file's scores."""
+        """Raise PolicyError for a policy that was not calibrated on the scores of this file."""
         ...
 
     def compare(self, policy: Policy | None) -> None:
-        """From now on count where the file's own decisions and this policy's differ."""
+        """From now on, count decisions that differ between the file's own windows and this policy."""
         ...
 
 
 def scorer_of(policy: Policy, model: nn.Module) -> TorchScorer:
-    """The scorer that a policy was calibrated with, tried on noise before any sample is at stake.
+    """The scorer that a policy was calibrated with, tested on noise before the first sample is read.
 
     Raises:
-        PolicyError: the policy is for another model, does not say how to score, or was calibrated on
-            maps of another shape.
-        InputError: the policy's input contract is not of inputs that the model takes.
+        PolicyError: the policy is for another model, lacks the definition of its score, or was
+            calibrated on maps of another shape.
+        InputError: the model does not accept inputs of the policy's input spec.
         ModelError: the model has no such layer.
     """
-    from drip.scoring import model_digest  # noqa: PLC0415  # a board has no torch
+    from drip.scoring import model_digest  # noqa: PLC0415  # a device has no torch
 
     policy.require(model_digest(model))
     definition = policy.provenance.score
@@ -115,30 +115,33 @@ def scorer_of(policy: Policy, model: nn.Module) -> TorchScorer:
             contrast=definition["contrast"],
         )
     except KeyError as error:
-        raise PolicyError(f"a policy that says how to score is needed, got none of {error}") from error
+        raise PolicyError(
+            f"the policy does not record the score's {error}; calibrate again", code="policy-invalid"
+        ) from error
     spec = InputSpec.from_json(policy.provenance.input_spec)
     noise = np.random.default_rng(0).normal(size=(2, *spec.shape)).astype(np.float32)
     scorer = options.scorer(model, noise)
     found, expected = scorer.score_definition["layer_shape"], definition.get("layer_shape")
     if found != expected:
         raise PolicyError(
-            f"maps of shape {expected} are needed at {scorer.layer!r}, got {found}; calibrate again with "
-            "this input shape and without a reshape of your own"
+            f"the policy was calibrated on maps of shape {expected} at layer {scorer.layer!r}, the model "
+            f"gives {found}; calibrate again with this input spec",
+            code="policy-other-score",
         )
     return scorer
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What decides on a stream, checked to fit together.
+    """Everything that decides on a stream.
 
     Attributes:
         policy: The policy.
-        scorer: Of the model, as the policy says.
+        scorer: The scorer that the policy was calibrated with.
         rule: The policy's rule, calibrated.
         spec: How samples become inputs.
-        digests: Model digests that limits for the scores may carry; the model's own first.
-        class_names: In the order of the logits; or empty.
+        digests: Model digests whose policies fit these scores; the model's own first.
+        class_names: In the order of the logits, or empty.
     """
 
     policy: Policy
@@ -150,25 +153,27 @@ class Parts:
 
 
 def parts_of(
-    model: nn.Module | FileScorer, policy: Policy | None, *, accept_parent_limits: bool = False
+    model: nn.Module | FileScorer, policy: Policy | None, *, accept_parent_windows: bool = False
 ) -> Parts:
-    """A model with the policy that decides: the given one, or the file's own.
+    """A model with the policy that decides: the given one, or the one embedded in the file.
 
     Raises:
-        PolicyError: no policy, one of another model, or of an unknown rule.
-        InputError: the rule reads what the model does not give, or the contract does not fit the model.
+        PolicyError: there is no policy, or it is for another model or names an unknown rule.
+        InputError: the rule reads a score that the model does not provide, or the input spec does not
+            fit the model.
         ModelError: the model has no such layer.
     """
     chosen = model.policy if policy is None and isinstance(model, FileScorer) else policy
     if chosen is None:
         raise PolicyError(
-            "a policy is needed, got none with the model; make one with drip calibrate and give --policy, "
-            "or write it into a model file with drip model set-policy"
+            "no policy was given, and the model contains none; make one with drip calibrate and give it with "
+            "--policy, or embed it with drip model set-policy",
+            code="policy-missing",
         )
     rule = chosen.to_rule()
     names = chosen.provenance.class_names
     if isinstance(model, FileScorer):
-        model.require(chosen, accept_parent_limits=accept_parent_limits)
+        model.require(chosen, accept_parent_limits=accept_parent_windows)
         model.compare(chosen)
         parts = Parts(chosen, model, rule, model.spec, model.digests, names or model.class_names)
     else:

@@ -1,13 +1,14 @@
-"""The production phase with real parts: a stream through a model and its policy into a store."""
+"""Run a stream through a model and its policy into a store; a run continues where the last one stopped."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sized
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from drip.errors import DripError
 from drip.pipeline import OnError, Tally, run
 from drip.policy import Policy
 from drip.sources import open_publisher, open_source
@@ -61,24 +62,27 @@ class ShadowSink:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a run goes about its work.
+    """How a run works.
 
     Attributes:
-        budget_bytes: Limit for the store's files; None for the store's own, or 1 GB for a new store.
-        eviction: ``priority`` or ``fifo``; None for the store's own, or ``priority`` for a new store. Shadow
-            mode defaults to ``fifo``, because the rule on trial must not choose what stays.
-        shadow: Keep every sample, and record what the rule decided.
-        accept_parent_limits: Take limits for a quantised file that were fitted before quantisation.
-        batch_size: Largest number of samples scored at once.
-        on_error: What a bad sample does; see :func:`drip.pipeline.run`.
-        decisions_url: Where decisions are published; empty publishes none. See
-            :func:`drip.sources.open_publisher`.
+        budget_bytes: Largest size of the store on disk. None keeps the budget of an existing store; a new
+            store gets 1 GB.
+        eviction: ``priority`` or ``fifo``. None keeps that of an existing store; a new store gets
+            ``priority``. In shadow mode None means ``fifo``: the rule under test must not choose what
+            stays.
+        shadow: Keep every sample, and record what the rule decides.
+        accept_parent_windows: Accept windows for a quantised file that were fitted before quantisation.
+        batch_size: Largest number of samples scored and committed together.
+        on_error: What to do with a sample that cannot be decoded or scored; see
+            :func:`drip.pipeline.run`.
+        decisions_url: Where to publish decisions, see :func:`drip.sources.open_publisher`; empty for
+            nowhere.
     """
 
     budget_bytes: int | None = None
     eviction: Literal["priority", "fifo"] | None = None
     shadow: bool = False
-    accept_parent_limits: bool = False
+    accept_parent_windows: bool = False
     batch_size: int = 32
     on_error: OnError = "quarantine"
     decisions_url: str = ""
@@ -90,17 +94,17 @@ class RunResult:
 
     Attributes:
         tally: The counts of this run.
-        stats: The store after it.
-        n_disagreements: Decisions in which a model file's own output differed from the policy's.
-        problem: Why nothing of what came could be used; empty when something could.
-        n_published: Decisions that the broker of ``decisions_url`` has.
-        n_unpublished: Decisions that it did not take.
+        stats: The counts of the store after this run.
+        n_disagreements: Decisions that differ between the windows in the model file and the policy.
+        error: Set when not one sample could be decoded, scored and kept.
+        n_published: Decisions that the broker of ``decisions_url`` acknowledged.
+        n_unpublished: Decisions that it did not acknowledge.
     """
 
     tally: Tally
     stats: StoreStats
     n_disagreements: int = 0
-    problem: str = field(default="")
+    error: DripError | None = None
     n_published: int = 0
     n_unpublished: int = 0
 
@@ -116,24 +120,24 @@ def run_url(
     on_progress: Callable[[int, int | None, str], None],
     stop: Callable[[], bool],
 ) -> RunResult:
-    """Run the stream of a URL into the store of a path, with a status that follows.
+    """Run the stream of a URL into a store file, and report progress and status.
 
     Args:
         model: The model, or model file.
-        policy: The policy that decides; None takes the file's.
+        policy: The policy that decides; None means the one embedded in the model file.
         source_url: See :func:`drip.sources.open_source`.
-        store_path: The store's file; created if it does not exist.
-        options: How to go about it.
-        status: Told of every batch.
-        on_progress: Called with samples seen, their total where it is known, and the status line.
-        stop: Asked after every batch; True ends the run in good order.
+        store_path: The store file; created when it does not exist.
+        options: How the run works.
+        status: Updated after every batch.
+        on_progress: Called with the number of samples seen, the total if known, and the status line.
+        stop: Called after every batch; True ends the run after that batch.
 
     Raises:
-        PolicyError: no policy, or one of another model; before a store is made.
-        SourceError: the source cannot be opened or read, or the broker for decisions refuses for good.
+        PolicyError: there is no policy, or it is for another model; raised before a store is created.
+        SourceError: the source cannot be opened or read, or the broker refuses the connection for good.
         StoreError: the store cannot be opened or written.
     """
-    parts = parts_of(model, policy, accept_parent_limits=options.accept_parent_limits)
+    parts = parts_of(model, policy, accept_parent_windows=options.accept_parent_windows)
     status.describe(
         policy_digest=parts.policy.digest, model_digest=parts.digests[0], rule=parts.rule.name,
         shadow=options.shadow, source=source_url, store=str(store_path),
@@ -156,7 +160,7 @@ def run_url(
                 adaptations=getattr(parts.rule, "adaptations", []),
             )
             if publisher is not None:
-                publisher.flush()  # the broker may be back while nothing arrives
+                publisher.flush()  # the broker may come back while no sample arrives
                 status.describe(decisions=_published(publisher))
             status.update(tally, store)
             on_progress(tally.n_seen, total, status.line(tally))
@@ -173,12 +177,12 @@ def run_url(
             tally,
             store.stats(),
             getattr(model, "n_disagreements", 0),
-            _problem(tally, store),
+            _nothing_usable(tally, store),
             n_published=0 if publisher is None else publisher.n_published,
             n_unpublished=0 if publisher is None else publisher.n_dropped,
         )
-    if result.problem:
-        status.fail(result.problem)
+    if result.error is not None:
+        status.fail(result.error)
     return result
 
 
@@ -191,30 +195,31 @@ def run_stream(
     batch_size: int = 32,
     on_error: OnError = "quarantine",
     shadow: bool = False,
-    accept_parent_limits: bool = False,
+    accept_parent_windows: bool = False,
     on_progress: Callable[[Tally], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Tally:
-    """Decide on every sample of a source under a policy, into a store; continues where it stopped.
+    """Run a source through a model and a policy into a store; continues where the last run stopped.
 
     Args:
         model: The model that the policy was calibrated for, or a model file.
-        policy: Rule, limits, score definition and input contract.
+        policy: The policy that decides.
         source: Where samples come from.
-        store: Keeps them.
-        batch_size: Largest number of samples scored at once.
-        on_error: What a bad sample does; see :func:`drip.pipeline.run`.
-        shadow: Keep every sample, and record what the rule decided.
-        accept_parent_limits: Take limits for a quantised file that were fitted before quantisation.
+        store: Where kept samples and decisions are written.
+        batch_size: Largest number of samples scored and committed together.
+        on_error: What to do with a sample that cannot be decoded or scored; see
+            :func:`drip.pipeline.run`.
+        shadow: Keep every sample, and record what the rule decides.
+        accept_parent_windows: Accept windows for a quantised file that were fitted before quantisation.
         on_progress: Called after every batch.
-        stop: Asked after every batch; True ends the run in good order.
+        stop: Called after every batch; True ends the run after that batch.
 
     Raises:
         PolicyError: the policy is for another model, or incomplete.
-        InputError: the rule reads what the model file does not give.
+        InputError: the rule reads a score that the model does not provide.
         StoreError: the store cannot be written.
     """
-    parts = parts_of(model, policy, accept_parent_limits=accept_parent_limits)
+    parts = parts_of(model, policy, accept_parent_windows=accept_parent_windows)
     return _run(
         parts, source, store, batch_size=batch_size, on_error=on_error, shadow=shadow,
         on_progress=on_progress, stop=stop,
@@ -257,7 +262,7 @@ def _run(
 
 
 def _published(publisher: DecisionPublisher) -> JsonObject:
-    """How publishing goes, for the status."""
+    """The state of publishing, for the status file."""
     return {
         "published": publisher.n_published,
         "waiting": publisher.n_waiting,
@@ -266,8 +271,12 @@ def _published(publisher: DecisionPublisher) -> JsonObject:
     }
 
 
-def _problem(tally: Tally, store: RetentionStore) -> str:
+def _nothing_usable(tally: Tally, store: RetentionStore) -> DripError | None:
+    """The error of a run that could use no sample; its setup is wrong, so it must not end with success."""
     if not tally.n_seen or tally.n_quarantined + tally.n_skipped < tally.n_seen:
-        return ""
-    reason = next((sample.reason for sample in store.quarantined()), "see --on-error raise")
-    return f"none of {tally.n_seen} samples could be decoded, scored and kept: {reason}"
+        return None
+    reason = next((rejected.reason for rejected in store.quarantined()), "see --on-error raise")
+    return DripError(
+        f"not one of {tally.n_seen} samples could be decoded, scored and kept: {reason}",
+        code="run-nothing-usable",
+    )

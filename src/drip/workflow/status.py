@@ -1,6 +1,6 @@
-"""How a run is doing, as a line for people and a file for programs.
+"""The state of a run, as a line on the terminal and as a JSON file for other programs.
 
-Rates are of a clock that never jumps; the time of day only says when the file was written.
+Rates use a clock that never jumps; the time of day is only recorded, because NTP may set it at any moment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from time import monotonic, time
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from drip.errors import DripError
+from drip.errors import DripError, code_of
 from drip.files import write_atomically
 from drip.files.format import byte_size
 from drip.pipeline import Tally
@@ -28,7 +28,7 @@ FORMAT_VERSION = 1
 _INTERVAL_S = 1.0
 _RATE_SPAN_S = 10.0
 _RATE_STEP_S = 0.1
-_MOST_OF_THE_TIME = 20  # counting a large store may take a twentieth of the time
+_MOST_OF_THE_TIME = 20  # counting a large store is slow: spend at most a twentieth of the time on it
 
 
 class _Counted(Protocol):
@@ -36,15 +36,15 @@ class _Counted(Protocol):
 
 
 class RunStatus:
-    """The status of one run; a context, whose end is the run's end.
+    """The status of one run, as a context manager around the run.
 
-    The file is replaced in one step at most once a second, and at the end. A file that cannot be written
-    does not stop the run: :attr:`problem` says why.
+    The file is replaced in one step, at most once a second and at the end. A file that cannot be written
+    does not stop the run; :attr:`problem` has the reason.
 
     Args:
-        path: The JSON file; None writes none.
-        clock: Seconds that never jump.
-        wall: Seconds since the epoch, by the clock of the day.
+        path: The JSON file; None for no file.
+        clock: A clock that never jumps, in seconds.
+        wall: The time of day, in seconds since the epoch.
 
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
@@ -67,16 +67,16 @@ class RunStatus:
         self._facts: JsonObject = {}
         self._tally = Tally()
         self._stats: StoreStats | None = None
-        self._failure = ""
+        self._failure: BaseException | None = None
         self._next_s = -math.inf
         self._history: deque[tuple[float, int]] = deque()
 
     def describe(self, **facts: Any) -> None:
-        """Add facts that do not change from batch to batch."""
+        """Add facts to the file."""
         self._facts.update(facts)
 
     def update(self, tally: Tally, store: _Counted, *, at_once: bool = False) -> None:
-        """Take the counts after a batch; look at the store and write the file when a second has passed."""
+        """Record the counts after a batch; count the store and write the file once a second."""
         now = self._clock()
         self._tally = tally
         if len(self._history) > 1 and now - self._history[-2][0] < _RATE_STEP_S:
@@ -90,12 +90,12 @@ class RunStatus:
         self._next_s = now + max(_INTERVAL_S, _MOST_OF_THE_TIME * (self._clock() - now))
         self._write("running", "")
 
-    def fail(self, reason: str) -> None:
-        """The run ends without an exception, and yet failed."""
-        self._failure = reason
+    def fail(self, error: DripError) -> None:
+        """Say that the run failed although it ends without an exception."""
+        self._failure = error
 
     def line(self, tally: Tally) -> str:
-        """Retention, bytes, quarantine and age of the last sample, for people."""
+        """Keep rate, bytes, quarantine and age of the last sample, for the terminal."""
         parts = [] if math.isnan(tally.retention) else [f"{tally.retention:.1%} kept"]
         if self._stats is not None:
             parts.append(f"{byte_size(self._stats.disk_bytes)} of {byte_size(self._stats.budget_bytes)}")
@@ -107,7 +107,7 @@ class RunStatus:
         return ", ".join(parts)
 
     def __enter__(self) -> Self:
-        """The status itself; the file says that a run has begun."""
+        """Write that the run has started."""
         self._write("running", "starting")
         return self
 
@@ -115,23 +115,23 @@ class RunStatus:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Write how the run ended."""
-        if isinstance(error, KeyboardInterrupt):
+        failure = self._failure if error is None else error
+        if isinstance(failure, KeyboardInterrupt):
             self._write("stopped", "interrupted at once")
-        elif error is not None:
-            self._write("failed", str(error) or type(error).__name__)
-        elif self._failure:
-            self._write("failed", self._failure)
+        elif failure is not None:
+            self._write("failed", str(failure) or type(failure).__name__, code_of(failure))
         else:
             self._write("stopped", "asked to stop" if self._tally.interrupted else "the source ended")
 
-    def content(self, state: str, reason: str) -> JsonObject:
-        """What the file says."""
+    def content(self, state: str, reason: str, code: str | None = None) -> JsonObject:
+        """The content of the file; the code is that of the error that ended the run."""
         tally, age_s = self._tally, self._age_s()
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "state": state,
             "reason": reason,
+            "code": code,
             "pid": os.getpid(),
             "time_s": self._wall(),
             "started_s": self._started_s,
@@ -153,7 +153,7 @@ class RunStatus:
         }
 
     def _rate(self) -> float | None:
-        """Samples per second over the last ten seconds, None before there is a span."""
+        """Samples per second over the last ten seconds; None before two updates."""
         if len(self._history) < 2:
             return None
         (first_s, first), (last_s, last) = self._history[0], self._history[-1]
@@ -163,10 +163,10 @@ class RunStatus:
         last_s = self._tally.last_time_s
         return None if last_s is None or not math.isfinite(last_s) else max(0.0, self._wall() - last_s)
 
-    def _write(self, state: str, reason: str) -> None:
+    def _write(self, state: str, reason: str, code: str | None = None) -> None:
         if self._path is None:
             return
-        data = json.dumps(self.content(state, reason), indent=1).encode() + b"\n"
+        data = json.dumps(self.content(state, reason, code), indent=1).encode() + b"\n"
         try:
             write_atomically(self._path, data)
             self.problem = ""
@@ -176,13 +176,13 @@ class RunStatus:
                 self._overwrite(self._path, data)
 
     def _overwrite(self, path: Path, data: bytes) -> None:
-        """Say how the run ended in the blocks of the old file: a full disk has no room for a second one."""
+        """Write the end of the run over the old file: a full disk has no room for a second file."""
         try:
             with path.open("r+b") as file:
                 file.write(data)
                 file.truncate()
         except OSError:
-            return  # the first problem tells more
+            return  # the first problem is the reason; keep it
         self.problem = ""
 
 
