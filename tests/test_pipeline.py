@@ -17,7 +17,7 @@ from drip.types import DurableSink
 
 
 class ListSink:
-    """The least that a sink is: no transactions."""
+    """A minimal sink, without transactions."""
 
     def __init__(self):
         self.ids = []
@@ -28,7 +28,7 @@ class ListSink:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 50, 64])
 @pytest.mark.parametrize("rule", sorted(RULES))
-def test_decisions_come_in_order_of_arrival_and_do_not_depend_on_batch_size(rule, batch_size):
+def test_decisions_are_in_order_of_arrival_and_do_not_depend_on_batch_size(rule, batch_size):
     one, many = MemorySink(), MemorySink()
     run(ListSource(stream(50)), LinearScorer(), RULES[rule](), one, batch_size=1)
     run(ListSource(stream(50)), LinearScorer(), RULES[rule](), many, batch_size=batch_size)
@@ -36,7 +36,7 @@ def test_decisions_come_in_order_of_arrival_and_do_not_depend_on_batch_size(rule
     assert record(many) == record(one)
 
 
-def test_pipeline_decides_as_the_selector_alone():
+def test_pipeline_decides_like_the_rule_alone():
     sink = MemorySink()
     run(stream(60), LinearScorer(), drip_rule(), sink)
     observations = observe(stream(60), LinearScorer())
@@ -45,7 +45,7 @@ def test_pipeline_decides_as_the_selector_alone():
     assert 0 < sum(decision.retain for decision in decisions) < 60
 
 
-def test_observation_carries_time_size_and_hash_of_the_bytes():
+def test_observation_has_time_size_and_hash_of_the_bytes():
     samples = stream(3)
     sink = MemorySink()
     run(samples, LinearScorer(), drip_rule(), sink)
@@ -116,7 +116,7 @@ def test_plain_iterable_is_never_read_ahead_by_more_than_one_batch():
     assert sink.most < 8
 
 
-def test_batches_of_a_source_are_asked_for_with_the_batch_size():
+def test_source_is_asked_for_batches_of_the_batch_size():
     scorer = LinearScorer()
     run(ListSource(stream(10)), scorer, drip_rule(), ListSink(), batch_size=4)
     assert scorer.batch_sizes == [4, 4, 2]
@@ -191,7 +191,7 @@ def test_progress_is_reported_after_every_batch():
     assert seen == [(4, 4), (8, 8), (10, 10)]
 
 
-def test_missing_score_is_named_with_what_the_scorer_gives():
+def test_missing_score_is_named():
     with pytest.raises(InputError) as caught:
         run(stream(3), LinearScorer(), create("lowest-contrast"), MemorySink())
     assert caught.value.code == "rule-needs"
@@ -214,7 +214,7 @@ def test_quarantine_needs_a_sink_that_has_one():
         run(stream(3), LinearScorer(), drip_rule(), ListSink(), on_error="quarantine")
 
 
-def test_observe_gives_all_rows_in_order_batch_by_batch():
+def test_observe_returns_all_rows_in_order():
     done = []
     scorer = LinearScorer()
     got = observe(iter(stream(10)), scorer, batch_size=4, on_progress=done.append)
@@ -230,10 +230,11 @@ def _inputs(samples):
     return np.stack([decode_npy(sample.data).astype(np.float32) for sample in samples])
 
 
-def test_observe_refuses_no_samples():
-    with pytest.raises(InputError, match="at least one sample"):
+def test_observe_needs_at_least_one_sample():
+    with pytest.raises(InputError) as caught:
         observe([], LinearScorer())
+    assert caught.value.code == "source-empty"
 
 
-def test_tally_of_nothing_has_no_retention():
+def test_empty_tally_has_no_keep_rate():
     assert np.isnan(Tally().retention)

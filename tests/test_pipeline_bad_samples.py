@@ -35,7 +35,7 @@ from drip.workflow import ShadowSink
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 @pytest.mark.parametrize("kind", sorted(BAD))
 @pytest.mark.parametrize("on_error", ["skip", "quarantine"])
-def test_bad_sample_does_not_take_its_neighbours_with_it(kind, on_error, batch_size, scorer):
+def test_bad_sample_does_not_affect_its_neighbours(kind, on_error, batch_size, scorer):
     good = stream(9)
     samples = [*good[:4], BAD[kind]("bad-1"), *good[4:], BAD[kind]("bad-2")]
     clean, sink = MemorySink(), MemorySink()
@@ -49,7 +49,7 @@ def test_bad_sample_does_not_take_its_neighbours_with_it(kind, on_error, batch_s
     assert all(len(reason) > 20 for _, reason in sink.quarantined)
 
 
-def test_rejected_sample_is_quarantined_with_the_source_s_reason_and_never_decoded():
+def test_rejected_sample_is_quarantined_with_its_reason_and_never_decoded():
     def decode(data, media_type):
         assert data != b"payload"
         return prepare_npy(data, media_type)
@@ -71,7 +71,7 @@ def test_raise_names_the_sample_and_commits_nothing_of_its_batch(kind):
     assert isinstance(caught.value.__cause__, DripError)
 
 
-def test_batch_of_bad_samples_only_is_survived():
+def test_batch_with_only_bad_samples_is_quarantined():
     sink = MemorySink()
     samples = [broken("a"), poisoned("b"), wide("c"), *stream(2)]
     tally = run(ListSource(samples), LinearScorer(), drip_rule(), sink, batch_size=3, on_error="quarantine")
@@ -80,7 +80,7 @@ def test_batch_of_bad_samples_only_is_survived():
     assert sink.progress.cursor == "5"
 
 
-def test_error_that_is_not_the_samples_fault_is_not_swallowed():
+def test_error_that_is_not_about_a_sample_is_raised():
     class Scorer(LinearScorer):
         def score(self, batch):  # noqa: ARG002
             raise ZeroDivisionError
@@ -110,27 +110,21 @@ def test_unusable_model_stops_the_run_before_a_sample_is_lost():
     assert sink.load_progress().cursor is None
 
 
-class SmallSink(MemorySink):
-    """Takes no sample of the name ``large``."""
-
-    def put(self, sample, observation, decision):
-        if sample.id == "large":
-            raise SampleTooLargeError("it does not fit")
-        super().put(sample, observation, decision)
-
-
-def test_sample_that_never_fits_is_set_aside_and_the_run_goes_on():
+def test_sample_that_never_fits_is_quarantined_and_the_run_goes_on():
     samples = stream(5)
-    samples[2] = replace(samples[2], id="large")
-    sink = SmallSink()
-    run(ListSource(samples), LinearScorer(), RULES["drip"](), sink, on_error="quarantine")
+    n_bytes = len(samples[0].data)
+    samples[2] = replace(samples[2], data=samples[2].data + b"more", id="large")
+    options = {"prepare": lambda data, _: prepare_npy(data[:n_bytes], "")}
+    sink = MemorySink(max_sample_bytes=n_bytes)
+    run(ListSource(samples), LinearScorer(), RULES["drip"](), sink, on_error="quarantine", **options)
     assert [sample.id for sample, _ in sink.quarantined] == ["large"]
     assert len(record(sink)) == 4
+    sink = MemorySink(max_sample_bytes=n_bytes)
     with pytest.raises(SampleTooLargeError):
-        run(ListSource(samples), LinearScorer(), RULES["drip"](), SmallSink())
+        run(ListSource(samples), LinearScorer(), RULES["drip"](), sink, **options)
 
 
-def test_decoder_that_raises_anything_costs_its_own_sample_only():
+def test_decoder_that_raises_any_error_loses_only_its_own_sample():
     def prepare(data, media_type):
         if data == b"boom":
             raise ZeroDivisionError("inside a user's decoder")
@@ -156,7 +150,7 @@ REFUSED = {
 @pytest.mark.parametrize("shadow", [False, True])
 @pytest.mark.parametrize("kind", sorted(REFUSED))
 @pytest.mark.parametrize("on_error", ["skip", "quarantine"])
-def test_sample_that_a_store_refuses_neither_stops_the_run_nor_costs_another_sample(
+def test_sample_that_a_store_refuses_neither_stops_the_run_nor_loses_another_sample(
     tmp_path, on_error, kind, shadow
 ):
     samples = stream(40)

@@ -1,4 +1,4 @@
-"""The production loop after a stop at any point: no loss, no double, the right state."""
+"""The production loop after a stop at any point: no loss, no duplicate, the right state."""
 
 from contextlib import contextmanager, suppress
 
@@ -14,7 +14,7 @@ from linear_stream import (
     stream,
 )
 
-from drip.errors import PolicyError, TransactionFullError
+from drip.errors import PolicyError
 from drip.pipeline import run
 from drip.rules import create
 from drip.testing import ListSource, MemorySink, check_sink, check_source
@@ -22,7 +22,7 @@ from drip.types import Progress
 
 
 class InjectedError(Exception):
-    """A kill, as far as a test in one process can have one."""
+    """Simulates a kill inside one process."""
 
 
 class Countdown:
@@ -36,10 +36,10 @@ class Countdown:
 
 
 class FaultySink(MemorySink):
-    """Fails at the n-th call of any of its methods; before the work, after it, or at the commit."""
+    """Fails at the n-th call of any of its methods: before the work, after it, or at the commit."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **limits):
+        super().__init__(**limits)
         self.fault = Countdown(-1)
 
     def put(self, sample, observation, decision):
@@ -85,7 +85,7 @@ def mixed_stream():
 
 @pytest.mark.parametrize("rule", ["drip", "reservoir", "random", "class-balanced-random"])
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_run_stopped_at_any_point_continues_without_loss_or_double(rule, batch_size):
+def test_run_stopped_at_any_point_continues_without_loss_or_duplicate(rule, batch_size):
     whole = MemorySink()
     samples = mixed_stream()
     options = {"batch_size": batch_size, "on_error": "quarantine", "policy_digest": "p"}
@@ -124,7 +124,7 @@ def test_batch_size_may_change_between_the_runs():
     assert record(sink) == record(whole)
 
 
-def test_finished_run_started_again_sees_nothing():
+def test_finished_run_started_again_sees_no_sample():
     sink = MemorySink()
     run(ListSource(stream(5)), LinearScorer(), drip_rule(), sink)
     assert run(ListSource(stream(5)), LinearScorer(), drip_rule(), sink).n_seen == 0
@@ -156,27 +156,11 @@ def test_sink_knows_the_policy_before_its_first_sample():
     assert known == ["new policy"] * 2
 
 
-def test_batch_that_is_more_than_a_sink_commits_at_once_survives_a_stop_between_its_parts():
-    class SmallSink(FaultySink):
-        """Commits three writes at most, and recognises what comes again."""
-
-        def put(self, sample, observation, decision):
-            self.n_writes += 1
-            if self.n_writes > 3:
-                raise TransactionFullError("full")
-            if sample.id not in {other.id for other, *_ in self.puts}:
-                super().put(sample, observation, decision)
-
-        @contextmanager
-        def transaction(self):
-            self.n_writes = 0
-            with super().transaction():
-                yield
-
+def test_batch_committed_in_halves_survives_a_stop_between_them():
     whole = MemorySink()
     run(ListSource(stream(20)), LinearScorer(), RULES["reservoir"](), whole, policy_digest="p")
     for n_calls in range(70):
-        sink = SmallSink()
+        sink = FaultySink(max_writes=3)
         sink.fault = Countdown(n_calls)
         options = {"batch_size": 10, "policy_digest": "p"}
         with suppress(InjectedError):
@@ -196,7 +180,7 @@ def test_state_of_the_same_policy_is_restored():
 
 
 @pytest.mark.parametrize("state", [{}, {"windows": None}, {"windows": [{"lower": True}]}, {"windows": []}])
-def test_a_saved_state_that_is_none_of_the_rule_is_refused_before_the_first_sample(state):
+def test_a_saved_state_that_does_not_fit_the_rule_is_refused_before_the_first_sample(state):
     sink = MemorySink()
     sink.progress = Progress("2", state, "policy")
     with pytest.raises(PolicyError) as caught:
@@ -205,7 +189,7 @@ def test_a_saved_state_that_is_none_of_the_rule_is_refused_before_the_first_samp
     assert sink.puts == []
 
 
-def test_plain_iterable_has_no_position_but_keeps_the_selectors_state():
+def test_plain_iterable_has_no_position_but_resumes_the_rule_state():
     sink = MemorySink()
     run(stream(6), LinearScorer(), RULES["reservoir"](), sink, policy_digest="p")
     assert sink.progress.cursor is None
@@ -215,12 +199,12 @@ def test_plain_iterable_has_no_position_but_keeps_the_selectors_state():
     assert record(sink) == record(whole)
 
 
-def test_fakes_of_these_tests_keep_the_contracts():
+def test_fakes_of_these_tests_keep_their_contracts():
     check_source(lambda: ListSource(stream(7)), acknowledged=lambda source: source.acknowledged)
     check_sink(FaultySink, kept=lambda sink: sink.kept)
 
 
-def test_new_limits_of_a_rule_are_not_replaced_by_the_saved_ones_of_the_old():
+def test_new_windows_of_a_rule_are_not_replaced_by_saved_ones():
     sink = MemorySink()
     old, new = RULES["drip"](), create("drip", retention=0.1).calibrate(calibration())
     run(ListSource(stream(5)), LinearScorer(), old, sink)

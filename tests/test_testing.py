@@ -101,30 +101,30 @@ class SilentUse(BaseRule):
         (DependsOnBatch, "decide row by row equals decide_many"),
         (DependsOnOrder, "does not depend on the order"),
         (InfinitePriority, "JSON|finite"),
-        (WrongProbability, "what is kept had a chance"),
+        (WrongProbability, "of a kept sample is above 0"),
         (DrawsBeforeChecking, "bit for bit|a refusal leaves the state|row by row"),
         (SilentUse, "every decision has a reason"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:divide by zero")
-def test_a_broken_selector_is_caught(rule, message):
+def test_a_broken_rule_is_caught(rule, message):
     def factory():
-        selector = rule()
-        selector.name = "broken"  # on the instance: a class with a name would count as a rule
-        return selector
+        broken = rule()
+        broken.name = "broken"  # on the instance: a class with a name would count as a rule
+        return broken
 
     with pytest.raises(AssertionError, match=message):
         check_rule(factory, OBSERVATIONS)
 
 
 def test_too_few_observations_are_refused():
-    with pytest.raises(ValueError, match="at least 40 observations are needed, got 39"):
+    with pytest.raises(ValueError, match="at least 40 observations, got 39"):
         check_rule(lambda: create("margin"), OBSERVATIONS[:39])
 
 
 def test_a_shared_instance_is_caught():
     rule = create("margin")
-    with pytest.raises(AssertionError, match="a new selector every time"):
+    with pytest.raises(AssertionError, match="a new rule every time"):
         check_rule(lambda: rule, OBSERVATIONS)
 
 

@@ -404,7 +404,7 @@ class Space:
             raise TransactionFullError(message)
 
     def checkpoint(self, *, wait: bool) -> bool:
-        """Copy the log into the file, so that the next commit starts it anew; False if a reader blocks it."""
+        """Copy the log into the file, so that the next commit restarts it; False if a reader blocks it."""
         if not wait:
             # The timeout applies to checkpoints too; without this every put would wait for a slow reader.
             self._connection.execute("PRAGMA busy_timeout = 0").fetchall()

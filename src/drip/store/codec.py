@@ -26,7 +26,7 @@ _LONG_NUMBER = 40  # characters of 128 bits, as in the state of a random generat
 # The table of kept samples has no column for shadow mode, so its reasons carry a mark. The next three names
 # and encode_reason/decode_reason below are the only code that knows it; everything else reads `shadow`.
 _SHADOW = "shadow:"
-_ESCAPE = "\x1b"  # comes before a reason of a rule that looks like a mark
+_ESCAPE = "\x1b"  # prefix of a reason that a rule gave and that looks like a mark
 IS_SHADOW = "reason >= 'shadow:' AND reason < 'shadow;'"
 """SQL condition on the table of kept samples: only shadow mode keeps it. ";" is the character after ":"."""
 

@@ -39,7 +39,7 @@ _MAX_NAME = 80  # characters; file systems allow 255 bytes for the whole name
 def file_stem(record: StoredSample) -> str:
     """A file name for a sample: unique by its key, readable by its id, and never a path."""
     # Ids come from outside. A slash could leave the folder, a leading dot would hide the file, and WebDataset
-    # takes everything after the first dot for the extension.
+    # treats everything after the first dot as the extension.
     readable = _UNSAFE.sub("-", record.sample.id).strip("-")[:_MAX_NAME]
     return f"{record.key:09d}-{readable}" if readable else f"{record.key:09d}"
 

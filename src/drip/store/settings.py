@@ -238,7 +238,7 @@ class ProgressRow:
                     blob[start:end] = text[start:end].encode()
 
     def replace(self, cursor: sqlite3.Cursor, policy: int) -> None:
-        """Write the whole row anew."""
+        """Rewrite the whole row."""
         # Not INSERT OR REPLACE: it allocates the new row's pages before it frees the old ones, and in a full
         # store these are not available.
         cursor.execute("DELETE FROM progress")
