@@ -12,7 +12,7 @@ RAW_URL = "https://raw.githubusercontent.com/drip-edge/drip/main/"
 GENERATED = ("reference/cli.md", "reference/benchmarks.md", "appendix/", "reference/api/")
 """Pages below docs/ that nobody writes by hand, so that their length is the length of the product."""
 
-LEAVING = ("choosing-a-rule.md", "reduction.md", "reproduction.md", "tabular.md")
+LEAVING = ("reduction.md", "tabular.md")
 PAGES = sorted(page for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")] if page.name not in LEAVING)
 
 _FENCE = re.compile(

@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from drip.cli.app import app
 
-KINDS = {"python", "console", "text"}
+KINDS = {"python", "console", "bash", "text", "toml"}
 # What a page expects to lie in the current folder before its first block.
 EXPECTED = {
     "docs/how-to/choose-a-rule.md": ("model.onnx", "frames"),
@@ -22,7 +23,7 @@ EXPECTED = {
 }
 # The tutorial on the Raspberry Pi has a test of its own, with two machines.
 ELSEWHERE = ("docs/tutorials/raspberry-pi.md",)
-CHECKED_ONLY = {"make", "pip", "npm", "node"}
+CHECKED_ONLY = {"make", "pip", "npm", "node", "python"}
 
 
 def call(command):
@@ -83,7 +84,9 @@ def test_every_block_of_a_page_runs_in_order(page, tmp_path, monkeypatch, reques
         assert kind in KINDS, f"a block of kind {kind!r} would go unchecked"
         if kind == "python":
             run_python(text, scope, f"{name(page)}: {text[:60]!r}")
-        elif kind == "console":
+        elif kind == "toml":
+            tomllib.loads(text)
+        elif kind in ("console", "bash"):
             for line in commands(text):
                 run_line(line, tmp_path, request)
     sys.modules.pop("mymodel", None)
