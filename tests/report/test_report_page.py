@@ -156,7 +156,7 @@ def test_equal_numbers_give_an_equal_page(make_report):
     assert to_html(make_report()) == to_html(make_report())
 
 
-def test_the_page_is_written_whole_and_a_missing_folder_is_named(make_report, tmp_path):
+def test_the_page_is_replaced_in_one_step_and_a_missing_folder_is_named(make_report, tmp_path):
     write_html(make_report(), tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == to_html(make_report())
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
@@ -189,7 +189,7 @@ def test_a_large_gallery_is_cut_and_says_so(make_report):
     assert "the first 60 of 70" in page
 
 
-def test_without_gallery_times_and_arms_their_sections_are_left_out(make_report):
+def test_sections_without_data_are_left_out(make_report):
     page = to_html(make_report(gallery=[], decision_ms=np.array([nan]), arms=[], split={}))
     parsed(page)
     for heading in ("What the model looked at", "Time per decision", "Arms"):
@@ -197,7 +197,7 @@ def test_without_gallery_times_and_arms_their_sections_are_left_out(make_report)
     assert "nan" not in words(page)
 
 
-def test_numbers_that_were_not_measured_are_written_as_missing(make_report):
+def test_unknown_numbers_are_written_as_missing(make_report):
     arms = [Arm("drip", nan, 10, 0, 0), Arm("random", nan, 10, 0, 0)]
     page = to_html(make_report(arms=arms))
     parsed(page)
@@ -219,14 +219,14 @@ def test_a_rule_without_windows_leaves_the_window_section_out(make_report):
     assert 'class="ruler"' not in page
 
 
-def test_a_policy_without_histograms_still_shows_its_shares(make_report):
+def test_a_policy_without_histograms_still_shows_its_keep_rates(make_report):
     page = to_html(make_report(policy=replace(make_report.policy(), histograms=())))
     parsed(page)
     assert "Windows per class" in page
     assert 'class="panel"' not in page
 
 
-def test_the_window_lies_where_its_limits_are(make_report):
+def test_the_window_is_drawn_between_its_ends(make_report):
     policy = make_report.policy()
     window, histogram = policy.windows[0], policy.histograms[0]
     drawing = class_histogram(histogram, window, Scale(0.0, 1.0, 0.0, 100.0), "cat")
@@ -236,7 +236,7 @@ def test_the_window_lies_where_its_limits_are(make_report):
     assert drawing.count('class="limit"') == 2
 
 
-def test_the_bars_of_a_histogram_hold_its_counts(make_report):
+def test_the_bars_of_a_histogram_have_the_area_of_its_counts(make_report):
     policy = make_report.policy()
     drawing = class_histogram(policy.histograms[0], policy.windows[0], Scale(0.0, 1.0, 0.0, 40.0), "cat")
     area = sum(float(height) * float(width) for height, width in re.findall(r"v-([\d.]+)h([\d.]+)v", drawing))
@@ -244,7 +244,7 @@ def test_the_bars_of_a_histogram_hold_its_counts(make_report):
     assert area == pytest.approx((98 - 22 - 4) * counts.sum() / counts.max(), rel=0.01)
 
 
-def test_limits_at_the_edge_of_a_panel_share_one_label(make_report):
+def test_window_ends_at_the_edge_of_a_panel_share_one_label(make_report):
     policy = make_report.policy()
     window = replace(policy.windows[0], lower=0.0, upper=0.1)
     drawing = class_histogram(policy.histograms[0], window, Scale(0.0, 1.0, 4.0, 196.0), "cat")
@@ -288,7 +288,7 @@ def test_images_keep_their_pixels(shape):
     assert decoded(overlay_uri(image, np.ones((3, 3)))).size == (112, round(112 * shape[0] / shape[1]))
 
 
-def test_large_images_are_made_smaller():
+def test_large_images_are_reduced():
     assert decoded(image_uri(np.zeros((600, 300, 3), dtype=np.uint8))).size == (128, 256)
 
 
