@@ -175,7 +175,7 @@ def test_model_with_one_class_is_an_error(drip, calibrate_options, users_model):
     result = drip(*calibrate_options)
     assert result.code == 1
     assert "Traceback" not in result.err
-    assert "at least two logits" in result.err
+    assert "one logit per sample" in result.err
 
 
 def test_class_without_calibration_samples_never_discards(
@@ -185,7 +185,9 @@ def test_class_without_calibration_samples_never_discards(
     assert drip(*calibrate_options).code == 0
     windows = json.loads((tmp_path / "new-policy.json").read_text())["rule"]["state"]["windows"]
     empty = {number for number, window in enumerate(windows) if window["n"] == 0}
-    assert all(windows[number]["never_because"].startswith("too few: 0") for number in empty)
+    assert all(
+        windows[number]["never_because"].startswith("too few calibration scores: 0") for number in empty
+    )
     run_options[5] = tmp_path / "new-policy.json"
     assert drip(*run_options).code == 0
     with RetentionStore.open_readonly(tmp_path / "kept.db") as store:

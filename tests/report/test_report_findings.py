@@ -198,8 +198,8 @@ def test_an_empty_stream_is_reported(make_report):
 
 def test_classes_that_never_discard_are_listed_with_the_reason(make_report):
     text = said(make_report())
-    assert "2 of 3 classes never discard: dog (too few: 7 calibration scores, at least 20 are needed)" in text
-    assert "and <emu> (too few: 0 calibration scores" in text
+    assert "2 of 3 classes never discard: dog (too few calibration scores: 7, the minimum is 20)" in text
+    assert "and <emu> (too few calibration scores: 0" in text
 
 
 def test_many_classes_that_never_discard_are_summed_up(make_report):

@@ -209,7 +209,7 @@ def test_unknown_numbers_are_written_as_missing(make_report):
 def test_a_class_without_scores_shows_why_it_never_discards(make_report):
     page = words(to_html(make_report()))
     assert page.count("no calibration scores") == 1
-    assert page.count("too few: 0 calibration scores, at least 20 are needed") >= 2
+    assert page.count("too few calibration scores: 0, the minimum is 20") >= 2
 
 
 def test_a_rule_without_windows_leaves_the_window_section_out(make_report):
