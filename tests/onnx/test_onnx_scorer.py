@@ -35,13 +35,13 @@ def policy_of(known, **changes):
     provenance = {
         "model_digest": known.digest,
         "score": {"method": "gradcam", "heatmap": "raw", "layer": "maps"},
-        "input_contract": known.spec.to_json(),
+        "input_spec": known.spec.to_json(),
         **changes,
     }
     return Policy.fit(scores, classes, n_classes=N_CLASSES, retention=0.6, provenance=provenance)
 
 
-@pytest.mark.parametrize("contract", [IMAGES, AUDIO], ids=["image", "audio"])
+@pytest.mark.parametrize("spec", [IMAGES, AUDIO], ids=["image", "audio"])
 @pytest.mark.parametrize("batch", ["N", 1])
 @pytest.mark.parametrize("n", [1, 2, 17])
 def test_scores_are_those_of_the_equations(n, batch, spec, tmp_path):
@@ -204,8 +204,8 @@ def test_parents_limits_serve_a_float_file_and_not_a_quantised_one(known, tmp_pa
         ({"model_digest": ""}, "no model"),
         ({"score": {"heatmap": "normalised"}}, "heatmap 'raw' is needed, got one with 'normalised'"),
         ({"score": {"layer": "conv7"}}, "layer"),
-        ({"input_contract": InputSpec((3, 6, 5)).to_json()}, "mean"),
-        ({"input_contract": replace(IMAGES, shape=(3, 5, 6)).to_json()}, "shape"),
+        ({"input_spec": InputSpec((3, 6, 5)).to_json()}, "mean"),
+        ({"input_spec": replace(IMAGES, shape=(3, 5, 6)).to_json()}, "shape"),
     ],
 )
 def test_policy_for_something_else_is_refused(changes, match, known):
@@ -432,7 +432,7 @@ def test_scoring_needs_neither_torch_nor_onnx(known):
 
 
 def test_without_the_runtime_the_room_says_how_to_install_it():
-    code = "import sys\nsys.modules['onnxruntime'] = None\nimport drip.onnx"
+    code = "import sys\nsys.modules['onnxruntime'] = None\nfrom drip.onnx import OnnxScorer"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert 'pip install "drip-edge[device]"' in done.stderr
 

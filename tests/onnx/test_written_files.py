@@ -312,7 +312,7 @@ def test_the_room_opens_without_torch_and_does_not_load_it():
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_a_missing_package_is_named_with_the_line_that_installs_it(package):
-    done = fresh(f"import sys\nsys.modules[{package!r}] = None\nimport drip.onnx\n")
+    done = fresh(f"import sys\nsys.modules[{package!r}] = None\nfrom drip.onnx import check\n")
     assert done.returncode == 1
     assert f"needs {package}" in done.stderr
     assert 'pip install "drip-edge[export]"' in done.stderr
