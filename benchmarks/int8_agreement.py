@@ -157,7 +157,7 @@ def run(name: str, settings: Settings) -> Iterator[dict[str, Any]]:
                 "accuracy_float": float((test.classes == labels).mean()),
                 "accuracy": float((found.classes == labels).mean()),
                 "recipe": recipe,
-                "held_out_kappa": {limits: one.kappa for limits, one in report.agreements.items()},
+                "held_out_kappa": {name: one.kappa for name, one in report.agreements.items()},
                 "attempts": {str(layers): kappa for layers, kappa in report.attempts.items()},
                 "bytes_float": parent.stat().st_size,
                 "bytes": int8.stat().st_size,
@@ -205,7 +205,7 @@ def main() -> None:
             recipe = record["recipe"]
             print(
                 f"{name} {record['discard_fraction']}: kappa {test['kappa']:.3f}, retention "
-                f"{test['retention_float']:.3f} -> {test['retention']:.3f}, {recipe['limits']} limits, "
+                f"{test['retention_float']:.3f} -> {test['retention']:.3f}, {recipe['windows']} windows, "
                 f"{recipe['float_layers']} layers in float32, n = {test['n']}",
                 flush=True,
             )

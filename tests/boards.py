@@ -48,8 +48,8 @@ def board(tmp_path_factory):
     bare = make_model(root / "bare.onnx", SPEC, seed=3)
     policy = calibrate_file(OnnxScorer(bare.path), calibration)
     policy.save(root / "policy.json")
-    limits = ([w.lower for w in policy.windows], [w.upper for w in policy.windows])
-    model = make_model(root / "model.onnx", SPEC, seed=3, policy=policy, limits=limits)
+    bounds = ([w.lower for w in policy.windows], [w.upper for w in policy.windows])
+    model = make_model(root / "model.onnx", SPEC, seed=3, policy=policy, windows=bounds)
     return SimpleNamespace(
         root=root, model=model, bare=bare, policy=root / "policy.json", calibration=calibration,
         production=production, spec=SPEC,

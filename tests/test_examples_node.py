@@ -1,4 +1,4 @@
-"""The JavaScript example decides as `drip run` does, on real digits, with the commands of its page."""
+"""The JavaScript example decides as `drip run` does on real digits; the commands of its README work."""
 
 import json
 import re
@@ -75,12 +75,12 @@ def test_decisions_are_those_of_drip_run(node, model, drip, tmp_path):
 @pytest.mark.parametrize(
     ("values", "cut", "word"),
     [
-        (np.zeros((2, 1, 28, 28)), 0, "float32 in C order is needed"),
-        (np.zeros((2, 1, 28, 28), np.float32), 3, "bytes of numbers are needed"),
+        (np.zeros((2, 1, 28, 28)), 0, "not float32 in C order"),
+        (np.zeros((2, 1, 28, 28), np.float32), 3, "the file is damaged"),
         (np.zeros((2, 1, 27, 28), np.float32), 0, "invalid dimensions"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused_with_the_reason(values, cut, word, node, model, tmp_path):
+def test_wrong_inputs_are_rejected_with_the_reason(values, cut, word, node, model, tmp_path):
     path = tmp_path / "inputs.npy"
     np.save(path, values)
     path.write_bytes(path.read_bytes()[: -cut or None])
@@ -89,7 +89,7 @@ def test_inputs_that_do_not_fit_are_refused_with_the_reason(values, cut, word, n
     assert word in done.stderr
 
 
-def test_every_line_of_its_page_works(node, drip, digits, tmp_path, monkeypatch):
+def test_every_command_of_its_readme_works(node, drip, digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (EXAMPLE / "README.md").read_text()
     fences = re.findall(r"^```(\w+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)

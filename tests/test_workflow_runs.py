@@ -24,7 +24,7 @@ class Plain:
     score_definition = {"method": "gradcam", "heatmap": "raw"}  # noqa: RUF012  # never changed
     spec = SPEC
 
-    def require(self, policy, *, accept_parent_limits=False):  # noqa: ARG002  # the protocol's
+    def require(self, policy, *, accept_parent_windows=False):  # noqa: ARG002  # the protocol's
         policy.require(self.digest)
 
     def compare(self, policy):

@@ -1,4 +1,4 @@
-"""The heads and the oracle of the scorer's tests; one torch thread; small networks exported once."""
+"""Makes the heads and the oracle of the scorer's tests importable; one torch thread."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Model files made by hand from docs/model-file.md, of weights so plain that NumPy computes what they give.
+"""Model files written by hand from docs/model-file.md, simple enough for NumPy to compute their outputs.
 
-An independent look at the format: nothing here is taken from the code that writes such files.
+An independent view of the format: nothing here uses the code that writes such files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ N_MAPS = 4
 
 @dataclass
 class KnownModel:
-    """A file, and what it must give: one layer of maps, their mean, a linear head."""
+    """A file and its expected outputs: one layer of maps, their mean, a linear head."""
 
     path: Path
     digest: str
@@ -54,7 +54,7 @@ def make_model(
     *,
     seed: int = 0,
     batch: str | int = "N",
-    limits: tuple[Any, Any] | None = None,
+    windows: tuple[Any, Any] | None = None,
     policy: Any = None,
     quantization: Any = None,
     parent_digest: str = "b" * 64,
@@ -79,7 +79,7 @@ def make_model(
         spoil(weights)
     first, head, bias = weights["first"], weights["head"], weights["bias"]
     digest = hashlib.sha256(b"".join(values.tobytes() for values in weights.values())).hexdigest()
-    lower, upper = limits or (np.full(N_CLASSES, np.inf), np.full(N_CLASSES, -np.inf))
+    lower, upper = windows or (np.full(N_CLASSES, np.inf), np.full(N_CLASSES, -np.inf))
     n_positions = np.array(np.prod(sides), dtype=np.float32)
     constants = {
         "first.weight": first.reshape(N_MAPS, channels, *ones),
@@ -148,7 +148,7 @@ def make_model(
             if part.op_type == "ReduceMean":
                 part.input.append(_axes_of(onnx, model, part))
     content = {
-        "format_version": 1,
+        "format_version": 2,
         "digest": digest,
         "parent_digest": parent_digest,
         "quantization": quantization,
@@ -156,7 +156,7 @@ def make_model(
             "name": "drip", "method": "gradcam", "heatmap": "raw", "contrast": False, "layer": "maps",
             "layer_shape": [N_MAPS, *sides],
         },
-        "input_contract": spec.to_json(),
+        "input_spec": spec.to_json(),
         "class_names": ["ant", "bee", "cow"],
         "policy": None if policy is None else policy.to_json(),
         "drip_version": "0.1.0",

@@ -1,4 +1,4 @@
-"""Networks to export beside those of the package, and how torch writes them plainly."""
+"""More networks to export, and their plain ONNX form as torch writes it."""
 
 import io
 import logging
@@ -74,7 +74,7 @@ PLAIN = {
 
 
 def lively(model, seed=0):
-    """The model in eval mode with batch statistics and last layers that make scores differ."""
+    """The model in eval mode, with random batch statistics and last layers so that scores differ."""
     torch.manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -1,11 +1,11 @@
-"""Gradients of small graphs by the tape and by PyTorch's autograd, for the tests of its rules."""
+"""Gradients of small graphs by the tape and by PyTorch's autograd."""
 
 import numpy as np
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-import drip.onnx.weights  # noqa: F401  # registers the rules
-from drip.onnx.graph import Graph, measure, run_model
+import drip.onnx.derivatives  # noqa: F401  # registers them
+from drip.onnx.graph import Graph, Shape, measure, run_model
 from drip.onnx.tape import Tape
 
 RNG = np.random.default_rng(0)
@@ -41,8 +41,6 @@ def gradient_of(nodes, constants, x, opset, seeds=None, ends=("y",)):
 
 
 def _measure(graph, x, names):
-    from drip.onnx.graph import Shape
-
     for name, value in zip(sorted(names), run_model(graph.model, x, sorted(names)), strict=True):
         graph.shapes[name] = Shape(value.shape, frozenset(), "float32")
         if name not in graph.varying and value.dtype.kind == "i":

@@ -1,4 +1,4 @@
-"""From any ONNX classifier, where torch cannot be imported, comes the score that PyTorch's autograd gives."""
+"""Any ONNX classifier, exported without torch, gives the score of PyTorch's autograd."""
 
 import subprocess
 import sys
@@ -153,20 +153,21 @@ def test_a_closing_softmax_is_cut_off(last):
     ],
     ids=["cast", "reshape", "squeeze"],
 )  # fmt: skip
-def test_a_softmax_is_cut_off_with_what_only_reshapes_its_result(plumbing, constants):
+def test_a_softmax_is_cut_off_together_with_a_reshape_after_it(plumbing, constants):
     nodes = [*BACKBONE, *HEAD, ("Softmax", ["y"], ["s"], {"axis": 1}), *plumbing]
     assert_by_hand(graph_of(nodes, {**CONSTANTS, **constants}, (2, 6, 7), outputs=("z",)))
 
 
-def test_a_softmax_whose_axes_are_exchanged_is_refused():
+def test_a_softmax_with_exchanged_axes_is_rejected():
     nodes = [*BACKBONE, *HEAD, ("Transpose", ["y"], ["t"], {}), ("Softmax", ["t"], ["s"], {"axis": 0})]
     nodes.append(("Transpose", ["s"], ["z"], {}))
-    with pytest.raises(ExportError, match="Softmax_s"):
+    with pytest.raises(ExportError, match="Softmax_s") as error:
         attach_score(graph_of(nodes, CONSTANTS, (2, 6, 7), outputs=("z",)))
+    assert error.value.code == "export-unsupported"
 
 
 @pytest.mark.parametrize("ending", [[], [("Softmax", ["y"], ["z"], {"axis": 1})]], ids=["logits", "softmax"])
-def test_logits_with_positions_of_one_behind_a_convolution(ending):
+def test_logits_of_shape_n_k_1_1_after_a_convolution(ending):
     kernel = np.ascontiguousarray(2 * WEIGHT.T[:, :, None, None])
     nodes = [*BACKBONE, HEAD[0], ("Conv", ["p", "w1", "b"], ["y"], {}), *ending]
     assert_by_hand(
@@ -174,10 +175,11 @@ def test_logits_with_positions_of_one_behind_a_convolution(ending):
     )
 
 
-def test_a_closing_sigmoid_is_refused():
+def test_a_closing_sigmoid_is_rejected():
     nodes = [*BACKBONE, *HEAD, ("Sigmoid", ["y"], ["z"], {})]
-    with pytest.raises(ExportError, match="Sigmoid_z"):
+    with pytest.raises(ExportError, match="Sigmoid_z") as error:
         attach_score(graph_of(nodes, CONSTANTS, (2, 6, 7), outputs=("z",)))
+    assert error.value.code == "export-unsupported"
 
 
 def test_a_head_with_two_poolings_gives_score_and_contrast():
@@ -219,7 +221,7 @@ def test_weights_that_are_inputs_as_in_old_files():
     assert_by_hand(model)
 
 
-def test_a_fixed_batch_is_freed_where_the_graph_allows():
+def test_a_fixed_batch_is_freed_if_the_graph_allows_it():
     model = graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, 6, 7), batch=1)
     assert attach_score(model).graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     fixed = [*BACKBONE, HEAD[0], ("Reshape", ["p", "s"], ["f"], {}), HEAD[2]]
@@ -228,7 +230,7 @@ def test_a_fixed_batch_is_freed_where_the_graph_allows():
     assert_by_hand(model)
 
 
-def test_names_of_the_format_inside_the_file_give_way():
+def test_tensors_with_reserved_names_are_renamed():
     nodes = [("Conv", ["image", "k"], ["logits"], {}), ("Relu", ["logits"], ["drip.lower"], {})]
     nodes += [
         ("GlobalAveragePool", ["drip.lower"], ["input"], {}),
@@ -240,7 +242,7 @@ def test_names_of_the_format_inside_the_file_give_way():
     assert_by_hand(model, layer="drip.lower")
 
 
-def test_names_that_the_renaming_would_choose_give_way_too():
+def test_renaming_avoids_names_that_exist():
     nodes = [("Conv", ["image", "k"], ["features"], {}), ("Relu", ["features"], ["source.features"], {})]
     nodes += [("GlobalAveragePool", ["source.features"], ["p"], {}), HEAD[1]]
     nodes += [
@@ -250,30 +252,34 @@ def test_names_that_the_renaming_would_choose_give_way_too():
     assert_by_hand(graph_of(nodes, CONSTANTS, (2, 6, 7), outputs=("source.retain",)))
 
 
-def test_an_open_image_size_needs_a_contract():
+def test_an_open_image_size_needs_an_input_spec():
     model = graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, "h", "w"))
-    with pytest.raises(ExportError, match="contract"):
+    with pytest.raises(ExportError) as error:
         attach_score(model)
+    assert error.value.code == "input-spec-invalid"
     assert_by_hand(model, spec=InputSpec((2, 6, 7)))
-    with pytest.raises(ExportError, match="shape"):
+    with pytest.raises(ExportError) as error:
         attach_score(model, spec=InputSpec((3, 6, 7)))
+    assert error.value.code == "input-spec-invalid"
 
 
 @pytest.mark.parametrize("declared", [(6, 7, 2), ("h", "w", 2), ("h", "w", "c")], ids=str)
-def test_an_input_with_channels_at_the_end_is_turned_where_the_contract_has_them_in_front(declared):
+def test_an_input_with_channels_last_gets_them_first_as_in_the_input_spec(declared):
     nodes = [("Transpose", ["image"], ["t"], {"perm": [0, 3, 1, 2]}), *BACKBONE, *HEAD]
     nodes[1] = ("Conv", ["t", "k"], ["c"], {})
     model = graph_of(nodes, CONSTANTS, declared)
-    if declared[2] == "c":  # nothing says where the channels are: as the contract has them
-        with pytest.raises(ExportError, match="takes one input at a time"):
+    if declared[2] == "c":  # nothing says where the channels are, so the spec is taken literally
+        with pytest.raises(ExportError) as error:
             attach_score(model, spec=InputSpec((2, 6, 7)))
+        assert error.value.code == "export-unsupported"
         return
     assert_by_hand(model, spec=InputSpec((2, 6, 7)))
-    with pytest.raises(ExportError, match=r"or \(6, 7, 3\) with channels at the end"):
+    with pytest.raises(ExportError, match=r"\(6, 7, 3\) with channels last") as error:
         attach_score(model, spec=InputSpec((3, 6, 7)))
+    assert error.value.code == "input-spec-invalid"
 
 
-def test_channels_at_the_end():
+def test_channels_last():
     nodes = [
         *BACKBONE,
         ("Transpose", ["a"], ["t"], {"perm": [0, 2, 3, 1]}),
@@ -284,7 +290,7 @@ def test_channels_at_the_end():
     assert_by_hand(graph_of(nodes, CONSTANTS, (2, 6, 7)), layer="t", layout="channels_last")
 
 
-def test_weights_behind_another_operation():
+def test_weights_that_another_operation_computes():
     nodes = [
         *BACKBONE,
         *HEAD[:2],
@@ -323,45 +329,50 @@ def _second_input(model):
 
 
 BAD = {
-    "two inputs": (_second_input, "one float32 input"),
-    "integers": (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 2), "float32.*UINT8"),
-    "half precision inside": (_half, "float32 from the layer to the logits is needed, got float16 at 'a'"),
-    "a branch around every activation": (_bypass, "all logits go through"),
-    "an operation without a rule": (_sine, r"Sin \(node 'the_sine'"),
+    "two inputs": (_second_input, "export-unsupported", "image of type FLOAT, other of type FLOAT"),
+    "integers": (
+        lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 2), "export-unsupported", "UINT8",
+    ),
+    "half precision inside": (_half, "export-unsupported", "'a' has type float16"),
+    "a branch around every activation": (_bypass, "model-layer", "no activation"),
+    "an operation without a derivative": (_sine, "export-unsupported", r"Sin \(node 'the_sine'"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_be_exported_is_refused_with_the_reason(case):
-    change, reason = BAD[case]
+def test_a_model_that_cannot_be_exported_is_rejected_with_the_reason(case):
+    change, code, reason = BAD[case]
     model = graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, 6, 7))
     change(model)
-    with pytest.raises(ExportError, match=reason):
+    with pytest.raises(ExportError, match=reason) as error:
         attach_score(model)
+    assert error.value.code == code
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "code"),
     [
-        {"layer": "nowhere"},
-        {"layer": "f"},
-        {"heatmap": "blue"},
-        {"output": "f"},
-        {"class_names": ("a",)},
-        {"layout": "up"},
-        {"closing_softmax": "no"},
+        ({"layer": "nowhere"}, "model-layer"),
+        ({"layer": "f"}, "model-layer"),
+        ({"heatmap": "blue"}, "bad-argument"),
+        ({"output": "f"}, "model-outputs"),
+        ({"class_names": ("a",)}, "labels-invalid"),
+        ({"layout": "up"}, "bad-argument"),
+        ({"closing_softmax": "no"}, "bad-argument"),
     ],
     ids=str,
 )
-def test_wrong_arguments_are_refused(options):
-    with pytest.raises(ExportError):
+def test_wrong_arguments_are_rejected(options, code):
+    with pytest.raises(ExportError) as error:
         attach_score(graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, 6, 7)), **options)
+    assert error.value.code == code
 
 
-def test_one_logit_is_refused():
+def test_a_single_logit_is_rejected():
     constants = {**CONSTANTS, "w": WEIGHT[:, :1], "b": BIAS[:1]}
-    with pytest.raises(ExportError, match="two classes"):
+    with pytest.raises(ExportError, match="two or more classes") as error:
         attach_score(graph_of([*BACKBONE, *HEAD], constants, (2, 6, 7)))
+    assert error.value.code == "export-unsupported"
 
 
 def test_a_file_whose_output_has_no_declared_shape_is_read(tmp_path):
@@ -374,11 +385,11 @@ def test_a_file_whose_output_has_no_declared_shape_is_read(tmp_path):
 
 
 def test_a_file_with_a_score_is_not_scored_twice():
-    with pytest.raises(ExportError, match="without a score"):
+    with pytest.raises(ExportError, match="already has a score"):
         attach_score(attach_score(graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, 6, 7))))
 
 
-def test_the_source_stays_as_it_was():
+def test_the_source_is_not_changed():
     model = graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, 6, 7))
     before = model.SerializeToString(deterministic=True)
     finished = attach_score(model)
@@ -392,10 +403,10 @@ def helper_parent(model):
     return metadata_of(model).parent_digest
 
 
-# -- ties, NaN, limits -----------------------------------------------------------------------------------
+# -- ties, NaN, windows ----------------------------------------------------------------------------------
 
 
-def limits_policy(model, windows):
+def policy_with(model, windows):
     """A policy with given windows for a plain model."""
     state = [
         {"lower": low, "upper": high, "n": 50, "calibration_discard": 0.4, "expected_discard": 0.4,
@@ -425,9 +436,9 @@ def test_ties_go_to_the_lowest_class():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", ["one", "all"])
-def test_what_is_not_finite_is_retained(value, place):
+def test_a_sample_that_is_not_finite_is_kept(value, place):
     plain = graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, 6, 7))
-    model = attach_score(plain, policy=limits_policy(plain, [(0.0, 1e30)] * 4))
+    model = attach_score(plain, policy=policy_with(plain, [(0.0, 1e30)] * 4))
     x = noise((2, 6, 7), 3)
     x[1, 0, 2, 3] = value
     if place == "all":
@@ -436,9 +447,9 @@ def test_what_is_not_finite_is_retained(value, place):
     assert found["retain"].tolist() == [False, True, False]
 
 
-def test_every_finite_score_inside_is_discarded_and_a_class_without_window_never():
+def test_a_score_inside_the_window_is_discarded_and_without_a_window_kept():
     plain = graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, 6, 7))
-    policy = limits_policy(plain, [(0.0, 1e30)] * 4)
+    policy = policy_with(plain, [(0.0, 1e30)] * 4)
     x = noise((2, 6, 7), 50)
     assert not run_file(attach_score(plain, policy=policy).SerializeToString(), x)["retain"].any()
     assert run_file(attach_score(plain).SerializeToString(), x)["retain"].all()
@@ -446,7 +457,7 @@ def test_every_finite_score_inside_is_discarded_and_a_class_without_window_never
 
 @settings(max_examples=200, deadline=None)
 @given(low=st.floats(0, 10), width=st.floats(0, 1e-6), steps=st.integers(-3, 3), from_upper=st.booleans())
-def test_float32_limits_decide_every_float32_score_as_the_policy_does(low, width, steps, from_upper):
+def test_float32_windows_decide_every_float32_score_as_the_policy_does(low, width, steps, from_upper):
     from drip.onnx.metadata import rounded_inward
 
     high = low + width
@@ -459,14 +470,14 @@ def test_float32_limits_decide_every_float32_score_as_the_policy_does(low, width
 
 
 @pytest.mark.parametrize("value", [1e39, 3.5e38, 1e-46, 5e-324, 0.0, 1e308])
-def test_limits_at_the_ends_of_float32(value):
+def test_windows_at_the_ends_of_float32(value):
     from drip.onnx.metadata import rounded_inward
 
     lower, upper = rounded_inward(value, value)
     assert float(lower) >= value >= float(upper)
 
 
-def test_a_calibration_score_at_a_limit_is_inside():
+def test_a_calibration_score_at_the_end_of_its_window_is_inside():
     plain = graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, 6, 7))
     x = noise((2, 6, 7), 1)
     score = float(run_file(attach_score(plain).SerializeToString(), x)["drip_score"][0])
@@ -474,18 +485,17 @@ def test_a_calibration_score_at_a_limit_is_inside():
         ((score, score), False), ((score, 1e9), False), ((0.0, score), False),
         ((float(np.nextafter(np.float32(score), np.float32(9e9))), 1e9), True),
     ):  # fmt: skip
-        model = attach_score(plain, policy=limits_policy(plain, [window] * 4))
+        model = attach_score(plain, policy=policy_with(plain, [window] * 4))
         assert bool(run_file(model.SerializeToString(), x)["retain"][0]) == retained
 
 
-def test_a_policy_of_another_model_is_refused(tmp_path):
+def test_a_policy_of_another_model_is_rejected(tmp_path):
     plain = graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, 6, 7))
     other = graph_of([*BACKBONE, *HEAD], {**CONSTANTS, "b": BIAS + 1}, (2, 6, 7))
     onnx.save(plain, tmp_path / "plain.onnx")
-    with pytest.raises(PolicyError, match="model"):
-        export_file(
-            tmp_path / "plain.onnx", tmp_path / "m.onnx", policy=limits_policy(other, [(0.0, 1.0)] * 4)
-        )
+    with pytest.raises(PolicyError) as error:
+        export_file(tmp_path / "plain.onnx", tmp_path / "m.onnx", policy=policy_with(other, [(0.0, 1.0)] * 4))
+    assert error.value.code == "policy-other-model"
     assert not (tmp_path / "m.onnx").exists()
-    export_file(tmp_path / "plain.onnx", tmp_path / "m.onnx", policy=limits_policy(plain, [(0.0, 1.0)] * 4))
+    export_file(tmp_path / "plain.onnx", tmp_path / "m.onnx", policy=policy_with(plain, [(0.0, 1.0)] * 4))
     assert read_metadata(tmp_path / "m.onnx").policy is not None

@@ -1,4 +1,4 @@
-"""Both digests, computed as docs/model-file.md says by a reader of bytes that knows neither onnx nor drip."""
+"""Both digests, computed by the rules of docs/model-file.md from bytes, without onnx or drip."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ def one_of(message, number, default=b""):
 
 
 def dims_of(tensor):
-    """Field 1, repeated; writers may pack it."""
+    """Field 1, repeated; some writers pack it."""
     found = []
     for value in all_of(tensor, 1):
         if isinstance(value, int):
@@ -71,7 +71,7 @@ def values_of(tensor):
         return raw[-1]
     kind = one_of(tensor, 2)
     if kind == 1:
-        return b"".join(all_of(tensor, 4))  # packed or not, float32 lie there as they are
+        return b"".join(all_of(tensor, 4))  # float32 have the same bytes packed or not
     numbers, packed = [], b"".join(all_of(tensor, 7 if kind == 7 else 5))
     at = 0
     while at < len(packed):
@@ -81,7 +81,7 @@ def values_of(tensor):
 
 
 def digest_of(data):
-    """SHA-256 by the page's rule."""
+    """SHA-256 by the rules of the page."""
     graph, found = one_of(data, 7), b""
     tensors = {one_of(tensor, 8).decode(): tensor for tensor in all_of(graph, 5)}
     for name in sorted(tensors):

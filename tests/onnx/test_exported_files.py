@@ -1,4 +1,4 @@
-"""Files that drip.onnx writes: the runtime scores them as PyTorch does, and decides alike."""
+"""Exported files: the runtime scores and decides as PyTorch does."""
 
 import json
 
@@ -14,7 +14,7 @@ from drip.sources import FolderSource
 from drip.store import RetentionStore
 from drip.workflow import run_stream, scorer_of
 
-CONTRACT = InputSpec((1, 28, 28))
+SPEC = InputSpec((1, 28, 28))
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +33,15 @@ def exported(digits, tmp_path_factory):
     return path, model, policy
 
 
-def test_scores_are_pytorchs(exported, digits):
+def test_scores_equal_those_of_pytorch(exported, digits):
     path, model, policy = exported
     scorer = OnnxScorer(path)
-    assert scorer.spec == CONTRACT
+    assert scorer.spec == SPEC
     assert scorer.parent_digest == policy.provenance.model_digest
     assert scorer.policy == policy
     assert scorer.class_names[3] == "three"
     inputs = np.stack(
-        [
-            CONTRACT.prepare(file.read_bytes(), "image/png")
-            for file in sorted(digits.production.glob("*/*.png"))
-        ]
+        [SPEC.prepare(file.read_bytes(), "image/png") for file in sorted(digits.production.glob("*/*.png"))]
     )
     found, expected = scorer.score(inputs), scorer_of(policy, model).score(inputs)
     np.testing.assert_array_equal(found.classes, expected.classes)
@@ -53,12 +50,12 @@ def test_scores_are_pytorchs(exported, digits):
         assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
-def test_contrast_is_pytorchs(exported, digits):
+def test_the_contrast_equals_that_of_pytorch(exported, digits):
     from drip.scoring import TorchScorer
 
     path, model, _ = exported
     files = sorted(digits.production.glob("*/*.png"))[:20]
-    inputs = np.stack([CONTRACT.prepare(file.read_bytes(), "image/png") for file in files])
+    inputs = np.stack([SPEC.prepare(file.read_bytes(), "image/png") for file in files])
     found = OnnxScorer(path).score(inputs).named_scores["contrast"]
     expected = TorchScorer(model, contrast=True).score(inputs).named_scores["contrast"]
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
@@ -78,7 +75,7 @@ def test_a_stream_is_decided_as_by_pytorch_and_the_graph_agrees(exported, digits
     assert found == expected
 
 
-def test_calibrating_the_file_gives_the_limits_of_its_parent(exported, digits, drip, tmp_path):
+def test_calibrating_the_file_gives_the_windows_of_its_parent(exported, digits, drip, tmp_path):
     path, _, policy = exported
     out = tmp_path / "policy.json"
     assert drip("calibrate", path, "--data", digits.calibration, "--out", out).code == 0

@@ -1,4 +1,4 @@
-"""OnnxScorer gives what NumPy computes from the same weights, and refuses what it cannot score."""
+"""OnnxScorer gives what NumPy computes from the same weights, and rejects what it cannot score."""
 
 import io
 import subprocess
@@ -59,7 +59,7 @@ def test_scores_are_those_of_the_equations(n, batch, spec, tmp_path):
     assert scorer.graph_retain.tolist() == [True] * n
 
 
-def test_contrast_and_features_come_where_the_file_has_them(tmp_path):
+def test_contrast_and_features_are_given_if_the_file_has_them(tmp_path):
     known = make_model(tmp_path / "model.onnx", IMAGES, on_request=True)
     scorer = OnnxScorer(known.path)
     assert scorer.provides == {"logits", "drip", "contrast", "features"}
@@ -81,14 +81,14 @@ def test_rows_do_not_depend_on_the_batch(known):
 
 
 @pytest.mark.parametrize("batch", ["N", 1])
-def test_no_rows_give_empty_columns(batch, tmp_path):
+def test_an_empty_batch_gives_empty_columns(batch, tmp_path):
     scorer = OnnxScorer(make_model(tmp_path / "model.onnx", IMAGES, batch=batch).path)
     found = scorer.score(noise(0))
     assert len(found) == 0
     assert found.logits.shape == (0, N_CLASSES)
 
 
-def test_the_file_says_what_it_is(known):
+def test_metadata_are_attributes_of_the_scorer(known):
     scorer = OnnxScorer(known.path)
     assert scorer.digest == known.digest
     assert scorer.parent_digest == "b" * 64
@@ -100,7 +100,7 @@ def test_the_file_says_what_it_is(known):
     assert scorer.n_classes == N_CLASSES
 
 
-# -- through the contract ------------------------------------------------------------------------------
+# -- prepared by the input spec ------------------------------------------------------------------------------
 
 
 def encoded_image(kind, pixels):
@@ -116,7 +116,7 @@ def encoded_audio(kind, values):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_pictures_are_scored_as_their_pixels(kind, known):
+def test_an_encoded_image_scores_like_its_pixels(kind, known):
     pixels = np.random.default_rng(2).integers(0, 256, (6, 5, 3), dtype=np.uint8)
     data = encoded_image(kind, pixels)
     decoded = np.asarray(Image.open(io.BytesIO(data))).astype(np.float64).transpose(2, 0, 1) / 255
@@ -126,7 +126,7 @@ def test_pictures_are_scored_as_their_pixels(kind, known):
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC"])
-def test_sound_is_scored_as_its_samples(kind, tmp_path):
+def test_encoded_audio_scores_like_its_samples(kind, tmp_path):
     known = make_model(tmp_path / "model.onnx", AUDIO)
     values = np.round(np.sin(np.arange(400) / 7) * 20_000) / 32_768
     found = OnnxScorer(known.path).score(
@@ -135,7 +135,7 @@ def test_sound_is_scored_as_its_samples(kind, tmp_path):
     np.testing.assert_allclose(found.scores, known.expected(values[None, None])[2], rtol=1e-4)
 
 
-def test_arrays_are_scored_as_they_are(tmp_path):
+def test_arrays_are_scored_unchanged(tmp_path):
     spec = InputSpec((3, 6, 5))
     known = make_model(tmp_path / "model.onnx", spec)
     values = noise(1)[0]
@@ -146,13 +146,13 @@ def test_arrays_are_scored_as_they_are(tmp_path):
 # -- policies ------------------------------------------------------------------------------------------
 
 
-def test_limits_in_the_file_that_differ_from_the_policys_are_counted(tmp_path):
+def test_decisions_that_differ_between_graph_and_policy_are_counted(tmp_path):
     plain = make_model(tmp_path / "plain.onnx", IMAGES)
     policy = policy_of(plain)
     lower = [window.lower for window in policy.windows]
     upper = [window.upper for window in policy.windows]
-    same = OnnxScorer(make_model(tmp_path / "same.onnx", IMAGES, limits=(lower, upper)).path)
-    other = OnnxScorer(plain.path)  # its limits keep everything
+    same = OnnxScorer(make_model(tmp_path / "same.onnx", IMAGES, windows=(lower, upper)).path)
+    other = OnnxScorer(plain.path)  # its windows are empty: it keeps everything
     inputs = noise(200)
     for scorer in (same, other):
         scorer.compare(policy)
@@ -180,54 +180,57 @@ def test_rules_without_windows_have_nothing_to_compare(known):
     assert scorer.n_disagreements == 0
 
 
-def test_policy_in_the_file_comes_back(known, tmp_path):
+def test_the_policy_in_the_file_is_read(known, tmp_path):
     policy = policy_of(known)
     path = make_model(tmp_path / "with.onnx", IMAGES, policy=policy).path
     assert OnnxScorer(path).policy == policy
 
 
-def test_parents_limits_serve_a_float_file_and_not_a_quantised_one(known, tmp_path):
+def test_the_parents_windows_fit_a_float32_file_and_not_a_quantised_one(known, tmp_path):
     policy = policy_of(known, model_digest="b" * 64)
     OnnxScorer(known.path).require(policy)
     int8 = OnnxScorer(make_model(tmp_path / "int8.onnx", IMAGES, quantization={"weights": "int8"}).path)
-    with pytest.raises(PolicyError, match=r"quantised file.*--accept-parent-limits"):
+    with pytest.raises(PolicyError, match="--accept-parent-windows") as error:
         int8.require(policy)
-    int8.require(policy, accept_parent_limits=True)
+    assert error.value.code == "policy-parent-windows"
+    int8.require(policy, accept_parent_windows=True)
     int8.require(policy_of(known))  # fitted on the file itself
     assert int8.digests == (known.digest,)
 
 
 @pytest.mark.parametrize(
-    ("changes", "match"),
+    ("changes", "code", "word"),
     [
-        ({"model_digest": "c" * 64}, "a policy for the model"),
-        ({"model_digest": ""}, "no model"),
-        ({"score": {"heatmap": "normalised"}}, "heatmap 'raw' is needed, got one with 'normalised'"),
-        ({"score": {"layer": "conv7"}}, "layer"),
-        ({"input_spec": InputSpec((3, 6, 5)).to_json()}, "mean"),
-        ({"input_spec": replace(IMAGES, shape=(3, 5, 6)).to_json()}, "shape"),
+        ({"model_digest": "c" * 64}, "policy-other-model", "c" * 12),
+        ({"model_digest": ""}, "policy-other-model", "none"),
+        ({"score": {"heatmap": "normalised"}}, "policy-other-score", "heatmap 'normalised'"),
+        ({"score": {"layer": "conv7"}}, "policy-other-score", "conv7"),
+        ({"input_spec": InputSpec((3, 6, 5)).to_json()}, "policy-other-score", "mean"),
+        ({"input_spec": replace(IMAGES, shape=(3, 5, 6)).to_json()}, "policy-other-score", "shape"),
     ],
 )
-def test_policy_for_something_else_is_refused(changes, match, known):
-    with pytest.raises(PolicyError, match=match):
+def test_a_policy_of_another_model_or_score_is_rejected(changes, code, word, known):
+    with pytest.raises(PolicyError, match=word) as error:
         OnnxScorer(known.path).require(policy_of(known, **changes))
+    assert error.value.code == code
 
 
-def test_policy_for_more_classes_is_refused(known):
+def test_a_policy_with_another_number_of_classes_is_rejected(known):
     policy = policy_of(known)
     wide = Policy.fit(
         np.arange(8.0), np.arange(8) % 4, n_classes=4, retention=0.6, provenance=policy.provenance
     )
-    with pytest.raises(PolicyError, match="a policy for 3 classes is needed, got one for 4"):
+    with pytest.raises(PolicyError, match="has 4 classes, the model 3") as error:
         OnnxScorer(known.path).require(wide)
+    assert error.value.code == "policy-other-classes"
 
 
-def test_a_limit_of_memory_in_the_contract_does_not_make_it_another_one(known):
+def test_a_bound_on_memory_does_not_make_another_input_spec(known):
     spec = replace(IMAGES, max_values=1000)
     OnnxScorer(known.path).require(policy_of(known, input_spec=spec.to_json()))
 
 
-# -- inputs and numbers that are refused ---------------------------------------------------------------
+# -- inputs and numbers that are rejected --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -240,21 +243,23 @@ def test_a_limit_of_memory_in_the_contract_does_not_make_it_another_one(known):
     ],
     ids=["turned", "no batch axis", "integers", "list"],
 )
-def test_another_shape_or_type_is_refused(batch, known):
-    with pytest.raises(InputError, match=r"float batch of shape \('N', 3, 6, 5\) is needed, got"):
+def test_another_shape_or_type_is_rejected(batch, known):
+    with pytest.raises(InputError, match=r"\('N', 3, 6, 5\)") as error:
         OnnxScorer(known.path).score(batch)
+    assert error.value.code == "sample-shape"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
-def test_inputs_that_are_not_finite_are_refused_by_row(value, known):
+def test_non_finite_inputs_are_rejected_with_their_rows(value, known):
     batch = noise(4).astype(np.float64)
     batch[2, 0, 0, 0] = value
-    with pytest.raises(InputError, match="rows 2"):
+    with pytest.raises(InputError, match="rows 2 ") as error:
         OnnxScorer(known.path).score(batch)
+    assert error.value.code == "sample-non-finite"
 
 
 @pytest.mark.parametrize("strange", [np.float64, np.float16])
-def test_other_floats_and_layouts_are_taken(strange, known):
+def test_other_float_types_and_memory_layouts_are_accepted(strange, known):
     scorer = OnnxScorer(known.path)
     values = noise(4).astype(strange)
     np.testing.assert_allclose(
@@ -262,122 +267,138 @@ def test_other_floats_and_layouts_are_taken(strange, known):
     )
 
 
-def test_results_that_are_not_finite_name_their_rows(known):
+def test_non_finite_results_are_reported_with_their_rows(known):
     batch = noise(5)
     batch[3] = 3e38
-    with pytest.raises(NonFiniteError, match=r"(logits|drip) must be finite.* rows 3;"):
+    with pytest.raises(NonFiniteError, match=r"(logits|drip) of rows 3 "):
         OnnxScorer(known.path).score(batch)
 
 
 @pytest.mark.parametrize("name", ["first", "head", "bias"])
-def test_weights_that_are_nan_are_refused_before_a_sample_is_at_stake(name, tmp_path):
+def test_nan_weights_are_rejected_when_the_file_is_opened(name, tmp_path):
     def spoil(weights):
         weights[name].flat[0] = np.nan
 
     path = make_model(tmp_path / "model.onnx", IMAGES, spoil=spoil).path
-    with pytest.raises(ModelError, match=r"model\.onnx: finite weights are needed"):
+    with pytest.raises(ModelError, match=r"model\.onnx: ") as error:
         OnnxScorer(path)
+    assert error.value.code == "model-non-finite"
 
 
-def test_threads_below_one_are_refused(known):
+def test_threads_below_one_are_rejected(known):
     with pytest.raises(InputError, match="threads"):
         OnnxScorer(known.path, threads=0)
     assert len(OnnxScorer(known.path, threads=2).score(noise(2))) == 2
 
 
-# -- files that are refused ----------------------------------------------------------------------------
+# -- files that are rejected ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keep", [0, 1, 0.3, 0.9, 0.999])
-def test_a_truncated_file_is_refused(keep, known, tmp_path):
+def test_a_truncated_file_is_rejected(keep, known, tmp_path):
     data = known.path.read_bytes()
     path = tmp_path / "cut.onnx"
     path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
-    with pytest.raises(ModelError, match="drip model export"):
+    with pytest.raises(ModelError) as error:
         OnnxScorer(path)
+    assert error.value.code == "model-file-damaged"
 
 
 @pytest.mark.parametrize("data", [b"no model at all" * 50, bytes(300), b"\x89PNG\r\n\x1a\n" + bytes(100)])
-def test_what_is_no_model_is_refused(data, tmp_path):
+def test_a_file_that_is_not_a_model_is_rejected(data, tmp_path):
     (tmp_path / "x.onnx").write_bytes(data)
-    with pytest.raises(ModelError, match=r"x\.onnx.*drip model export"):
+    with pytest.raises(ModelError, match=r"x\.onnx: ") as error:
         OnnxScorer(tmp_path / "x.onnx")
-    with pytest.raises(ModelError, match="no file"):
+    assert error.value.code == "model-file-damaged"
+
+
+def test_a_path_that_is_not_a_file_is_rejected(tmp_path):
+    with pytest.raises(ModelError, match=r"none\.onnx: does not exist") as error:
         OnnxScorer(tmp_path / "none.onnx")
-    with pytest.raises(ModelError, match="no file"):
+    assert error.value.code == "path-missing"
+    with pytest.raises(ModelError, match="folder") as error:
         OnnxScorer(tmp_path)
+    assert error.value.code == "path-missing"
 
 
 @pytest.mark.parametrize(
-    ("change", "match"),
+    ("change", "code", "word"),
     [
-        (lambda _: None, "plain ONNX file; drip model export makes one"),
-        (lambda content: {**content, "format_version": 2}, "version 1 is needed, got 2"),
-        (lambda content: {**content, "format_version": "1"}, "version 1 is needed, got '1'"),
-        (lambda content: {**content, "format_version": True}, "version 1 is needed, got True"),
-        (lambda _: "{", "JSON"),
-        (lambda _: "[]", "JSON object"),
-        (lambda content: {k: v for k, v in content.items() if k != "format_version"}, "JSON object"),
-        (lambda content: {**content, "digest": ""}, "digest"),
-        (lambda content: {**content, "digest": 7}, "digest"),
-        (lambda content: {**content, "score": None}, "score"),
-        (lambda content: {**content, "input_contract": {"shape": [0]}}, "contract"),
-        (lambda content: {**content, "policy": {"format": "other"}}, "policy"),
-        (lambda content: {**content, "class_names": ["a", "b"]}, "3 class names are needed, got 2"),
-        (lambda content: {**content, "class_names": [1, 2, 3]}, "class names"),
-        (lambda content: {**content, "n_classes": -1}, "n_classes is -1"),
-        (lambda content: {**content, "n_classes": "3"}, "n_classes is '3'"),
-        (lambda content: {**content, "n_classes": 4}, "n_classes is 4 with 3 class names"),
-        (lambda content: {**content, "n_classes": 5, "class_names": []}, "5 logits are needed, got 3"),
+        (lambda _: None, "model-file-plain", "drip model export"),
+        (lambda content: {**content, "format_version": 3}, "model-file-version", "version 3"),
+        (lambda content: {**content, "format_version": "1"}, "model-file-version", "'1'"),
+        (lambda content: {**content, "format_version": True}, "model-file-version", "True"),
+        (lambda _: "{", "model-file-damaged", "JSON"),
+        (lambda _: "[]", "model-file-damaged", "JSON"),
+        (lambda content: without(content, "format_version"), "model-file-damaged", "JSON"),
+        (lambda content: {**content, "digest": ""}, "model-file-damaged", "digest"),
+        (lambda content: {**content, "digest": 7}, "model-file-damaged", "digest"),
+        (lambda content: {**content, "score": None}, "model-file-damaged", "score"),
+        (lambda content: {**content, "input_spec": {"shape": [0]}}, "model-file-damaged", "shape"),
+        (lambda content: {**content, "policy": {"format": "other"}}, "model-file-damaged", "policy"),
+        (lambda content: {**content, "class_names": [1, 2, 3]}, "model-file-damaged", "class names"),
+        (lambda content: {**content, "n_classes": -1}, "model-file-damaged", "n_classes is -1"),
+        (lambda content: {**content, "n_classes": "3"}, "model-file-damaged", "n_classes is '3'"),
+        (lambda content: {**content, "n_classes": 4}, "model-file-damaged", "n_classes is 4"),
+        (lambda content: without(content, "quantization"), "model-file-damaged", "quantization"),
+        (lambda content: without(content, "input_spec"), "model-file-damaged", "input_spec"),
+        (lambda content: {**content, "class_names": ["a", "b"]}, "model-outputs", "2 class names"),
+        (lambda content: {**content, "n_classes": 5, "class_names": []}, "model-outputs", "metadata say 5"),
         (
-            lambda content: {**content, "input_contract": InputSpec((3, 6, 6)).to_json()},
-            "as the contract says",
+            lambda content: {**content, "input_spec": InputSpec((3, 6, 6)).to_json()},
+            "input-spec-invalid",
+            r"\(3, 6, 6\)",
         ),
-        (lambda content: {k: v for k, v in content.items() if k != "quantization"}, "quantization"),
     ],
 )
-def test_metadata_that_do_not_fit_are_refused(change, match, tmp_path):
+def test_metadata_that_do_not_fit_are_rejected(change, code, word, tmp_path):
     path = make_model(tmp_path / "model.onnx", IMAGES, change=change).path
-    with pytest.raises(ModelError, match=match):
+    with pytest.raises(ModelError, match=word) as error:
         OnnxScorer(path)
+    assert error.value.code == code
+
+
+def without(content, key):
+    return {name: value for name, value in content.items() if name != key}
 
 
 @pytest.mark.parametrize("missing", ["logits", "predicted_class", "drip_score", "retain"])
-def test_a_graph_without_an_output_is_refused(missing, known):
+def test_a_graph_without_an_output_is_rejected(missing, known):
     import onnx
 
     model = onnx.load(str(known.path))
     (output,) = [o for o in model.graph.output if o.name == missing]
     model.graph.output.remove(output)
     onnx.save(model, str(known.path))
-    with pytest.raises(ModelError, match=f"an output '{missing}'"):
+    with pytest.raises(ModelError, match=f"output '{missing}' does not exist") as error:
         OnnxScorer(known.path)
+    assert error.value.code == "model-outputs"
 
 
-def test_a_fixed_batch_of_several_is_refused(tmp_path):
+def test_a_fixed_batch_of_several_is_rejected(tmp_path):
     path = make_model(tmp_path / "model.onnx", IMAGES, batch=4).path
-    with pytest.raises(ModelError, match="a dynamic batch axis, or one of 1, is needed, got 4"):
+    with pytest.raises(ModelError, match="batches of 4"):
         OnnxScorer(path)
 
 
-def test_a_graph_with_two_inputs_is_refused(known):
+def test_a_graph_with_two_inputs_is_rejected(known):
     import onnx
 
     model = onnx.load(str(known.path))
     model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, ["N"]))
     onnx.save(model, str(known.path))
-    with pytest.raises(ModelError, match=r"one float32 input is needed.*more"):
+    with pytest.raises(ModelError, match="not one of float32"):
         OnnxScorer(known.path)
 
 
 @pytest.mark.parametrize(
     ("node", "match"),
     [
-        (("Flatten", ["flat"], {"axis": 0}), "logits of shape|outputs with"),
-        (("Transpose", ["turned"], {"perm": [1, 0]}), "outputs with 2 rows are needed"),
+        (("Flatten", ["flat"], {"axis": 0}), "logits of shape|do not have 2 rows"),
+        (("Transpose", ["turned"], {"perm": [1, 0]}), "do not have 2 rows"),
     ],
 )
-def test_logits_of_another_shape_are_refused(node, match, known):
+def test_logits_of_another_shape_are_rejected(node, match, known):
     import onnx
 
     kind, outputs, attributes = node
@@ -394,7 +415,7 @@ def test_logits_of_another_shape_are_refused(node, match, known):
         OnnxScorer(known.path)
 
 
-def test_a_graph_that_fails_when_it_runs_is_refused(known):
+def test_a_graph_that_fails_when_it_runs_is_rejected(known):
     import onnx
 
     model = onnx.load(str(known.path))
@@ -404,7 +425,7 @@ def test_a_graph_that_fails_when_it_runs_is_refused(known):
             part.CopyFrom(onnx.numpy_helper.from_array(np.zeros(0, np.float32), "drip.lower"))
     assert gather.input[0] == "drip.lower"
     onnx.save(model, str(known.path))
-    with pytest.raises(ModelError, match="the model must run on inputs of shape"):
+    with pytest.raises(ModelError, match="fails on inputs of shape"):
         OnnxScorer(known.path)
 
 
@@ -431,13 +452,13 @@ def test_scoring_needs_neither_torch_nor_onnx(known):
     assert digest == known.digest
 
 
-def test_without_the_runtime_the_room_says_how_to_install_it():
+def test_the_error_without_onnxruntime_has_the_command_that_installs_it():
     code = "import sys\nsys.modules['onnxruntime'] = None\nfrom drip.onnx import OnnxScorer"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert 'pip install "drip-edge[device]"' in done.stderr
 
 
-def test_importing_is_quick_enough_for_a_board(capsys):
+def test_importing_is_quick_enough_for_a_device(capsys):
     code = "import time\nt = time.perf_counter()\nimport drip.cli, drip.onnx\nprint(time.perf_counter() - t)"
     seconds = min(
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)

@@ -1,4 +1,4 @@
-"""What is attached to a graph is compared with finite differences before it is given away."""
+"""The derivative in a graph is compared with finite differences before the graph is returned."""
 
 import onnx
 import pytest
@@ -7,22 +7,22 @@ from networks import plain_onnx
 
 from drip.errors import ExportError
 from drip.onnx import attach_score
-from drip.onnx.tape import RULES
+from drip.onnx.tape import DERIVATIVES
 
 OPS = {"flatten_fc": "Relu", "hardswish_mlp": "HardSwish", "tokens": "LayerNormalization"}
 
 
 @pytest.fixture(params=OPS)
 def case(request):
-    """A classifier with a head that goes through the tape, and an operation that its derivative needs."""
+    """A classifier whose head goes through the tape, and an operation of that head."""
     model, batch, _ = build(request.param)
     data = plain_onnx(model, batch.shape[1:], free=request.param != "tokens")
     return onnx.load_from_string(data), OPS[request.param]
 
 
 def scaled(op, by):
-    """The rule of an operation, its result times a number."""
-    right = RULES[op]
+    """The derivative of an operation, multiplied by a number."""
+    right = DERIVATIVES[op]
 
     def wrong(tape, node, gradients):
         factor = tape.graph.number(by)
@@ -34,16 +34,18 @@ def scaled(op, by):
     return wrong
 
 
-def test_a_rule_that_is_wrong_is_noticed(case, monkeypatch):
+def test_a_wrong_derivative_is_found(case, monkeypatch):
     plain, op = case
     attach_score(plain)
-    monkeypatch.setitem(RULES, op, scaled(op, 1.2))
-    with pytest.raises(ExportError, match="finite differences"):
+    monkeypatch.setitem(DERIVATIVES, op, scaled(op, 1.2))
+    with pytest.raises(ExportError) as error:
         attach_score(plain)
+    assert error.value.code == "export-inexact"
 
 
-def test_a_graph_that_does_not_run_is_refused(case, monkeypatch):
+def test_a_graph_that_does_not_run_is_rejected(case, monkeypatch):
     plain, op = case
-    monkeypatch.setitem(RULES, op, lambda tape, _node, _gradients: [tape.graph.number([[1.0, 2.0]])])
-    with pytest.raises(ExportError, match="ONNX Runtime"):
+    monkeypatch.setitem(DERIVATIVES, op, lambda tape, _node, _gradients: [tape.graph.number([[1.0, 2.0]])])
+    with pytest.raises(ExportError) as error:
         attach_score(plain)
+    assert error.value.code == "export-failed"

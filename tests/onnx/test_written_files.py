@@ -1,4 +1,4 @@
-"""A model file's metadata, digest and limits: read, exchanged, checked, and refused where they do not fit."""
+"""Metadata, digest and windows of a model file: read, exchanged, checked, and rejected if they do not fit."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from heads import build
 from networks import noise
 from onnx import numpy_helper
 
-from drip.errors import DripError, ExportError, ModelError, PolicyError
+from drip.errors import DripError, ExportError, InputError, ModelError, PolicyError
 from drip.media import InputSpec
 from drip.onnx import OnnxScorer, check, export_onnx, model_file_digest, read_metadata, set_policy
 from drip.onnx.checking import run_file
@@ -51,10 +51,10 @@ def fitted(path, digest=None, retention=0.6, **score):
     return Policy.fit(scores, classes, n_classes=5, retention=retention, provenance=provenance)
 
 
-def test_another_policy_changes_decisions_and_neither_digest_nor_scores(path):
+def test_another_policy_changes_decisions_but_not_digest_or_scores(path):
     before, _, _ = observed(path)
     digest = read_metadata(path).digest
-    shares = []
+    discarded = []
     for fraction in (0.2, 0.6):
         policy = fitted(path, retention=complement(fraction))
         metadata = set_policy(path, policy)
@@ -63,30 +63,30 @@ def test_another_policy_changes_decisions_and_neither_digest_nor_scores(path):
         assert read_metadata(path).policy == policy
         assert (after["retain"] == policy.retains(scores, classes)).all()
         assert (after["drip_score"] == before["drip_score"]).all()
-        shares.append(1 - after["retain"].mean())
+        discarded.append(1 - after["retain"].mean())
         assert check(path).ok
     assert before["retain"].all()
-    assert shares[0] < shares[1]
+    assert discarded[0] < discarded[1]
 
 
-def test_calibration_scores_at_the_limits_are_discarded(path):
+def test_calibration_scores_at_the_ends_of_windows_are_discarded(path):
     policy = fitted(path)
     set_policy(path, policy)
     found, scores, classes = observed(path)
-    at_limit = [
+    at_ends = [
         np.flatnonzero((classes == c) & ((scores == w.lower) | (scores == w.upper)))
         for c, w in enumerate(policy.windows) if w.discards
     ]  # fmt: skip
-    assert all(len(rows) >= 2 for rows in at_limit)
-    assert not found["retain"][np.concatenate(at_limit)].any()
+    assert all(len(rows) >= 2 for rows in at_ends)
+    assert not found["retain"][np.concatenate(at_ends)].any()
 
 
-def test_a_policy_for_the_parent_serves_a_float_file(path):
+def test_a_policy_of_the_parent_fits_a_float32_file(path):
     set_policy(path, fitted(path, digest=read_metadata(path).parent_digest))
     assert read_metadata(path).policy is not None
 
 
-def test_the_new_file_may_go_elsewhere(path, tmp_path):
+def test_the_new_file_can_have_another_path(path, tmp_path):
     before = path.read_bytes()
     set_policy(path, fitted(path), out=tmp_path / "other.onnx")
     assert path.read_bytes() == before
@@ -94,24 +94,31 @@ def test_the_new_file_may_go_elsewhere(path, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"digest": "0" * 64}, {"heatmap": "normalised"}, {"layer": "other"}, {"layer_shape": [1, 2]}],
+    ("change", "code"),
+    [
+        ({"digest": "0" * 64}, "policy-other-model"),
+        ({"heatmap": "normalised"}, "policy-other-score"),
+        ({"layer": "other"}, "policy-other-score"),
+        ({"layer_shape": [1, 2]}, "policy-other-score"),
+    ],
     ids=str,
 )
-def test_a_policy_of_another_model_or_score_is_refused_and_nothing_changes(path, change):
+def test_a_policy_of_another_model_or_score_is_rejected_and_nothing_changes(path, change, code):
     before = path.read_bytes()
-    with pytest.raises(PolicyError):
+    with pytest.raises(PolicyError) as error:
         set_policy(path, fitted(path, **change))
+    assert error.value.code == code
     assert path.read_bytes() == before
 
 
-def test_a_policy_of_another_number_of_classes_is_refused(path):
+def test_a_policy_with_another_number_of_classes_is_rejected(path):
     policy = Policy.fit(
         np.arange(60.0), np.repeat([0, 1, 2], 20), n_classes=3, retention=0.6,
         provenance=Provenance(model_digest=read_metadata(path).digest),
     )  # fmt: skip
-    with pytest.raises(PolicyError, match="classes"):
+    with pytest.raises(PolicyError) as error:
         set_policy(path, policy)
+    assert error.value.code == "policy-other-classes"
 
 
 def observations(path, **more):
@@ -119,11 +126,11 @@ def observations(path, **more):
     return Observations(classes, found["logits"].astype(np.float64), {"drip": scores, **more}, "drip", None)
 
 
-@pytest.mark.parametrize("rule", ["margin", "random", "inverse-drip", "max-logit-window", "reservoir"])
-def test_rules_without_windows_of_the_score_retain_all_in_the_graph(path, rule):
+@pytest.mark.parametrize("name", ["margin", "random", "inverse-drip", "max-logit-window", "reservoir"])
+def test_the_graph_keeps_every_sample_for_rules_without_windows_of_the_score(path, name):
     set_policy(path, fitted(path))
-    selector = create(rule, retention=0.5).calibrate(observations(path))
-    policy = Policy.of(selector, n_classes=5, provenance=Provenance(model_digest=read_metadata(path).digest))
+    rule = create(name, retention=0.5).calibrate(observations(path))
+    policy = Policy.of(rule, n_classes=5, provenance=Provenance(model_digest=read_metadata(path).digest))
     set_policy(path, policy)
     assert observed(path)[0]["retain"].all()
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
@@ -132,16 +139,17 @@ def test_rules_without_windows_of_the_score_retain_all_in_the_graph(path, rule):
     assert check(path).ok
 
 
-def test_a_rule_that_reads_what_the_file_does_not_give_is_refused(path):
+def test_a_rule_that_reads_a_missing_output_is_rejected(path):
     _, scores, _ = observed(path)
-    selector = create("lowest-contrast", retention=0.5).calibrate(observations(path, contrast=scores))
-    policy = Policy.of(selector, n_classes=5, provenance=Provenance(model_digest=read_metadata(path).digest))
-    with pytest.raises(PolicyError, match=r"contrast.*export it again with this policy, which adds it"):
+    rule = create("lowest-contrast", retention=0.5).calibrate(observations(path, contrast=scores))
+    policy = Policy.of(rule, n_classes=5, provenance=Provenance(model_digest=read_metadata(path).digest))
+    with pytest.raises(InputError, match=r"contrast.*export the model again with this policy") as error:
         set_policy(path, policy)
+    assert error.value.code == "rule-needs"
 
 
 @pytest.mark.parametrize(
-    ("rule", "params", "output"),
+    ("name", "params", "output"),
     [
         ("lowest-contrast", {}, "drip_contrast"),
         ("adaptive-margin", {"gates": True}, "features"),
@@ -149,17 +157,17 @@ def test_a_rule_that_reads_what_the_file_does_not_give_is_refused(path):
         ("information-gain", {}, "features"),
     ],
 )
-def test_export_adds_the_output_that_the_rule_reads(rule, params, output, tmp_path):
+def test_export_adds_the_output_that_the_rule_reads(name, params, output, tmp_path):
     model, _, layer = build("gap_linear")
     path, x = tmp_path / "model.onnx", noise((3, 9, 11), 200)
     scorer = TorchScorer(model, layer=layer, contrast=True)
     scored = scorer.score(x)
-    selector = create(rule, retention=0.5, **params).calibrate(scored)
+    rule = create(name, retention=0.5, **params).calibrate(scored)
     provenance = Provenance(
         model_digest=model_digest(model), layer=scorer.layer, score=scorer.score_definition,
         input_spec=InputSpec((3, 9, 11)).to_json(),
     )  # fmt: skip
-    policy = Policy.of(selector, n_classes=scored.logits.shape[1], provenance=provenance)
+    policy = Policy.of(rule, n_classes=scored.logits.shape[1], provenance=provenance)
     export_onnx(model, policy, x[:2], path)
     assert [item.name for item in onnx.load(path).graph.output][4:] == [output]
     assert check(path).ok
@@ -172,7 +180,7 @@ def test_export_adds_the_output_that_the_rule_reads(rule, params, output, tmp_pa
 # -- digest ----------------------------------------------------------------------------------------------
 
 
-def test_the_digest_ignores_limits_names_of_nodes_comments_and_metadata(path):
+def test_the_digest_ignores_windows_names_of_nodes_comments_and_metadata(path):
     model = onnx.load(path)
     digest = model_file_digest(model)
     for tensor in model.graph.initializer:
@@ -203,7 +211,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_digest_sees_every_other_change(path, change):
+def test_every_other_change_changes_the_digest(path, change):
     model = onnx.load(path)
     digest = model_file_digest(model)
     CHANGES[change](model)
@@ -226,16 +234,17 @@ def test_the_digest_does_not_depend_on_how_numbers_are_stored(path):
 # -- damage ----------------------------------------------------------------------------------------------
 
 
-def test_a_changed_weight_is_noticed(path):
+def test_a_changed_weight_is_found(path):
     model = onnx.load(path)
     _weight(model)
     onnx.save(model, path)
     for look in (read_metadata, check, lambda p: set_policy(p, fitted(p))):
-        with pytest.raises(ExportError, match="damaged"):
+        with pytest.raises(ExportError) as error:
             look(path)
+        assert error.value.code == "model-file-damaged"
 
 
-def test_limits_that_are_not_the_policy_s_are_a_problem(path):
+def test_windows_that_differ_from_the_policy_are_a_problem(path):
     set_policy(path, fitted(path))
     model = onnx.load(path)
     tensor = next(t for t in model.graph.initializer if t.name == UPPER)
@@ -247,26 +256,36 @@ def test_limits_that_are_not_the_policy_s_are_a_problem(path):
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 100, -1, -1000])
-def test_a_truncated_file_is_refused(path, n_bytes):
+def test_a_truncated_file_is_rejected(path, n_bytes):
     path.write_bytes(path.read_bytes()[:n_bytes])
     for look in (read_metadata, check):
         with pytest.raises(DripError):
             look(path)
 
 
-def test_a_file_that_is_no_model_or_not_there_is_refused(path, tmp_path):
+def test_a_path_without_a_model_is_rejected(path, tmp_path):
     path.write_bytes(b"hello" * 100)
-    for wrong in (path, tmp_path / "missing.onnx", tmp_path):
-        with pytest.raises(ExportError, match="readable ONNX file"):
+    for wrong, code in (
+        (path, "model-file-damaged"),
+        (tmp_path / "missing.onnx", "path-missing"),
+        (tmp_path, "model-file-damaged"),
+    ):
+        with pytest.raises(ExportError, match=str(wrong)) as error:
             read_metadata(wrong)
+        assert error.value.code == code
 
 
 @pytest.mark.parametrize(
-    "edit",
-    [lambda c: c.update(format_version=2), lambda c: c.pop("digest"), lambda c: c.update(policy=3), None],
+    ("edit", "code"),
+    [
+        (lambda c: c.update(format_version=3), "model-file-version"),
+        (lambda c: c.pop("digest"), "model-file-damaged"),
+        (lambda c: c.update(policy=3), "model-file-damaged"),
+        (None, "model-file-plain"),
+    ],
     ids=["version", "digest", "policy", "none"],
 )
-def test_metadata_of_another_kind_are_refused(path, edit):
+def test_metadata_of_another_kind_are_rejected(path, edit, code):
     model = onnx.load(path)
     content = json.loads(model.metadata_props[0].value)
     if edit is None:
@@ -275,11 +294,12 @@ def test_metadata_of_another_kind_are_refused(path, edit):
         edit(content)
         model.metadata_props[0].value = json.dumps(content)
     onnx.save(model, path)
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError) as error:
         read_metadata(path)
+    assert error.value.code == code
 
 
-def test_what_a_device_reads_is_what_was_written(path):
+def test_a_device_reads_the_metadata_that_were_written(path):
     from drip.onnx import OnnxScorer
 
     policy = fitted(path)
@@ -294,7 +314,7 @@ def test_what_a_device_reads_is_what_was_written(path):
     assert scorer.class_names == ("a", "b", "c", "d", "e")
 
 
-# -- the room --------------------------------------------------------------------------------------------
+# -- imports --------------------------------------------------------------------------------------------
 
 
 def fresh(code):
@@ -303,7 +323,7 @@ def fresh(code):
     )
 
 
-def test_the_room_opens_without_torch_and_does_not_load_it():
+def test_importing_neither_needs_nor_loads_torch():
     done = fresh("import sys\nsys.modules['torch'] = None\nimport drip.onnx, drip.cli\n")
     assert done.returncode == 0, done.stderr
     done = fresh("import sys, drip.onnx\nassert 'torch' not in sys.modules\n")
@@ -311,7 +331,7 @@ def test_the_room_opens_without_torch_and_does_not_load_it():
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
-def test_a_missing_package_is_named_with_the_line_that_installs_it(package):
+def test_the_error_for_a_missing_package_has_the_command_that_installs_it(package):
     done = fresh(f"import sys\nsys.modules[{package!r}] = None\nfrom drip.onnx import check\n")
     assert done.returncode == 1
     assert f"needs {package}" in done.stderr

@@ -203,7 +203,7 @@ def quantize(
     from drip.onnx import quantize as write
 
     settings = Settings(
-        activations=activations, float_layers=float_layers, limits=windows, min_kappa=min_kappa
+        activations=activations, float_layers=float_layers, windows=windows, min_kappa=min_kappa
     )
     report = write(model, data, out, settings)
     print_metadata(report.metadata, out, json_output=json_output)

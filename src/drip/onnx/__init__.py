@@ -1,8 +1,8 @@
-"""One ONNX file with classifier, score and decision: written here, and run on the device.
+"""One ONNX file with classifier, score and decision: written by an export, run on a device.
 
-:class:`OnnxScorer` runs a model file with ONNX Runtime alone. Everything that writes or inspects one
-needs the package ``onnx`` (extra ``export``); only :func:`export_onnx` needs torch. Names are imported on
-first use, so that a device never loads what it does not have.
+:class:`OnnxScorer` runs a model file with ONNX Runtime and NumPy. Everything that writes or inspects one
+needs the package ``onnx`` (extra ``export``), and only :func:`export_onnx` needs torch. Names are imported
+on first use, because a device has neither ``onnx`` nor torch.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ __all__ = [
     "set_policy",
 ]
 
+# Which module has a public name, and what must be installed for it (package: extra). Modules that are not
+# in _NEEDS write files.
 _MODULES = {
     "attach": ("attach_score", "export_file"),
     "checking": ("CheckReport", "check"),
@@ -48,12 +50,16 @@ _MODULES = {
     "torch_model": ("export_onnx",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-_NEEDS = {"metadata": {}, "runtime": {"onnxruntime": "device"}}
-_NEEDS_OF_OTHERS = {"onnx": "export", "onnxruntime": "export"}
+_TO_WRITE = {"onnx": "export", "onnxruntime": "export"}
+_NEEDS: dict[str, dict[str, str]] = {
+    "metadata": {},
+    "runtime": {"onnxruntime": "device"},
+    "torch_model": {**_TO_WRITE, "torch": "torch"},
+}
 
 
 def __getattr__(name: str) -> Any:
-    """A public name from its module.
+    """Import a public name from its module.
 
     Raises:
         DripError: a package that the module needs is not installed; the message has the command.
@@ -61,7 +67,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = _MODULE_OF[name]
-    for package, extra in _NEEDS.get(module, _NEEDS_OF_OTHERS).items():
+    for package, extra in _NEEDS.get(module, _TO_WRITE).items():
         try:
             importlib.import_module(package)
         except ImportError as error:

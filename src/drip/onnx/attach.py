@@ -1,4 +1,8 @@
-"""The limits of a policy as the float32 numbers that a graph compares its scores with."""
+"""Adds score and decision to a classifier's graph: the last step of every export.
+
+Needs the package ``onnx``, not torch. What is added are ordinary forward operations, so that any ONNX
+runtime executes the result.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,6 @@ from onnx import TensorProto, helper
 from drip import __version__
 from drip.errors import ExportError
 from drip.media import InputSpec
-from drip.onnx.checking import require_derivative
 from drip.onnx.files import (
     check_policy,
     load_model_file,
@@ -25,11 +28,11 @@ from drip.onnx.files import (
     score_outputs,
     write_metadata,
 )
-from drip.onnx.graph import Graph
+from drip.onnx.graph import OPEN_END, Graph
 from drip.onnx.heads import ClosingSoftmax, Head, Layout, find_head, find_logits
-from drip.onnx.metadata import LOWER, UPPER, ModelMetadata, limits_of
+from drip.onnx.metadata import LOWER, UPPER, ModelMetadata, windows_of
 from drip.onnx.prepare import prepared, prune
-from drip.onnx.weights import Differentiator, MapWeights
+from drip.onnx.weights import Differentiator, MapWeights, require_derivative
 from drip.policy import Policy
 
 HEATMAPS = ("raw", "normalised")
@@ -57,43 +60,45 @@ def attach_score(
     .. math:: a_k = \frac1Z \sum_p \frac{\partial f_c}{\partial A_{k,p}}, \quad
               \mathrm{score} = \frac1Z \sum_p \max\Bigl(0, \sum_k a_k A_{k,p}\Bigr)
 
-    The head, from the activation A to the logits f, is differentiated symbolically; what is added are
-    ordinary forward operations of ONNX. The weights a_k are compared with finite differences.
+    The head, from the activation A to the logits f, is differentiated symbolically, into ordinary forward
+    operations of ONNX. The weights a_k are compared with finite differences.
 
     Args:
         model: The classifier: one float32 input (N, *shape), logits (N, n_classes), opset 13 or one
             that ONNX can convert to 17.
         layer: Name of the tensor to score; None finds the activation that enters the head.
-        policy: Limits to write; None retains all.
-        spec: How samples become inputs; None takes the policy's, or else none but the shape. A graph
-            with channels at the end gets an input with channels in front, as contracts have them.
-        class_names: In the order of the logits; none takes the policy's.
-        contrast: Also give ``drip_contrast``, the score of the two largest logits' difference; given
-            without asking where the policy's rule reads it.
-        features: Also give ``features``, the mean of each map; likewise.
+        policy: The policy whose windows the graph compares with; None keeps every sample.
+        spec: How samples become inputs; None uses the policy's, or only the graph's shape. A graph with
+            channels last gets an input with channels first, as input specs have them.
+        class_names: In the order of the logits; empty uses the policy's.
+        contrast: Add the output ``drip_contrast``, the score of the difference of the two largest logits.
+            It is always added if the policy's rule reads it.
+        features: Add the output ``features``, the mean of each map; likewise.
         heatmap: ``raw`` as in the paper, or ``normalised``: each heatmap to [0, 1] before the mean.
-        output: Name of the output with the logits, where the model has several.
-        closing_softmax: ``cut``: the input of a softmax at the end are the logits; or ``keep``.
-        layout: Where ``layer`` has its channels; None reads it off the graph.
-        layer_name: What the metadata call the layer; None takes the tensor's name.
-        parent_digest: Digest of the model that this one was made from; None takes this one's.
+        output: Name of the output with the logits, for a model with several outputs.
+        closing_softmax: ``cut`` uses the input of a softmax at the end as logits; ``keep`` its result.
+        layout: Where ``layer`` has its channels; None reads it from the graph.
+        layer_name: Name of the layer in the metadata; None uses the tensor's name.
+        parent_digest: Digest of the model that this one was made from; None uses the digest of ``model``.
 
     Raises:
-        ExportError: The graph has no head to differentiate, or more than one input; it names the node. Or
-            its derivative is not that of finite differences.
+        ExportError: The graph has more than one input or no head that can be differentiated (the message
+            names the node), or its derivative deviates from finite differences.
         PolicyError: The policy belongs to another model.
 
     References:
         DRIP paper, eqs. 1-5, 8 and 9.
     """
     if heatmap not in HEATMAPS:
-        raise ExportError(f"heatmap must be one of {HEATMAPS}, got {heatmap!r}")
+        raise ExportError(f"heatmap must be one of {HEATMAPS}, not {heatmap!r}", code="bad-argument")
     if closing_softmax not in get_args(ClosingSoftmax):
         expected = get_args(ClosingSoftmax)
-        raise ExportError(f"closing_softmax must be one of {expected}, got {closing_softmax!r}")
+        raise ExportError(
+            f"closing_softmax must be one of {expected}, not {closing_softmax!r}", code="bad-argument"
+        )
     if layout is not None and layout not in get_args(Layout):
-        raise ExportError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
-    parent = parent_digest or model_file_digest(model)
+        raise ExportError(f"layout must be one of {get_args(Layout)}, not {layout!r}", code="bad-argument")
+    parent = parent_digest or model_file_digest(model)  # before ``prepared`` renames anything
     if spec is None and policy is not None and policy.provenance.input_spec:
         spec = InputSpec.from_json(policy.provenance.input_spec)
     source = prepared(model, None if spec is None else spec.shape, output)
@@ -104,13 +109,16 @@ def attach_score(
     n_classes = _n_classes(graph, logits)
     names = tuple(class_names) or (policy.provenance.class_names if policy is not None else ())
     if names and len(names) != n_classes:
-        raise ExportError(f"{n_classes} class names are needed, got {len(names)}: {names!r}")
+        raise ExportError(
+            f"{len(names)} class names for {n_classes} logits: {names!r}; give one name per logit",
+            code="labels-invalid",
+        )
     if policy is not None:
         needs = policy.to_rule().needs
         contrast, features = contrast or "contrast" in needs, features or "features" in needs
     writer = _Writer(graph, head, heatmap)
     batch = "batch" if source.dynamic else 1
-    weights = writer.write(limits_of(policy, n_classes), contrast=contrast, features=features)
+    weights = writer.write(windows_of(policy, n_classes), contrast=contrast, features=features)
     del source.model.graph.output[:]
     source.model.graph.output.extend(_outputs(batch, n_classes, head, contrast=contrast, features=features))
     prune(source.model)
@@ -134,18 +142,19 @@ def attach_score(
         n_classes=n_classes,
     )
     finished = write_metadata(source.model, metadata)
+    # last, because a policy is checked against the digests of the finished file
     if policy is not None:
         check_policy(policy, finished, n_classes, score_outputs(source.model))
     return source.model
 
 
 def _original(names: dict[str, str], name: str) -> str:
-    """What a tensor was called in the file that was read."""
+    """The name of a tensor in the file that was read."""
     return next((old for old, new in names.items() if new == name), name)
 
 
 def _grid(head: Head) -> tuple[int, ...]:
-    """Sizes of the position axes, of tokens the sides of their square."""
+    """Sizes of the position axes; for tokens the sides of their square."""
     if head.layout == "tokens":
         return (math.isqrt(head.positions[0]),) * 2
     return head.positions
@@ -155,34 +164,39 @@ def _n_classes(graph: Graph, logits: str) -> int:
     sizes = graph.sizes(logits)
     if len(sizes) < 2 or sizes[1] < 2 or math.prod(sizes[2:]) != 1:
         raise ExportError(
-            f"logits of shape (N, n_classes) with at least two classes are needed, got {sizes} "
-            f"of {logits!r}; cut the graph there, or name the output"
+            f"{logits!r} has shape {sizes}, not one logit for each of two or more classes; "
+            "name the output with the logits, or cut the graph there",
+            code="export-unsupported",
         )
     return sizes[1]
 
 
 @dataclass(frozen=True, slots=True)
 class _Writer:
-    """Appends score, decision and what was asked for besides."""
+    """Appends score, decision and the outputs on request."""
 
     graph: Graph
     head: Head
     heatmap: str
 
-    def write(self, limits: np.ndarray, *, contrast: bool, features: bool) -> MapWeights:
-        """All nodes, outputs under their names; returns the weights of the score's maps."""
+    def write(self, windows: np.ndarray, *, contrast: bool, features: bool) -> MapWeights:
+        """Append all nodes, with the outputs under their names; returns the weights of the score's maps."""
         g, head = self.graph, self.head
         flat = head.logits
         if g.rank(flat) > 2:
             flat = g.add("Flatten", flat)
+        # Identity instead of renaming: the tensor may be read by the head that is differentiated.
         g.add("Identity", flat, outputs=["logits"])
+        # The lowest index on ties, as NumPy and PyTorch have it; ONNX leaves it to this attribute.
         g.add("ArgMax", flat, outputs=["predicted_class"], axis=1, keepdims=0, select_last_index=0)
         differentiator = Differentiator(g, head)
         maps = self._maps()
         weights = differentiator.weights(["predicted_class"])
         self._score(maps, weights, "drip_score", normalised=self.heatmap == "normalised")
-        self._retain(flat, limits)
+        self._retain(flat, windows)
         if contrast:
+            # The paper's score differentiates one logit. Its contrast differentiates the difference of the
+            # two largest, in one pass instead of two.
             two = g.add("TopK", flat, g.indices([2]), axis=1, outputs=2) + ".1"
             classes = [g.add("Gather", two, g.number(index, np.int64), axis=1) for index in (0, 1)]
             self._score(maps, differentiator.weights(classes), "drip_contrast", normalised=False)
@@ -199,8 +213,8 @@ class _Writer:
         name = head.activation
         if head.layout == "channels_first":
             return g.reshape(name, [rows, head.n_maps, n_positions])
-        if head.skipped:
-            name = g.add("Slice", name, g.indices([1]), g.indices([2**62]), g.indices([1]))
+        if head.skipped:  # the class token has no position and is not part of the heatmap
+            name = g.add("Slice", name, g.indices([1]), g.indices([OPEN_END]), g.indices([1]))
         elif g.rank(name) > 3:
             name = g.reshape(name, [rows, n_positions, head.n_maps])
         return g.add("Transpose", name, perm=[0, 2, 1])
@@ -210,39 +224,45 @@ class _Writer:
         g = self.graph
         heat = g.add("Relu", g.add("MatMul", g.unsqueeze(weights.name, 1), maps))
         if not normalised and weights.factor == 1.0:
-            self._mean(heat, name)
+            self._mean(heat, name)  # the mean itself is the output: one node less
             return
         mean = g.reduce("ReduceMean", heat, [1, 2], keep=False)
         if not normalised:
             g.add("Mul", mean, g.number(weights.factor), outputs=[name])
             return
-        # (mean - min) / (max - min): the factor is the same above and below
+        # (mean - min) / (max - min): the factor is the same in numerator and denominator
         low = g.reduce("ReduceMin", heat, [1, 2], keep=False)
         span = g.add("Sub", g.reduce("ReduceMax", heat, [1, 2], keep=False), low)
+        # A constant heatmap scores 0, as with PyTorch. Where computes both branches, so the denominator is
+        # made 1 first and 0 / 0 is never computed.
         constant = g.add("Equal", span, g.number(0.0))
         ratio = g.add("Div", g.add("Sub", mean, low), g.add("Where", constant, g.number(1.0), span))
         g.add("Where", constant, g.number(0.0), ratio, outputs=[name])
 
     def _mean(self, heat: str, name: str) -> None:
+        """As :meth:`Graph.reduce`, which cannot name its output."""
         g = self.graph
         if g.opset >= 18:
             g.add("ReduceMean", heat, g.indices([1, 2]), keepdims=0, outputs=[name])
         else:
             g.add("ReduceMean", heat, axes=[1, 2], keepdims=0, outputs=[name])
 
-    def _retain(self, logits: str, limits: np.ndarray) -> None:
-        """Not (lower <= score <= upper), and true where anything is not finite.
+    def _retain(self, logits: str, windows: np.ndarray) -> None:
+        """Not (lower <= score <= upper) (eq. 9), and true if anything is not finite.
 
-        Comparisons with NaN are false, and no window holds infinity. The sum of the logits'
-        magnitudes is not finite where one of them is not.
+        Such a sample is not typical; it may be the first sign of a broken sensor.
         """
         g = self.graph
-        g.store(LOWER, limits[0])
-        g.store(UPPER, limits[1])
+        # Initialisers of their own, that no node folds: another policy replaces them without an export.
+        g.store(LOWER, windows[0])
+        g.store(UPPER, windows[1])
         lower = g.add("Gather", LOWER, "predicted_class")
         upper = g.add("Gather", UPPER, "predicted_class")
         above = g.add("GreaterOrEqual", "drip_score", lower)
         below = g.add("LessOrEqual", "drip_score", upper)
+        # Inside, and negated last: comparisons with NaN are false, so that NaN is never inside.
+        # The sum of the magnitudes of the logits is not finite if one of them is not: one comparison
+        # instead of one per class.
         size = g.reduce("ReduceL1", logits, [1], keep=False)
         finite = g.add("LessOrEqual", size, g.number(_LARGEST))
         inside = g.add("And", g.add("And", above, below), finite)
@@ -268,7 +288,7 @@ def _outputs(
 
 
 def export_file(source: str | Path, path: str | Path, **options: Any) -> ModelMetadata:
-    """Write an ONNX classifier again with score and decision; torch is not needed.
+    """Write an ONNX classifier again with score and decision; needs no torch.
 
     Args:
         source: The classifier's file.
@@ -279,7 +299,7 @@ def export_file(source: str | Path, path: str | Path, **options: Any) -> ModelMe
         The metadata of the written file.
 
     Raises:
-        ExportError: The file cannot be read, or its head not be differentiated.
+        ExportError: The file cannot be read, or its head cannot be differentiated.
         PolicyError: The policy belongs to another model.
     """
     model = attach_score(load_model_file(source), **options)

@@ -1,4 +1,9 @@
-"""Derivatives of operations that work value by value."""
+"""The derivatives of operations: from the gradients at a node's outputs to those at its inputs.
+
+One function per operation, or per group that differs in a sign. Each appends forward nodes to the graph and
+is tested against PyTorch's autograd, including what happens at kinks and ties. A gradient that is None is
+not computed, because nothing before that input depends on the activation.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drip.onnx.graph import Graph, Node
-from drip.onnx.tape import RULES, Gradients, Tape, attribute, rule
+from drip.onnx.tape import DERIVATIVES, Gradients, Tape, attribute, derivative
 
 Grads = list["str | None"]
 Slope = Callable[[Graph, Node], str]
 
 
+# -- value by value, one argument -------------------------------------------------------------------------
+
+
 def _unary(op: str, slope: Slope) -> None:
-    """Register an operation by its derivative, value by value."""
+    """Register an operation that acts on each value alone, by its slope."""
 
     def backward(tape: Tape, node: Node, gradients: Grads) -> Gradients:
         return [tape.graph.add("Mul", gradients[0] or "", slope(tape.graph, node))]
 
-    RULES[op] = backward
+    DERIVATIVES[op] = backward
 
 
 def _one_minus(g: Graph, x: str) -> str:
@@ -39,12 +47,14 @@ def _sigmoid_slope(g: Graph, y: str) -> str:
 def _gelu_slope(g: Graph, node: Node) -> str:
     x = node.inputs[0]
     if attribute(node, "approximate", "none") == "tanh":
+        # 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), Hendrycks and Gimpel 2016, arXiv:1606.08415
         root, cubic = math.sqrt(2 / math.pi), 0.044715
         inner = g.scaled(g.add("Mul", x, g.add("Add", g.scaled(_squared(g, x), cubic), g.number(1.0))), root)
         tanh = g.add("Tanh", inner)
         rise = g.scaled(g.add("Add", g.scaled(_squared(g, x), 3 * cubic), g.number(1.0)), root)
         bend = g.add("Mul", g.add("Mul", _one_minus(g, _squared(g, tanh)), rise), g.scaled(x, 0.5))
         return g.add("Add", g.scaled(g.add("Add", tanh, g.number(1.0)), 0.5), bend)
+    # x Phi(x), with the distribution function and the density of the normal distribution
     cumulated = g.scaled(g.add("Add", g.add("Erf", g.scaled(x, math.sqrt(0.5))), g.number(1.0)), 0.5)
     density = g.scaled(g.add("Exp", g.scaled(_squared(g, x), -0.5)), 1 / math.sqrt(2 * math.pi))
     return g.add("Add", cumulated, g.add("Mul", x, density))
@@ -82,43 +92,47 @@ _unary("Abs", lambda g, node: g.add("Sign", node.inputs[0]))
 _unary("Softplus", lambda g, node: g.add("Sigmoid", node.inputs[0]))
 
 
-@rule("Identity", "Dropout")
+@derivative("Identity", "Dropout")
 def _same(_tape: Tape, _node: Node, gradients: Grads) -> Gradients:
     """Dropout does nothing in inference."""
     return gradients[:1]
 
 
-@rule("Cast")
+@derivative("Cast")
 def _cast(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     if attribute(node, "to", 1) != 1:
-        raise tape.refuse(node, "float32 on both sides")
+        raise tape.refuse(node, "float32 on both sides")  # float16 would round, integers have no slope
     return gradients[:1]
 
 
-@rule("Neg")
+@derivative("Neg")
 def _neg(tape: Tape, _node: Node, gradients: Grads) -> Gradients:
     return [tape.graph.add("Neg", gradients[0] or "")]
 
 
 def _masked(tape: Tape, mask: str, gradient: str | None, otherwise: str | None = None) -> str:
-    """The gradient where the mask is true, else another or zero."""
+    """The gradient where the mask is true, elsewhere another one or zero.
+
+    Where instead of a product with 0 and 1: an infinite gradient times 0 would be NaN.
+    """
     return tape.graph.add("Where", mask, gradient or "", otherwise or tape.graph.number(0.0))
 
 
-@rule("Relu")
+@derivative("Relu")
 def _relu(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
+    # The output is positive exactly where the input is, so that the input need not stay in memory.
     return [_masked(tape, g.add("Greater", node.outputs[0], g.number(0.0)), gradients[0])]
 
 
-@rule("LeakyRelu")
+@derivative("LeakyRelu")
 def _leaky_relu(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
     leaked = g.scaled(gradients[0] or "", float(attribute(node, "alpha", 0.01)))
     return [_masked(tape, g.add("Greater", node.inputs[0], g.number(0.0)), gradients[0], leaked)]
 
 
-@rule("PRelu")
+@derivative("PRelu")
 def _prelu(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
     if tape.active(node.inputs[1]):
@@ -127,9 +141,10 @@ def _prelu(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return [_masked(tape, g.add("Greater", node.inputs[0], g.number(0.0)), gradients[0], leaked)]
 
 
-@rule("Elu", "Selu")
+@derivative("Elu", "Selu")
 def _elu(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
+    # below zero y = alpha gamma (exp(x) - 1), so that the slope is y + alpha gamma
     selu = node.op == "Selu"
     alpha = float(attribute(node, "alpha", 1.6732632423543772 if selu else 1.0))
     gamma = float(attribute(node, "gamma", 1.0507009873554805)) if selu else 1.0
@@ -138,8 +153,9 @@ def _elu(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return [_masked(tape, g.add("Greater", node.inputs[0], g.number(0.0)), above, below)]
 
 
-@rule("HardSigmoid")
+@derivative("HardSigmoid")
 def _hard_sigmoid(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    # strictly between the ends, where PyTorch's hardsigmoid has a slope
     g, y = tape.graph, node.outputs[0]
     inside = g.add("And", g.add("Greater", y, g.number(0.0)), g.add("Less", y, g.number(1.0)))
     return [_masked(tape, inside, g.scaled(gradients[0] or "", float(attribute(node, "alpha", 0.2))))]
@@ -155,9 +171,12 @@ def _hard_swish_slope(g: Graph, node: Node) -> str:
 _unary("HardSwish", _hard_swish_slope)
 
 
-@rule("Clip")
+@derivative("Clip")
 def _clip(tape: Tape, node: Node, gradients: Grads) -> Gradients:
-    """PyTorch's ``clamp`` lets the gradient pass at its bounds, its ReLU6 does not."""
+    """The slope is 1 at the bounds of PyTorch's ``clamp`` and 0 at those of its ReLU6.
+
+    Both are exported as Clip. Bounds of 0 and 6 are ReLU6 in practice, as in MobileNet.
+    """
     g, x = tape.graph, node.inputs[0]
     low, high = node.input(1), node.input(2)
     values = [g.constant(name) if name else None for name in (low, high)]
@@ -173,7 +192,10 @@ def _clip(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return [_masked(tape, masks[0] if len(masks) == 1 else g.add("And", *masks), gradients[0])]
 
 
-@rule("Add", "Sub", "Sum")
+# -- value by value, several arguments --------------------------------------------------------------------
+
+
+@derivative("Add", "Sub", "Sum")
 def _add(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     found: Grads = []
     for index, name in enumerate(node.inputs):
@@ -186,7 +208,7 @@ def _add(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return found
 
 
-@rule("Mul")
+@derivative("Mul")
 def _mul(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     def at(index: int) -> str | None:
         if not tape.active(node.inputs[index]):
@@ -197,33 +219,35 @@ def _mul(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return [at(0), at(1)]
 
 
-@rule("Div")
+@derivative("Div")
 def _div(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
     top, bottom = node.inputs
     quotient = g.add("Div", gradients[0] or "", bottom)
     at_bottom = None
     if tape.active(bottom):
+        # d(a / b) / db = -(a / b) / b: the output is there already
         product = g.add("Neg", g.add("Mul", quotient, node.outputs[0]))
         at_bottom = tape.unbroadcast(product, node, bottom)
     return [tape.unbroadcast(quotient, node, top) if tape.active(top) else None, at_bottom]
 
 
-@rule("Pow")
+@derivative("Pow")
 def _pow(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
     exponent = g.constant(node.inputs[1])
     if exponent is None or tape.active(node.inputs[1]):
         raise tape.refuse(node, "a constant exponent")
+    # The slope in the exponent would need the logarithm of the base, which may be negative.
     powers = exponent.astype(np.float32)
     lowered = g.add("Pow", node.inputs[0], g.number(powers - np.float32(1)))
     slope = g.add("Mul", lowered, g.number(powers))
     return [tape.unbroadcast(g.add("Mul", gradients[0] or "", slope), node, node.inputs[0])]
 
 
-@rule("Max", "Min")
+@derivative("Max", "Min")
 def _extreme(tape: Tape, node: Node, gradients: Grads) -> Gradients:
-    """Equal values share the gradient, as in PyTorch's ``maximum`` and ``minimum``."""
+    """Each of two equal values gets half of the gradient, as in PyTorch's ``maximum`` and ``minimum``."""
     if len(node.inputs) != 2:
         raise tape.refuse(node, "two inputs")
     g = tape.graph
@@ -241,7 +265,7 @@ def _extreme(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return [at(first, second), at(second, first)]
 
 
-@rule("Where")
+@derivative("Where")
 def _where(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
     condition, yes, no = node.inputs
@@ -254,15 +278,19 @@ def _where(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return [None, at_yes, at_no]
 
 
+# -- products and convolutions ----------------------------------------------------------------------------
+
+
 def transposed(g: Graph, name: str) -> str:
     """A tensor with its last two axes exchanged."""
     rank = g.rank(name)
     return g.add("Transpose", name, perm=[*range(rank - 2), rank - 1, rank - 2])
 
 
-@rule("Gemm")
+@derivative("Gemm")
 def _gemm(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
+    # The four cases of transposed factors differ in which side the gradient is on.
     a, b = node.inputs[:2]
     trans_a, trans_b = attribute(node, "transA", 0), attribute(node, "transB", 0)
     alpha, beta = float(attribute(node, "alpha", 1.0)), float(attribute(node, "beta", 1.0))
@@ -283,7 +311,7 @@ def _gemm(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return found
 
 
-@rule("MatMul")
+@derivative("MatMul")
 def _matmul(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
     a, b = node.inputs
@@ -292,7 +320,7 @@ def _matmul(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     value = gradients[0] or ""
 
     def summed(product: str, name: str) -> str:
-        """The sum over the leading axes along which the product's other factor was repeated."""
+        """The sum over the leading axes along which the factor was repeated."""
         output, sizes = g.sizes(node.outputs[0])[:-2], g.sizes(name)[:-2]
         extra = len(output) - len(sizes)
         copied = [axis for axis, size in enumerate(sizes) if size == 1 and output[axis + extra] != 1]
@@ -310,13 +338,14 @@ def _matmul(tape: Tape, node: Node, gradients: Grads) -> Gradients:
 def paddings(
     node: Node, sizes: tuple[int, ...], output: tuple[int, ...], kernel: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Strides, dilations and paddings (all starts, then all ends) of a window operation."""
+    """Strides, dilations and paddings (all starts, then all ends) of a convolution or pooling."""
     n_axes = len(kernel)
     strides = attribute(node, "strides", (1,) * n_axes)
     dilations = attribute(node, "dilations", (1,) * n_axes)
     auto = attribute(node, "auto_pad", "NOTSET")
     if auto in {"NOTSET", "VALID"}:
         return strides, dilations, attribute(node, "pads", (0,) * 2 * n_axes)
+    # SAME_UPPER and SAME_LOWER: as much padding as the output needs, an odd one at the end or the start
     total = [
         max(0, (o - 1) * s + d * (k - 1) + 1 - i)
         for o, s, d, k, i in zip(output, strides, dilations, kernel, sizes, strict=True)
@@ -325,7 +354,7 @@ def paddings(
     return strides, dilations, tuple(small + large if auto == "SAME_UPPER" else large + small)
 
 
-@rule("Conv")
+@derivative("Conv")
 def _conv(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     """The gradient of a convolution is the transposed convolution with the same weights."""
     g = tape.graph
@@ -338,7 +367,7 @@ def _conv(tape: Tape, node: Node, gradients: Grads) -> Gradients:
 
 
 def spread_windows(g: Graph, node: Node, gradient: str, weight: str, group: int) -> str:
-    """The transposed convolution that takes the gradient at a window operation to its input."""
+    """The transposed convolution that maps the gradient at a convolution or pooling to its input."""
     sizes, output = g.sizes(node.inputs[0])[2:], g.sizes(node.outputs[0])[2:]
     kernel = attribute(node, "kernel_shape", ()) or g.sizes(weight)[2:]
     strides, dilations, pads = paddings(node, sizes, output, kernel)
@@ -346,7 +375,8 @@ def spread_windows(g: Graph, node: Node, gradient: str, weight: str, group: int)
         (o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(output, strides, dilations, kernel, strict=True)
     ]
     starts = list(pads[: len(kernel)])
-    # the windows may end behind the input, in the padding, or leave some of it unread
+    # The kernel's last position may end after the input, in the padding (cut off), or before it, if the
+    # stride does not divide the size (zeros are added: those values were never read).
     behind = [end - start - size for end, start, size in zip(ends, starts, sizes, strict=True)]
     spread = g.add(
         "ConvTranspose", gradient, weight, strides=list(strides), dilations=list(dilations), group=group,
@@ -357,8 +387,14 @@ def spread_windows(g: Graph, node: Node, gradient: str, weight: str, group: int)
     return g.add("Pad", spread, g.indices([0] * (len(kernel) + 4) + [max(0, -cut) for cut in behind]))
 
 
+# -- normalisation ----------------------------------------------------------------------------------------
+
+
 def normalised_gradient(g: Graph, x: str, gradient: str, axes: tuple[int, ...], epsilon: float) -> str:
-    """Gradient at x of (x - mean) / deviation, both over some axes, from the gradient at the result."""
+    r"""Gradient at x of y = (x - mean) / deviation, both over some axes, from the gradient g at y.
+
+    .. math:: \frac{1}{\sigma} \bigl(g - \overline{g} - y \, \overline{g y}\bigr)
+    """
 
     def mean(value: str) -> str:
         return g.reduce("ReduceMean", value, axes, keep=True)
@@ -371,7 +407,7 @@ def normalised_gradient(g: Graph, x: str, gradient: str, axes: tuple[int, ...], 
     return g.add("Mul", inverse, g.add("Sub", g.add("Sub", gradient, mean(gradient)), along))
 
 
-@rule("LayerNormalization")
+@derivative("LayerNormalization")
 def _layer_norm(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     if any(gradients[1:]) or any(tape.active(name) for name in node.inputs[1:] if name):
         raise tape.refuse(node, "a constant scale and one output that is used")
@@ -382,7 +418,7 @@ def _layer_norm(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return [normalised_gradient(g, x, scaled, axes, float(attribute(node, "epsilon", 1e-5)))]
 
 
-@rule("InstanceNormalization")
+@derivative("InstanceNormalization")
 def _instance_norm(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g, x = tape.graph, node.inputs[0]
     rank = g.rank(x)
@@ -392,20 +428,22 @@ def _instance_norm(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return [normalised_gradient(g, x, scaled, tuple(range(2, rank)), epsilon)]
 
 
-@rule("BatchNormalization")
+@derivative("BatchNormalization")
 def _batch_norm(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g, x = tape.graph, node.inputs[0]
     scale, variance = g.constant(node.inputs[1]), g.constant(node.inputs[4])
     if attribute(node, "training_mode", 0) or scale is None or variance is None:
-        raise tape.refuse(node, "inference mode and constant statistics")
+        raise tape.refuse(node, "inference mode and constant mean and variance")
+    # With constant statistics it is a factor per channel, known now: one product at run time.
     epsilon = float(attribute(node, "epsilon", 1e-5))
     slope = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
     factor = g.number(slope.reshape(-1, *(1,) * (g.rank(x) - 2)))
     return [g.add("Mul", gradients[0] or "", factor)]
 
 
-@rule("Softmax")
+@derivative("Softmax")
 def _softmax(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    # y (g - sum(g y)) without the Jacobian of n_classes squared values
     g, y = tape.graph, node.outputs[0]
     axis = int(attribute(node, "axis", -1)) % g.rank(y)
     weighted = g.add("Mul", gradients[0] or "", y)
@@ -413,7 +451,7 @@ def _softmax(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return [g.add("Sub", weighted, g.add("Mul", y, total))]
 
 
-@rule("LogSoftmax")
+@derivative("LogSoftmax")
 def _log_softmax(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g, y = tape.graph, node.outputs[0]
     axis = int(attribute(node, "axis", -1)) % g.rank(y)
@@ -421,8 +459,11 @@ def _log_softmax(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return [g.add("Sub", gradients[0] or "", g.add("Mul", g.add("Exp", y), total))]
 
 
+# -- reductions and pooling -------------------------------------------------------------------------------
+
+
 def reduced_axes(tape: Tape, node: Node) -> tuple[int, ...]:
-    """Axes of a reduction, none of them negative; all where it does not say."""
+    """Axes of a reduction as non-negative numbers; all axes if it does not name any."""
     axes = tape.axes(node)
     if axes:
         return axes
@@ -432,18 +473,18 @@ def reduced_axes(tape: Tape, node: Node) -> tuple[int, ...]:
 
 
 def _kept(tape: Tape, node: Node, name: str, axes: tuple[int, ...]) -> str:
-    """A reduction's output, or the gradient there, with the reduced axes of size one."""
+    """A reduction's output, or the gradient there, with the reduced axes kept at size one."""
     if attribute(node, "keepdims", 1) or not axes:
         return name
     return tape.graph.add("Unsqueeze", name, tape.graph.indices(sorted(axes)))
 
 
 def _spread(tape: Tape, value: str, like: str) -> str:
-    """Copies of a value along the axes where another tensor is longer."""
+    """A value expanded to the shape of another tensor."""
     return tape.graph.add("Expand", value, tape.graph.add("Shape", like))
 
 
-@rule("ReduceMean", "ReduceSum")
+@derivative("ReduceMean", "ReduceSum")
 def _mean_or_sum(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g, x = tape.graph, node.inputs[0]
     axes = reduced_axes(tape, node)
@@ -454,24 +495,25 @@ def _mean_or_sum(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return [_spread(tape, value, x)]
 
 
-@rule("GlobalAveragePool")
+@derivative("GlobalAveragePool")
 def _global_average(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g, x = tape.graph, node.inputs[0]
     tape.fixed(node, x, range(2, g.rank(x)))
     return [_spread(tape, g.scaled(gradients[0] or "", 1.0 / math.prod(g.sizes(x)[2:])), x)]
 
 
-@rule("ReduceL2")
+@derivative("ReduceL2")
 def _length(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g, x = tape.graph, node.inputs[0]
     axes = reduced_axes(tape, node)
+    # the slope is x / length
     ratio = g.add("Div", gradients[0] or "", node.outputs[0])
     return [g.add("Mul", _kept(tape, node, ratio, axes), x)]
 
 
-@rule("ReduceMax", "ReduceMin")
+@derivative("ReduceMax", "ReduceMin")
 def _extreme_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
-    """Equal values share the gradient, as in PyTorch's ``amax``."""
+    """Equal values get equal parts of the gradient, as in PyTorch's ``amax``."""
     g, x = tape.graph, node.inputs[0]
     axes = reduced_axes(tape, node)
     chosen = g.add("Cast", g.add("Equal", x, _kept(tape, node, node.outputs[0], axes)), to=1)
@@ -479,10 +521,12 @@ def _extreme_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return [g.add("Mul", _kept(tape, node, gradients[0] or "", axes), share)]
 
 
-@rule("GlobalMaxPool")
+@derivative("GlobalMaxPool")
 def _global_max(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g, x = tape.graph, node.inputs[0]
     tape.fixed(node, x, range(2, g.rank(x)))
+    # The first of equal values gets all of the gradient, as in PyTorch's adaptive pooling. ArgMax gives the
+    # first; comparing values would give all of them.
     n_positions = math.prod(g.sizes(x)[2:])
     flat = g.reshape(x, [0, 0, -1])
     first = g.add("ArgMax", flat, axis=2, keepdims=1)
@@ -492,16 +536,19 @@ def _global_max(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return [g.reshape_like(spread, x)]
 
 
-@rule("MaxPool")
+@derivative("MaxPool")
 def _max_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
-    """Each window sends its gradient to the first of its largest values."""
+    """Each window sends its gradient to the first of its largest values, by MaxPool's second output."""
     g, x = tape.graph, node.inputs[0]
     if attribute(node, "storage_order", 0) or (len(gradients) > 1 and gradients[1]):
         raise tape.refuse(node, "row-major indices")
+    # MaxPool is run a second time, for the indices. They count through the whole tensor, so that one
+    # scatter over the flattened tensor serves all rows and maps.
     options = {key: value for key, value in node.attributes.items() if key != "storage_order"}
     places = g.add("MaxPool", x, outputs=2, **options) + ".1"
     values = g.reshape(gradients[0] or "", [-1])
     empty = g.add("Reshape", tape.fill(x, 0.0), g.indices([-1]))
+    # Overlapping windows may choose one place, whose gradients add up; opset 16 is the first that can add.
     add = {"reduction": "add"} if g.opset >= 16 else {}
     if not add and _overlaps(node):
         raise tape.refuse(node, "windows that do not overlap, or opset 16,")
@@ -515,34 +562,38 @@ def _overlaps(node: Node) -> bool:
     return any(k > s for k, s in zip(kernel, strides, strict=True)) or "dilations" in node.attributes
 
 
-@rule("AveragePool")
+@derivative("AveragePool")
 def _average_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
-    """A convolution with equal weights per channel."""
+    """The gradient of a convolution of each channel with equal weights."""
     g, x = tape.graph, node.inputs[0]
     tape.fixed(node, x, range(2, g.rank(x)))
     kernel = attribute(node, "kernel_shape", ())
     sizes = g.sizes(x)[2:], g.sizes(node.outputs[0])[2:]
     _, _, pads = paddings(node, *sizes, kernel)
     if attribute(node, "ceil_mode", 0) or (any(pads) and not attribute(node, "count_include_pad", 0)):
+        # windows at the border would have other weights than the others
         raise tape.refuse(node, "complete windows: no ceil_mode, no padding that is not counted,")
     channels = g.sizes(x)[1]
     weight = g.number(np.full((channels, 1, *kernel), 1.0 / math.prod(kernel)))
     return [spread_windows(g, node, gradients[0] or "", weight, channels)]
 
 
-@rule("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+# -- moving values ----------------------------------------------------------------------------------------
+
+
+@derivative("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 def _reshaped(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return [tape.graph.reshape_like(gradients[0] or "", node.inputs[0])]
 
 
-@rule("Transpose")
+@derivative("Transpose")
 def _transpose(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     rank = tape.graph.rank(node.inputs[0])
     order = attribute(node, "perm", tuple(reversed(range(rank))))
     return [tape.graph.add("Transpose", gradients[0] or "", perm=[int(i) for i in np.argsort(order)])]
 
 
-@rule("Expand")
+@derivative("Expand")
 def _expand(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return [tape.unbroadcast(gradients[0] or "", node, node.inputs[0])]
 
@@ -554,13 +605,13 @@ def _cut(tape: Tape, x: str, axis: int, start: int, stop: int) -> str:
 
 
 def _padded(tape: Tape, x: str, before: list[int], after: list[int]) -> str:
-    """Zeros around a tensor, counted per axis."""
+    """A tensor with zeros before and after it, by axis."""
     if not any((*before, *after)):
         return x
     return tape.graph.add("Pad", x, tape.graph.indices([*before, *after]))
 
 
-@rule("Concat")
+@derivative("Concat")
 def _concat(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
     axis = int(attribute(node, "axis", 0)) % g.rank(node.outputs[0])
@@ -574,14 +625,15 @@ def _concat(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return found
 
 
-@rule("Split")
+@derivative("Split")
 def _split(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     axis = int(attribute(node, "axis", 0))
+    # an output that nothing reads has no gradient, but its place in the input has: zeros
     parts = [value or tape.fill(name, 0.0) for value, name in zip(gradients, node.outputs, strict=True)]
     return [tape.graph.add("Concat", *parts, axis=axis) if len(parts) > 1 else parts[0]]
 
 
-@rule("Slice")
+@derivative("Slice")
 def _slice(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g, x = tape.graph, node.inputs[0]
     rank, sizes = g.rank(x), g.sizes(x)
@@ -597,18 +649,21 @@ def _slice(tape: Tape, node: Node, gradients: Grads) -> Gradients:
         tape.fixed(node, x, [axis])
         if step == 1:
             before[axis], after[axis] = taken.start, sizes[axis] - taken.stop
-        else:
+        else:  # gaps, or a reversed order
             value = _scattered(tape, value, axis, np.array(taken), x)
     return [_padded(tape, value, before, after)]
 
 
 def _open_end(stop: int, step: int, size: int) -> int | None:
-    """An end before the first value, which ONNX writes as a very negative number, in Python's words."""
+    """The end of a slice for Python: with a negative step ONNX writes a very negative number for no end."""
     return None if step < 0 and stop < -size else stop
 
 
 def _scattered(tape: Tape, value: str, axis: int, indices: NDArray[np.int64], x: str) -> str:
-    """Puts slices along an axis to where they came from in x; those from one place are added."""
+    """Put slices along an axis back to their places in x; slices from the same place are added.
+
+    A product with a matrix of zeros and ones adds them, also before opset 16, where scattering cannot.
+    """
     g = tape.graph
     places = np.zeros((len(indices), g.sizes(x)[axis]), dtype=np.float32)
     places[np.arange(len(indices)), indices] = 1.0
@@ -620,7 +675,7 @@ def _scattered(tape: Tape, value: str, axis: int, indices: NDArray[np.int64], x:
     return moved if axis == last else g.add("Transpose", moved, perm=order)
 
 
-@rule("Gather")
+@derivative("Gather")
 def _gather(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g, x = tape.graph, node.inputs[0]
     axis = int(attribute(node, "axis", 0)) % g.rank(x)
@@ -632,15 +687,15 @@ def _gather(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     wanted = indices.astype(np.int64).reshape(-1) % size
     value = gradients[0] or ""
     if indices.ndim == 0:
-        value = g.unsqueeze(value, axis)
-    if len(wanted) == 1:
+        value = g.unsqueeze(value, axis)  # a single index removed the axis
+    if len(wanted) == 1:  # zeros around it, cheaper than a product; this is how a class token is picked
         before, after = [0] * g.rank(x), [0] * g.rank(x)
         before[axis], after[axis] = int(wanted[0]), size - 1 - int(wanted[0])
         return [_padded(tape, value, before, after)]
     return [_scattered(tape, value, axis, wanted, x)]
 
 
-@rule("Pad")
+@derivative("Pad")
 def _pad(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g, x = tape.graph, node.inputs[0]
     rank = g.rank(x)

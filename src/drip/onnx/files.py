@@ -1,4 +1,4 @@
-"""Digest and metadata of a model file, as written; what they mean to a device is in ``drip.onnx``."""
+"""Reads and writes model files whole: digest, metadata, and the policy that can be exchanged."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from drip.errors import ExportError, PolicyError
+from drip.errors import ExportError
 from drip.files import canonical_json, write_atomically
-from drip.onnx.metadata import FORMAT_VERSION, KEY, LOWER, UPPER, ModelMetadata, limits_of
+from drip.onnx.metadata import (
+    FORMAT_VERSION,
+    KEY,
+    LOWER,
+    UPPER,
+    ModelMetadata,
+    require_classes,
+    windows_of,
+)
 from drip.policy import Policy
 from drip.rules import require_scores
 from drip.types import JsonObject
@@ -28,7 +36,7 @@ def metadata_json(metadata: ModelMetadata) -> JsonObject:
         "parent_digest": metadata.parent_digest,
         "quantization": metadata.quantization,
         "score": metadata.score,
-        "input_contract": metadata.spec.to_json(),
+        "input_spec": metadata.spec.to_json(),
         "n_classes": metadata.n_classes,
         "class_names": list(metadata.class_names),
         "policy": None if metadata.policy is None else metadata.policy.to_json(),
@@ -39,19 +47,23 @@ def metadata_json(metadata: ModelMetadata) -> JsonObject:
 def model_file_digest(model: onnx.ModelProto) -> str:
     """SHA-256 of a model's weights and nodes, 64 hexadecimal characters.
 
-    The hash takes, in this order: for every initialiser in the order of names but ``drip.lower`` and
-    ``drip.upper`` the name, a zero byte, the data type's number, a zero byte, the shape as decimal
+    The hash reads, in this order: every initialiser in the order of names, except ``drip.lower`` and
+    ``drip.upper``: the name, a zero byte, the number of the data type, a zero byte, the shape as decimal
     numbers joined by ``x``, a zero byte and the little-endian values; then for every node domain,
-    operation, inputs and outputs, each name with a zero byte behind it and each list with another,
-    and the attributes in the order of names as their messages; then the operator sets. Metadata, node
-    names and comments do not enter.
+    operation, inputs and outputs, each name followed by a zero byte and each list by another, and the
+    attributes in the order of names as their messages; then the operator sets. Metadata, node names and
+    comments do not enter.
     """
+    # A hash of the file's bytes would change with the policy in it, with comments, and with the way a
+    # tool stores numbers. Policies carry this digest, so it must depend on what is computed and on
+    # nothing else.
     digest = hashlib.sha256()
     for tensor in sorted(model.graph.initializer, key=lambda tensor: tensor.name):
         if tensor.name not in {LOWER, UPPER}:
             shape = "x".join(map(str, tensor.dims))
             digest.update(f"{tensor.name}\0{tensor.data_type}\0{shape}\0".encode())
             digest.update(_little_endian(tensor))
+    # Nodes stay in the order of the file: several orders execute alike, but tools keep the one they read.
     for node in model.graph.node:
         for part in ((node.domain, node.op_type), node.input, node.output):
             digest.update("".join(f"{name}\0" for name in (*part, "")).encode())
@@ -72,7 +84,7 @@ def _little_endian(tensor: onnx.TensorProto) -> bytes:
 
 
 def write_metadata(model: onnx.ModelProto, metadata: ModelMetadata) -> ModelMetadata:
-    """Put metadata with the model's present digest into the model, and return them."""
+    """Put metadata into a model, with the digest of its present graph, and return them."""
     metadata = replace(metadata, digest=model_file_digest(model))
     others = [(item.key, item.value) for item in model.metadata_props if item.key != KEY]
     del model.metadata_props[:]
@@ -85,50 +97,56 @@ def metadata_of(model: onnx.ModelProto) -> ModelMetadata:
     """The metadata of a model.
 
     Raises:
-        ModelError: There are none, or they cannot be read.
-        ExportError: The model changed since they were written.
+        ModelError: The model has none, or they cannot be read.
+        ExportError: The model was changed after they were written.
     """
     metadata = ModelMetadata.parse({item.key: item.value for item in model.metadata_props})
     digest = model_file_digest(model)
     if metadata.digest != digest:
         raise ExportError(
-            f"a model with the digest {metadata.digest[:12]}... of its metadata is needed, "
-            f"got {digest[:12]}...; the file is damaged or was changed: export it again"
+            f"the model is damaged or was changed: its digest is {digest[:12]}..., its metadata say "
+            f"{metadata.digest[:12]}...; copy the file again, or export it again",
+            code="model-file-damaged",
         )
     return metadata
 
 
 def score_outputs(model: onnx.ModelProto) -> frozenset[str]:
-    """Names of what observations of this model carry, as selection rules need them."""
+    """What observations of this model contain, by the names that rules use."""
     known = {"logits": "logits", "drip_score": "drip", "drip_contrast": "contrast", "features": "features"}
     return frozenset(known[item.name] for item in model.graph.output if item.name in known)
 
 
 def check_policy(policy: Policy, metadata: ModelMetadata, n_classes: int, provides: Iterable[str]) -> None:
-    """Refuse a policy that was calibrated on another model, or on another score of this one.
+    """Check that a policy was calibrated on this model and this score of it.
 
     Raises:
-        PolicyError: The policy does not serve this file.
+        PolicyError: The policy belongs to another file.
+        InputError: The policy's rule reads an output that the file does not have; code ``rule-needs``.
     """
     metadata.require(policy)
-    if policy.n_classes != n_classes:
-        raise PolicyError(f"a policy of {n_classes} classes is needed, got one of {policy.n_classes}")
+    require_classes(policy, n_classes)
     require_scores(policy.to_rule(), provides, "export the model again with this policy")
 
 
 def load_model_file(path: str | Path) -> onnx.ModelProto:
-    """The model in an ONNX file, with weights that lie beside it.
+    """The model in an ONNX file, with weights that are stored next to it.
 
     Raises:
-        ExportError: The file is missing, damaged or no ONNX model.
+        ExportError: The file does not exist, is damaged, or is not an ONNX model.
     """
+    if not Path(path).exists():
+        raise ExportError(f"{path}: does not exist; check the path", code="path-missing")
     try:
         model = onnx.load(str(path))
+        # onnx's checker rejects outputs without a shape, which some exporters write and all runtimes load
         if not all(item.type.tensor_type.HasField("shape") for item in model.graph.output):
-            model = onnx.shape_inference.infer_shapes(model)  # runtimes do without, the checker does not
+            model = onnx.shape_inference.infer_shapes(model)
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf, onnx and the file system raise many types
-        raise ExportError(f"a readable ONNX file is needed at {path}, got: {_brief(error)}") from error
+        raise ExportError(
+            f"{path}: not a readable ONNX file ({_brief(error)}); copy it again", code="model-file-damaged"
+        ) from error
     return model
 
 
@@ -141,8 +159,11 @@ def save_model_file(model: onnx.ModelProto, path: str | Path) -> None:
     """
     try:
         data = model.SerializeToString()
-    except Exception as error:  # protobuf's own
-        raise ExportError(f"a model of at most 2 GiB is needed, got: {_brief(error)}") from error
+    except Exception as error:  # protobuf's own types; it cannot serialise more than 2 GiB
+        raise ExportError(
+            f"{path}: the model does not fit into one ONNX file, which holds at most 2 GiB "
+            f"({_brief(error)}); use a smaller model"
+        ) from error
     write_atomically(Path(path), data)
 
 
@@ -150,14 +171,25 @@ def read_metadata(path: str | Path) -> ModelMetadata:
     """The metadata of a model file.
 
     Raises:
-        ExportError: The file cannot be read, or was changed since it was written.
-        ModelError: It was not written by drip.
+        ExportError: The file cannot be read, or was changed after it was written.
+        ModelError: DRIP did not write it.
     """
     return metadata_of(load_model_file(path))
 
 
+def write_windows(model: onnx.ModelProto, policy: Policy) -> None:
+    """Replace the windows that a model's graph compares its score with.
+
+    Only the values of two initialisers change, so that the digest stays and no runtime has to
+    compile another graph.
+    """
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, ends in zip((LOWER, UPPER), windows_of(policy, policy.n_classes), strict=True):
+        stored[name].CopyFrom(numpy_helper.from_array(ends, name))
+
+
 def set_policy(path: str | Path, policy: Policy, *, out: str | Path | None = None) -> ModelMetadata:
-    """Exchange limits and policy of a model file; nothing else of it changes, nor does its digest.
+    """Exchange windows and policy of a model file; nothing else in it changes, nor does its digest.
 
     Args:
         path: The model file.
@@ -168,23 +200,27 @@ def set_policy(path: str | Path, policy: Policy, *, out: str | Path | None = Non
         The metadata of the written file.
 
     Raises:
-        ExportError: The file cannot be read, or was changed since it was written.
-        ModelError: It was not written by drip.
+        ExportError: The file cannot be read, or was changed after it was written.
+        ModelError: DRIP did not write it.
         PolicyError: The policy was calibrated on another model or another score.
+        InputError: The policy's rule reads an output that the file does not have.
     """
     model = load_model_file(path)
     metadata = metadata_of(model)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     if LOWER not in stored or UPPER not in stored:
-        raise ExportError(f"a file with the limits {LOWER} and {UPPER} is needed at {path}; export it again")
-    n_classes = int(np.prod(stored[LOWER].dims))
-    check_policy(policy, metadata, n_classes, score_outputs(model))
-    for name, values in zip((LOWER, UPPER), limits_of(policy, n_classes), strict=True):
-        stored[name].CopyFrom(numpy_helper.from_array(values, name))
+        raise ExportError(
+            f"{path}: has no windows ({LOWER} and {UPPER}) to replace; export it again",
+            code="model-file-damaged",
+        )
+    # the number of windows, and not metadata.n_classes, which early files do not have
+    check_policy(policy, metadata, int(np.prod(stored[LOWER].dims)), score_outputs(model))
+    write_windows(model, policy)
     metadata = write_metadata(model, replace(metadata, policy=policy))
     save_model_file(model, path if out is None else out)
     return metadata
 
 
 def _brief(error: Exception) -> str:
+    """The first line of an error; onnx's continue with a dump of the graph."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -1,4 +1,8 @@
-"""An ONNX graph to read and to extend: names, constants, shapes, cuts. Nothing of scores lives here."""
+"""An ONNX graph to read and to extend: names, constants, measured shapes, cuts; it knows no scores.
+
+Shapes are measured by running the graph instead of being inferred. ONNX's shape inference gives up at the
+first Reshape whose sizes are computed, and cannot tell which axes follow the batch.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,15 @@ from onnx import helper, numpy_helper
 from drip.errors import ExportError
 
 PREFIX = "drip."
+OPEN_END = 2**62
+"""End of a Slice that reaches to the end of any axis; ONNX has no other way to write it."""
+
+Arrays = list[NDArray[np.generic]]
+
+_MOST_BYTES = 2**31 - 1  # protobuf serialises no more into one message
+# Operations that read the shape of their input and not its values: no gradient flows through them, and
+# what they give is a constant as long as the shape is.
 _SHAPE_ONLY = frozenset(("Shape", "Size"))
-"""Operations whose result depends on their input's shape and not on its values."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,11 +35,11 @@ class Node:
     """One node of a graph.
 
     Attributes:
-        op: Kind of operation, with its domain where that is not ONNX's own.
-        inputs: Names of tensors; empty where an optional one is left out.
+        op: Kind of operation, with its domain unless that is ONNX's own.
+        inputs: Names of tensors; an empty name is an optional input that is left out.
         outputs: Names of tensors.
         attributes: By name, without subgraphs.
-        proto: What it was read from.
+        proto: The message that it was read from.
     """
 
     op: str
@@ -48,11 +59,11 @@ class Node:
         return cls(op, tuple(proto.input), tuple(proto.output), attributes, proto)
 
     def input(self, index: int) -> str:
-        """Name of an input; empty where it is left out."""
+        """Name of an input; empty if it is left out."""
         return self.inputs[index] if index < len(self.inputs) else ""
 
     def reads(self) -> set[str]:
-        """Names of all tensors that it reads, also inside of subgraphs."""
+        """Names of all tensors that it reads, including those that its subgraphs capture."""
         return {name for name in (*self.inputs, *_captured(self.proto)) if name}
 
     def __str__(self) -> str:
@@ -61,7 +72,10 @@ class Node:
 
 
 def _captured(proto: onnx.NodeProto) -> Iterator[str]:
-    """Names that the subgraphs of a node read; names that only live inside do no harm."""
+    """Names that the subgraphs of a node read.
+
+    Names that exist only inside a subgraph are among them. They equal no name outside, so they lead nowhere.
+    """
     for attribute in proto.attribute:
         for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
             for node in graph.node:
@@ -72,10 +86,10 @@ def _captured(proto: onnx.NodeProto) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a tensor as measured, and the axes whose size follows the batch.
+    """Measured sizes of a tensor, and the axes whose size follows the batch.
 
     Attributes:
-        sizes: At a batch of two, or at the only batch that the graph takes.
+        sizes: At a batch of two, or at the only batch that the graph accepts.
         growing: Axes that had another size at a batch of three.
         kind: Name of the values' type, such as ``float32``.
     """
@@ -86,10 +100,10 @@ class Shape:
 
 
 class Graph:
-    """A model's graph with what derivatives need: who makes and reads a tensor, shapes, new nodes.
+    """A model's graph with what derivatives need: producers and readers of tensors, shapes, new nodes.
 
     Args:
-        model: The model; nodes are added to it.
+        model: The model; new nodes are appended to it.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -111,15 +125,16 @@ class Graph:
     # -- reading ---------------------------------------------------------------------------------------
 
     def reachable(self, start: str) -> set[str]:
-        """Tensors whose values depend on those of ``start``, with itself."""
+        """Tensors whose values depend on those of ``start``, and ``start``."""
         found = {start}
+        # one pass is enough: ONNX requires nodes in an order of execution
         for node in self.nodes:
             if node.op not in _SHAPE_ONLY and not found.isdisjoint(node.reads()):
                 found.update(name for name in node.outputs if name)
         return found
 
     def ancestors(self, end: str) -> set[str]:
-        """Tensors that ``end`` is computed from, with itself."""
+        """Tensors that ``end`` is computed from, and ``end``."""
         found = {end}
         for node in reversed(self.nodes):
             if not found.isdisjoint(node.outputs):
@@ -140,8 +155,8 @@ class Graph:
     def cuts(self, end: str) -> list[str]:
         """Tensors that every path from the input to ``end`` goes through, in the order of execution.
 
-        In an order of execution all that lies before such a tensor leads to it, and all after it comes
-        from it: at that moment it is the only one that is still read.
+        The nodes are visited in an order of execution. After the node that gives such a tensor, no other
+        tensor that was computed so far is read again: it is the only one still waiting.
         """
         start = self.model.graph.input[0].name
         path = self.between(start, end)
@@ -157,7 +172,7 @@ class Graph:
         return found
 
     def constant(self, name: str) -> NDArray[Any] | None:
-        """Value of a tensor that is the same for every input, None where it is not known to be."""
+        """Value of a tensor that is the same for every input; None if it is not known to be constant."""
         if name in self._tensors:
             return numpy_helper.to_array(self._tensors[name])
         made_by = self.producer.get(name)
@@ -167,7 +182,7 @@ class Graph:
         return self.values.get(name)
 
     def integers(self, node: Node, index: int, attribute: str) -> tuple[int, ...] | None:
-        """A list of integers that newer operators take as an input and older ones as an attribute.
+        """A list of integers that is an input of newer operators and an attribute of older ones.
 
         Raises:
             ExportError: It is computed from the input's values.
@@ -178,8 +193,11 @@ class Graph:
             return None
         value = self.constant(node.input(index))
         if value is None:
-            message = f"{attribute} of {node} must be constant to be differentiated, it is computed"
-            raise ExportError(f"{message}; simplify the graph, or give a layer behind it")
+            raise ExportError(
+                f"{attribute} of {node} are computed from the input, so it cannot be differentiated; "
+                "simplify the graph, or give a layer after it",
+                code="export-unsupported",
+            )
         return tuple(np.atleast_1d(value).astype(int).tolist())
 
     def sizes(self, name: str) -> tuple[int, ...]:
@@ -208,7 +226,7 @@ class Graph:
         return name
 
     def number(self, value: Any, dtype: type[np.generic] = np.float32) -> str:
-        """A constant; equal ones are stored once."""
+        """A constant; equal constants are stored once."""
         array = np.asarray(value, dtype=dtype)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._made:
@@ -224,8 +242,9 @@ class Graph:
         return self.add("Reshape", x, self.indices(sizes))
 
     def reshape_like(self, x: str, like: str) -> str:
-        """``x``, of as many values as ``like``, in the shape of ``like``."""
+        """``x`` in the shape of ``like``, which has as many values."""
         shape = self.shapes[like]
+        # Sizes in the file let a runtime plan its memory; only two open axes need a Shape at run time.
         if len(shape.growing) <= 1:
             sizes = [-1 if axis in shape.growing else size for axis, size in enumerate(shape.sizes)]
             return self.reshape(x, sizes)
@@ -234,6 +253,7 @@ class Graph:
     def reduce(self, op: str, x: str, axes: Iterable[int], *, keep: bool) -> str:
         """A reduction such as ``ReduceSum`` over some axes."""
         listed = sorted(axes)
+        # axes became an input of ReduceSum in opset 13, of the other reductions in opset 18
         if op == "ReduceSum" or self.opset >= 18:
             return self.add(op, x, self.indices(listed), keepdims=int(keep))
         return self.add(op, x, axes=listed, keepdims=int(keep))
@@ -247,30 +267,43 @@ class Graph:
         return x if factor == 1.0 else self.add("Mul", x, self.number(factor))
 
 
-_MOST_BYTES = 2**31 - 1
-Arrays = list[NDArray[np.generic]]
+# -- running ---------------------------------------------------------------------------------------------
 
 
 def session_of(model: onnx.ModelProto | bytes | str, *, optimised: bool = True) -> ort.InferenceSession:
     """A session on one CPU thread.
 
     Raises:
-        ExportError: ONNX Runtime does not take the model.
+        ExportError: ONNX Runtime cannot load the model.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what matters is raised
+    options.log_severity_level = 4  # errors are raised anyway; without this they are printed too
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if isinstance(model, onnx.ModelProto):
         if model.ByteSize() > _MOST_BYTES:
-            raise ExportError(f"a model of at most 2 GiB is needed, got {model.ByteSize()} bytes")
+            raise ExportError(
+                f"the model has {model.ByteSize()} bytes, ONNX files hold at most 2 GiB; use a smaller model"
+            )
         model = model.SerializeToString()
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's errors have no common class
-        raise ExportError(f"a model that ONNX Runtime loads is needed, got: {_first_line(error)}") from error
+    except Exception as error:  # ONNX Runtime's errors have no common class
+        raise ExportError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
+
+
+def watching(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """A copy of a model whose outputs are the named tensors; load it without optimisation.
+
+    An optimised graph may have fused the named tensors away, or have computed them in another order.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return copy
 
 
 def noise(shape: Sequence[int], n_rows: int, seed: int = 0) -> NDArray[np.float32]:
@@ -279,40 +312,40 @@ def noise(shape: Sequence[int], n_rows: int, seed: int = 0) -> NDArray[np.float3
 
 
 def run_model(model: onnx.ModelProto, x: NDArray[np.float32], names: Sequence[str]) -> Arrays:
-    """Some tensors of a model, outputs or not, for one batch; nothing is optimised away.
+    """Some tensors of a model, outputs or not, for one batch.
 
     Raises:
         ExportError: The model fails on this batch.
     """
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    del watched.graph.output[:]
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = session_of(watched, optimised=False)
+    session = session_of(watching(model, names), optimised=False)
     try:
         found: Arrays = session.run(list(names), {session.get_inputs()[0].name: x})
-    except Exception as error:  # the runtime's errors have no common class
-        message = f"a model that takes inputs of shape {x.shape} is needed, it fails: {_first_line(error)}"
-        raise ExportError(message) from error
+    except Exception as error:  # ONNX Runtime's errors have no common class
+        raise ExportError(
+            f"the model fails on inputs of shape {x.shape}: {_first_line(error)}; check the input spec"
+        ) from error
     return found
 
 
 def measure(graph: Graph, shape: Sequence[int], names: Sequence[str], *, dynamic: bool) -> None:
-    """Shapes of tensors, and the values of those that are the same for every input.
+    """Measure shapes of tensors, and the values of those that are the same for every input.
 
     Args:
-        graph: Takes what is found.
+        graph: The graph; its ``shapes`` and ``values`` are filled.
         shape: Shape of one input.
         names: Tensors.
-        dynamic: Whether batches other than one are possible.
+        dynamic: Whether the graph accepts batches other than one.
     """
+    # Two and three: an axis of size one could be the batch or could be broadcast. With another seed for
+    # each run, integers that are equal in both do not come from the input's values.
     batches = (2, 3) if dynamic else (1, 1)
     runs = [run_model(graph.model, noise(shape, n_rows, n_rows), names) for n_rows in batches]
     for name, first, second in zip(names, *runs, strict=True):
-        if not isinstance(first, np.ndarray):
+        if not isinstance(first, np.ndarray):  # sequences and optional values have no shape
             continue
         growing = {axis for axis, (a, b) in enumerate(zip(first.shape, second.shape, strict=True)) if a != b}
         graph.shapes[name] = Shape(first.shape, frozenset(growing), first.dtype.name)
+        # Only integers and booleans are wanted: axes, sizes and indices, which a rule must know.
         if name not in graph.varying and first.dtype.kind in "ib" and np.array_equal(first, second):
             graph.values[name] = first
 

@@ -1,4 +1,9 @@
-"""Finds the head in a graph: the logits, the activation that enters the head, and where its channels are."""
+"""Finds the head in a graph: the logits, the activation that enters the head, and where its channels are.
+
+A PyTorch model says where its layers are; an ONNX graph is a list of operations. The head is found from
+its structure: every path from the input to the logits must go through the activation, or the score would
+miss a part of what the classifier uses.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from drip.onnx.tape import attribute
 Layout = Literal["channels_first", "channels_last", "tokens"]
 ClosingSoftmax = Literal["cut", "keep"]
 
+# Operations that only move or copy values
 _PLUMBING = frozenset(
     ("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Cast")
 )
@@ -20,6 +26,7 @@ _POOLS = frozenset(
     ("GlobalAveragePool", "GlobalMaxPool", "AveragePool", "ReduceMean", "ReduceMax", "ReduceSum")
 )
 _STRIDED = frozenset(("Conv", "MaxPool"))
+# Operations that ONNX defines on (N, C, *positions), and those that act on the last axis
 _CHANNELS_FIRST = frozenset(
     (
         "Conv",
@@ -36,16 +43,16 @@ _CHANNELS_LAST = frozenset(("LayerNormalization", "MatMul", "Gemm"))
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Where a graph's head begins and ends.
+    """The part of a graph from the scored activation to the logits.
 
     Attributes:
         activation: Name of the tensor A that is scored.
         logits: Name of the tensor of logits.
         layout: Where A has its channels; ``tokens`` is (N, T, C).
         n_maps: Number of maps K.
-        positions: Sizes of the position axes; the class token is not among them.
-        skipped: Class tokens in front of the positions, 0 or 1.
-        nodes: The nodes between.
+        positions: Sizes of the position axes, without the class token.
+        skipped: Number of class tokens before the positions, 0 or 1.
+        nodes: The nodes from A to the logits.
     """
 
     activation: str
@@ -58,13 +65,14 @@ class Head:
 
 
 def find_logits(graph: Graph, output: str, closing_softmax: ClosingSoftmax = "cut") -> str:
-    """The logits behind an output: what enters a closing softmax that is cut, else the output itself.
+    """The logits of an output: the input of a softmax at the end of the graph, else the output itself.
 
-    The softmax closes the graph also where its result is only reshaped or cast behind it.
+    A softmax is also at the end if its result is only reshaped or cast.
 
     Raises:
         ExportError: The graph ends with a sigmoid, or with a softmax whose axes are exchanged.
     """
+    # Gradients through a softmax vanish for confident samples: their score would be 0 and say nothing.
     if closing_softmax == "keep":
         return output
     node, turned = graph.producer.get(output), False
@@ -75,8 +83,9 @@ def find_logits(graph: Graph, output: str, closing_softmax: ClosingSoftmax = "cu
         return node.inputs[0]
     if node is not None and node.op in {"Softmax", "LogSoftmax", "Sigmoid", "ArgMax", "TopK", "ZipMap"}:
         raise ExportError(
-            f"a graph that ends with one logit per class is needed, got {node} at the end; "
-            "cut it off, or name the output that has the logits"
+            f"the graph ends with {node}, not with one logit per class; "
+            "cut that node off, or name the output with the logits",
+            code="export-unsupported",
         )
     return output
 
@@ -90,13 +99,13 @@ def find_head(
     *,
     dynamic: bool,
 ) -> Head:
-    """The head behind the named tensor, or behind the last one with positions that all logits go through.
+    """The head after the named tensor, or after the last activation that every path goes through.
 
-    Of all tensors that every path from the input to the logits goes through the last one with more than
-    one position is taken; where a strided convolution goes down to one position, the last one of those.
-    With a convolution as classifier before the pooling, as in SqueezeNet, that is the map of each class:
-    name the tensor before it to score what enters the classifier. Of tokens, (N, T, C), the last ones
-    whose positions matter to the logits: behind the last attention only the class token does.
+    The activation is the last such tensor with more than one position. If a strided convolution reduces
+    the positions to one, it is the last tensor after that convolution, as with small inputs. With a
+    convolution as classifier before the pooling, as in SqueezeNet, it is the map of each class; name the
+    tensor before it to score what enters the classifier. For tokens, (N, T, C), it is the last tensor
+    whose positions influence the logits: after the last attention only the class token does.
 
     Args:
         graph: The graph; shapes are measured.
@@ -104,12 +113,13 @@ def find_head(
         shape: Shape of one input.
         layer: Name of a tensor; None finds it.
         layout: Where the tensor has its channels; None finds it.
-        dynamic: Whether the graph takes batches of two and three.
+        dynamic: Whether the graph accepts batches of two and three.
 
     Raises:
-        ExportError: There is no such tensor, or none with positions, or it is not float32.
+        ExportError: There is no such tensor, it has no positions, or it is not float32.
     """
     cuts = graph.cuts(logits)
+    # A user may name an output that is only a copy of the activation: follow Identity back to the original.
     while layer is not None and layer not in graph.ancestors(logits) and layer in graph.producer:
         if graph.producer[layer].op != "Identity":
             break
@@ -119,7 +129,10 @@ def find_head(
         layer = _chosen(graph, logits, cuts)
     elif layer not in graph.varying or layer not in graph.ancestors(logits):
         near = ", ".join(cuts[-6:])
-        raise ExportError(f"layer must name a tensor that leads to the logits, got {layer!r}; such as {near}")
+        raise ExportError(
+            f"{layer!r} is not a tensor from which the logits are computed; name one such as {near}",
+            code="model-layer",
+        )
     nodes = tuple(graph.between(layer, logits))
     names = {layer, logits}
     for node in nodes:
@@ -130,10 +143,13 @@ def find_head(
     sizes = graph.sizes(layer)
     if len(sizes) < 3:
         raise ExportError(
-            f"layer must have shape (N, K, *positions), got {sizes} of {layer!r}; choose another"
+            f"{layer!r} has shape {sizes} without positions; choose a layer of shape (N, K, *positions)",
+            code="model-layer",
         )
     if graph.shapes[layer].growing - {0}:
-        raise ExportError(f"a layer whose first axis alone follows the batch is needed, got {layer!r}")
+        raise ExportError(
+            f"the batch is not the first axis of {layer!r} alone; choose another layer", code="model-layer"
+        )
     if found == "channels_first":
         return Head(layer, logits, found, sizes[1], sizes[2:], 0, nodes)
     positions, skipped = sizes[1:-1], 0
@@ -148,23 +164,31 @@ def _require_float32(graph: Graph, *names: str) -> None:
     for name in names:
         if graph.shapes[name].kind != "float32":
             raise ExportError(
-                f"float32 from the layer to the logits is needed, got {graph.shapes[name].kind} at {name!r}; "
-                "convert the file to float32, or export it anew"
+                f"{name!r} has type {graph.shapes[name].kind}; the head must be float32: convert the file to "
+                "float32, or export it again",
+                code="export-unsupported",
             )
 
 
 def _class_tokens(n_tokens: int, layer: str) -> int:
-    """0 or 1 class tokens, so that the others form a square grid."""
+    """0 or 1 class tokens, so that the others form a square grid.
+
+    Nothing in a graph marks the class token. In the common vision transformers the patches
+    form a square.
+    """
     for skipped in (0, 1):
         side = math.isqrt(n_tokens - skipped)
         if side > 0 and side * side == n_tokens - skipped:
             return skipped
-    message = f"tokens must form a square grid with at most one class token, got {n_tokens} at {layer!r}"
-    raise ExportError(f"{message}; choose another layer")
+    raise ExportError(
+        f"the {n_tokens} tokens of {layer!r} are neither a square grid nor one with a class token; "
+        "choose another layer",
+        code="model-layer",
+    )
 
 
 def _chosen(graph: Graph, logits: str, cuts: list[str]) -> str:
-    """The best of the tensors that all goes through."""
+    """The activation among the tensors that every path goes through."""
     usable = [name for name in cuts if name in graph.shapes and graph.rank(name) >= 3 and name != logits]
 
     def n_positions(name: str) -> int:
@@ -178,26 +202,29 @@ def _chosen(graph: Graph, logits: str, cuts: list[str]) -> str:
         and graph.producer[name].op not in (_PLUMBING | _POOLS)
         and _matters(graph, name, logits)
     ]  # fmt: skip
+    # For small inputs the last convolutions see one position. Scoring before them would ignore what they
+    # learned; after a pooling, one position is only the pooled map and the tensor before it is right.
     last = cuts.index(extended[-1]) if extended else -1
     pointlike = [name for name in usable if cuts.index(name) > last and n_positions(name) == 1]
     for index, name in enumerate(pointlike):
         node = graph.producer[name]
         if node.op in _STRIDED and index == 0:
-            behind = [one for one in pointlike if graph.producer[one].op not in (_PLUMBING | _POOLS)]
-            return behind[-1]
+            later = [one for one in pointlike if graph.producer[one].op not in (_PLUMBING | _POOLS)]
+            return later[-1]
         if node.op in _POOLS:
             break
     if extended:
         return extended[-1]
     seen = ", ".join(f"{name} {graph.sizes(name)}" for name in cuts[-5:] if name in graph.shapes)
     raise ExportError(
-        "a graph with an activation (N, K, *positions) that all logits go through is needed, "
-        f"got {seen or 'none'}; name one with layer="
+        "the graph has no activation of shape (N, K, *positions) that every path to the logits goes "
+        f"through (the last common tensors: {seen or 'none'}); name one with layer=",
+        code="model-layer",
     )
 
 
 def _matters(graph: Graph, name: str, logits: str) -> bool:
-    """Whether more than the class token matters: no choice of one token without attention before it."""
+    """Whether the logits use more than one token: False if one is picked and no attention precedes."""
     if _layout(graph, name) == "channels_first" or graph.rank(name) != 3:
         return True
     ops = [node.op for node in graph.between(name, logits)]
@@ -205,7 +232,7 @@ def _matters(graph: Graph, name: str, logits: str) -> bool:
 
 
 def _layout(graph: Graph, name: str) -> Layout:
-    """By the last operation before a tensor that fixes where channels are."""
+    """Where a tensor has its channels, from the last operation before it that defines their place."""
     rank = graph.rank(name)
     last: Layout = "tokens" if rank == 3 else "channels_last"
     node = graph.producer.get(name)

@@ -1,4 +1,8 @@
-"""Turns the classifier inside a model file into eight bits; score, decision and last layer stay float32."""
+"""Quantises the classifier inside a model file to eight bits; score, decision and last layer stay float32.
+
+ONNX Runtime's quantiser does the work. This module chooses the nodes and prepares the graph: it knows which
+nodes the score reads, and the quantiser does not.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,7 @@ Activations = Literal["uint8", "int8"]
 
 _TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 _QUANTISED = frozenset(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"))
+# Every operation that the quantiser can handle. ArgMax gives classes, which have no scale.
 _KNOWN = frozenset((*QLinearOpsRegistry, *QDQRegistry)) - {"ArgMax"}
 _PLUMBING = ("Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout", "Add", "Sub", "Cast")
 _POOLS = ("GlobalAveragePool", "AveragePool", "ReduceMean", "GlobalMaxPool")
@@ -35,10 +40,10 @@ _LAYERS = _LINEAR | {"Conv", "ConvTranspose"}
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A folded graph and what of it becomes eight bits.
+    """A folded graph, and the part of it that becomes eight bits.
 
     Attributes:
-        model: The graph, its batch normalisations folded and every node named.
+        model: The graph, with batch normalisations folded and every node named.
         nodes: Names of the nodes to quantise.
         tensors: Names of the float32 tensors that they read and write.
         n_layers: Convolutions and linear layers before the last linear one.
@@ -53,22 +58,25 @@ class Plan:
 def plan_int8(model: onnx.ModelProto, n_float_layers: int = 0) -> Plan:
     """Fold the graph, and choose the nodes that become eight bits.
 
-    What the logits are not computed from, the score and the decision, stays float32, and so does the end
-    of the classifier back to its last linear layer: the score reads the same weights, so that bytes would
-    be added and not saved, and the logits keep their resolution. What prepares the input before the first
-    layer stays float32 too. Only first layers can be kept besides: a float32 layer between quantised ones
-    would be quantised again, with one scale for all channels, when ONNX Runtime loads the file.
+    Score and decision stay float32, and so does the end of the classifier back to its last linear layer:
+    the score reads the same weights, so that a quantised copy would add bytes instead of saving them, and
+    the logits keep their resolution. Nodes that prepare the input before the first layer stay float32 too.
+    Apart from these only first layers can stay float32: ONNX Runtime 1.31 quantises a float32 layer between
+    quantised ones when it loads the file, with one scale for all channels.
 
     Args:
         model: A model file's graph in float32.
-        n_float_layers: Number of first convolutions and linear layers that stay float32, with what follows
-            each.
+        n_float_layers: Number of first convolutions and linear layers that stay float32, with the nodes
+            that follow each.
 
     Raises:
         ExportError: The graph is quantised, or no layer is left to quantise.
     """
     if any(node.op_type in _QUANTISED for node in model.graph.node):
-        raise ExportError("a float32 model file is needed, got one that is quantised; quantise its parent")
+        raise ExportError(
+            "the model is already quantised; quantise the float32 file that it was made from",
+            code="export-unsupported",
+        )
     folded = _folded(model)
     graph = Graph(folded)
     above, ending = graph.ancestors("logits"), _ending(graph)
@@ -80,8 +88,9 @@ def plan_int8(model: onnx.ModelProto, n_float_layers: int = 0) -> Plan:
     layers = [index for index, node in enumerate(body) if node.op in _LAYERS]
     if n_float_layers >= len(layers):
         raise ExportError(
-            f"more than {n_float_layers} convolutions or linear layers before the last one are needed to "
-            f"quantise, got {len(layers)}"
+            f"no layer is left to quantise: {n_float_layers} first layers are to stay float32, and the model "
+            f"has {len(layers)} convolutions and linear layers before the last one; keep fewer in float32",
+            code="export-unsupported",
         )
     chosen = [node for node in body[layers[n_float_layers] :] if node.op in _KNOWN]
     names = tuple(node.proto.name for node in chosen)
@@ -105,8 +114,8 @@ def write_int8(
     Args:
         plan: What to quantise.
         ranges: Lower and upper end of every tensor of the plan.
-        example: A batch that the quantiser runs; ranges do not come from it.
-        per_channel: A scale for every output channel of a weight, or one for all.
+        example: A batch that the quantiser runs; it does not influence the ranges.
+        per_channel: One scale for every output channel of a weight instead of one for all.
         activations: Type of the activations; weights are int8 and symmetric.
 
     Raises:
@@ -114,8 +123,10 @@ def write_int8(
     """
     if activations not in get_args(Activations):
         raise ExportError(
-            f"activations must be one of {', '.join(get_args(Activations))}, got {activations!r}"
+            f"activations must be one of {', '.join(get_args(Activations))}, not {activations!r}",
+            code="bad-argument",
         )
+    # The quantiser offers no calibration by squared error, so its ranges are overridden for every tensor.
     overrides = {
         name: [{"rmin": np.float32(ranges[name][0]), "rmax": np.float32(ranges[name][1])}]
         for name in plan.tensors
@@ -139,17 +150,18 @@ def write_int8(
                 activation_type=_TYPES[activations],
                 extra_options={
                     "TensorQuantOverrides": overrides,
-                    # the score looks at the sign of what a hidden linear layer gives: 0 for a small
-                    # positive number would switch a unit off
+                    # The derivative of a ReLU after a hidden linear layer depends on the sign of the
+                    # layer's output. Eight bits round small positive numbers to 0, which would remove the
+                    # unit from the score.
                     "OpTypesToExcludeOutputQuantization": sorted(_LINEAR),
                 },
             )
             written = onnx.load(path)
         except Exception as error:  # the quantiser raises many types
             raise ExportError(
-                f"a graph that ONNX Runtime quantises is needed, it fails: {error!r}; "
-                "keep more first layers in float32"
+                f"ONNX Runtime cannot quantise the graph ({error!r}); keep more first layers in float32"
             ) from error
+    # The quantiser declares operator sets that no node uses; a runtime without them may refuse the file.
     used = {node.domain for node in written.graph.node} | {""}
     imports = [(item.domain, item.version) for item in written.opset_import if item.domain in used]
     del written.opset_import[:]
@@ -160,7 +172,7 @@ def write_int8(
 
 
 class _Reader:
-    """One batch, as the quantiser reads calibration inputs."""
+    """One batch, in the interface by which the quantiser reads calibration inputs."""
 
     def __init__(self, batch: NDArray[np.float32]) -> None:
         self._left = [batch]
@@ -171,15 +183,19 @@ class _Reader:
 
 
 def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph as ONNX Runtime folds constants and batch normalisations, and all nodes named."""
-    session_of(model)  # says what is wrong with a graph that does not load
+    """The graph after ONNX Runtime folded constants and batch normalisations, with all nodes named.
+
+    A batch normalisation that is quantised by itself would round twice; folded, it changes the weights of
+    the convolution before they are rounded.
+    """
+    session_of(model)  # raises an ExportError for a graph that does not load
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "folded.onnx"
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(path)
         options.log_severity_level = 4
-        # sharing would give the two limits one constant where they are equal
+        # sharing would merge drip.lower and drip.upper into one constant if they are equal
         ort.InferenceSession(
             model.SerializeToString(),
             options,
@@ -187,7 +203,7 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
             disabled_optimizers=["ConstantSharing"],
         )
         folded = onnx.load(path)
-    names: set[str] = set()
+    names: set[str] = set()  # the quantiser addresses nodes by name, and ONNX does not require names
     for index, node in enumerate(folded.graph.node):
         if not node.name or node.name in names:
             node.name = f"{node.op_type}_{index}"
@@ -197,7 +213,7 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _ending(graph: Graph) -> set[str]:
-    """Names of the nodes from the logits back to the last linear layer, or to what is no plumbing."""
+    """Names of the nodes from the logits back to the last linear layer, or to another operation."""
     found: set[str] = set()
     name = "logits"
     while name in graph.producer:
@@ -213,7 +229,10 @@ def _ending(graph: Graph) -> set[str]:
 
 
 def _split_weights(model: onnx.ModelProto, chosen: Collection[str]) -> None:
-    """Give nodes that stay float32 a copy of the weights that they share with quantised ones."""
+    """Give nodes that stay float32 a copy of the weights that they share with quantised nodes.
+
+    The quantiser replaces a weight for all of its readers, so that the score would read rounded weights.
+    """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     shared = {
         name for node in model.graph.node if node.name in chosen for name in node.input if name in stored
@@ -233,7 +252,7 @@ def _split_weights(model: onnx.ModelProto, chosen: Collection[str]) -> None:
 
 
 def _floats(model: onnx.ModelProto, names: Iterable[str]) -> tuple[str, ...]:
-    """Those of the tensors that are float32."""
+    """The float32 tensors among the named ones; shapes and indices have no range."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     items = (*inferred.value_info, *inferred.input, *inferred.output)
     kinds = {item.name: item.type.tensor_type.elem_type for item in items}
@@ -242,7 +261,7 @@ def _floats(model: onnx.ModelProto, names: Iterable[str]) -> tuple[str, ...]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the quantiser's advice on its own preparation, which is done here."""
+    """Suppress the quantiser's advice to run its own preparation, which :func:`plan_int8` replaces."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Brings any classifier's graph into the form that is worked on: names, opset, one input, its batch axis."""
+"""Brings any classifier's graph into one form: names, opset, one input with channels first, a free batch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from drip.errors import ExportError
 from drip.onnx.graph import PREFIX, Graph, noise, run_model
 from drip.onnx.metadata import KEY
 
+# Opset 13 is the first in which ReduceSum, Squeeze and Unsqueeze read axes as an input, as the new nodes do.
+# Older graphs are converted.
 _OLDEST, _CONVERTED = 13, 17
-_OLDEST_IR = 8
+_OLDEST_IR = 8  # the version of the file layout that opset 17 belongs to
 _RESERVED = frozenset(
     ("input", "logits", "predicted_class", "drip_score", "retain", "drip_contrast", "features")
 )
@@ -25,10 +27,10 @@ class Prepared:
 
     Attributes:
         model: A copy of the model.
-        output: Name of the output that has the logits, or their softmax.
+        output: Name of the output with the logits, or their softmax.
         shape: Shape of one input.
-        dynamic: Whether the batch axis takes any size; else it is one.
-        names: Present names of tensors by their former ones, where they differ.
+        dynamic: Whether the batch axis accepts any size; else it is one.
+        names: New names of renamed tensors by their old ones.
     """
 
     model: onnx.ModelProto
@@ -39,29 +41,35 @@ class Prepared:
 
 
 def prepared(model: onnx.ModelProto, shape: tuple[int, ...] | None, output: str | None) -> Prepared:
-    """A copy of the model with one input, ``input``, whose batch axis is free where the graph allows it.
+    """A copy of the model with one input, ``input``, whose batch axis is free if the graph allows it.
 
     Args:
         model: Any ONNX model.
-        shape: Shape of one input; None reads it off the graph. Where the graph has the same sizes with the
-            channels at the end, the copy takes them in front, as contracts do.
-        output: Name of the output with the logits; None takes the only one, or one called ``logits``.
+        shape: Shape of one input; None reads it from the graph. If the graph has the same sizes with
+            channels last, the copy has them first, as input specs do.
+        output: Name of the output with the logits; None uses the only one, or one called ``logits``.
 
     Raises:
-        ExportError: The model is no classifier with one float32 input, or needs what is missing here.
+        ExportError: The model is not a classifier with one float32 input, or uses a feature of ONNX that
+            is not supported here.
     """
     if any(item.key == KEY for item in model.metadata_props):
         raise ExportError(
-            "a model without a score is needed, got one that has it; exchange its policy instead"
+            "the model already has a score; use `drip model set-policy` to change its policy",
+            code="export-unsupported",
         )
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    # PyTorch writes layers as functions; nodes inside them cannot be differentiated
     if copy.functions:
         copy = inliner.inline_local_functions(copy)
     copy = _modern(copy)
     graph = copy.graph
     if graph.sparse_initializer:
-        raise ExportError("dense weights are needed, got sparse initialisers; convert them")
+        raise ExportError(
+            "the model has sparse initialisers; convert them to dense ones", code="export-unsupported"
+        )
+    # files with an IR version below 4 list their weights among the inputs
     stored = {tensor.name for tensor in graph.initializer}
     inputs = [item for item in graph.input if item.name not in stored]
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:
@@ -69,11 +77,14 @@ def prepared(model: onnx.ModelProto, shape: tuple[int, ...] | None, output: str 
             f"{item.name} of type {TensorProto.DataType.Name(item.type.tensor_type.elem_type)}"
             for item in inputs
         )
-        raise ExportError(f"one float32 input is needed, got {listed or 'none'}; convert or cut the graph")
+        raise ExportError(
+            f"the model's inputs are {listed or 'none'}, not one of float32; convert or cut the graph",
+            code="export-unsupported",
+        )
     source = inputs[0]
     del graph.input[:]
     graph.input.append(source)
-    del graph.value_info[:]
+    del graph.value_info[:]  # notes on shapes that may be wrong once the batch is free
     wanted = _output_name(graph, output)
     names = _renamed(graph)
     shape, is_last = _input_shape(graph.input[0], shape)
@@ -91,7 +102,9 @@ def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
             model = version_converter.convert_version(model, _CONVERTED)
         except Exception as error:  # the converter's errors have no common class
             raise ExportError(
-                f"opset {_OLDEST} or one that converts is needed, got {opset}: {error}; export the model anew"
+                f"the model has opset {opset}, which ONNX cannot convert to {_CONVERTED} ({error}); "
+                f"export it again with opset {_OLDEST} or newer",
+                code="export-unsupported",
             ) from error
     model.ir_version = max(model.ir_version, _OLDEST_IR)
     return model
@@ -102,16 +115,18 @@ def _output_name(graph: onnx.GraphProto, asked: str | None) -> str:
     wanted = asked or (names[0] if len(names) == 1 else "logits")
     if wanted not in names:
         raise ExportError(
-            f"output must be one of {', '.join(names)}, got {asked!r}; name the one with logits"
+            f"the model has no output {wanted!r}; name the one with the logits: {', '.join(names)}",
+            code="model-outputs",
         )
     return wanted
 
 
 def _renamed(graph: onnx.GraphProto) -> dict[str, str]:
-    """Rename the input, and whatever has a name that the format gives away."""
+    """Rename the input to ``input``, and every tensor whose name the format reserves."""
     used = {name for node in graph.node for name in (*node.input, *node.output)}
     used |= {tensor.name for tensor in graph.initializer}
     stem = "source."
+    # a file may already use the prefix, for example one that was renamed by hand
     while any(name.startswith(stem) for name in used):
         stem = f"source.{stem}"
     names = {name: f"{stem}{name}" for name in used if name in _RESERVED or name.startswith(PREFIX)}
@@ -134,21 +149,28 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 
 
 def _input_shape(source: onnx.ValueInfoProto, asked: tuple[int, ...] | None) -> tuple[tuple[int, ...], bool]:
-    """Shape of one input, and whether the graph takes it with channels at the end; open sizes are fixed."""
+    """Shape of one input, and whether the graph has channels last; fixes open sizes in the graph."""
     axes = source.type.tensor_type.shape.dim
     if len(axes) < 2:
-        raise ExportError(f"an input of shape (N, *shape) is needed, got {len(axes)} axes; export it anew")
+        raise ExportError(
+            f"the model's input has {len(axes)} axes, not a batch of inputs (N, *shape); export it again",
+            code="export-unsupported",
+        )
     declared = tuple(axis.dim_value if axis.HasField("dim_value") else 0 for axis in axes[1:])
     shape = declared if asked is None else tuple(asked)
     turned = (*shape[1:], shape[0])
     is_last = not _fits(shape, declared) and _fits(turned, declared)
     if not (is_last or _fits(shape, declared)):
         raise ExportError(
-            f"a contract for inputs of shape {declared} is needed, got shape {shape}, or {turned} with "
-            "channels at the end; 0 stands for any size"
+            f"the input spec has shape {shape} ({turned} with channels last), the model's input {declared} "
+            "(0 is any size); give a spec that fits",
+            code="input-spec-invalid",
         )
     if 0 in shape:
-        raise ExportError(f"a fixed input shape is needed, got {shape}, 0 for open sizes; give a contract")
+        raise ExportError(
+            f"the model accepts inputs of any size ({shape}, 0 is any); give an input spec with their shape",
+            code="input-spec-invalid",
+        )
     for axis, size in zip(axes[1:], turned if is_last else shape, strict=True):
         axis.Clear()
         axis.dim_value = size
@@ -160,7 +182,7 @@ def _fits(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
 
 
 def _turn_input(graph: onnx.GraphProto, shape: tuple[int, ...]) -> None:
-    """Let the input have its channels in front, as contracts do, before a graph with channels at the end."""
+    """Give a graph with channels last, as TensorFlow writes it, an input with channels first."""
     turned = f"{PREFIX}channels_last"
     _rename(graph, {"input": turned})
     source = graph.input[0]
@@ -177,7 +199,11 @@ def _turn_input(graph: onnx.GraphProto, shape: tuple[int, ...]) -> None:
 
 
 def _free_batch(model: onnx.ModelProto, output: str, shape: tuple[int, ...]) -> bool:
-    """Free the batch axis if rows then come out as they do alone; else fix it at one."""
+    """Free the batch axis if each row then gives the same result as alone; else fix it at one.
+
+    Declared axes are no evidence. Exporters write a batch of one for graphs that accept any, and a free
+    batch for graphs that mix the rows, for example with a Reshape to constant sizes.
+    """
     axis = model.graph.input[0].type.tensor_type.shape.dim[0]
     declared = axis.dim_value if axis.HasField("dim_value") else 0
     axis.Clear()
@@ -187,6 +213,7 @@ def _free_batch(model: onnx.ModelProto, output: str, shape: tuple[int, ...]) -> 
         (together,) = run_model(model, x, [output])
         alone = np.concatenate([run_model(model, row[None], [output])[0] for row in x])
         scale = float(np.abs(alone).max())
+        # not exactly equal: matrix products of another size round differently
         if together.shape == alone.shape and np.abs(together - alone).max() <= 1e-4 * scale:
             return True
     except (ExportError, ValueError):
@@ -197,13 +224,14 @@ def _free_batch(model: onnx.ModelProto, output: str, shape: tuple[int, ...]) -> 
         run_model(model, x[:1], [output])
     except ExportError as error:
         raise ExportError(
-            f"a model that takes one input at a time is needed, its batch is {declared or 'open'}: {error}"
+            f"the model runs neither on several inputs nor on one (declared: {declared or 'open'}): {error}",
+            code="export-unsupported",
         ) from error
     return False
 
 
 def prune(model: onnx.ModelProto) -> None:
-    """Remove nodes and weights that no output needs."""
+    """Remove nodes and weights that no output needs, such as a softmax at the end."""
     graph = Graph(model)
     needed = {name for item in model.graph.output for name in graph.ancestors(item.name)}
     nodes = [node.proto for node in graph.nodes if not needed.isdisjoint(node.outputs)]

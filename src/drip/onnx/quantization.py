@@ -1,4 +1,8 @@
-"""How far an int8 file agrees with its float32 parent, and the limits that it may get."""
+"""Quantises a model file, and measures on held-out samples how well it agrees with its float32 parent.
+
+The agreement is one of decisions, not of accuracy: a device must keep the samples that the float32 file
+would keep.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from drip.datasets import split_rows
 from drip.errors import ExportError, InputError
-from drip.onnx.files import load_model_file, metadata_of, save_model_file, write_metadata
+from drip.onnx.files import load_model_file, metadata_of, save_model_file, write_metadata, write_windows
 from drip.onnx.int8 import Activations, Plan, plan_int8, write_int8
-from drip.onnx.metadata import LOWER, UPPER, ModelMetadata, limits_of
+from drip.onnx.metadata import ModelMetadata
 from drip.onnx.ranges import Calibration, Range, corrected, find_ranges
 from drip.onnx.runtime import OnnxScorer
 from drip.pipeline import observe
@@ -29,20 +32,31 @@ from drip.sources import open_source
 from drip.types import BoolArray, FloatArray, IntArray, JsonObject, Observations, Sample
 from drip.windows import check_fraction, sort_by_class, windows_to_json
 
-_FEWEST_PAIRS = 20
+WindowChoice = Literal["best", "parent", "scaled", "refit"]
+Samples = Callable[[], Iterable[Sample]]
+
+# Cohen's kappa has a standard error of about 0.05 with 100 held-out samples at a keep rate of 0.6, which is
+# the size of the differences to judge. With fewer than 200 samples in total the choice would be chance.
+_MIN_SAMPLES = 200
+_MIN_PAIRS = 20  # for a median ratio of a class; fewer leave its window as it is
+_ROWS = 8  # calibration inputs per run; all tensors of the batch are in memory at once
+_SCORED_AT_ONCE = 32
+
+
+# -- agreement -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """An int8 file beside its float32 parent, on the same samples.
+    """An int8 file compared with its float32 parent, on the same samples.
 
     Attributes:
         n: Number of samples.
-        class_agreement: Share with the same predicted class.
+        class_agreement: Fraction with the same predicted class.
         kappa: Cohen's kappa of the two decisions; see :func:`cohens_kappa`.
-        retention_float: Share that the parent retains.
-        retention: Share that the int8 file retains.
-        score_error: Median of the scores' absolute difference, in units of the parent's mean score.
+        retention_float: Keep rate of the parent.
+        retention: Keep rate of the int8 file.
+        score_error: Median absolute difference of the scores, in units of the parent's mean score.
         score_error_p95: Its 95th percentile.
     """
 
@@ -56,7 +70,7 @@ class Agreement:
 
     @property
     def retention_shift(self) -> float:
-        """Retention of the int8 file minus that of its parent."""
+        """Keep rate of the int8 file minus that of its parent."""
         return self.retention - self.retention_float
 
     def to_json(self) -> JsonObject:
@@ -67,10 +81,12 @@ class Agreement:
 def cohens_kappa(first: BoolArray, second: BoolArray) -> float:
     r"""Agreement of two series of decisions beyond chance.
 
+    The plain rate of equal decisions would be 0.52 for two independent series with a keep rate of 0.6.
+
     .. math:: \kappa = \frac{p_o - p_e}{1 - p_e}, \quad p_e = p_1 p_2 + (1 - p_1)(1 - p_2)
 
-    with p_o the share of equal decisions and p_1, p_2 the shares of true ones. 1 where both are the same
-    constant, for which the fraction is not defined.
+    with p_o the rate of equal decisions and p_1, p_2 the two keep rates. The fraction is not defined for two
+    equal constants; their kappa is 1.
 
     References:
         Cohen 1960, A coefficient of agreement for nominal scales.
@@ -89,6 +105,7 @@ def compare(
     parent: Observations, retained_by_parent: BoolArray, found: Observations, retained: BoolArray
 ) -> Agreement:
     """The agreement of observations and decisions on the same samples in the same order."""
+    # relative to the mean score: scores near 0 would make ratios per sample explode
     errors = np.abs(found.scores - parent.scores) / (float(np.abs(parent.scores).mean()) or 1.0)
     return Agreement(
         n=len(parent),
@@ -102,16 +119,16 @@ def compare(
 
 
 def retained_by(policy: Policy, observations: Observations) -> BoolArray:
-    """Decisions of a policy's rule, from its state as it was saved."""
+    """Decisions of a policy's rule, starting from its saved state."""
     return policy.to_rule().decide_many(observations).retain
 
 
 def candidates(policy: Policy, parent: Observations, found: Observations) -> dict[str, Policy]:
     """The policies that an int8 file may get, by name, the parent's first.
 
-    ``parent``: the limits as they are. ``scaled``: every window times the median ratio of the class's
-    scores, int8 over float32, on the same samples; it takes out what eight bits change of a score's
-    scale, and does not choose a new window. ``refit``: calibrated anew on the int8 scores.
+    ``parent`` keeps the windows. ``scaled`` multiplies every window by the median ratio of the scores of
+    its class, int8 over float32, on the same samples: it removes the change of scale that eight bits cause,
+    and does not choose another window. ``refit`` calibrates again on the int8 scores.
 
     Args:
         policy: The parent's.
@@ -124,19 +141,20 @@ def candidates(policy: Policy, parent: Observations, found: Observations) -> dic
         given["scaled"] = _scaled(policy, _ratios(parent, found, rule, policy.n_classes))
     rule.calibrate(found)
     given["refit"] = Policy.of(rule, n_classes=policy.n_classes, provenance=policy.provenance)
+    # reports show these histograms beside the windows, so they must be of the int8 scores
     scores = rule.score(found) if isinstance(rule, WindowRule) else found.scores
     histograms = class_histograms(sort_by_class(scores, found.classes, policy.n_classes))
     return {name: replace(one, histograms=histograms) for name, one in given.items()}
 
 
 def _ratios(parent: Observations, found: Observations, rule: WindowRule, n_classes: int) -> FloatArray:
-    """Median ratio of the scores per class; 1 where fewer than 20 samples tell it."""
+    """Median ratio of the scores per class; 1 for a class with fewer than 20 samples."""
     before, after = rule.score(parent), rule.score(found)
     usable = (parent.classes == found.classes) & (before > 0) & (after > 0)
     ratios = np.ones(n_classes)
     for index in range(n_classes):
         rows = usable & (parent.classes == index)
-        if rows.sum() >= _FEWEST_PAIRS:
+        if rows.sum() >= _MIN_PAIRS:
             ratios[index] = np.median(after[rows] / before[rows])
     return ratios
 
@@ -150,66 +168,61 @@ def _scaled(policy: Policy, ratios: FloatArray) -> Policy:
     return replace(policy, rule=replace(policy.rule, state=state))
 
 
-Limits = Literal["best", "parent", "scaled", "refit"]
-Samples = Callable[[], Iterable[Sample]]
-
-_LEAST_SAMPLES = 200
-_ROWS = 8
-_SCORED_AT_ONCE = 32
+# -- settings and report ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """What quantising found, all on samples that it was not fitted on.
+    """What quantising found, all on samples that nothing was fitted on.
 
     Attributes:
         metadata: Of the written file.
-        limits: The limits that it got: ``parent``, ``scaled`` or ``refit``; see
+        windows: The windows that it got: ``parent``, ``scaled`` or ``refit``; see
             :func:`drip.onnx.quantization.candidates`.
-        why: The choice in words.
-        agreements: Agreement with the parent under each limits that were tried.
+        why: The reason for this choice.
+        agreements: Agreement with the parent for each choice of windows.
         attempts: Kappa by the number of first layers in float32, in the order of trial.
     """
 
     metadata: ModelMetadata
-    limits: str
+    windows: str
     why: str
     agreements: Mapping[str, Agreement]
     attempts: Mapping[int, float]
 
     @property
     def agreement(self) -> Agreement:
-        """Agreement under the limits that were chosen."""
-        return self.agreements[self.limits]
+        """Agreement with the chosen windows."""
+        return self.agreements[self.windows]
 
     def facts(self) -> dict[str, str]:
-        """What was found, in words."""
+        """The findings as text."""
         one = self.agreement
         return {
             "decisions": f"kappa {one.kappa:.3f} on {one.n} held-out samples",
             "classes": f"{one.class_agreement:.2%} equal",
-            "retention": f"{one.retention_float:.2%} in float32, {one.retention:.2%} in int8",
+            "keep rate": f"{one.retention_float:.2%} in float32, {one.retention:.2%} in int8",
             "score error": f"median {one.score_error:.2%}, 95th percentile {one.score_error_p95:.2%}",
-            "limits": f"{self.limits}; {self.why}",
+            "windows": f"{self.windows}; {self.why}",
             "float32 layers": ", ".join(f"{n}: kappa {kappa:.3f}" for n, kappa in self.attempts.items()),
         }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a file is quantised; checked once.
+    """How a file is quantised.
 
     Attributes:
         calibration: How ranges are found; see :func:`drip.onnx.ranges.find_ranges`.
-        n_calibration: Samples that ranges and biases come from.
+        n_calibration: Number of samples that ranges and biases are computed from.
         per_channel: A scale for every output channel of a weight.
         activations: ``uint8`` or ``int8``.
-        float_layers: First layers that stay float32; None keeps as few as ``min_kappa`` needs.
-        limits: Which limits the file gets; ``best`` decides on held-out samples.
-        min_kappa: Least Cohen's kappa of decisions on held-out samples.
-        held_out: Share of the samples that nothing is fitted on.
-        retention: Keep rate of the windows that a file without a policy is judged by.
-        seed: Of the split.
+        float_layers: Number of first layers that stay float32; None keeps as few as ``min_kappa`` needs.
+        windows: Which windows the file gets; ``best`` decides on held-out samples.
+        min_kappa: Minimum of Cohen's kappa of the decisions on held-out samples.
+        held_out: Fraction of the samples that nothing is fitted on.
+        retention: Keep rate of the windows by which a file without a policy is compared.
+        seed: Seed of the split.
     """
 
     calibration: Calibration = "mse"
@@ -217,27 +230,30 @@ class Settings:
     per_channel: bool = True
     activations: Activations = "uint8"
     float_layers: int | None = None
-    limits: Limits = "best"
+    windows: WindowChoice = "best"
     min_kappa: float = 0.85
     held_out: float = 0.5
     retention: float = 0.6
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the ranges.
+        """Check the values.
 
         Raises:
             ExportError: A field is outside its range.
         """
-        for name, kind in (("calibration", Calibration), ("activations", Activations), ("limits", Limits)):
+        kinds = (("calibration", Calibration), ("activations", Activations), ("windows", WindowChoice))
+        for name, kind in kinds:
             if getattr(self, name) not in get_args(kind):
                 raise ExportError(
-                    f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}"
+                    f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}",
+                    code="bad-argument",
                 )
         if self.n_calibration < 1 or (self.float_layers or 0) < 0 or not self.min_kappa <= 1:
             raise ExportError(
-                "n_calibration must be at least 1, float_layers at least 0 and min_kappa at most 1, got "
-                f"{self.n_calibration}, {self.float_layers} and {self.min_kappa}"
+                "n_calibration must be at least 1, float_layers at least 0 and min_kappa at most 1, not "
+                f"{self.n_calibration}, {self.float_layers} and {self.min_kappa}",
+                code="bad-argument",
             )
         check_fraction("held_out", self.held_out)
         check_fraction("retention", self.retention)
@@ -251,33 +267,36 @@ def quantize(
     *,
     on_stage: Callable[[str], None] | None = None,
 ) -> QuantizationReport:
-    """Write a model file again with eight-bit weights and activations; torch is not needed.
+    """Write a model file again with eight-bit weights and activations; needs no torch.
 
     The score, the decision and the last linear layer stay float32. The samples are split at random: one
-    part calibrates, the other is only looked at. Where the decisions on it agree too little with the
-    parent's, more first layers stay float32. The limits are the parent's as they are, scaled, or fitted
-    anew, whichever agrees best. Nothing is written before the agreement is reached.
+    part calibrates, and the decisions on the other are compared with the parent's. If they agree too
+    little, more first layers stay float32. The windows are the parent's, scaled or refitted, whichever
+    agree best. Nothing is written before the agreement is reached.
 
     Args:
         path: A model file in float32.
-        data: A folder, a URL such as ``dataset:mnist``, or a function that yields the samples anew each
-            time; at least 200 that resemble production, encoded as the input contract says.
+        data: A folder, a URL such as ``dataset:mnist``, or a function that yields the same samples each
+            time; at least 200 that resemble production, encoded as the input spec says.
         out: Where to write.
         settings: How.
         on_stage: Called with the name of each stage when it begins.
 
     Raises:
-        ExportError: The file is quantised already, its scores are all alike, there are too few samples, or
+        ExportError: The file is already quantised, all its scores are equal, there are too few samples, or
             the agreement is not reached; nothing is written.
-        InputError: A sample that cannot be decoded, by its id.
-        ModelError: The file was not written by drip, or cannot score a sample.
-        SourceError: No data.
+        InputError: A sample cannot be decoded; the message has its id.
+        ModelError: DRIP did not write the file, or it cannot score a sample.
+        SourceError: The data cannot be read.
     """
     settings = settings or Settings()
     model = load_model_file(path)
     metadata = metadata_of(model)
     if metadata.quantization is not None:
-        raise ExportError(f"a float32 model file is needed, got {path}, which is int8; quantise its parent")
+        raise ExportError(
+            f"{path}: is already quantised; quantise the float32 file that it was made from",
+            code="export-unsupported",
+        )
     work = _Work(path, model, metadata, settings, _samples(data), on_stage or (lambda _: None))
     with tempfile.TemporaryDirectory() as folder:
         finished, report = work.run(Path(folder))
@@ -288,13 +307,16 @@ def quantize(
 def _samples(data: str | Path | Samples) -> Samples:
     if callable(data):
         return data
-    open_source(str(data))  # says now what is wrong with it
+    open_source(str(data))  # a wrong path fails here, before any stage begins
     return lambda: (sample for batch in open_source(str(data)).batches(_SCORED_AT_ONCE) for sample in batch)
 
 
 @dataclass
 class _Work:
-    """One quantisation: the parent's observations once, then attempts with more and more float32 layers."""
+    """One quantisation: observe the parent once, then attempt int8 with different numbers of float32 layers.
+
+    ``fit`` and ``held`` are the row numbers of the two parts of the samples.
+    """
 
     path: str | Path
     model: onnx.ModelProto
@@ -306,12 +328,12 @@ class _Work:
     held: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def run(self, folder: Path) -> tuple[onnx.ModelProto, QuantizationReport]:
-        """The finished model and what was found."""
+        """The finished model and the report."""
         settings = self.settings
         self.stage("float32 scores")
         parent = self._observe(self.path)
         self._split(parent)
-        policy = self.metadata.policy or self._yardstick(parent[self.fit])
+        policy = self.metadata.policy or self._substitute(parent[self.fit])
         plan = plan_int8(self.model, settings.float_layers or 0)
         self.stage("ranges")
         inputs = self._calibration_inputs(folder)
@@ -320,6 +342,7 @@ class _Work:
         def batches() -> Iterator[NDArray[np.float32]]:
             return (np.array(inputs[row : row + step]) for row in range(0, len(inputs), step))
 
+        # Once for all attempts: the plan with the fewest float32 layers has every tensor of the others.
         ranges = find_ranges(plan.model, plan.tensors, batches, settings.calibration)
         retained = retained_by(policy, parent[self.held])
         reports: dict[int, tuple[onnx.ModelProto, QuantizationReport]] = {}
@@ -338,8 +361,9 @@ class _Work:
         if chosen is None:
             tried = ", ".join(f"{kappa:.3f} with {n_layers}" for n_layers, kappa in attempts.items())
             raise ExportError(
-                f"a kappa of at least {settings.min_kappa} between int8 and float32 decisions is needed, got "
-                f"{tried} first layers in float32; give more samples or a lower min_kappa"
+                f"int8 and float32 decisions agree too little: kappa {tried} first layers in float32, less "
+                f"than {settings.min_kappa}; give more samples or a lower min_kappa",
+                code="quantize-disagrees",
             )
         quantised, report = reports[chosen]
         return quantised, replace(report, attempts=attempts)
@@ -349,20 +373,22 @@ class _Work:
         return observe(self.samples(), scorer, prepare=scorer.spec.prepare, batch_size=_SCORED_AT_ONCE)
 
     def _split(self, parent: Observations) -> None:
-        if len(parent) < _LEAST_SAMPLES:
+        if len(parent) < _MIN_SAMPLES:
             raise ExportError(
-                f"at least {_LEAST_SAMPLES} samples are needed, half of them held out, got {len(parent)}"
+                f"{len(parent)} samples are too few; give at least {_MIN_SAMPLES}, half of them are held out",
+                code="quantize-data",
             )
-        if _are_alike(parent.scores):
+        if _are_equal(parent.scores):
             raise ExportError(
-                f"samples that differ in their scores are needed, got {parent.scores[0]:.6g} for each; give "
-                "other samples, or export the file again with another layer"
+                f"every sample has the score {parent.scores[0]:.6g}; give more varied samples, or export the "
+                "file again with another layer",
+                code="quantize-data",
             )
-        share = self.settings.held_out
-        self.fit, self.held = split_rows(len(parent), (1 - share, share), self.settings.seed)
+        held_out = self.settings.held_out
+        self.fit, self.held = split_rows(len(parent), (1 - held_out, held_out), self.settings.seed)
 
-    def _yardstick(self, parent: Observations) -> Policy:
-        """Limits to judge a file by that has none; they are not written."""
+    def _substitute(self, parent: Observations) -> Policy:
+        """The policy by which a file without one is compared; it is not written."""
         return Policy.fit(
             parent.scores,
             parent.classes,
@@ -371,7 +397,10 @@ class _Work:
         )
 
     def _calibration_inputs(self, folder: Path) -> NDArray[np.float32]:
-        """Prepared inputs of the first samples of the calibration part, in a file."""
+        """Prepared inputs of the first samples of the calibration part, in a file.
+
+        In a file, because 256 inputs of 3 x 224 x 224 have 150 MB and are read once per attempt.
+        """
         spec = self.metadata.spec
         rows = self.fit[: self.settings.n_calibration]
         place = {int(row): index for index, row in enumerate(rows)}
@@ -384,13 +413,13 @@ class _Work:
                 try:
                     inputs[place[row]] = spec.prepare(sample.data, sample.media_type)
                 except InputError as error:
-                    raise InputError(f"sample {sample.id!r}: {error}") from error
+                    raise error.within(f"sample {sample.id!r}") from error
         return inputs
 
     def _write(
         self, plan: Plan, ranges: Mapping[str, Range], batches: Callable[[], Iterator[NDArray[np.float32]]]
     ) -> onnx.ModelProto:
-        """The quantised graph, its biases corrected by what its first form gets wrong."""
+        """The quantised graph, with biases corrected by the error of its first form."""
         settings = self.settings
         example = next(batches())
         for corrects in (True, False):
@@ -410,19 +439,23 @@ class _Work:
         retained: BoolArray,
         n_layers: int,
     ) -> QuantizationReport:
-        """Score all samples with the graph that ships, and choose its limits; they are written into it."""
+        """Score all samples with the finished graph, choose its windows, and write them into it."""
         trial = folder / "int8.onnx"
+        # through OnnxScorer and its optimised session, because that is what will decide on a device
         metadata = write_metadata(quantised, replace(self.metadata, policy=None, quantization={}))
         save_model_file(quantised, trial)
         found = self._observe(trial)
         if len(found) != len(parent):
             raise ExportError(
-                f"data that stay the same are needed, got {len(parent)} samples, then {len(found)}"
+                f"the data changed while they were read: {len(parent)} samples, then {len(found)}; "
+                "give data that stay the same",
+                code="quantize-data",
             )
-        if _are_alike(found.scores):
+        if _are_equal(found.scores):
             raise ExportError(
-                f"scores that differ are needed, the int8 file gives {found.scores[0]:.6g} for every sample; "
-                "try another calibration"
+                f"the int8 file gives the score {found.scores[0]:.6g} for every sample; "
+                "try another calibration",
+                code="quantize-disagrees",
             )
         given = candidates(policy, parent[self.fit], found[self.fit])
         held, before = found[self.held], parent[self.held]
@@ -434,11 +467,15 @@ class _Work:
         return QuantizationReport(metadata, chosen, _why(agreements, chosen), agreements, {})
 
     def _chosen(self, agreements: Mapping[str, Agreement]) -> str:
-        wanted = self.settings.limits
+        wanted = self.settings.windows
         if wanted == "best":
-            return max(agreements, key=lambda name: agreements[name].kappa)  # the first of equal ones
+            # max returns the first of equal values: the parent's windows if nothing is gained
+            return max(agreements, key=lambda name: agreements[name].kappa)
         if wanted not in agreements:
-            raise ExportError(f"limits must be one of {', '.join(agreements)} for this rule, got {wanted!r}")
+            raise ExportError(
+                f"windows must be one of {', '.join(agreements)} for this rule, not {wanted!r}",
+                code="bad-argument",
+            )
         return wanted
 
     def _described(
@@ -447,12 +484,12 @@ class _Work:
         metadata: ModelMetadata,
         policy: Policy,
         agreement: Agreement,
-        limits: str,
+        windows: str,
         n_layers: int,
     ) -> ModelMetadata:
-        """Metadata with the recipe; policy and limits where the parent has a policy."""
+        """Write metadata, and policy and windows if the parent has a policy."""
         settings = self.settings
-        recipe: JsonObject = {
+        details: JsonObject = {
             "format": "qdq",
             "weights": "int8",
             "activations": settings.activations,
@@ -462,12 +499,12 @@ class _Work:
             "float_layers": n_layers,
             "seed": settings.seed,
             "source_digest": self.metadata.digest,
-            "limits": limits,
+            "windows": windows,
             "held_out": agreement.to_json(),
             "onnxruntime": ort.__version__,
         }
         if self.metadata.policy is not None:
-            data = f"{limits} limits on {len(self.fit)} samples for the int8 file of {self.metadata.digest}"
+            data = f"{windows} windows on {len(self.fit)} samples for the int8 file of {self.metadata.digest}"
             provenance = replace(
                 self.metadata.policy.provenance,
                 model_digest=metadata.digest,
@@ -476,20 +513,25 @@ class _Work:
                 n_samples=len(self.fit),
             )
             policy = replace(policy, provenance=provenance)
-            stored = {tensor.name: tensor for tensor in quantised.graph.initializer}
-            for name, values in zip((LOWER, UPPER), limits_of(policy, policy.n_classes), strict=True):
-                stored[name].CopyFrom(numpy_helper.from_array(values, name))
+            write_windows(quantised, policy)
             metadata = replace(metadata, policy=policy)
-        return write_metadata(quantised, replace(metadata, quantization=recipe))
+        return write_metadata(quantised, replace(metadata, quantization=details))
 
 
-def _are_alike(scores: FloatArray) -> bool:
-    """Whether scores differ by no more than rounding does, which batches of another size change."""
+def _are_equal(scores: FloatArray) -> bool:
+    """Whether scores differ only by rounding.
+
+    The last batch is smaller, and matrix products of another size round differently: equal inputs do not
+    give exactly equal scores.
+    """
     return not np.ptp(scores) > 1e-5 * float(np.abs(scores).max())
 
 
 def fewest(holds: Callable[[int], bool], n: int) -> int | None:
-    """The least number below n for which something holds, if it holds for all larger ones; None if for none.
+    """The smallest number below n for which something holds, provided it holds for all larger ones.
+
+    None if it holds for none. Bisection: each trial quantises the file and scores all samples, and a network
+    may have fifty layers.
 
     >>> fewest(lambda number: number >= 5, 50), fewest(lambda number: False, 50)
     (5, None)
@@ -506,6 +548,6 @@ def fewest(holds: Callable[[int], bool], n: int) -> int | None:
 
 
 def _why(agreements: Mapping[str, Agreement], chosen: str) -> str:
-    """The choice of limits in one sentence."""
+    """The reason for the choice of windows, as text."""
     kappas = ", ".join(f"{name} {one.kappa:.3f}" for name, one in agreements.items())
     return f"kappa on {agreements[chosen].n} held-out samples: {kappas}"

@@ -1,4 +1,8 @@
-"""The range of each tensor that eight bits are to cover, from a stream of inputs; nothing is kept of it."""
+"""What quantisation learns from calibration inputs: the range of each tensor, and corrected biases.
+
+Inputs are streamed. Of a batch only counts and sums are kept, because the activations of 256 images are
+larger than the memory of a small machine.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from drip.errors import ExportError
-from drip.onnx.graph import session_of
+from drip.onnx.graph import session_of, watching
 from drip.types import FloatArray
 
 Calibration = Literal["mse", "percentile", "minmax"]
@@ -20,37 +24,43 @@ Batches = Callable[[], Iterable[NDArray[np.float32]]]
 """Yields the same batches of inputs every time it is called."""
 
 Tensors = Mapping[str, NDArray[np.float32]]
+Twin = tuple[onnx.NodeProto, list[onnx.NodeProto], list[onnx.TensorProto]]
+"""A layer, the nodes that compute it as its quantised form does, and their weights."""
 
-_N_BINS = 2048
+_N_BINS = 2048  # eight per level of eight bits
 _N_LEVELS = 256
-_N_CANDIDATES = 64
+_N_CANDIDATES = 64  # per end, so that 4,096 ranges are compared for the smallest error
 _OUTSIDE = 1e-4
+_CORRECTED = frozenset(("Conv", "Gemm"))
+
+
+# -- ranges ----------------------------------------------------------------------------------------------
 
 
 def find_ranges(
     model: onnx.ModelProto, names: Sequence[str], batches: Batches, calibration: Calibration
 ) -> dict[str, Range]:
-    """Lower and upper end of the values of each tensor that are worth a level of their own.
+    """The range of values of each tensor that the 256 levels cover; values outside are clipped.
 
-    The inputs pass twice: first for the extremes, then for a histogram of 2,048 bins between them. Of a
-    batch only the counts stay.
+    The inputs are run twice: first for the extremes, then for a histogram of 2,048 bins between them.
 
     Args:
         model: A graph with these tensors.
-        names: Tensors of float32.
+        names: Names of float32 tensors.
         batches: The calibration inputs.
-        calibration: ``minmax``: all that was seen. ``percentile``: without the outer 0.01 % on either
-            side. ``mse``: the smallest mean squared error of 256 levels.
+        calibration: ``minmax``: all observed values. ``percentile``: without the outer 0.01 % on either
+            side. ``mse``: the range with the smallest mean squared error.
 
     Raises:
-        ExportError: No such calibration, no input, or a tensor that is not finite.
+        ExportError: An unknown calibration, no input, or a tensor that is not finite.
 
     References:
         Sung et al. 2015, arXiv:1511.06488 (mse).
     """
     if calibration not in get_args(Calibration):
         raise ExportError(
-            f"calibration must be one of {', '.join(get_args(Calibration))}, got {calibration!r}"
+            f"calibration must be one of {', '.join(get_args(Calibration))}, not {calibration!r}",
+            code="bad-argument",
         )
     extremes = _extremes(_runs(model, names, batches))
     if calibration == "minmax":
@@ -61,18 +71,17 @@ def find_ranges(
 
 def _runs(model: onnx.ModelProto, names: Sequence[str], batches: Batches) -> Iterator[Tensors]:
     """The tensors of every batch."""
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    del watched.graph.output[:]
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = session_of(watched, optimised=False)
+    session = session_of(watching(model, names), optimised=False)
     (source,) = session.get_inputs()
     for batch in batches():
         yield dict(zip(names, session.run(list(names), {source.name: batch}), strict=True))
 
 
 def _extremes(runs: Iterable[Tensors]) -> dict[str, Range]:
-    """Smallest and largest value of each tensor; zero lies between them, as it must keep its level."""
+    """Smallest and largest value of each tensor, extended to zero.
+
+    Zero must be a level: padding is zero, and so are most values after a ReLU.
+    """
     found: dict[str, Range] = {}
     for run in runs:
         for name, values in run.items():
@@ -80,11 +89,13 @@ def _extremes(runs: Iterable[Tensors]) -> dict[str, Range]:
             least, most = float(values.min()), float(values.max())
             if not (np.isfinite(least) and np.isfinite(most)):
                 raise ExportError(
-                    f"finite values are needed in calibration, got {least} to {most} at {name!r}"
+                    f"{name!r} has values from {least} to {most} for a calibration sample; remove samples "
+                    "for which the model gives NaN or infinity",
+                    code="sample-non-finite",
                 )
             found[name] = min(low, least), max(high, most)
     if not found:
-        raise ExportError("at least one calibration input is needed, got none")
+        raise ExportError("there is no calibration input; give samples", code="quantize-data")
     return found
 
 
@@ -94,6 +105,7 @@ def _histograms(runs: Iterable[Tensors], extremes: Mapping[str, Range]) -> dict[
         for name, values in run.items():
             low, high = extremes[name]
             if high > low:
+                # in float32: these lines see every value of every tensor, and bins need no more
                 place = (values.ravel() - np.float32(low)) * np.float32(_N_BINS / (high - low))
                 places = np.minimum(place.astype(np.int32), _N_BINS - 1)
                 found[name] += np.bincount(places, minlength=_N_BINS)
@@ -101,11 +113,11 @@ def _histograms(runs: Iterable[Tensors], extremes: Mapping[str, Range]) -> dict[
 
 
 def narrowed(counts: FloatArray, extremes: Range, calibration: Calibration) -> Range:
-    """The part of a histogram's range that a calibration picks; it contains zero.
+    """The part of a histogram's range that a calibration chooses; it contains zero.
 
     Args:
         counts: Values per bin, shape (n_bins,), bins of equal width.
-        extremes: Lower edge of the first bin and upper edge of the last, zero between them.
+        extremes: Lower edge of the first bin and upper edge of the last; zero is between them.
         calibration: ``percentile`` or ``mse``.
 
     >>> counts = np.zeros(2048)
@@ -123,8 +135,9 @@ def narrowed(counts: FloatArray, extremes: Range, calibration: Calibration) -> R
         first = int(np.searchsorted(below, _OUTSIDE, side="right"))
         last = int(np.searchsorted(below, 1 - _OUTSIDE, side="left"))
         return min(0.0, low + first * width), max(0.0, low + (last + 1) * width)
-    # Rounding costs a twelfth of the squared step for every value but zero, which has a level of its own
-    # and is what most values are behind a ReLU; clipping costs the squared distance.
+    # The expected squared error of rounding is a twelfth of the squared step. Values of zero have none, as
+    # zero is a level; counting them would widen the range after a ReLU, where most values are zero.
+    # Clipping costs the squared distance.
     n_rounded = total - counts[min(int(-low / width), len(counts) - 1)]
     lows, highs = (
         np.linspace(end, 0.0, _N_CANDIDATES, endpoint=False) if end else np.zeros(1) for end in extremes
@@ -138,22 +151,22 @@ def narrowed(counts: FloatArray, extremes: Range, calibration: Calibration) -> R
     return float(lows[row]), float(highs[column])
 
 
-_CORRECTED = frozenset(("Conv", "Gemm"))
+# -- biases ----------------------------------------------------------------------------------------------
 
 
 def corrected(model: onnx.ModelProto, quantised: onnx.ModelProto, batches: Batches) -> onnx.ModelProto:
-    r"""The float32 graph with the biases that its quantised form needs.
+    r"""The float32 graph with biases that compensate the mean error of its quantised form.
 
-    A weight that is rounded errs in one direction for all inputs, and inputs behind a ReLU are positive,
-    so that the error of a channel has a mean, which later layers add up. From every bias is subtracted
+    The rounding error of a weight is the same for all inputs, and inputs after a ReLU are positive. So the
+    error of a channel has a mean other than zero, and later layers add these up. Every bias is reduced by
 
     .. math:: \mathrm{E}[\hat W * \hat x - W * x]
 
-    with x the inputs of the layer in the float32 graph and hats for what eight bits leave of them.
+    with x the inputs of the layer in the float32 graph, and hats for quantised values.
 
     Args:
         model: The float32 graph; it is not changed.
-        quantised: What was made of it, with QuantizeLinear and DequantizeLinear.
+        quantised: Its quantised form, with QuantizeLinear and DequantizeLinear.
         batches: Calibration inputs.
 
     References:
@@ -174,6 +187,7 @@ def corrected(model: onnx.ModelProto, quantised: onnx.ModelProto, batches: Batch
             bias = numpy_helper.from_array((-error).astype(np.float32), f"{name}.bias")
             copy.graph.initializer.append(bias)
             node.input.append(bias.name)
+        # a bias that two layers share cannot be right for both errors, so it stays
         elif node.input[2] in stored and shared.count(node.input[2]) == 1:
             bias = stored[node.input[2]]
             values = numpy_helper.to_array(bias)
@@ -182,15 +196,17 @@ def corrected(model: onnx.ModelProto, quantised: onnx.ModelProto, batches: Batch
 
 
 def _is_layer(node: onnx.NodeProto) -> bool:
-    """Whether a node adds a bias, unscaled, to each output channel."""
+    """Whether a node adds an unscaled bias to each output channel."""
     scaled = any(item.name == "beta" and item.f != 1.0 for item in node.attribute)
     return node.op_type in _CORRECTED and not scaled
 
 
-def _twins(
-    layers: Mapping[str, onnx.NodeProto], quantised: onnx.ModelProto
-) -> Iterator[tuple[onnx.NodeProto, list[onnx.NodeProto], list[onnx.TensorProto]]]:
-    """Every layer with the nodes and weights that compute it as its quantised form does."""
+def _twins(layers: Mapping[str, onnx.NodeProto], quantised: onnx.ModelProto) -> Iterator[Twin]:
+    """The twin of every layer whose input and weights are quantised.
+
+    Twins read the inputs of the float32 graph. In the quantised graph a layer's error would include those
+    of all layers before it, which their own biases already compensate.
+    """
     stored = {tensor.name: tensor for tensor in quantised.graph.initializer}
     made_by = {name: node for node in quantised.graph.node for name in node.output}
     for twin in quantised.graph.node:
@@ -222,7 +238,7 @@ def _twins(
 
 def _mean_errors(
     model: onnx.ModelProto,
-    twins: list[tuple[onnx.NodeProto, list[onnx.NodeProto], list[onnx.TensorProto]]],
+    twins: list[Twin],
     batches: Batches,
 ) -> dict[str, FloatArray]:
     """Mean over inputs and positions of each layer's error, per channel."""

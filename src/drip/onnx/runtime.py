@@ -1,8 +1,7 @@
-"""OnnxScorer: a model file in, observations out, on ONNX Runtime alone."""
+"""OnnxScorer: runs a model file on a device, with ONNX Runtime and NumPy alone."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from drip.errors import InputError, ModelError, NonFiniteError, PolicyError
+from drip.errors import InputError, ModelError, NonFiniteError
 from drip.media import InputSpec
-from drip.onnx.metadata import EXPORT, ModelMetadata
+from drip.onnx.metadata import EXPORT, ModelMetadata, require_classes
 from drip.policy import Policy
 from drip.types import BoolArray, FloatArray, JsonObject, Observations
+from drip.windows import is_inside
 
 _OUTPUTS = {
     "logits": "tensor(float)",
@@ -24,27 +24,27 @@ _OUTPUTS = {
 }
 _ON_REQUEST = {"drip_contrast": "tensor(float)", "features": "tensor(float)"}
 _SCORES = {"drip_score": "drip", "drip_contrast": "contrast"}
-_ERRORS_ONLY = 3
+_ERRORS_ONLY = 3  # ONNX Runtime's log level; below it warns of things that an exported graph does on purpose
 
 
 class OnnxScorer:
     """Scores inputs with a model file: logits, classes and DRIP scores in one pass.
 
-    The runtime decides from score and logits with its policy. The graph's own ``retain`` is for other
-    runtimes; :meth:`compare` counts where the two disagree.
+    Decisions are made from score and logits by the policy's rule, here as with a PyTorch model. The
+    graph's own ``retain`` is for other runtimes; :meth:`compare` counts where the two differ.
 
     Args:
         path: The model file, as ``drip model export`` writes it.
-        threads: Threads within one operator; more than one wait without spinning.
+        threads: Threads within one operator. Waiting threads sleep instead of spinning.
 
     Raises:
-        ModelError: no file, a damaged one, one without drip's metadata or outputs, an unknown version, or
-            a model that gives NaN whatever comes in.
+        ModelError: the file does not exist, is damaged, has no DRIP metadata or outputs, has an unknown
+            version, or gives NaN for every input.
     """
 
     def __init__(self, path: str | Path, *, threads: int = 1) -> None:
         if threads < 1:
-            raise InputError(f"threads must be at least 1, got {threads!r}")
+            raise InputError(f"threads must be at least 1, not {threads!r}")
         self.path = Path(path)
         self._session = _open(self.path, threads)
         try:
@@ -52,11 +52,11 @@ class OnnxScorer:
             self._input, self._one_by_one = _input_of(self._session, self.spec.shape)
             self._names = _outputs_of(self._session)
             self._retain: BoolArray = np.zeros(0, dtype=np.bool_)
-            self._limits: tuple[FloatArray, FloatArray] | None = None
+            self._windows: tuple[FloatArray, FloatArray] | None = None
             self.n_disagreements = 0
             self.n_classes = self._try()
         except ModelError as error:
-            raise ModelError(f"{path}: {error}") from error
+            raise error.within(str(path)) from error
 
     @property
     def provides(self) -> frozenset[str]:
@@ -76,7 +76,7 @@ class OnnxScorer:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """All model digests that limits for this file may carry."""
+        """All model digests that a policy for this file may carry."""
         return self.metadata.digests
 
     @property
@@ -109,32 +109,30 @@ class OnnxScorer:
         """The graph's own decisions on the last batch, shape (n,)."""
         return self._retain
 
-    def require(self, policy: Policy, *, accept_parent_limits: bool = False) -> None:
-        """Refuse a policy that was not calibrated on this file's scores.
+    def require(self, policy: Policy, *, accept_parent_windows: bool = False) -> None:
+        """Check that a policy was calibrated on this file's scores.
 
         Raises:
             PolicyError: as :meth:`ModelMetadata.require`; or another number of classes.
         """
-        self.metadata.require(policy, accept_parent_limits=accept_parent_limits)
-        if policy.n_classes != self.n_classes:
-            raise PolicyError(
-                f"a policy for {self.n_classes} classes is needed, got one for {policy.n_classes}; "
-                "calibrate again with this file"
-            )
+        self.metadata.require(policy, accept_parent_windows=accept_parent_windows)
+        require_classes(policy, self.n_classes)
 
     def compare(self, policy: Policy | None) -> None:
-        """From now on count in :attr:`n_disagreements` where the graph and this policy decide unalike.
+        """From now on count in :attr:`n_disagreements` where graph and policy decide differently.
 
-        Only windows of the DRIP score are in the graph; for other rules, or None, nothing is counted.
+        A device that reads only ``retain`` would then decide differently from this one: the windows in
+        the file are older than the policy. Only windows of the DRIP score are in a graph; for other rules,
+        and for None, nothing is counted.
         """
-        self._limits = None
+        self._windows = None
         if policy is None or policy.rule.name != "drip" or policy.rule.params.get("score") != "drip":
             return
         lower, upper = ([getattr(window, side) for window in policy.windows] for side in ("lower", "upper"))
-        self._limits = np.array(lower), np.array(upper)
+        self._windows = np.array(lower), np.array(upper)
 
     def score(self, batch: NDArray[np.float32]) -> Observations:
-        r"""Scores, classes and logits of a batch, as if each sample came alone.
+        r"""Scores, classes and logits of a batch; each sample is scored on its own.
 
         Args:
             batch: Inputs, shape (N, \*input shape), floating point, finite; N may be 0.
@@ -142,9 +140,10 @@ class OnnxScorer:
         Raises:
             InputError: another shape or type, or not finite.
             NonFiniteError: a logit or score is NaN or infinite; the message names the rows.
-            ModelError: the runtime fails.
+            ModelError: ONNX Runtime fails.
         """
         found = self._run(self._checked(batch))
+        # Policies compare in float64, so that Python and a replay from the store decide alike.
         columns = {_SCORES[name]: found[name].astype(np.float64) for name in found if name in _SCORES}
         logits = found["logits"].astype(np.float64)
         for name, column in {"logits": logits, **columns}.items():
@@ -154,9 +153,8 @@ class OnnxScorer:
             _require_finite("features", features)
         self._retain = found["retain"]
         observations = Observations(found["predicted_class"], logits, columns, "drip", features)
-        if self._limits is not None:
-            lower, upper = (limits[observations.classes] for limits in self._limits)
-            decided = (observations.scores < lower) | (observations.scores > upper)
+        if self._windows is not None:
+            decided = ~is_inside(observations.scores, observations.classes, *self._windows)
             self.n_disagreements += int((decided != self._retain).sum())
         return observations
 
@@ -168,24 +166,30 @@ class OnnxScorer:
                 if isinstance(batch, np.ndarray)
                 else type(batch).__name__
             )
-            raise InputError(f"a float batch of shape {('N', *shape)} is needed, got {got}")
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # what is too large for float32 is refused as infinite
+            raise InputError(
+                f"the batch is {got}, the model expects floats of shape {('N', *shape)}; "
+                "prepare samples with the scorer's spec",
+                code="sample-shape",
+            )
+        # float64 values beyond float32 become infinite here, and are rejected below
+        with np.errstate(over="ignore", invalid="ignore"):
             values = np.ascontiguousarray(batch, dtype=np.float32)
-            total = float(values.sum())
-        if math.isfinite(total):  # one sum finds all that is not finite; only a hit is looked at closely
-            return values
-        rows = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
-        if rows.any():
-            raise InputError(f"inputs must be finite, got NaN or infinity in rows {_first_rows(rows)}")
+        finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+        if not finite.all():
+            raise InputError(
+                f"rows {_first_rows(~finite)} of the batch contain NaN or infinity; "
+                "check how they were prepared",
+                code="sample-non-finite",
+            )
         return values
 
     def _run(self, values: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         step = 1 if self._one_by_one else max(1, len(values))
         starts = range(0, len(values), step)
         parts = [self._session_run(values[start : start + step]) for start in starts]
-        if not parts:  # the shapes of no rows, from one row
+        # ONNX Runtime fails on batches of zero rows in some operators (Conv, Reshape with -1), so the empty
+        # columns are cut from the outputs of one row.
+        if not parts:
             parts = [[part[:0] for part in self._session_run(np.zeros((1, *values.shape[1:]), np.float32))]]
         columns = parts[0] if len(parts) == 1 else [np.concatenate(part) for part in zip(*parts, strict=True)]
         return dict(zip(self._names, columns, strict=True))
@@ -193,68 +197,97 @@ class OnnxScorer:
     def _session_run(self, values: NDArray[np.float32]) -> list[NDArray[Any]]:
         try:
             found: list[NDArray[Any]] = self._session.run(list(self._names), {self._input: values})
-        except Exception as error:  # the runtime raises types of its own
+        except Exception as error:  # ONNX Runtime's errors have no common class
             raise ModelError(
-                f"the model must run on inputs of shape {values.shape}, it failed: {error}; export it again"
+                f"the model fails on inputs of shape {values.shape}: {error}; export it again",
+                code="model-outputs",
             ) from error
         if any(len(part) != len(values) for part in found):
             shapes = {name: part.shape for name, part in zip(self._names, found, strict=True)}
-            raise ModelError(f"outputs with {len(values)} rows are needed, got {shapes}; {EXPORT}")
+            raise ModelError(
+                f"the outputs do not have {len(values)} rows but the shapes {shapes}; {EXPORT}",
+                code="model-outputs",
+            )
         return found
 
     def _try(self) -> int:
-        """Run zeros and noise before any sample is at stake; the number of classes."""
+        """Run zeros and noise before the first sample arrives; returns the number of classes.
+
+        Declared shapes are not trusted: exporters leave them open or wrong. Noise is tried besides zeros,
+        because a model that normalises its input may give NaN for zeros alone.
+        """
         noise = np.random.default_rng(0).normal(size=(1, *self.spec.shape)).astype(np.float32)
         found = self._run(np.concatenate([np.zeros_like(noise), noise]))
         logits, scores = found["logits"], found["drip_score"]
         if logits.ndim != 2 or logits.shape[1] < 2 or scores.ndim != 1:
             raise ModelError(
-                f"logits of shape (N, n_classes) and scores of shape (N,) are needed, got {logits.shape[1:]} "
-                f"and {scores.shape[1:]} for each input; {EXPORT}"
+                f"for each input the model gives logits of shape {logits.shape[1:]} and a score of shape "
+                f"{scores.shape[1:]}, not one logit per class and one number; {EXPORT}",
+                code="model-outputs",
             )
         if self.metadata.n_classes not in {0, logits.shape[1]}:
-            raise ModelError(f"{self.metadata.n_classes} logits are needed, got {logits.shape[1]}; {EXPORT}")
+            raise ModelError(
+                f"the model gives {logits.shape[1]} logits, its metadata say {self.metadata.n_classes}; "
+                f"{EXPORT}",
+                code="model-outputs",
+            )
         names = self.class_names
         if names and len(names) != logits.shape[1]:
-            raise ModelError(f"{logits.shape[1]} class names are needed, got {len(names)}; {EXPORT}")
+            raise ModelError(
+                f"the metadata have {len(names)} class names for {logits.shape[1]} logits; {EXPORT}",
+                code="model-outputs",
+            )
         if not (np.isfinite(logits).all(axis=1) & np.isfinite(scores)).any():
             raise ModelError(
-                "finite weights are needed, got a model that gives NaN or infinity for zeros and for noise; "
-                "export a sound checkpoint"
+                "the model gives NaN or infinity for zeros and for noise; export a sound checkpoint",
+                code="model-non-finite",
             )
         return int(logits.shape[1])
 
 
 def _open(path: Path, threads: int) -> Any:
+    if not path.exists():
+        raise ModelError(f"{path}: does not exist; {EXPORT}", code="path-missing")
     if not path.is_file():
-        raise ModelError(f"a model file is needed, got no file {path}; {EXPORT}")
+        raise ModelError(f"{path}: is a folder, not a model file; {EXPORT}", code="path-missing")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a board has other work
+    # By default waiting threads spin, which takes the cores that camera and encoder need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = _ERRORS_ONLY
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime raises types of its own
+    except Exception as error:  # ONNX Runtime's errors have no common class
         raise ModelError(
-            f"a complete ONNX file is needed at {path}, got one that fails: {error}; copy it anew; {EXPORT}"
+            f"{path}: ONNX Runtime cannot load the file ({error}); copy it again, or {EXPORT}",
+            code="model-file-damaged",
         ) from error
 
 
 def _input_of(session: Any, shape: tuple[int, ...]) -> tuple[str, bool]:
-    """Name of the input, and whether it takes one row at a time."""
+    """Name of the input, and whether it accepts only one row at a time."""
     inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type != "tensor(float)":
-        raise ModelError(f"one float32 input is needed, got {[(i.name, i.type) for i in inputs]}; {EXPORT}")
+        raise ModelError(
+            f"the model's inputs are {[(i.name, i.type) for i in inputs]}, not one of float32; {EXPORT}",
+            code="model-outputs",
+        )
     batch, *sides = inputs[0].shape
     if len(sides) != len(shape) or any(
         isinstance(side, int) and side != wanted for side, wanted in zip(sides, shape, strict=True)
     ):
-        raise ModelError(f"an input of shape {shape} is needed, as the contract says, got {sides}; {EXPORT}")
+        raise ModelError(
+            f"the model's input has shape {sides}, its input spec says {shape}; {EXPORT}",
+            code="input-spec-invalid",
+        )
     if isinstance(batch, int) and batch != 1:
-        raise ModelError(f"a dynamic batch axis, or one of 1, is needed, got {batch}; {EXPORT}")
+        raise ModelError(
+            f"the model accepts only batches of {batch}, not any number or 1; {EXPORT}",
+            code="model-outputs",
+        )
     return inputs[0].name, batch == 1
 
 
@@ -262,7 +295,8 @@ def _outputs_of(session: Any) -> tuple[str, ...]:
     types = {output.name: output.type for output in session.get_outputs()}
     for name, kind in _OUTPUTS.items():
         if types.get(name) != kind:
-            raise ModelError(f"an output {name!r} of type {kind} is needed, got {types.get(name)}; {EXPORT}")
+            found = f"has type {types[name]}, not {kind}" if name in types else "does not exist"
+            raise ModelError(f"the model's output {name!r} {found}; {EXPORT}", code="model-outputs")
     return (*_OUTPUTS, *(name for name, kind in _ON_REQUEST.items() if types.get(name) == kind))
 
 
@@ -270,9 +304,7 @@ def _require_finite(what: str, values: NDArray[np.floating[Any]]) -> None:
     finite = np.isfinite(values)
     if not finite.all():
         rows = _first_rows(~(finite if finite.ndim == 1 else finite.all(axis=1)))
-        raise NonFiniteError(
-            f"{what} must be finite, got NaN or infinity in rows {rows}; look at these inputs' scale"
-        )
+        raise NonFiniteError(f"{what} of rows {rows} are NaN or infinite; check the scale of these inputs")
 
 
 def _first_rows(bad: Any) -> str:

@@ -1,6 +1,8 @@
 """Differentiates the head of a graph in reverse mode, by appending ordinary forward nodes.
 
-The rules, one per operation, are registered by the modules ``rules_*``; each is tested against autograd.
+The derivatives, one per operation, are in :mod:`drip.onnx.derivatives`; each is tested against autograd.
+ONNX has operations for gradients in its training domain, but the
+inference builds of ONNX Runtime do not run them.
 """
 
 from __future__ import annotations
@@ -14,17 +16,17 @@ from drip.errors import ExportError
 from drip.onnx.graph import Graph, Node
 
 Gradients = Sequence["str | None"]
-Rule = Callable[["Tape", Node, list["str | None"]], Gradients]
-"""From the gradients at a node's outputs to those at its inputs; None where there is none."""
+Derivative = Callable[["Tape", Node, list["str | None"]], Gradients]
+"""Maps the gradients at a node's outputs to those at its inputs; None is no gradient."""
 
-RULES: dict[str, Rule] = {}
+DERIVATIVES: dict[str, Derivative] = {}
 
 
-def rule(*ops: str) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of operations."""
+def derivative(*ops: str) -> Callable[[Derivative], Derivative]:
+    """Register a function as the derivative of some operations."""
 
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(ops, function))
+    def register(function: Derivative) -> Derivative:
+        DERIVATIVES.update(dict.fromkeys(ops, function))
         return function
 
     return register
@@ -33,12 +35,12 @@ def rule(*ops: str) -> Callable[[Rule], Rule]:
 class Tape:
     """Appends to a graph the gradient of some tensors at an earlier one.
 
-    Gradients have the full shape of their tensor. A kink has the derivative that PyTorch gives it:
-    0 at 0 for ReLU, and the first of equal values for maxima.
+    Gradients have the full shape of their tensor. At a kink the derivative is the one that PyTorch gives,
+    so that both score alike: 0 at 0 for ReLU, and the first of equal values for maxima.
 
     Args:
         graph: The graph, measured between ``start`` and the tensors that are differentiated.
-        start: What the gradient is taken with respect to.
+        start: The tensor with respect to which the gradient is computed.
         nodes: The nodes between, in the order of execution.
     """
 
@@ -59,24 +61,27 @@ class Tape:
             seeds: Gradients at the tensors to differentiate.
 
         Raises:
-            ExportError: An operation between has no rule, or the start does not matter.
+            ExportError: An operation between has no derivative, or the start has no influence.
         """
         sums: dict[str, list[str]] = {name: [value] for name, value in seeds.items()}
         for node in reversed(self._nodes):
             at_outputs = [self._total(sums, name) for name in node.outputs]
-            if not any(at_outputs):
+            if not any(at_outputs):  # a node beside the path, such as one that computes a shape
                 continue
-            if node.op not in RULES:
-                message = f"a head of operations that can be differentiated is needed, got {node}"
+            if node.op not in DERIVATIVES:
                 raise ExportError(
-                    f"{message}; give layer= a tensor behind it, or export from PyTorch with another head"
+                    f"{node} cannot be differentiated; give a layer after it, or use another head",
+                    code="export-unsupported",
                 )
-            for name, value in zip(node.inputs, RULES[node.op](self, node, at_outputs), strict=False):
+            # not strict: a derivative may leave out inputs at the end, such as axes
+            for name, value in zip(node.inputs, DERIVATIVES[node.op](self, node, at_outputs), strict=False):
                 if value is not None and self.active(name):
                     sums.setdefault(name, []).append(value)
         total = self._total(sums, self._start)
         if total is None:
-            raise ExportError(f"logits that depend on {self._start!r} are needed; choose another layer")
+            raise ExportError(
+                f"the logits do not depend on {self._start!r}; choose another layer", code="model-layer"
+            )
         return total
 
     def _total(self, sums: dict[str, list[str]], name: str) -> str | None:
@@ -87,12 +92,14 @@ class Tape:
             parts[:2] = [self.graph.add("Add", parts[0], parts[1])]
         return parts[0]
 
-    # -- words that the rules share --------------------------------------------------------------------
+    # -- helpers of the derivatives --------------------------------------------------------------------
 
     def refuse(self, node: Node, wanted: str) -> ExportError:
-        """The error of a node whose kind has a rule, but not for this use of it."""
-        message = f"{node} must have {wanted} to be differentiated"
-        return ExportError(f"{message}; give layer= a tensor behind it, or export from PyTorch")
+        """The error of a node whose operation has a derivative, but not in this use."""
+        return ExportError(
+            f"{node} must have {wanted} to be differentiated; give a layer after it, or use another head",
+            code="export-unsupported",
+        )
 
     def unbroadcast(self, gradient: str, node: Node, name: str) -> str:
         """The gradient at an input that was broadcast to the node's output: the sum over its copies."""
@@ -110,13 +117,13 @@ class Tape:
         return self.graph.add("Expand", self.graph.number(value), self.graph.add("Shape", like))
 
     def axes(self, node: Node, index: int = 1, of: str | None = None) -> tuple[int, ...] | None:
-        """Axes of a node, none of them negative; None where it does not say."""
+        """Axes of a node as non-negative numbers; None if the node does not name any."""
         found = self.graph.integers(node, index, "axes")
         rank = self.graph.rank(of or node.inputs[0])
         return None if found is None else tuple(axis % rank for axis in found)
 
     def fixed(self, node: Node, name: str, axes: Iterable[int]) -> None:
-        """Refuse axes whose size follows the batch, where the rule needs their number."""
+        """Reject axes whose size follows the batch; the derivative writes their size into the graph."""
         if self.graph.shapes[name].growing & set(axes):
             raise self.refuse(node, "axes of fixed size")
 

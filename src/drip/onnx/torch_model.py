@@ -1,6 +1,6 @@
 """Exports a PyTorch classifier: torch writes the plain graph, :mod:`drip.onnx.attach` adds the score.
 
-The only module of this room that imports torch.
+The only module of this package that imports torch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from drip.scoring.target import Target, channels_last_to_first, find_target, tok
 TOLERANCE = 1e-5
 """Largest deviation from PyTorch, in units of the batch's largest value."""
 
-_OPSET = 18
+_OPSET = 18  # the lowest that torch's exporter writes without converting
 _N_COMPARED = 16
 
 
@@ -52,22 +52,23 @@ def export_onnx(
     spec: InputSpec | None = None,
     class_names: Sequence[str] = (),
 ) -> ModelMetadata:
-    """Write a PyTorch classifier as one ONNX file with score and decision, and prove it equal.
+    """Write a PyTorch classifier as one ONNX file with score and decision, and compare the two.
 
-    Before the file is written ONNX Runtime scores the example and 16 rows of noise with it; scores,
-    logits, classes and what else was asked for must be those of :class:`drip.scoring.TorchScorer`.
+    Before the file is written, ONNX Runtime scores the example and 16 rows of noise with it. Its outputs
+    must be those of :class:`drip.scoring.TorchScorer`.
 
     Args:
         model: The classifier, with float32 weights.
-        policy: Limits; None retains all. Layer and heatmap default to what it was calibrated with.
+        policy: The policy whose windows the file gets; None keeps every sample. Layer and heatmap are by
+            default those that it was calibrated with.
         example_input: At least one input, shape (N, *shape).
         path: Where to write.
         layer: Target layer as for :class:`drip.scoring.TorchScorer`.
-        contrast: Also give ``drip_contrast``; given without asking where the policy's rule reads it.
-        features: Also give ``features``; likewise.
+        contrast: Add the output ``drip_contrast``; it is always added if the policy's rule reads it.
+        features: Add the output ``features``; likewise.
         heatmap: ``raw`` or ``normalised``.
-        spec: How samples become inputs; None takes the policy's.
-        class_names: In the order of the logits; none takes the policy's.
+        spec: How samples become inputs; None uses the policy's.
+        class_names: In the order of the logits; empty uses the policy's.
 
     Returns:
         The metadata of the written file.
@@ -77,11 +78,15 @@ def export_onnx(
             deviates from PyTorch by more than 1e-5 of the batch's largest value.
         PolicyError: The policy belongs to another model or score.
         ModelError: The model cannot be scored.
-        InputError: The example is no batch of finite numbers.
+        InputError: The example is not a batch of finite numbers.
     """
     definition = {} if policy is None else policy.provenance.score
     if definition.get("method", "gradcam") != "gradcam":
-        raise ExportError(f"the method 'gradcam' is needed, got {definition['method']!r}; calibrate with it")
+        raise ExportError(
+            f"the policy was calibrated with the method {definition['method']!r}, and only 'gradcam' can be "
+            "exported; calibrate with it",
+            code="export-unsupported",
+        )
     layer = layer or definition.get("layer")
     chosen = heatmap or definition.get("heatmap", "raw")
     contrast = contrast or (policy is not None and "contrast" in policy.to_rule().needs)
@@ -96,7 +101,7 @@ def export_onnx(
         plain,
         layer="activation",
         output="logits",
-        closing_softmax="keep",  # TorchScorer takes what the model returns
+        closing_softmax="keep",  # TorchScorer differentiates what the model returns, so must the file
         layout=_layout_of(target),
         layer_name=scorer.layer,
         policy=policy,
@@ -115,7 +120,7 @@ def export_onnx(
 
 
 def require_equal(data: bytes, scorer: TorchScorer, x: NDArray[np.float32]) -> None:
-    """Refuse a model file whose results differ from those of PyTorch.
+    """Check that a model file gives the results of PyTorch.
 
     Raises:
         ExportError: A score, logit or feature deviates by more than 1e-5 of the batch's largest, or a
@@ -131,20 +136,27 @@ def require_equal(data: bytes, scorer: TorchScorer, x: NDArray[np.float32]) -> N
     allowed = TOLERANCE * float(np.abs(wanted.logits).max())
     classes = found["predicted_class"]
     rows = np.arange(len(x))
+    # twice, because the tolerance holds for each of the two logits
     lost = wanted.logits.max(1) - wanted.logits[rows, classes]
     same = lost <= 2 * allowed
     if not same.all():
-        raise ExportError(f"the classes of PyTorch are needed, {int((~same).sum())} of {len(x)} rows differ")
-    equal = classes == wanted.classes  # where two logits are equal but for rounding, scores may differ
+        raise ExportError(
+            f"the graph predicts another class than PyTorch for {int((~same).sum())} of {len(x)} rows; "
+            "please report the model's head",
+            code="export-inexact",
+        )
+    # If two logits are equal except for rounding, either class is right, and their scores differ.
+    equal = classes == wanted.classes
     for name, values in pairs.items():
-        # the contrast is a difference: it carries the rounding of the two scores that it is made from
+        # The contrast is a difference of two scores and carries the rounding of both.
         reference = np.maximum(pairs["drip_score"], values) if name == "drip_contrast" else values
         scale = float(np.abs(reference).max())
         deviation = float(np.abs(found[name] - values)[equal].max(initial=0.0))
         if not deviation <= TOLERANCE * scale:
             raise ExportError(
-                f"{name} as in PyTorch are needed, the graph deviates by {deviation:.3g} where the largest "
-                f"is {scale:.3g}; report it with the model's head, or give another layer"
+                f"{name} of the graph deviates from PyTorch by {deviation:.3g} (largest value {scale:.3g}); "
+                "give another layer, and please report the model's head",
+                code="export-inexact",
             )
 
 
@@ -153,7 +165,10 @@ def _layout_of(target: Target) -> Layout:
         return "channels_first"
     known: dict[Any, Layout] = {tokens_to_grid: "tokens", channels_last_to_first: "channels_last"}
     if target.reshape not in known:
-        raise ExportError("a layer with the automatic layout is needed, got a reshape of the caller's own")
+        raise ExportError(
+            "the layer has a reshape function of its own, which cannot be exported; use the automatic layout",
+            code="export-unsupported",
+        )
     return known[target.reshape]
 
 
@@ -173,13 +188,13 @@ class _WithActivation(nn.Module):
             self._target.module,
             self._target.functions,
             x,
-            lambda output: kept.append(output.clone()),
+            lambda output: kept.append(output.clone()),  # an in-place ReLU would change it otherwise
         )
         return logits, kept[0]
 
 
 def _plain_graph(model: nn.Module, target: Target, x: Tensor) -> onnx.ModelProto:
-    """The model's graph with outputs ``logits`` and ``activation``; its batch is free if torch lets it."""
+    """The model's graph with outputs ``logits`` and ``activation``; its batch is free if torch can."""
     wrapped = _WithActivation(model, target).eval()
     reasons = []
     for example, free in ((x, True), (x[:1], False)):
@@ -190,24 +205,25 @@ def _plain_graph(model: nn.Module, target: Target, x: Tensor) -> onnx.ModelProto
                     wrapped, (example,), dynamo=True, opset_version=_OPSET, verbose=False,
                     dynamic_shapes=axes, input_names=["input"], output_names=["logits", "activation"],
                 )  # fmt: skip
-        except Exception as error:  # noqa: BLE001  # the exporter's errors have no common class
+        except Exception as error:  # noqa: BLE001  # torch's export errors have no common class
             reasons.append(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
             continue
         if program is None:
             continue
         proto = program.model_proto
-        # torch may fix the batch of the example without a word
+        # torch may fix the batch at that of the example without an error; then try again with one row
         if not free or proto.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_param"):
             return proto
     raise ExportError(
-        f"a model that torch.onnx can export is needed, it fails: {'; '.join(reasons)[:400]}; "
-        "export it by other means and attach the score to that file"
+        f"torch.onnx cannot export the model: {'; '.join(reasons)[:400]}; "
+        "write an ONNX file by other means and export that",
+        code="export-unsupported",
     )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on what is not installed."""
+    """Suppress torch's notes on optional packages that are not installed."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

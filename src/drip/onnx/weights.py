@@ -1,8 +1,8 @@
-"""The weight of each map: its mean gradient, in the fewest nodes that give it exactly.
+"""The weight of each map: its mean gradient, in the fewest nodes that give it exactly, and the proof of it.
 
-Pooling and flattening at the start of the head keep each map's sum of gradients, so they are passed
-over; a linear layer behind them folds to its mean over positions; rows of the last linear layer are
-gathered. What remains in the middle goes through the tape.
+Most heads need no differentiation at run time. Pooling and flattening at the start of the head keep each
+map's sum of gradients, so they are skipped; a linear layer after them is folded to its sum over positions;
+rows of the last linear layer are gathered. Only what remains in the middle goes through the tape.
 """
 
 from __future__ import annotations
@@ -12,14 +12,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from drip.errors import ExportError
 from drip.onnx.derivatives import reduced_axes
-from drip.onnx.graph import Graph, Node
+from drip.onnx.graph import OPEN_END, PREFIX, Graph, Node, noise, session_of
 from drip.onnx.heads import Head
 from drip.onnx.tape import Tape, attribute
+from drip.types import BoolArray, FloatArray
 
 _PASSIVE = frozenset(("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze"))
+
+# The proof by finite differences. A step of 0.3 % of the mean activation is the compromise between
+# crossing kinks (larger steps) and the rounding of float32 (smaller ones). 5 % still tells a wrong
+# derivative, which is off by a factor or a missing term, from the curvature of the head.
+_N_ROWS = 6
+_N_DIRECTIONS = 3
+_STEP = 3e-3
+_ALLOWED = 0.05
+_ROUNDING = 64 * float(np.finfo(np.float32).eps)
+_MOVED, _DELTA = f"{PREFIX}moved", f"{PREFIX}delta"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +42,8 @@ class MapWeights:
 
     Attributes:
         name: Tensor of shape (N, K).
-        factor: The weights are this many times the tensor; a number left for the end saves a node.
+        factor: The weights are this many times the tensor. It is multiplied into the score, one number per
+            sample, instead of into K weights.
     """
 
     name: str
@@ -36,7 +51,7 @@ class MapWeights:
 
 
 class Differentiator:
-    """Appends the map weights of logits, or of differences of two, to a graph.
+    """Appends the map weights of logits, or of the difference of two logits, to a graph.
 
     Args:
         graph: The graph, measured in the head.
@@ -46,30 +61,34 @@ class Differentiator:
     def __init__(self, graph: Graph, head: Head) -> None:
         self._graph, self._head = graph, head
         self._active = {head.activation} | {name for node in head.nodes for name in node.outputs}
-        self._pooled, self._n_left = self._behind_pooling()
+        self._pooled, self._n_left = self._after_pooling()
 
     def weights(self, classes: Sequence[str]) -> MapWeights:
         r"""Mean gradients :math:`a_k = \frac1Z \sum_p \partial y / \partial A_{k,p}` of logits.
 
         Args:
-            classes: Tensors of class indices, shape (N,): y is the logit of the first, minus that of
-                the second where there is one.
+            classes: Names of tensors of class indices, shape (N,): y is the logit of the first, minus that
+                of the second if two are given.
 
         Raises:
-            ExportError: An operation of the head has no rule.
+            ExportError: An operation of the head has no derivative here.
         """
         g, head = self._graph, self._head
         n_positions = math.prod(head.positions)
         linear = self._last_linear()
         simple = head.layout == "channels_first" or self._pooled != head.activation
         if not simple:
+            # Tokens that are not averaged first: attention or a class token mixes the positions.
             full = self._through_tape(classes, linear, head.activation)
             return MapWeights(self._mean_of_tokens(full), 1.0)
-        dense = self._dense_behind() if self._n_left > 1 else {}
+        dense = self._dense_after() if self._n_left > 1 else {}
         if dense and linear is not None and linear.inputs[0] == self._pooled:
+            # One linear layer on the flattened maps: a row of its folded weights is the answer.
             rows = self._rows(classes, g.number(self._folded(linear)), axis=0)
             return MapWeights(rows, 1.0 / n_positions)
         if dense:
+            # Hidden linear layers on the flattened maps. The tape stops at their outputs; one product with
+            # the folded weights replaces a gradient of K times positions values.
             total = None
             for node, folded in dense.items():
                 value = self._through_tape(classes, linear, node.outputs[0])
@@ -91,26 +110,32 @@ class Differentiator:
 
     # -- at the start of the head ----------------------------------------------------------------------
 
-    def _behind_pooling(self) -> tuple[str, int]:
-        """The last tensor up to which each map's sum of gradients is kept, and its positions per map."""
+    def _after_pooling(self) -> tuple[str, int]:
+        """The last tensor up to which each map's sum of gradients is kept, and its positions per map.
+
+        The mean over positions of the gradient at A is then the sum of the gradient at that tensor over
+        its positions, divided by the positions of A. Average pooling spreads each gradient over its window
+        and maximum pooling sends it to one place: neither changes the sum.
+        """
         g, head = self._graph, self._head
         name, n_left = head.activation, math.prod(head.positions)
-        if head.skipped:
+        if head.skipped:  # a class token is among the positions, but must not be among the summed
             return name, n_left
         while True:
             following = [node for node in head.nodes if name in node.reads()]
             if len(following) != 1 or name == head.logits:
                 return name, n_left
             node = following[0]
-            left = self._positions_behind(node, name, n_left)
+            left = self._positions_after(node, name, n_left)
+            # a second output that is read, such as the indices of MaxPool, is a second path
             if left is None or any(one in self._active for one in node.outputs[1:] if one in g.readers):
                 return name, n_left
             name, n_left = node.outputs[0], left
 
-    def _positions_behind(  # noqa: PLR0911  # one per kind of operation
+    def _positions_after(  # noqa: PLR0911  # one per kind of operation
         self, node: Node, name: str, n_left: int
     ) -> int | None:
-        """Positions per map behind a node that keeps sums of gradients, None behind another."""
+        """Positions per map after a node that keeps sums of gradients, None for any other node."""
         g, head = self._graph, self._head
         sizes, output = g.sizes(name), g.sizes(node.outputs[0])
         maps_first = head.layout == "channels_first"
@@ -129,6 +154,8 @@ class Differentiator:
         if node.op == "MaxPool" and maps_first:
             return math.prod(output[2:])
         if node.op == "AveragePool" and maps_first and not attribute(node, "ceil_mode", 0):
+            # Padding that is not counted gives border windows a larger weight per value, but the sum stays
+            # one; counted padding sends part of the gradient into the border, where it is lost.
             unpadded = not any(attribute(node, "pads", ())) and attribute(node, "auto_pad", "NOTSET") in {
                 "NOTSET",
                 "VALID",
@@ -136,7 +163,7 @@ class Differentiator:
             return math.prod(output[2:]) if unpadded or not attribute(node, "count_include_pad", 0) else None
         return None
 
-    def _dense_behind(self) -> dict[Node, np.ndarray]:
+    def _dense_after(self) -> dict[Node, np.ndarray]:
         """The linear layers that read the flattened maps, with weights summed over positions, (M, K)."""
         g = self._graph
         found = {}
@@ -151,18 +178,22 @@ class Differentiator:
         return found
 
     def _folded(self, node: Node) -> np.ndarray:
-        """Weights of a linear layer behind a flattening, times its alpha, summed over positions, (M, K)."""
+        """Weights of a linear layer after a flattening, times its alpha, summed over positions, (M, K)."""
         weight = self._graph.constant(node.inputs[1])
         if weight is None:
-            raise ExportError(f"{node} must have constant weights")
+            raise ExportError(
+                f"{node} has weights that are computed; export a model with constant weights",
+                code="export-unsupported",
+            )
         rows = weight if attribute(node, "transB", 0) else weight.T
+        # in float64: the sum over up to some hundred positions is rounded once, not once per position
         summed = rows.astype(np.float64).reshape(len(rows), self._head.n_maps, self._n_left).sum(2)
         return np.asarray(summed * float(attribute(node, "alpha", 1.0)))
 
     # -- at its end ------------------------------------------------------------------------------------
 
     def _is_linear(self, node: Node) -> bool:
-        """Whether a node is a product of (N, M) values with weights that do not depend on the input."""
+        """Whether a node multiplies (N, M) values by weights that do not depend on the input."""
         if node.op not in {"Gemm", "MatMul"} or attribute(node, "transA", 0):
             return False
         x, weight = node.inputs[:2]
@@ -171,7 +202,7 @@ class Differentiator:
         return two_axes and x in self._active and not rest
 
     def _last_linear(self) -> Node | None:
-        """The linear layer that gives the logits, but for a bias; None where something else does."""
+        """The linear layer whose outputs, with or without a bias, are the logits; None if there is none."""
         g, name = self._graph, self._head.logits
         made_by = {output: node for node in self._head.nodes for output in node.outputs}
         while name in made_by:
@@ -190,14 +221,18 @@ class Differentiator:
         return None
 
     def _rows(self, classes: Sequence[str], weight: str, axis: int) -> str:
-        """Rows of a matrix, or columns as rows, by class: (N, M)."""
+        """Rows of a matrix, or columns as rows, by class: (N, M).
+
+        Gathering rows of the last layer replaces its product with a one-hot vector, which ONNX Runtime
+        would compute with all classes.
+        """
         g = self._graph
         parts = [g.add("Gather", weight, index, axis=axis) for index in classes]
         rows = parts[0] if len(parts) == 1 else g.add("Sub", *parts)
         return g.add("Transpose", rows, perm=[1, 0]) if axis else rows
 
     def _through_tape(self, classes: Sequence[str], linear: Node | None, start: str) -> str:
-        """Full gradient at a tensor of the head."""
+        """The full gradient at a tensor of the head."""
         g = self._graph
         if linear is not None and start != self._head.logits:
             end = linear.inputs[0]
@@ -206,6 +241,7 @@ class Differentiator:
                 seed = self._rows(classes, linear.inputs[1], axis)
                 seed = g.scaled(seed, float(attribute(linear, "alpha", 1.0)))
                 return seed if end == start else Tape(g, start, g.between(start, end)).gradient({end: seed})
+        # No linear layer at the end: start at the logits with one-hot vectors.
         end = self._head.logits
         n_classes = g.sizes(end)[1]
         order = g.number(np.arange(n_classes), np.int64)
@@ -219,5 +255,112 @@ class Differentiator:
         """Mean over positions of a gradient (N, T, C) or (N, *positions, C), without class tokens."""
         g, head = self._graph, self._head
         if head.skipped:
-            gradient = g.add("Slice", gradient, g.indices([1]), g.indices([2**62]), g.indices([1]))
+            gradient = g.add("Slice", gradient, g.indices([1]), g.indices([OPEN_END]), g.indices([1]))
         return g.reduce("ReduceMean", gradient, range(1, 1 + len(g.sizes(head.activation)) - 2), keep=False)
+
+
+# -- the proof -------------------------------------------------------------------------------------------
+
+
+def require_derivative(
+    model: onnx.ModelProto, head: Head, weights: MapWeights, shape: Sequence[int], *, dynamic: bool
+) -> None:
+    r"""Check that a finished graph runs, and that its map weights are the derivative of its logits.
+
+    For rows of noise, with the activation A moved a little at random and with a sign v_k for every map,
+    those of the weights and random ones:
+
+    .. math:: \frac{f_c(A + h v) - f_c(A - h v)}{2 h} = Z \sum_k v_k a_k
+
+    to 5 % of the largest value that the right side can have, plus the rounding of float32 on the left side.
+    More than half of the comparisons must deviate for an error.
+
+    Args:
+        model: The finished graph.
+        head: What was differentiated.
+        weights: Its map weights a_k.
+        shape: Shape of one input.
+        dynamic: Whether the graph accepts more than one row.
+
+    Raises:
+        ExportError: It does not run (code ``export-failed``), or most comparisons deviate
+            (``export-inexact``).
+    """
+    session_of(model)  # once optimised, as a device loads it: the differences below run without
+    moved = _Moved(model, head, weights)
+    x = noise(shape, _N_ROWS, seed=7)
+    deviates = np.concatenate([moved.deviates(rows) for rows in ([x] if dynamic else x[:, None])])
+    # A single row may cross a kink of a ReLU or a maximum within the step, however small it is. A wrong
+    # derivative deviates on nearly all rows.
+    if deviates.mean() > 0.5:
+        raise ExportError(
+            f"the derivative at {head.activation!r} is wrong: finite differences deviate in {deviates.sum()} "
+            f"of {len(deviates)} comparisons; give another layer, and please report this head",
+            code="export-inexact",
+        )
+
+
+class _Moved:
+    """A graph with a second input that is added to the activation; gives logits and weights."""
+
+    def __init__(self, model: onnx.ModelProto, head: Head, weights: MapWeights) -> None:
+        self._head, self._weights = head, weights
+        self._random = np.random.default_rng(7)
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        graph, nodes = copy.graph, []
+        for node in graph.node:
+            node.input[:] = [_MOVED if name == head.activation else name for name in node.input]
+            # copied, because the list that holds the message is cleared below
+            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+            if head.activation in node.output:
+                nodes.append(helper.make_node("Add", [head.activation, _DELTA], [_MOVED]))
+        del graph.node[:]
+        graph.node.extend(nodes)
+        axes = [None] * (2 + len(head.positions))
+        graph.input.append(helper.make_tensor_value_info(_DELTA, TensorProto.FLOAT, axes))
+        self._names = [head.activation, "logits", weights.name]
+        del graph.output[:]
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._names)
+        self._session = session_of(copy, optimised=False)
+
+    def deviates(self, x: NDArray[np.float32]) -> BoolArray:
+        """For every row and direction whether the two sides differ."""
+        first, *_ = self._run(x, np.zeros((1,) * (2 + len(self._head.positions)), np.float32))
+        size = float(np.abs(first).mean()) or 1.0
+        # Activations after a ReLU are exactly 0 at many places, and 0 is the kink of a following ReLU or
+        # maximum. A random start leaves no value on a kink.
+        start = (0.1 * size * self._random.normal(size=first.shape)).astype(np.float32)
+        _, logits, found = self._run(x, start)
+        weights = found.astype(np.float64) * self._weights.factor
+        rows, classes = np.arange(len(x)), logits.argmax(1)
+        n_positions = int(np.prod(self._head.positions))
+        most = n_positions * np.abs(weights).sum(1)
+        step = _STEP * size
+        allowed = _ALLOWED * most + _ROUNDING * np.abs(logits).max(1) / step
+        deviating = []
+        for direction in range(_N_DIRECTIONS):
+            # The signs of the weights give the largest right side, so that a wrong factor shows; random
+            # signs show two maps that were exchanged.
+            signs = np.sign(weights) if not direction else self._random.choice([-1.0, 1.0], weights.shape)
+            delta = step * self._spread(signs, first.shape)
+            ends = [self._run(x, (start + side * delta).astype(np.float32))[1] for side in (1, -1)]
+            upper, lower = (end[rows, classes].astype(np.float64) for end in ends)
+            slope = (upper - lower) / (2 * step)
+            deviating.append(np.abs(slope - n_positions * (signs * weights).sum(1)) > allowed)
+        return np.concatenate(deviating)
+
+    def _run(self, x: NDArray[np.float32], delta: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        try:
+            found: list[NDArray[np.float32]] = self._session.run(self._names, {"input": x, _DELTA: delta})
+        except Exception as error:  # ONNX Runtime's errors have no common class
+            raise ExportError(f"ONNX Runtime cannot run the differentiated head: {error}") from error
+        return found
+
+    def _spread(self, signs: FloatArray, shape: Sequence[int]) -> FloatArray:
+        """One number per map in the shape of the activation; 0 at class tokens."""
+        if self._head.layout == "channels_first":
+            return np.broadcast_to(signs.reshape(*signs.shape, *[1] * (len(shape) - 2)), shape)
+        spread = np.broadcast_to(signs.reshape(len(signs), *[1] * (len(shape) - 2), -1), shape).copy()
+        spread[:, : self._head.skipped] = 0.0
+        return spread

@@ -85,7 +85,7 @@ class FileScorer(Scorer, Protocol):
         """The policy embedded in the file, or None."""
         ...
 
-    def require(self, policy: Policy, *, accept_parent_limits: bool = False) -> None:
+    def require(self, policy: Policy, *, accept_parent_windows: bool = False) -> None:
         """Raise PolicyError for a policy that was not calibrated on the scores of this file."""
         ...
 
@@ -173,7 +173,7 @@ def parts_of(
     rule = chosen.to_rule()
     names = chosen.provenance.class_names
     if isinstance(model, FileScorer):
-        model.require(chosen, accept_parent_limits=accept_parent_windows)
+        model.require(chosen, accept_parent_windows=accept_parent_windows)
         model.compare(chosen)
         parts = Parts(chosen, model, rule, model.spec, model.digests, names or model.class_names)
     else:

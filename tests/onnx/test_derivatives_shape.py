@@ -1,4 +1,4 @@
-"""Rules of the tape that move values, and what has no rule, against PyTorch's autograd."""
+"""Derivatives of operators that move values, and errors for operators without a derivative."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ import torch
 from tape_oracle import assert_equal_to_autograd, gradient_of, node, normal, positive
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
-import drip.onnx.weights  # noqa: F401  # registers the rules
+import drip.onnx.derivatives  # noqa: F401  # registers them
 from drip.errors import ExportError
-from drip.onnx.tape import RULES
+from drip.onnx.tape import DERIVATIVES
 
 MOVES = {
     "Flatten": ((), {"axis": 1}, lambda v: v.flatten(1)),
@@ -97,13 +97,13 @@ def test_decomposed_layer_normalization():
     assert_equal_to_autograd(nodes, constants, normal(2, 4, 6), lambda v: F.layer_norm(v, (6,)))
 
 
-def test_every_registered_rule_is_tested():
-    source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_rules_*.py"))
-    untested = [op for op in RULES if f'"{op}"' not in source]
+def test_every_derivative_is_tested():
+    source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_derivatives_*.py"))
+    untested = [op for op in DERIVATIVES if f'"{op}"' not in source]
     assert not untested
 
 
-REFUSED = {
+REJECTED = {
     "a cast to integers": [node("Cast", "a", to=6, outputs=["i"]), node("Cast", "i", to=1)],
     "indices that are computed": [
         node("ArgMax", "a", axis=1, keepdims=0, outputs=["i"]),
@@ -115,8 +115,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_has_no_derivative_here_is_refused_by_its_node(case):
+@pytest.mark.parametrize("case", REJECTED)
+def test_an_operator_without_a_derivative_is_rejected_with_its_name(case):
     constants = {"pads": np.array([0, 1, 0, 1])} if case == "reflection" else {}
-    with pytest.raises(ExportError, match=r"the_\w+"):
-        gradient_of(REFUSED[case], constants, positive(3, 4), 18)
+    with pytest.raises(ExportError, match=r"the_\w+") as error:
+        gradient_of(REJECTED[case], constants, positive(3, 4), 18)
+    assert error.value.code == "export-unsupported"

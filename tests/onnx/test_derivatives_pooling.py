@@ -1,4 +1,4 @@
-"""Rules of the tape for pooling, reductions and normalisation, each alone against PyTorch's autograd."""
+"""Derivatives of pooling, reductions and normalisation, each compared with PyTorch's autograd."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tape_oracle import assert_equal_to_autograd, node, normal, positive
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
-import drip.onnx.weights  # noqa: F401  # registers the rules
+import drip.onnx.derivatives  # noqa: F401  # registers them
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,4 +1,4 @@
-"""Rules of the tape for element-wise operators, each alone against PyTorch's autograd."""
+"""Derivatives of element-wise operators, each compared with PyTorch's autograd."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from tape_oracle import RNG, assert_equal_to_autograd, node, normal, positive
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
-import drip.onnx.weights  # noqa: F401  # registers the rules
+import drip.onnx.derivatives  # noqa: F401  # registers them
 
 UNARY = {
     "Relu": (F.relu, {}), "Sigmoid": (torch.sigmoid, {}), "Tanh": (torch.tanh, {}), "Erf": (torch.erf, {}),
