@@ -3,12 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint unit docs site bench mutation clean
+.PHONY: demo test lint quick unit lowest docs site bench mutation clean
 
 demo: .venv/demo.done  ## train, calibrate, stream, keep, retrain, report: a few minutes
 	$(BIN)/drip demo --out drip-demo
 
-test: lint unit  ## what continuous integration runs
+test: lint unit lowest  ## what continuous integration runs
 
 lint: .venv/dev.done
 	$(BIN)/ruff check .
@@ -16,9 +16,22 @@ lint: .venv/dev.done
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+quick: .venv/dev.done  ## one case of every test function that is not slow: under 90 seconds
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --quick -q
+
 unit: .venv/dev.done
 	$(BIN)/coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term
+
+LOWEST_TESTS := tests/rules tests/store tests/sources tests/test_policy.py tests/test_policy_types.py \
+	tests/test_pipeline.py tests/test_pipeline_resuming.py tests/test_pipeline_bad_samples.py \
+	tests/test_media_images.py tests/test_media_audio.py tests/test_media_arrays.py tests/test_types.py \
+	tests/test_testing.py tests/test_windows.py tests/test_files.py tests/reduction/test_sizes.py \
+	tests/reduction/test_representativeness.py tests/reduction/test_cluster_centroids.py \
+	tests/reduction/test_proto_dash.py tests/reduction/test_persistent_homology.py
+
+lowest: .venv-lowest/done  ## the rooms without torch, with the lowest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -o addopts=--strict-markers -n 2 --dist loadfile --quick -q $(LOWEST_TESTS)
 
 docs: .venv/dev.done  ## regenerate the pages that are made from code and result files
 	$(BIN)/python docs/generate.py
@@ -43,10 +56,16 @@ mutation: .venv/mutation.done  ## how many changed lines the tests notice: about
 	$(BIN)/python tests/mutation.py
 
 clean:
-	rm -rf .venv drip-demo mutants
+	rm -rf .venv .venv-lowest drip-demo mutants
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
+
+.venv-lowest/done: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[device,mqtt,reduction]' \
+		onnx hypothesis packaging pytest pytest-timeout pytest-xdist
+	touch $@
 
 .venv/demo.done: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) --editable '.[torch]'

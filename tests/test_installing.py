@@ -17,7 +17,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 def call(*command, cwd=None):
     # Without PYTHONPATH and the like, or the checkout would be imported instead of the installed package.
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "COV_", "DRIP_"))}
+    clean = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "COV_", "DRIP_"))
+    }
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, check=False, cwd=cwd, env=clean, timeout=600
     )
@@ -66,7 +68,10 @@ def test_the_installed_package_runs_on_a_device(device, board, tmp_path):
     assert 0 < stats["kept"] < stats["seen"]
     call(drip, "store", "check", store)
     call(drip, "store", "export", store, "--to", tmp_path / "out", "--labels", "predicted")
-    assert len([path for path in (tmp_path / "out").rglob("*") if path.suffix in (".jpg", ".png")]) == stats["kept"]
+    assert (
+        len([path for path in (tmp_path / "out").rglob("*") if path.suffix in (".jpg", ".png")])
+        == stats["kept"]
+    )
     script = (
         "import sys\nfrom drip.store import RetentionStore\n"
         f"with RetentionStore.open_readonly({str(store)!r}) as store:\n    print(len(store))\n"

@@ -31,7 +31,7 @@ def test_drip_decides_as_the_policy_fitted_to_the_same_scores(method, retention)
         method=method,
     )
     rule = create("drip", retention=retention, method=method).calibrate(calibration)
-    assert Policy.of(rule, n_classes=4).recipe == policy.rule
+    assert Policy.of(rule, n_classes=4).rule == policy.rule
     assert rule.windows == policy.windows
     retains = policy.retains(stream.scores, stream.classes)
     assert rule.decide_many(stream).retain.tolist() == retains.tolist()
