@@ -5,7 +5,6 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from linear_stream import RULES, LinearScorer, broken, drip_rule, poisoned, record, stream
-from support import raises
 
 from drip.errors import (
     InputError,
