@@ -45,7 +45,7 @@ SPLIT = (0.4, 0.2, 0.4)
 """Training, test and production, the paper's split (section IV-A.1)."""
 
 CALIBRATION = 0.2
-"""Part of the training set that is held out to find the windows (docs/decisions.md, A7)."""
+"""Part of the training set that is held out to find the windows (docs/explanation/decisions.md, A7)."""
 
 STORE_BUDGET_BYTES = 256_000_000
 """Enough for all 70,000 digits: the demonstration compares rules, so eviction must not interfere."""

@@ -174,7 +174,7 @@ def retrain(
         InputError: ``labels`` is unknown, a kept sample cannot be decoded, or there are too few examples.
 
     References:
-        DRIP paper, section IV-A; docs/decisions.md, A8 and A9.
+        DRIP paper, section IV-A; docs/explanation/decisions.md, A8 and A9.
     """
     with stored_examples(store, prepare=prepare, labels=labels) as kept:
         return train(model_factory, train_set, kept, config=config, start=start, on_epoch=on_epoch)

@@ -1,4 +1,4 @@
-"""Model files written by hand from docs/model-file.md, simple enough for NumPy to compute their outputs.
+"""Model files written by hand from docs/reference/model-file.md, simple enough for NumPy to compute their outputs.
 
 An independent view of the format: nothing here uses the code that writes such files.
 """

@@ -1,4 +1,4 @@
-"""Both digests, computed by the rules of docs/model-file.md from bytes, without onnx or drip."""
+"""Both digests, computed by the rules of docs/reference/model-file.md from bytes, without onnx or drip."""
 
 import hashlib
 import json

@@ -55,7 +55,7 @@ def attach_score(
     layer_name: str | None = None,
     parent_digest: str | None = None,
 ) -> onnx.ModelProto:
-    r"""A classifier with the outputs that ``docs/model-file.md`` describes, as a new model.
+    r"""A classifier with the outputs that ``docs/reference/model-file.md`` describes, as a new model.
 
     .. math:: a_k = \frac1Z \sum_p \frac{\partial f_c}{\partial A_{k,p}}, \quad
               \mathrm{score} = \frac1Z \sum_p \max\Bigl(0, \sum_k a_k A_{k,p}\Bigr)

@@ -1,7 +1,7 @@
 """What a model file says about itself, the windows in it, and which policies fit it.
 
 Needs NumPy only: a device reads all of this without the package ``onnx``. The format is described in
-docs/model-file.md.
+docs/reference/model-file.md.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ Floats = NDArray[np.floating[Any]]
 RELATIVE_TOLERANCE = 1e-5
 """Two routes are equal if they differ by at most this part of the largest absolute value.
 
-It is the project's definition (docs/decisions.md, A12): float32 holds seven digits, and sums over some
+It is the project's definition (docs/explanation/decisions.md, A12): float32 holds seven digits, and sums over some
 thousand positions in another order lose about two of them.
 """
 

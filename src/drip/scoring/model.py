@@ -480,7 +480,7 @@ def require_finite(what: str, values: NDArray[np.floating[Any]]) -> None:
     """Check that every row of a model's results is finite.
 
     A NaN score compares as outside every window or inside it, depending on how the comparison is written,
-    so it must never reach a rule (docs/decisions.md, A11).
+    so it must never reach a rule (docs/explanation/decisions.md, A11).
 
     Raises:
         NonFiniteError: Some rows are not finite; the message names them.

@@ -46,7 +46,7 @@ SCHEMES: dict[str, Callable[[str, Sequence[str]], Source]] = {
 
 
 def open_source(url: str, class_names: Sequence[str] = ()) -> Source:
-    """The source that a URL names; a path without a scheme is a folder. ``docs/streams.md`` lists them all.
+    """The source that a URL names; a path without a scheme is a folder. ``docs/reference/streams.md`` lists them all.
 
     Args:
         url: The URL, such as ``file:///folder``, ``watch:/folder``, ``stdin:``, ``mqtts://host/topic`` or

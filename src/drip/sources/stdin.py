@@ -26,7 +26,7 @@ _CHUNK_BYTES = 2**16
 
 
 class StdinSource:
-    """Samples from a pipe until it ends: one JSON object a line, or frames; ``docs/streams.md`` has both.
+    """Samples from a pipe until it ends: one JSON object a line, or frames; ``docs/reference/streams.md`` has both.
 
     A line or frame that is no sample, is too large, or ends with the stream before it is complete comes as
     a refused sample with its reason, so that it is quarantined and counted. An empty batch comes every

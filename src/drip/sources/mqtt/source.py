@@ -44,7 +44,7 @@ class MqttSource:
     message again (with the DUP flag), and the store knows it by id, content and policy. While nobody is
     connected the broker queues, as far as it is configured to: Mosquitto drops what exceeds
     ``max_queued_messages`` (1000) and, killed outright, loses what it acknowledged since it last wrote its
-    file. Against that helps a publisher that replays; ``docs/streams.md`` has the settings and an example.
+    file. Against that helps a publisher that replays; ``docs/reference/streams.md`` has the settings and an example.
     With ``qos=0`` at most once.
 
     Back-pressure: the broker sends at most ``window`` messages ahead of their acknowledgements and keeps
