@@ -1,10 +1,10 @@
-"""A publisher that replays: what a broker acknowledges and loses when it is killed is sent again.
+"""A publisher that sends messages again which a killed broker may have lost.
 
-Messages wait in a file. After every connection those acknowledged within the last minute go out again: more
-than the time between two savings of the broker (Mosquitto's autosave_interval), so that nothing is lost when
-it dies. The store knows what it has and takes nothing twice.
+Messages wait in a file. After every reconnection, those acknowledged within the last minute are sent again. This is
+longer than the broker's interval between two saves (Mosquitto's autosave_interval), so nothing is lost when it dies.
+The store recognises repeated samples and keeps them once.
 
-    python mqtt_publisher.py HOST [PORT]        # without a host the messages are only written to the file
+    python mqtt_publisher.py HOST [PORT]        # without HOST: only write the file
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from drip.datasets import load_mnist
 
 REPLAY_S = 60.0
 IN_FLIGHT = 100
-NOBODY_LISTENS = 0x10  # MQTT 5: the broker took the message and had no subscriber to keep it for
+NOBODY_LISTENS = 0x10  # MQTT 5: the broker accepted the message but had no subscriber to keep it for
 
 
 class Outbox:
-    """Messages in a file, each with the time at which the broker acknowledged it, or none."""
+    """Messages in a file, each with the time when the broker acknowledged it, if it did."""
 
     def __init__(self, path: str) -> None:
         self._rows = sqlite3.connect(path, isolation_level=None)
@@ -39,7 +39,7 @@ class Outbox:
         )
 
     def add(self, payload: bytes) -> None:
-        """Put a message in; it is safe when this returns."""
+        """Add a message; it is on disk when this returns."""
         self._rows.execute("INSERT INTO outbox (payload) VALUES (?)", (payload,))
 
     def waiting(self) -> Iterator[tuple[int, bytes]]:
@@ -47,18 +47,18 @@ class Outbox:
         yield from self._rows.execute("SELECT number, payload FROM outbox WHERE acknowledged_s IS NULL")
 
     def acknowledge(self, number: int) -> None:
-        """The broker has this message."""
+        """Note that the broker has this message."""
         self._rows.execute("UPDATE outbox SET acknowledged_s = ? WHERE number = ?", (time.time(), number))
 
     def doubt(self) -> None:
-        """The broker may have died: what it acknowledged lately waits again, and what is older may go."""
+        """After a reconnection: send recently acknowledged messages again, delete older ones."""
         since_s = time.time() - REPLAY_S
         self._rows.execute("DELETE FROM outbox WHERE acknowledged_s < ?", (since_s,))
         self._rows.execute("UPDATE outbox SET acknowledged_s = NULL")
 
 
 class Publisher:
-    """Sends what waits in an outbox to a broker, over one connection."""
+    """Sends the waiting messages of an outbox over one connection."""
 
     def __init__(self, outbox: Outbox, host: str, port: int) -> None:
         self._outbox = outbox
@@ -70,7 +70,7 @@ class Publisher:
             self._turn()
 
     def send_all(self) -> None:
-        """Send until nothing waits; OSError when the connection breaks."""
+        """Send until no message waits; raises OSError when the connection breaks."""
         while waiting := list(islice(self._outbox.waiting(), IN_FLIGHT)):
             for number, payload in waiting:
                 properties = Properties(PacketTypes.PUBLISH)
@@ -90,11 +90,11 @@ class Publisher:
         if reason.value < NOBODY_LISTENS:
             self._outbox.acknowledge(number)
         else:
-            time.sleep(0.1)  # it waits on, for somebody who listens
+            time.sleep(0.1)  # keep it until there is a subscriber
 
 
 def publish(outbox: Outbox, host: str, port: int) -> None:
-    """Send all, over as many connections as it takes."""
+    """Send all messages, reconnecting as often as necessary."""
     while True:
         outbox.doubt()
         try:
@@ -107,7 +107,7 @@ def publish(outbox: Outbox, host: str, port: int) -> None:
 
 
 def main() -> None:
-    """Write digits to the file, and send them where a host is given."""
+    """Write digits to the file, and send them if a host is given."""
     outbox = Outbox("outbox.sqlite")
     for sample in load_mnist().samples(range(100)):
         outbox.add(sample.data)
