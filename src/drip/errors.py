@@ -203,7 +203,7 @@ class DripError(Exception):
     The message says what is wrong with which thing, then what to do.
 
     Args:
-        message: The sentence for people.
+        message: A sentence that says what is wrong and what to do.
         code: A key of :data:`CODES`; the type's own when not given.
     """
 

@@ -58,7 +58,7 @@ class Tally:
         n_discarded: Samples that the rule discarded.
         n_skipped: Samples that were dropped (``on_error="skip"``): they could not be decoded or scored, or
             the sink refused them.
-        n_quarantined: Samples that were set aside for the same reasons (``on_error="quarantine"``).
+        n_quarantined: Samples that went to quarantine for the same reasons (``on_error="quarantine"``).
         bytes_seen: Encoded bytes taken from the source.
         bytes_retained: Encoded bytes of the samples that the rule kept.
         seen_by_class: Decided samples per predicted class.
@@ -134,7 +134,7 @@ def run(
     ``on_progress`` and ``stop`` are served meanwhile; nothing is committed for it.
 
     A plain iterable of samples is read ahead by up to one batch; give it a method ``batches`` when
-    code after its ``yield`` acknowledges. After an exception build source and selector anew: they may
+    code after its ``yield`` acknowledges. After an exception build source and rule again: they may
     have advanced beyond what was committed.
 
     Args:
@@ -158,7 +158,7 @@ def run(
     Raises:
         InputError: an argument is outside its range, or a bad sample with ``on_error="raise"``.
         ModelError: a model that cannot be scored; or with ``on_error="raise"`` a sample with NaN logits.
-        PolicyError: the sink's saved state is none of the rule's.
+        PolicyError: the sink's saved state does not belong to the rule.
         StoreError: the sink cannot take a sample; what was committed before is safe.
     """
     _check_arguments(scorer, rule, sink, batch_size, on_error)
