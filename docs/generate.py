@@ -1,4 +1,4 @@
-"""Makes what follows from code and result files: the command line, the benchmarks, tables of reduction.md.
+"""Makes what follows from code and result files: the command line, the benchmarks, error codes.
 
 `python docs/generate.py` rewrites them; `--check` fails when one is out of date.
 """
@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import benchmark_tables
+import reduction_benchmarks
 import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from reduction_benchmarks import reduction_section
-from reduction_tables import reduction_page
 from typer.core import TyperGroup
 
 from drip import rules
@@ -76,9 +75,7 @@ def _commands(path: str, command: Any) -> list[tuple[str, Any]]:
 
 def benchmark_page() -> str:
     """Prose from the template, numbers from the raw timings."""
-    found = benchmark_tables.records("reduction")
-    reduction = "\n".join([*reduction_section(found), "", benchmark_tables.machine("reduction")])
-    return _template("benchmarks.md.j2", b=benchmark_tables, reduction=reduction)
+    return _template("benchmarks.md.j2", b=benchmark_tables, r=reduction_benchmarks)
 
 
 def troubleshooting_page() -> str:
@@ -120,7 +117,6 @@ def main() -> None:
         "reference/benchmarks.md": benchmark_page(),
         "how-to/troubleshooting.md": troubleshooting_page(),
         "how-to/choose-a-rule.md": choosing_page(),
-        "reduction.md": reduction_page((DOCS / "reduction.md").read_text()),
     }
     for name, text in pages.items():
         path = DOCS / name

@@ -46,6 +46,10 @@ CODES: Mapping[str, str] = MappingProxyType(
         "download-failed": (
             "A download did not finish. Check the network and run the command again; it continues."
         ),
+        "energy-sensor-missing": (
+            "The processor's energy counters cannot be read. Measure on another machine, or give watts for "
+            "an estimate."
+        ),
         "error": "Something failed that has no code of its own. The message says what to do.",
         "export-failed": (
             "The graph cannot be written, or ONNX Runtime does not run it. The message has its reason."

@@ -1,13 +1,26 @@
-"""Small tables for the tests of this folder."""
+"""Small tables and a check of errors for the tests of this folder."""
+
+from contextlib import contextmanager
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from drip.errors import InputError
+
+
+@contextmanager
+def fails(code="bad-argument", kind=InputError):
+    """Expect an error of this type with this code; gives pytest's record of it."""
+    with pytest.raises(kind) as caught:
+        yield caught
+    assert caught.value.code == code
 
 
 @st.composite
 def grids(draw, max_rows=24, max_columns=3, n_classes=3, largest=4):
-    """Whole numbers: distances are exact, ties and repeated rows common; at least two classes."""
+    """Whole numbers, so that distances are exact and ties and repeated rows common; at least two classes."""
     n = draw(st.integers(4, max_rows))
     d = draw(st.integers(1, max_columns))
     values = draw(hnp.arrays(np.float64, (n, d), elements=st.integers(-largest, largest).map(float)))
@@ -26,7 +39,7 @@ def blobs(n, d=4, n_classes=3, seed=0):
 
 
 def distance(a, b, metric):
-    """Between two rows, by the definition."""
+    """Distance between two rows, by the definition."""
     gap = [abs(float(x) - float(z)) for x, z in zip(a, b, strict=True)]
     return max(gap) if metric == "chebyshev" else sum(g * g for g in gap) ** 0.5
 

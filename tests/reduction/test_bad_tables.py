@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.cluster import KMeans
-from tables import blobs
+from tables import blobs, fails
 
-from drip.errors import DripError, InputError
 from drip.reduction import (
     ClusterCentroids,
     DistanceEntropy,
@@ -33,42 +32,42 @@ TABLE = blobs(40, n_classes=2)
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @readers
-def test_nan_and_infinity_are_refused(method, value):
+def test_nan_and_infinity_are_rejected(method, value):
     values, labels = TABLE[0].copy(), TABLE[1]
     values[3, 1] = value
-    with pytest.raises(InputError, match=r"X must be a table of finite numbers: .*(NaN|infinity)"):
+    with fails("table-invalid"):
         method().fit_resample(values, labels)
 
 
 @readers
-def test_numbers_whose_squares_overflow_are_refused(method):
-    with pytest.raises(InputError, match=r"X must lie within 1e\+150 of zero.*scale the features"):
+def test_numbers_whose_squares_overflow_are_rejected(method):
+    with fails("table-invalid"):
         method().fit_resample(TABLE[0] * 1e160, TABLE[1])
 
 
 @readers
-def test_numbers_whose_squares_vanish_are_refused(method):
-    with pytest.raises(InputError, match=r"X must hold numbers of 1e-150 or more.*scale the features"):
+def test_numbers_whose_squares_vanish_are_rejected(method):
+    with fails("table-invalid"):
         method().fit_resample(TABLE[0] * 1e-160, TABLE[1])
 
 
 @readers
-def test_dates_are_refused_and_no_array_fills_the_message(method):
+def test_dates_are_rejected_and_no_array_fills_the_message(method):
     dated = pd.DataFrame({"a": TABLE[0][:, 0], "day": pd.Timestamp("2020-01-01")})
     for table in (dated, dated.assign(day=pd.Timestamp("2020-01-01", tz="UTC")), TABLE[0][:, 0]):
-        with pytest.raises(InputError, match="X must be a table of finite numbers") as refused:
+        with fails("table-invalid") as caught:
             method().fit(table, TABLE[1])
-        assert "\n" not in str(refused.value)
+        assert "\n" not in str(caught.value)
 
 
 @readers
-def test_text_is_refused(method):
-    with pytest.raises(InputError, match="X must be a table of finite numbers"):
+def test_text_is_rejected(method):
+    with fails("table-invalid"):
         method().fit_resample([["a"], ["b"], ["c"], ["d"]], [0, 0, 1, 1])
 
 
 def test_random_rows_with_an_epsilon_need_numbers_too():
-    with pytest.raises(InputError, match="X must be a table of finite numbers"):
+    with fails("table-invalid"):
         StratifiedRandom(epsilon=0.1).fit([[np.nan]] * 4, [0, 0, 1, 1])
 
 
@@ -107,63 +106,66 @@ def test_constant_columns_and_a_constant_table_are_reduced(method):
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.5, np.nan, np.inf, "0.1", True])
 @each_method
-def test_fraction_outside_zero_and_one_is_refused(method, fraction):
-    with pytest.raises(InputError, match=r"fraction must be a number in \(0, 1\], got"):
+def test_fraction_outside_zero_and_one_is_rejected(method, fraction):
+    with fails() as caught:
         method(fraction).fit(*TABLE)
+    assert str(caught.value) == f"fraction must be a number in (0, 1], not {fraction!r}"
 
 
 @pytest.mark.parametrize(
-    ("params", "message"),
+    "params",
     [
-        ({"fraction": 0.1, "n_samples": 3}, "one of fraction, n_samples and epsilon may be given"),
-        ({"n_samples": 0}, r"n_samples must be a whole number in \[1, 40\], got 0"),
-        ({"n_samples": 41}, r"n_samples must be a whole number in \[1, 40\], got 41"),
-        ({"n_samples": 2.0}, "n_samples must be a whole number"),
-        ({"n_samples": {0: 3}}, r"n_samples must name every class of \[0, 1\], got \[0\]"),
-        ({"epsilon": -1}, r"epsilon must be a number in \[0, inf\), got -1"),
-        ({"epsilon": 0.1, "stratify": "global"}, "stratify='global' cuts all classes at once"),
-        ({"n_samples": {0: 1, 1: 1}, "stratify": "global"}, "stratify='global' cuts all classes at once"),
-        ({"stratify": None}, "stratify must be one of proportional, balanced, global, got None"),
-        ({"min_per_class": 0}, "min_per_class must be a whole number of at least 1, got 0"),
-        ({"n_jobs": 0}, "n_jobs must be None or a whole number but 0 .*, got 0"),
-        ({"n_jobs": 1.5}, "n_jobs must be None or a whole number but 0 .*, got 1.5"),
-        ({"random_state": "x"}, "random_state must be None, a whole number or a RandomState, got 'x'"),
-        ({"progress": 1}, "progress must be callable with done and total, got 1"),
-        ({"epsilon": False}, r"epsilon must be a number in \[0, inf\), got False"),
-        ({"metric": "cosine"}, "metric must be one of euclidean, chebyshev, got 'cosine'"),
+        {"fraction": 0.1, "n_samples": 3},
+        {"n_samples": 0},
+        {"n_samples": 41},
+        {"n_samples": 2.0},
+        {"n_samples": {0: 3}},
+        {"epsilon": -1},
+        {"epsilon": 0.1, "stratify": "global"},
+        {"n_samples": {0: 1, 1: 1}, "stratify": "global"},
+        {"stratify": None},
+        {"min_per_class": 0},
+        {"n_jobs": 0},
+        {"n_jobs": 1.5},
+        {"random_state": "x"},
+        {"progress": 1},
+        {"epsilon": False},
+        {"metric": "cosine"},
     ],
 )
 @each_method
-def test_wrong_parameters_are_refused(method, params, message):
-    with pytest.raises(InputError, match=message):
+def test_wrong_parameters_are_rejected_by_name(method, params):
+    with fails() as caught:
         method(**params).fit(*TABLE)
+    assert next(iter(params)) in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "params", "message"),
+    ("name", "params"),
     [
-        ("PRD", {"sigma": 1e-200}, r"sigma must be a number in \[1e-150, 1e\+150\], got 1e-200"),
-        ("PRD", {"sigma": 1e200}, r"sigma must be a number in \[1e-150, 1e\+150\], got 1e\+200"),
-        ("DES", {"temperature": 5e-324}, r"temperature must be a number in \[1e-150, 1e\+150\], got 5e-324"),
-        ("PRD", {"kernel": "cubic"}, "kernel must be gaussian or linear, got 'cubic'"),
-        ("PRD", {"sigma": 0}, r"sigma must be a number in \[1e-150, 1e\+150\], got 0"),
-        ("PRD", {"tolerance": 2}, r"tolerance must be a number in \(0, 1\], got 2"),
-        ("CLC", {"voting": "auto"}, "voting must be soft or hard, got 'auto'"),
-        ("CLC", {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
-        ("DES", {"temperature": 0}, r"temperature must be a number in \[1e-150, 1e\+150\], got 0"),
-        ("DES", {"base_fraction": 0.5, "fraction": 0.1}, "base_fraction must be at most the share"),
-        ("PHL", {"radius": -1}, r"radius must be a number in \(0, inf\), got -1"),
-        ("PHL", {"dimension": 1.5}, "dimension must be a whole number of at least 0, got 1.5"),
-        ("PHL", {"mode": "all"}, "mode must be restricted or multi, got 'all'"),
-        ("PHL", {"landmarks": "best"}, "landmarks must be representative or vital, got 'best'"),
-        ("RKMEANS", {"n_clusters": 41}, "n_clusters must be at most 40, the rows of X, got 41"),
-        ("FES", {"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
-        ("FES", {"estimator": KMeans()}, "estimator must have partial_fit, got KMeans"),
+        ("PRD", {"sigma": 1e-200}),
+        ("PRD", {"sigma": 1e200}),
+        ("DES", {"temperature": 5e-324}),
+        ("PRD", {"kernel": "cubic"}),
+        ("PRD", {"sigma": 0}),
+        ("PRD", {"tolerance": 2}),
+        ("CLC", {"voting": "auto"}),
+        ("CLC", {"batch_size": 0}),
+        ("DES", {"temperature": 0}),
+        ("DES", {"base_fraction": 0.5, "fraction": 0.1}),
+        ("PHL", {"radius": -1}),
+        ("PHL", {"dimension": 1.5}),
+        ("PHL", {"mode": "all"}),
+        ("PHL", {"landmarks": "best"}),
+        ("RKMEANS", {"n_clusters": 41}),
+        ("FES", {"epochs": 0}),
+        ("FES", {"estimator": KMeans()}),
     ],
 )
-def test_wrong_parameters_of_a_method_are_refused(name, params, message):
-    with pytest.raises(InputError, match=message):
+def test_wrong_parameters_of_a_method_are_rejected_by_name(name, params):
+    with fails() as caught:
         create(name, **params).fit(*TABLE)
+    assert next(iter(params)) in str(caught.value)
 
 
 @pytest.mark.parametrize("scale", [1e-140, 1e100, 1e149])
@@ -191,29 +193,29 @@ def test_class_smaller_than_its_minimum_is_kept_whole(method):
 
 
 @pytest.mark.parametrize(
-    ("labels", "message"),
+    "labels",
     [
-        ([0] * 40, "y must have more than 1 class, got 1 class 0"),
-        ([0, 1] * 5, "y must have 40 labels, one for every row of X, got 10"),
-        (np.linspace(0, 1, 40), "y must be class labels of one kind: Unknown label type"),
-        (["a", None] * 20, "y must have a label in every row, got None or NaN"),
-        (np.array([0.0, np.nan] * 20), "y must have a label in every row, got None or NaN"),
-        (pd.Series([1, pd.NA] * 20, dtype="Int64"), "y must have a label in every row, got None or NaN"),
-        (np.array([0.0, np.nan] * 20, dtype=object), "y must have a label in every row, got None or NaN"),
-        (np.array([1, "a"] * 20, dtype=object), "y must be class labels of one kind"),
-        (np.eye(40) + np.eye(40)[::-1], "y must be class labels of one kind: .*[Mm]ultilabel"),
+        [0] * 40,
+        [0, 1] * 5,
+        np.linspace(0, 1, 40),
+        ["a", None] * 20,
+        np.array([0.0, np.nan] * 20),
+        pd.Series([1, pd.NA] * 20, dtype="Int64"),
+        np.array([0.0, np.nan] * 20, dtype=object),
+        np.array([1, "a"] * 20, dtype=object),
+        np.eye(40) + np.eye(40)[::-1],
     ],
 )
 @each_method
-def test_wrong_labels_are_refused(method, labels, message):
-    with pytest.raises(InputError, match=message):
+def test_wrong_labels_are_rejected(method, labels):
+    with fails("labels-invalid"):
         method().fit(TABLE[0], labels)
 
 
 @each_method
-def test_an_empty_table_and_a_single_row_are_refused(method):
+def test_an_empty_table_and_a_single_row_are_rejected(method):
     for table in (np.empty((0, 3)), np.ones((1, 3))):
-        with pytest.raises(DripError):
+        with fails("table-invalid"):
             method().fit(table)
 
 
@@ -231,23 +233,23 @@ def test_distances_that_make_exponentials_overflow_still_have_an_entropy():
     assert not np.isnan(sampler.scores_).any()
 
 
-def test_forgetting_events_without_labels_or_with_wrong_events_are_refused():
-    with pytest.raises(InputError, match="events, or y with more than 1 class"):
+def test_forgetting_events_without_labels_or_with_wrong_events_are_rejected():
+    with fails("labels-invalid"):
         ForgettingEvents().fit(TABLE[0])
     for wrong in (np.zeros(39), np.full(40, np.nan), ["often"] * 40):
-        with pytest.raises(InputError, match="events must be 40 finite numbers"):
+        with fails():
             ForgettingEvents().fit(*TABLE, events=wrong)
 
 
-def test_tracker_refuses_rows_that_do_not_fit():
+def test_tracker_rejects_rows_that_do_not_fit():
     for n_rows in (0, 2.5, "3"):
-        with pytest.raises(InputError, match="n_rows must be a whole number of at least 1, got"):
+        with fails():
             ForgettingTracker(n_rows)
     tracker = ForgettingTracker(3)
     for rows in ([3], [-1], [1, 1], [0.5], ["a"]):
-        with pytest.raises(InputError, match=r"rows must be distinct numbers in \[0, 3\)"):
+        with fails():
             tracker.update(rows, [True] * len(rows))
-    with pytest.raises(InputError, match="rows and correct must be as long"):
+    with fails():
         tracker.update([0, 1], [True])
     tracker.update([], [])
     assert tracker.counts().tolist() == [0, 0, 0]

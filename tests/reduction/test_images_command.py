@@ -1,4 +1,4 @@
-"""`drip reduce` on folders of images: class folders, YOLO, COCO; pairs by stem, nothing lost in silence."""
+"""`drip reduce images`: class folders, YOLO and COCO; pairs by name, and every omission is reported."""
 
 import json
 import os
@@ -8,7 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-NETWORK = ("--model", "drip.models:SmallCNN", "--shape", "1,28,28", "--mean", "0", "--std", "1")
+from drip.media import MEDIA_TYPES
+from drip.reduction.images import IMAGE_SUFFIXES
+
+NETWORK = ("--model", "drip.models:SmallCNN", "--input-spec", "1x28x28 mean=0 std=1")
 
 
 def draw(path, number):
@@ -49,8 +52,8 @@ def tree(folder):
 
 def test_class_folders_are_reduced_by_class_and_copied_as_they_are(class_folders, drip, tmp_path):
     out, copy = tmp_path / "kept.txt", tmp_path / "fewer"
-    options = ["--fraction", "0.25", "--out", out, "--copy-to", copy, "--report", tmp_path / "r.html"]
-    result = drip("reduce", class_folders, *NETWORK, *options)
+    options = ["--keep", "0.25", "--out", out, "--copy-to", copy, "--report", tmp_path / "r.html"]
+    result = drip("reduce", "images", class_folders, *NETWORK, *options)
     assert result.code == 0, result.err
     kept = lines_of(out)
     assert [sum(name.startswith(kind) for name in kept) for kind in ("ant", "bee", "cow")] == [2, 2, 2]
@@ -66,7 +69,7 @@ def test_class_folders_are_reduced_by_class_and_copied_as_they_are(class_folders
 def test_yolo_pairs_go_together_into_a_yolo_tree(below, yolo, drip, tmp_path):
     out, copy = tmp_path / "kept.txt", tmp_path / "fewer"
     options = ["--n-samples", "8", "--min-images", "1", "--out", out, "--copy-to", copy, "--json"]
-    found = json.loads(drip("reduce", yolo / below, *NETWORK, *options).out)
+    found = json.loads(drip("reduce", "images", yolo / below, *NETWORK, *options).out)
     names = {part["name"]: part["n"] for part in found["classes"]}
     assert names == {
         "person, one": 3, "dog, one": 3, "bike, one": 3, "person, several": 3, "dog, several": 3,
@@ -88,7 +91,7 @@ def test_yolo_pairs_go_together_into_a_yolo_tree(below, yolo, drip, tmp_path):
 
 def test_a_part_of_a_yolo_set_is_not_blamed_for_the_labels_of_the_others(yolo, drip, tmp_path):
     options = ["--n-samples", "5", "--out", tmp_path / "kept.txt", "--json"]
-    found = json.loads(drip("reduce", yolo / "images" / "day", *NETWORK, *options).out)
+    found = json.loads(drip("reduce", "images", yolo / "images" / "day", *NETWORK, *options).out)
     assert found["overall"]["n"] == 10
     assert [problem[:6] for problem in found["problems"]] == ["19.jpg"]
 
@@ -97,11 +100,11 @@ def test_what_does_not_pair_or_cannot_be_read_is_named_and_left_where_it_is(yolo
     (yolo / "images" / "day" / "01.jpg").write_bytes(b"\xff\xd8 no picture")
     (yolo / "labels" / "day" / "99.txt").write_text("0 0.5 0.5 0.1 0.1\n")
     out, copy = tmp_path / "kept.txt", tmp_path / "fewer"
-    result = drip("reduce", yolo, *NETWORK, "--fraction", "1", "--out", out, "--copy-to", copy)
+    result = drip("reduce", "images", yolo, *NETWORK, "--keep", "1", "--out", out, "--copy-to", copy)
     assert result.code == 0, result.err
     printed = "".join(result.out.split())  # lines break anywhere in a path
     assert "images/day/01.jpg:cannotberead" in printed
-    assert "99.txt:noimageofthisstem" in printed
+    assert "99.txt:noimageofthisname" in printed
     assert len(lines_of(out)) == 19
     assert "images/day/01.jpg" not in tree(copy)
     assert (yolo / "images" / "day" / "01.jpg").exists()
@@ -130,8 +133,8 @@ def test_coco_boxes_become_a_yolo_tree_with_the_shares_of_the_image(drip, tmp_pa
     notes.write_text(json.dumps(content))
     draw(tmp_path / "set" / "extra.png", 50)
     out, copy = tmp_path / "kept.txt", tmp_path / "fewer"
-    options = ["--annotations", notes, "--fraction", "1", "--min-images", "1", "--copy-to", copy, "--json"]
-    found = json.loads(drip("reduce", tmp_path / "set", *NETWORK, *options, "--out", out).out)
+    options = ["--annotations", notes, "--keep", "1", "--min-images", "1", "--copy-to", copy, "--json"]
+    found = json.loads(drip("reduce", "images", tmp_path / "set", *NETWORK, *options, "--out", out).out)
     sizes = {part["name"]: part["n"] for part in found["classes"]}
     assert sizes == {"ant + guide dog, several": 1, "guide dog, one": 3, "ant, one": 4, "no boxes": 1}
     assert (copy / "classes.txt").read_text() == "ant\nguide dog\n"
@@ -141,7 +144,7 @@ def test_coco_boxes_become_a_yolo_tree_with_the_shares_of_the_image(drip, tmp_pa
     assert not (copy / "labels" / "extra.txt").exists()
     words = " ".join(found["problems"])
     for problem in (
-        "1 of the annotations: of an image that is not listed",
+        "1 annotations belong to images that instances.json does not list",
         "gone.png: listed",
         "2.png: a box without area",
         "extra.png: not listed",
@@ -152,7 +155,7 @@ def test_coco_boxes_become_a_yolo_tree_with_the_shares_of_the_image(drip, tmp_pa
 @pytest.mark.parametrize("method", ["srs", "protodash", "rkmeans", "clc", "nrmd"])
 def test_other_methods_reduce_images(method, yolo, drip, tmp_path):
     options = ["--method", method, "--n-samples", "6", "--out", tmp_path / "kept.txt", "--no-check"]
-    result = drip("reduce", yolo, *NETWORK, *options)
+    result = drip("reduce", "images", yolo, *NETWORK, *options)
     assert result.code == 0, result.err
     assert len(lines_of(tmp_path / "kept.txt")) >= 6
 
@@ -162,11 +165,13 @@ def test_cover_adds_the_fewest_images_that_bring_lost_classes_back(yolo, drip, t
     (yolo / "labels" / "day" / "05.txt").write_text("8 0.5 0.5 0.1 0.1\n9 0.5 0.5 0.1 0.1\n")
     options = ["--method", "srs", "--n-samples", "2", "--min-images", "100", "--json"]
     torch.manual_seed(0)  # the network draws its weights
-    plain = json.loads(drip("reduce", yolo, *NETWORK, *options, "--out", tmp_path / "plain.txt").out)
+    plain = json.loads(
+        drip("reduce", "images", yolo, *NETWORK, *options, "--out", tmp_path / "plain.txt").out
+    )
     assert plain["coverage"]["lost"]
     torch.manual_seed(0)
     found = json.loads(
-        drip("reduce", yolo, *NETWORK, *options, "--cover", "--out", tmp_path / "kept.txt").out
+        drip("reduce", "images", yolo, *NETWORK, *options, "--cover", "--out", tmp_path / "kept.txt").out
     )
     assert found["coverage"]["lost"] == []
     assert found["coverage"]["n_kept"] == found["coverage"]["n_classes"] == 6
@@ -175,13 +180,13 @@ def test_cover_adds_the_fewest_images_that_bring_lost_classes_back(yolo, drip, t
     assert {"images/day/03.jpg", "images/day/05.jpg"} <= set(found["kept"])
     assert len(added) <= 5
     assert found["overall"]["n_kept"] == len(found["kept"])
-    assert f"{len(added)} images are kept besides" in found["notes"][0]
+    assert f"{len(added)} images were added" in found["notes"][0]
     assert found["overall"]["epsilon_euclidean"] <= plain["overall"]["epsilon_euclidean"]
 
 
 def test_images_without_labels_are_one_class(class_folders, drip, tmp_path):
     options = ["--n-samples", "3", "--out", tmp_path / "kept.txt", "--json"]
-    found = json.loads(drip("reduce", class_folders / "ant", *NETWORK, *options).out)
+    found = json.loads(drip("reduce", "images", class_folders / "ant", *NETWORK, *options).out)
     assert found["overall"]["n_kept"] == 3
     assert found["coverage"] is None
 
@@ -222,25 +227,24 @@ def no_readable(folder):
 
 
 BAD = {
-    "a label line that ends early": (break_label, "got '0 0.5 0.5' in line 1"),
-    "a class that is no number": (break_class, "a class number"),
-    "two images of one stem": (same_stem, "one image for each label"),
-    "labels that are named otherwise": (other_stems, "labels of the stems"),
-    "a name of two lines": (line_break, "names of one line in UTF-8"),
-    "a name of other bytes": (other_bytes, "names of one line in UTF-8"),
-    "no image": (no_image, "got none below"),
-    "no image that can be read": (no_readable, "two images that can be read"),
+    "a short label line": break_label,
+    "a class that is not a number": break_class,
+    "two images with one label": same_stem,
+    "labels with other names": other_stems,
+    "a name with a line break": line_break,
+    "a name that is not UTF-8": other_bytes,
+    "no image": no_image,
+    "no image that can be decoded": no_readable,
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_set_is_refused_in_one_line_and_nothing_is_written(case, yolo, drip, tmp_path):
-    spoil, words = BAD[case]
-    spoil(yolo)
+def test_a_bad_set_is_rejected_in_one_line_and_nothing_is_written(case, yolo, drip, tmp_path):
+    BAD[case](yolo)
     options = ["--out", tmp_path / "kept.txt", "--copy-to", tmp_path / "fewer"]
-    result = drip("reduce", yolo, *NETWORK, *options)
+    result = drip("reduce", "images", yolo, *NETWORK, *options)
     assert result.code == 1
-    assert words in " ".join(result.err.split())
+    assert "[images-invalid]" in result.err
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
@@ -262,55 +266,63 @@ IMAGE = {"id": 1, "file_name": "a.png", "width": 1, "height": 1}
     ],
     ids=range(9),
 )
-def test_a_file_that_is_no_coco_is_refused(content, class_folders, drip, tmp_path):
+def test_a_file_that_is_no_coco_is_rejected(content, class_folders, drip, tmp_path):
     (tmp_path / "notes.json").write_text(content)
     options = ["--annotations", tmp_path / "notes.json", "--out", tmp_path / "kept.txt"]
-    result = drip("reduce", class_folders, *NETWORK, *options)
-    assert (result.code, "COCO instances are needed" in result.err) == (1, True)
+    result = drip("reduce", "images", class_folders, *NETWORK, *options)
+    assert (result.code, "[images-invalid]" in result.err) == (1, True)
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "code"),
     [
-        (["--method", "best"], "method must be one of"),
-        (["--fraction", "1.5"], "fraction must be"),
-        (["--n-samples", "21"], "n_samples must be a whole number in [1, 20], got 21"),
-        (["--watts", "0"], "watts must be"),
+        (["--method", "best"], "method-unknown"),
+        (["--keep", "1.5"], "bad-argument"),
+        (["--n-samples", "21"], "bad-argument"),
+        (["--watts", "0"], "bad-argument"),
     ],
 )
-def test_wrong_options_stop_before_the_features(options, words, yolo, drip, tmp_path):
-    result = drip("reduce", yolo, *NETWORK, "--out", tmp_path / "kept.txt", *options)
+def test_wrong_options_stop_before_the_features(options, code, yolo, drip, tmp_path):
+    result = drip("reduce", "images", yolo, *NETWORK, "--out", tmp_path / "kept.txt", *options)
     assert result.code == 1
-    assert words in " ".join(result.err.split())
+    assert f"[{code}]" in result.err
     assert "reading images" not in result.err
 
 
 def test_labels_of_editors_that_mark_utf_8_are_read(yolo, drip, tmp_path):
     label = yolo / "labels" / "day" / "01.txt"
     label.write_text(label.read_text(), encoding="utf-8-sig")
-    result = drip("reduce", yolo, *NETWORK, "--out", tmp_path / "kept.txt", "--fraction", "1")
+    result = drip("reduce", "images", yolo, *NETWORK, "--out", tmp_path / "kept.txt", "--keep", "1")
     assert result.code == 0, result.err
 
 
-def test_options_and_places_that_do_not_fit_are_refused(class_folders, drip, tmp_path):
+def test_options_and_places_that_do_not_fit_are_rejected(class_folders, drip, tmp_path):
     out = tmp_path / "kept.txt"
-    assert drip("reduce", class_folders, *NETWORK, "--label", "kind", "--out", out).code == 2
-    (tmp_path / "t.csv").write_text("a,b\n1,2\n3,4\n")
-    assert (
-        drip("reduce", tmp_path / "t.csv", "--copy-to", tmp_path / "fewer", "--out", tmp_path / "k.csv").code
-        == 2
-    )
-    assert "weights of the default network" in drip("reduce", class_folders, "--out", out).err
+
+    def error(*options):
+        result = drip("reduce", "images", class_folders, *options, "--out", out)
+        assert result.code in (1, 2)
+        return result.err
+
+    assert drip("reduce", "images", class_folders, *NETWORK, "--label", "kind", "--out", out).code == 2
+    assert "[model-not-loadable]" in error("--model", "drip.models:Nothing")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
-    refused = drip("reduce", class_folders, *NETWORK, "--out", out, "--copy-to", tmp_path / "full")
-    assert (refused.code, "new or empty folder" in refused.err) == (1, True)
+    assert "[path-exists]" in error(*NETWORK, "--copy-to", tmp_path / "full")
     for option in (["--cover"], ["--min-images", "2"]):
-        refused = drip("reduce", class_folders, *NETWORK, "--out", out, *option)
-        assert (refused.code, "boxes are needed" in refused.err) == (1, True)
+        assert "[images-invalid]" in error(*NETWORK, *option)
     out.write_text("mine")
-    assert "exists" in drip("reduce", class_folders, *NETWORK, "--out", out).err
+    assert "[path-exists]" in error(*NETWORK)
     draw(class_folders / "loose.png", 1)
-    refused = drip("reduce", class_folders, *NETWORK, "--out", out, "--overwrite")
-    assert (refused.code, "beside them, such as loose.png" in " ".join(refused.err.split())) == (1, True)
+    assert "[images-invalid]" in error(*NETWORK, "--overwrite")
     assert out.read_text() == "mine"
+
+
+def test_a_missing_folder_does_not_exist(drip, tmp_path):
+    result = drip("reduce", "images", tmp_path / "no", *NETWORK, "--out", tmp_path / "kept.txt")
+    assert (result.code, "does not exist" in result.err) == (1, True)
+
+
+def test_the_wing_reads_the_images_that_the_network_can_decode():
+    kinds = {suffix for suffix, kind in MEDIA_TYPES.items() if kind.startswith("image/")}
+    assert set(IMAGE_SUFFIXES) == kinds

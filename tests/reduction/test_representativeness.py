@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
-from tables import blobs, distance, grids
+from tables import blobs, distance, fails, grids
 
-from drip.errors import InputError
 from drip.reduction import epsilon_representativeness, perceptron_certificate
 from drip.reduction.neighbours import nearest, radius
 
@@ -105,23 +104,23 @@ def test_without_labels_all_rows_are_one_class():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code"),
     [
-        ({}, "got neither"),
-        ({"X_reduced": [[0.0]], "indices": [0]}, "got both"),
-        ({"indices": [5]}, r"rows of X in \[0, 3\), got 5 to 5"),
-        ({"indices": []}, "at least one"),
-        ({"indices": [0.5]}, "row numbers"),
-        ({"X_reduced": [[0.0, 1.0]], "y_reduced": [0]}, "must have 1 columns"),
-        ({"X_reduced": [[0.0]], "y_reduced": [7]}, r"labels of y, \[0, 1\], got \[7\]"),
-        ({"X_reduced": [[np.nan]], "y_reduced": [0]}, "X_reduced must be .* with NaN or infinity"),
-        ({"indices": [0], "quantiles": [1.2]}, r"every quantile must be a number in \[0, 1\], got 1.2"),
-        ({"indices": [0], "n_jobs": 0}, "n_jobs must be None or a whole number but 0"),
-        ({"indices": [0], "metric": "cosine"}, "metric must be one of euclidean, chebyshev, got 'cosine'"),
+        ({}, "bad-argument"),
+        ({"X_reduced": [[0.0]], "indices": [0]}, "bad-argument"),
+        ({"indices": [5]}, "bad-argument"),
+        ({"indices": []}, "bad-argument"),
+        ({"indices": [0.5]}, "bad-argument"),
+        ({"X_reduced": [[0.0, 1.0]], "y_reduced": [0]}, "table-invalid"),
+        ({"X_reduced": [[0.0]], "y_reduced": [7]}, "labels-invalid"),
+        ({"X_reduced": [[np.nan]], "y_reduced": [0]}, "table-invalid"),
+        ({"indices": [0], "quantiles": [1.2]}, "bad-argument"),
+        ({"indices": [0], "n_jobs": 0}, "bad-argument"),
+        ({"indices": [0], "metric": "cosine"}, "bad-argument"),
     ],
 )
-def test_what_does_not_fit_is_refused(arguments, message):
-    with pytest.raises(InputError, match=message):
+def test_arguments_that_do_not_fit_are_rejected(arguments, code):
+    with fails(code):
         epsilon_representativeness([[0.0], [1.0], [2.0]], [0, 0, 1], **arguments)
 
 
@@ -180,13 +179,13 @@ def test_lost_class_is_not_certified():
     assert (found.lower, found.upper) == (0.0, 1.0)
 
 
-def test_planes_and_tables_that_are_no_numbers_are_refused():
+def test_planes_and_tables_that_are_no_numbers_are_rejected():
     values, labels = blobs(30, n_classes=2)
     plane = np.ones((1, 4))
     for wrong in ([["a"] * 4], [[1.0], [1.0, 2.0]], np.full((1, 4), np.nan)):
-        with pytest.raises(InputError, match="coefficients and intercepts must be finite numbers"):
+        with fails():
             perceptron_certificate(values, labels, [0, 1], wrong, [0.0])
-    with pytest.raises(InputError, match="X must be a table of finite numbers"):
+    with fails("table-invalid"):
         perceptron_certificate([["a"]] * 30, labels, [0, 1], plane, [0.0])
 
 
@@ -200,9 +199,9 @@ def test_certificate_of_a_sparse_table_is_that_of_the_dense_one():
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("d", [3, 30])
 @pytest.mark.parametrize("scale", [1e200, 1e-200])
-def test_numbers_whose_squares_overflow_or_vanish_are_refused(scale, d, metric):
+def test_numbers_whose_squares_overflow_or_vanish_are_rejected(scale, d, metric):
     values, labels = blobs(30, d=d)
-    with pytest.raises(InputError, match="scale the features"):
+    with fails("table-invalid"):
         epsilon_representativeness(values * scale, labels, indices=[0, 1, 2], metric=metric)
 
 
@@ -216,6 +215,6 @@ def test_distances_grow_with_the_table(power, d, metric):
     np.testing.assert_allclose(found.distances / 2.0**power, plain, rtol=1e-12)
 
 
-def test_planes_of_another_shape_are_refused():
-    with pytest.raises(InputError, match=r"shape \(3, 4\) and as many intercepts are needed for 3 classes"):
+def test_planes_of_another_shape_are_rejected():
+    with fails():
         perceptron_certificate(*blobs(30), [0, 1, 2], np.zeros((2, 4)), np.zeros(2))

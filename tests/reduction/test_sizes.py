@@ -4,11 +4,10 @@ import math
 from fractions import Fraction
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import fails
 
-from drip.errors import InputError
 from drip.reduction.base import class_sizes, kept_total, sizes_from_mapping
 
 counts_and_total = st.lists(st.integers(1, 60), min_size=1, max_size=8).flatmap(
@@ -65,8 +64,8 @@ def test_mapping_must_name_every_class_with_a_number_that_it_has():
     counts = np.array([3, 4])
     assert sizes_from_mapping({"b": 4, "a": 1}, ["a", "b"], counts).tolist() == [1, 4]
     for wrong in ({"a": 1}, {"a": 1, "b": 1, "c": 1}):
-        with pytest.raises(InputError, match="must name every class"):
+        with fails():
             sizes_from_mapping(wrong, ["a", "b"], counts)
     for number in (0, 5, 1.5, True, "2"):
-        with pytest.raises(InputError, match=r"n_samples of class 'b' must be a whole number in \[1, 4\]"):
+        with fails():
             sizes_from_mapping({"a": 1, "b": number}, ["a", "b"], counts)

@@ -29,7 +29,7 @@ app.command("run")(run.run)
 app.command("replay")(replay.replay)
 app.add_typer(store.app, name="store")
 app.add_typer(model.app, name="model")
-app.command("reduce")(reduce.reduce)
+app.add_typer(reduce.app, name="reduce")
 
 
 def _version(value: bool) -> None:  # noqa: FBT001  # the callback's signature is typer's

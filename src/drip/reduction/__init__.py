@@ -1,19 +1,17 @@
-"""Fewer rows of a table that stand for all: reducers in the interface of scikit-learn and imbalanced-learn.
+"""Representative subsets of tables: reducers with the interface of scikit-learn and imbalanced-learn.
 
-One method a file, discovered: `create("maxmin", fraction=0.1)`. Nothing here knows a model, a file or torch.
+One method per file: `create("maxmin", fraction=0.1)`. Of the rest of drip this wing only uses types, files
+and errors, so that it can be read and tested alone. No torch, except in `torch_forgetting`.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from functools import cache
 from typing import Any
 
 from drip.errors import InputError, missing_extra
 
 try:
-    import imblearn  # noqa: F401  # only to say early how to install it
+    import imblearn  # noqa: F401  # first, to name the command that installs it
 except ImportError as error:
     raise missing_extra("drip.reduction", "imbalanced-learn", "reduction") from error
 
@@ -62,20 +60,13 @@ __all__ = [
 
 
 def available() -> dict[str, type[BaseReducer]]:
-    """Every method by name: those of this package and any defined since.
+    """Every method by name: the ones of this package and every named subclass defined elsewhere.
 
     >>> sorted(available())[:2]
     ['cluster-centroids', 'distance-entropy']
     """
-    _load_all()
-    root: Any = BaseReducer  # abstract: only its named descendants are methods
+    root: Any = BaseReducer  # abstract, and mypy accepts no abstract class as an argument
     return {method.name: method for method in _concrete(root)}
-
-
-@cache
-def _load_all() -> None:
-    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
-        importlib.import_module(module.name)
 
 
 def _concrete(base: type[BaseReducer]) -> list[type[BaseReducer]]:
@@ -84,10 +75,10 @@ def _concrete(base: type[BaseReducer]) -> list[type[BaseReducer]]:
 
 
 def create(name: str, **params: Any) -> BaseReducer:
-    """A reducer by name, or by the abbreviation of the literature: ``maxmin`` or ``MMS``.
+    """A reducer by name, or by its abbreviation in the literature: ``maxmin`` or ``MMS``.
 
     Raises:
-        InputError: no such method, or parameters that it does not take.
+        InputError: the method does not exist, or does not have these parameters.
 
     >>> create("SRS", fraction=0.5).name
     'stratified-random'
@@ -97,8 +88,12 @@ def create(name: str, **params: Any) -> BaseReducer:
     key = str(name).lower()
     found = methods.get(key) or short.get(key)
     if found is None:
-        raise InputError(f"method must be one of {', '.join(sorted(methods))}, got {name!r}")
+        raise InputError(
+            f"there is no method {name!r}; choose one of {', '.join(sorted(methods))}", code="method-unknown"
+        )
     try:
         return found(**params)
     except TypeError as error:
-        raise InputError(f"method {found.name!r} does not take these parameters: {error}") from error
+        raise InputError(
+            f"method {found.name!r} does not accept these parameters: {error}", code="method-unknown"
+        ) from error

@@ -1,4 +1,7 @@
-"""How many rows every class keeps: the house rule. Counts in, counts out."""
+"""What every method shares: parameters, the number of rows each class keeps, orders and cuts of them.
+
+Sizes are computed with fractions, not floats: ``fraction=0.29`` of 100 rows is 29 rows on every machine.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from drip.errors import InputError
-from drip.reduction.containers import (
+from drip.reduction.inputs import (
     Classes,
     check_magnitude,
     check_number,
@@ -33,18 +36,26 @@ from drip.types import FloatArray, IntArray
 
 Stratify = Literal["proportional", "balanced", "global"]
 
+Progress = Callable[[int, int], None]
+"""Called with the rows or picks done so far and their total."""
+
 DEFAULT_FRACTION = 0.1
-"""Kept where neither a fraction, a number nor an epsilon is given."""
+"""Kept when neither a fraction, a number of rows nor an epsilon is given."""
+
+_STRATIFY = ("proportional", "balanced", "global")
+
+Part = TypeVar("Part")
 
 
 def kept_total(n: int, fraction: float) -> int:
-    r"""Rows that a fraction means: :math:`\lfloor pn + 1/2 \rfloor`, at least 1.
+    r"""Number of rows in a fraction: :math:`\lfloor pn + 1/2 \rfloor`, at least 1.
 
-    ``fraction`` is read as the decimal number that prints, so that halves round up as on paper.
+    ``fraction`` is read as the decimal number that it prints as, so that halves round up as on paper:
+    0.29 as a float is slightly less than 29/100.
 
     Args:
         n: Number of rows, at least 1.
-        fraction: Share to keep p, in (0, 1].
+        fraction: Part to keep p, in (0, 1].
 
     >>> kept_total(10, 0.25), kept_total(100, 0.29), kept_total(3, 0.01)
     (3, 29, 1)
@@ -53,10 +64,10 @@ def kept_total(n: int, fraction: float) -> int:
 
 
 def largest_remainder(shares: list[Fraction], total: int, first: NDArray[Any]) -> IntArray:
-    """Whole numbers that sum to ``total`` and lie within one of the shares, which sum to it too.
+    """Whole numbers that sum to ``total``, each less than one away from its share (shares sum to ``total``).
 
-    Every share is rounded down; what is missing goes to the largest remainders, on ties to the larger
-    entry of ``first``, then to the earlier one.
+    Every share is rounded down; the remaining units go to the largest remainders. Ties go to the larger
+    entry of ``first``, then to the earlier share.
 
     >>> largest_remainder([Fraction(5, 2), Fraction(1, 2), Fraction(1)], 4, np.array([1, 9, 0])).tolist()
     [2, 1, 1]
@@ -69,18 +80,17 @@ def largest_remainder(shares: list[Fraction], total: int, first: NDArray[Any]) -
 
 
 def class_sizes(counts: IntArray, total: int, stratify: Stratify, min_per_class: int = 1) -> IntArray:
-    """Rows that every class keeps, shape (n_classes,).
+    """Number of rows that every class keeps, shape (n_classes,).
 
-    ``proportional``: the largest-remainder share of ``total`` by class size. ``balanced``: equal shares;
-    a class that is smaller than its share is kept whole and the others share what it leaves. Then every
-    class is raised to ``min_per_class`` rows, or to all that it has: the sum may exceed ``total`` by what
-    small classes needed.
+    ``proportional``: ``total`` is divided by class size (largest remainders). ``balanced``: it is divided
+    equally; a class smaller than its share is kept whole and the others divide the rest. Then every class
+    is raised to ``min_per_class`` rows, or to all its rows, so that the sum may exceed ``total``.
 
     Args:
         counts: Rows of every class, each at least 1, shape (n_classes,).
         total: Rows to keep, in [1, sum(counts)].
         stratify: ``proportional`` or ``balanced``.
-        min_per_class: Least rows of a class.
+        min_per_class: Minimum number of rows kept per class.
 
     >>> class_sizes(np.array([90, 9, 1]), 10, "proportional").tolist()
     [9, 1, 1]
@@ -113,7 +123,7 @@ def _balanced(counts: IntArray, total: int) -> IntArray:
 
 
 def sizes_from_mapping(n_samples: Mapping[Any, int], labels: list[Any], counts: IntArray) -> IntArray:
-    """Rows of every class as a mapping names them, shape (n_classes,).
+    """Number of rows of every class from a mapping of labels, shape (n_classes,).
 
     Raises:
         InputError: a class is missing or unknown, or a number is not in [1, rows of the class].
@@ -122,22 +132,21 @@ def sizes_from_mapping(n_samples: Mapping[Any, int], labels: list[Any], counts: 
     [2, 1]
     """
     if set(n_samples) != set(labels):
-        raise InputError(f"n_samples must name every class of {labels}, got {sorted(n_samples, key=str)}")
+        raise InputError(
+            f"n_samples names the classes {sorted(n_samples, key=str)}, but y has {labels}; give a number "
+            "for each of these"
+        )
     for label, count in zip(labels, counts.tolist(), strict=True):
         check_number(f"n_samples of class {label!r}", n_samples[label], count)
     return np.array([int(n_samples[label]) for label in labels], dtype=np.int64)
 
 
-Progress = Callable[[int, int], None]
-"""Called with what is done and the whole, in rows or picks."""
-
-
 class Counter:
-    """Adds up the progress of parts that may run in threads.
+    """Adds up the progress of classes that may run in threads.
 
     Args:
-        callback: Called with what is done and ``total``; None for silence.
-        total: What there is to do.
+        callback: Called with the steps done and ``total``; None reports nothing.
+        total: Number of steps.
     """
 
     def __init__(self, callback: Progress | None, total: int) -> None:
@@ -146,17 +155,12 @@ class Counter:
         self._lock = Lock()
 
     def advance(self, n: int = 1) -> None:
-        """Say that ``n`` more are done."""
+        """Report ``n`` more steps."""
         if self._callback is None:
             return
-        with self._lock:
+        with self._lock:  # also around the callback: its numbers must not go back
             self._done += n
             self._callback(self._done, self._total)
-
-
-Part = TypeVar("Part")
-
-_STRATIFY = ("proportional", "balanced", "global")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +170,8 @@ class Table:
     Attributes:
         values: float64, C-ordered, shape (n, d).
         classes: The classes of the rows.
-        groups: Rows that are reduced together, ascending: those of a class, or all.
-        seeds: One per group, so that no result depends on the number of threads.
+        groups: Rows that are reduced together, ascending: the rows of a class, or all rows.
+        seeds: One per group; a shared generator would make results depend on the number of threads.
     """
 
     values: FloatArray
@@ -178,23 +182,23 @@ class Table:
 
 @dataclass(eq=False, repr=False)
 class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn has no types
-    """A method that replaces a table by fewer rows, in the interface of imbalanced-learn.
+    """A method that reduces a table to a representative subset, with the interface of imbalanced-learn.
 
-    The size is given as one of ``fraction``, ``n_samples`` and ``epsilon``; without any, a tenth is kept.
+    Give one of ``fraction``, ``n_samples`` and ``epsilon``; without any of them, a tenth is kept.
 
     Args:
-        fraction: Share of the rows to keep, in (0, 1]; rounded half up, at least one row.
-        n_samples: Rows to keep: a number, or a mapping from every label to its number.
-        epsilon: Representativeness to reach: every class keeps as few rows of its order as bring each of
-            its rows within this distance, in ``metric``, of a kept row of the class.
-        stratify: ``proportional`` to class sizes (largest remainders), ``balanced`` (equal shares; small
+        fraction: Part of the rows to keep, in (0, 1]; rounded half up, at least one row.
+        n_samples: Number of rows to keep, or a mapping from every label to its number.
+        epsilon: Representativeness to reach: every class keeps the shortest prefix of its order with which
+            each row of the class is within this distance, in ``metric``, of a kept row.
+        stratify: ``proportional`` to class sizes (largest remainders), ``balanced`` (equal numbers; small
             classes whole) or ``global``: one cut over all classes, which may lose some.
-        min_per_class: Least rows that a class keeps, if it has as many; ignored by ``global``.
-        metric: ``euclidean`` or ``chebyshev`` (L-infinity), of distances and of ``epsilon``. Scale the
-            features first, say to [0, 1].
+        min_per_class: Minimum number of rows kept per class, or all its rows; ignored by ``global``.
+        metric: ``euclidean`` or ``chebyshev`` (L-infinity), for distances and ``epsilon``. Scale the
+            features first, for example to [0, 1].
         random_state: Seed, or NumPy's ``RandomState``.
-        n_jobs: Threads over the classes; None is one, -1 all. No result depends on it.
-        progress: Called with what is done and the whole on long work; None for silence.
+        n_jobs: Threads over the classes; None is one, -1 all. Results do not depend on it.
+        progress: Called with steps done and their total during long work; None reports nothing.
 
     Subclasses set ``name`` and ``abbreviation`` and implement :meth:`_reduce`.
     """
@@ -202,7 +206,7 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
     name: ClassVar[str]
     abbreviation: ClassVar[str]
     reads_values: ClassVar[bool] = True
-    """False for a method that looks at no feature, and takes text and NaN."""
+    """False for a method that ignores the features, and therefore accepts text and NaN."""
 
     fraction: float | None = None
     _: KW_ONLY
@@ -217,30 +221,32 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
 
     @abstractmethod
     def _reduce(self, table: Table, sizes: IntArray | None) -> None:
-        """Set the fitted attributes; ``sizes`` per group, or None where ``epsilon`` decides."""
+        """Set the fitted attributes; ``sizes`` per group, or None when ``epsilon`` decides."""
 
     def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803  # scikit-learn's name
-        """Choose the rows; they are in ``sample_indices_``, or the points in ``points_``.
+        """Choose the rows, then read them from ``sample_indices_``, or synthetic points from ``points_``.
 
         Args:
             X: Table of numbers, shape (n, d): array, list, sparse matrix, pandas or polars frame. Sparse
-                tables are computed as dense ones.
+                tables are made dense.
             y: Labels, shape (n,), of any dtype; None for one class.
 
         Raises:
-            InputError: wrong parameters, NaN or infinity, numbers whose squares overflow or vanish, a target
-                with a single class.
+            InputError: a parameter is wrong, X contains NaN, infinity or numbers whose squares overflow or
+                vanish, or y has a single class.
         """
         self.check_parameters()
         values = self._values(X)
         classes = classes_of(y, len(values))
         if y is not None and len(classes.labels) < 2:
+            # scikit-learn's checks look for "1 class" and "n_samples=1" here and below.
             raise InputError(
-                f"y must have more than 1 class, got 1 class {classes.names[0]!r} (n_samples={len(values)}); "
-                "leave y out to reduce rows without labels"
+                f"y has only 1 class, {classes.names[0]!r} (n_samples={len(values)}); omit y to reduce rows "
+                "without labels",
+                code="labels-invalid",
             )
         if y is None and len(values) < 2:
-            raise InputError("X must have at least 2 rows, got n_samples=1")
+            raise InputError("X must have at least 2 rows, not n_samples=1", code="table-invalid")
         rng = self._generator()
         groups = [np.arange(len(values))] if self.stratify == "global" else classes.rows
         seeds = rng.randint(2**31 - 1, size=len(groups)).tolist()
@@ -249,11 +255,11 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
         return self
 
     def fit_resample(self, X: Any, y: Any = None) -> tuple[Any, Any]:  # noqa: N803
-        """Choose the rows and return them with their labels, in the containers that came.
+        """Choose the rows and return them with their labels, in the same types of container.
 
         Args:
             X: As for :meth:`fit`.
-            y: As for :meth:`fit`; where it is None, None is returned for the labels.
+            y: As for :meth:`fit`; None returns None for the labels.
 
         Raises:
             InputError: as :meth:`fit`.
@@ -265,7 +271,7 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
         return take_rows(X, self.sample_indices_), take_rows(y, self.sample_indices_)
 
     def __sklearn_tags__(self) -> Any:
-        """What scikit-learn's and imbalanced-learn's checks may expect."""
+        """Properties that scikit-learn's and imbalanced-learn's checks rely on."""
         tags = super().__sklearn_tags__()
         tags.target_tags.required = False
         tags.input_tags.allow_nan = tags.input_tags.string = not self.reads_values
@@ -273,10 +279,10 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
         return tags
 
     def check_parameters(self) -> None:
-        """Refuse parameters that no table could fit; :meth:`fit` does it first.
+        """Check what does not depend on the table; :meth:`fit` calls this first.
 
         Raises:
-            InputError: one is wrong, or two contradict each other.
+            InputError: a parameter is wrong, or two contradict each other.
         """
         given = {
             name: getattr(self, name)
@@ -284,23 +290,23 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
             if getattr(self, name) is not None
         }
         if len(given) > 1:
-            raise InputError(f"one of fraction, n_samples and epsilon may be given, got {given}")
+            raise InputError(f"give only one of {' and '.join(given)}, not {given}")
         if self.fraction is not None:
             check_real("fraction", self.fraction, upper=1.0)
         if self.epsilon is not None:
             check_real("epsilon", self.epsilon, zero=True)
         if self.stratify not in _STRATIFY:
-            raise InputError(f"stratify must be one of {', '.join(_STRATIFY)}, got {self.stratify!r}")
+            raise InputError(f"stratify must be one of {', '.join(_STRATIFY)}, not {self.stratify!r}")
         check_whole("min_per_class", self.min_per_class)
         check_metric(self.metric)
         check_threads(self.n_jobs)
         if self.progress is not None and not callable(self.progress):
-            raise InputError(f"progress must be callable with done and total, got {self.progress!r}")
+            raise InputError(f"progress must be a function of done and total, not {self.progress!r}")
         single = self.epsilon is None and not isinstance(self.n_samples, Mapping)
         if self.stratify == "global" and not single:
             raise InputError(
-                "stratify='global' cuts all classes at once and needs fraction or a whole n_samples, got "
-                f"{given}; use stratify='proportional'"
+                f"stratify='global' cuts all classes at once and does not work with {given}; give fraction "
+                "or a whole n_samples, or use stratify='proportional'"
             )
 
     def _generator(self) -> np.random.RandomState:
@@ -308,14 +314,14 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
             return cast("np.random.RandomState", check_random_state(self.random_state))
         except ValueError as error:
             raise InputError(
-                f"random_state must be None, a whole number or a RandomState, got {self.random_state!r}"
+                f"random_state must be None, a whole number or a RandomState, not {self.random_state!r}"
             ) from error
 
     def _values(self, X: Any) -> FloatArray:  # noqa: N803
         reads = self.reads_values or self.epsilon is not None
         try:
             if not reads:
-                if hasattr(X, "columns") and len(X):  # its columns may be of kinds that no array holds
+                if hasattr(X, "columns") and len(X):  # columns of mixed types fit into no single array
                     validate_data(self, X=X, reset=True, skip_check_array=True)
                     return np.empty((len(X), 0))
                 checked = validate_data(
@@ -325,15 +331,17 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
             checked = validate_data(self, X=X, reset=True, dtype=np.float64, order="C", accept_sparse="csr")
         except (TypeError, ValueError) as error:
             if isinstance(error, TypeError) and not hasattr(X, "columns"):
-                raise  # scikit-learn's checks demand it of an array of objects
-            reason = str(error).partition("\n")[0]  # some messages show the whole array below
-            raise InputError(f"X must be a table of finite numbers: {reason}") from error
+                raise  # scikit-learn's checks demand a TypeError for an array of objects
+            reason = str(error).partition("\n")[0]  # further lines of some messages print the whole array
+            raise InputError(
+                f"X must be a table of finite numbers: {reason}", code="table-invalid"
+            ) from error
         values = checked.toarray() if issparse(checked) else checked
         check_magnitude("X", values)
         return np.ascontiguousarray(values)
 
     def _sizes(self, classes: Classes, fraction: float | None = None) -> IntArray | None:
-        """Rows that every group keeps; None where ``epsilon`` decides."""
+        """Number of rows that every group keeps; None when ``epsilon`` decides."""
         if self.epsilon is not None and fraction is None:
             return None
         counts = classes.counts
@@ -353,7 +361,7 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
         return sizes
 
     def _each(self, work: Callable[..., Part], *columns: Sequence[Any]) -> list[Part]:
-        """Call ``work`` on every group's arguments, in ``n_jobs`` threads."""
+        """Call ``work`` on every group's arguments in threads: NumPy and k-d trees release the GIL."""
         calls = (delayed(work)(*arguments) for arguments in zip(*columns, strict=True))
         return list(Parallel(n_jobs=self.n_jobs, prefer="threads")(calls))
 
@@ -363,22 +371,22 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
 
 @dataclass(eq=False, repr=False)
 class RankedReducer(BaseReducer):
-    """A method that puts the rows of every group in an order; a size is a cut of it, so cuts are nested.
+    """A method that orders the rows of every group and keeps the first ones; smaller subsets are nested.
 
-    Subclasses implement :meth:`_orders`. One fit serves every smaller size: :meth:`at`.
+    Subclasses implement :meth:`_orders`. One fit gives every smaller size: :meth:`at`.
 
     Attributes:
         sample_indices_: Kept rows, ascending, int64.
-        sample_weight_: Rows that each kept row stands for, shape (n_kept,): those of its class over those
-            kept of it, unless the method says otherwise.
+        sample_weight_: Number of rows that each kept row represents, shape (n_kept,): rows of its class
+            divided by kept rows of its class, unless the method defines it otherwise.
         ranking_: Place of every row in the order of its group, 0 first, int64, shape (n,); -1 for rows
-            behind the last one that was needed.
-        sampling_strategy_: Rows kept by label.
+            that were not ordered because fewer were needed.
+        sampling_strategy_: Number of rows kept, by label.
     """
 
     @abstractmethod
     def _orders(self, table: Table, sizes: IntArray | None) -> list[IntArray]:
-        """For every group its rows, the first to keep first; at least ``sizes`` of them, or all."""
+        """The rows of every group, most important first; at least ``sizes`` of them, or all."""
 
     def _reduce(self, table: Table, sizes: IntArray | None) -> None:
         orders = self._orders(table, sizes)
@@ -394,13 +402,13 @@ class RankedReducer(BaseReducer):
         self.sample_weight_ = self._weights(table, kept)
 
     def at(self, fraction: float) -> IntArray:
-        """The rows that another fraction keeps, ascending: the same order, cut elsewhere.
+        """The rows that another fraction keeps, ascending: a prefix of the same order.
 
         Args:
-            fraction: Share of the rows, in (0, 1].
+            fraction: Part of the rows, in (0, 1].
 
         Raises:
-            InputError: more rows than the fit has ordered; fit with a larger fraction.
+            InputError: the fraction needs more rows than the fit ordered.
         """
         check_is_fitted(self)
         check_real("fraction", fraction, upper=1.0)
@@ -410,8 +418,8 @@ class RankedReducer(BaseReducer):
         groups = self._group_codes()
         if (np.bincount(groups[ranked], minlength=self._n_groups) < sizes).any():
             raise InputError(
-                f"fraction must keep at most the rows that fit has ordered, got {fraction!r} after a fit "
-                f"that ordered {int(ranked.sum())} of {len(ranked)}; fit with a larger fraction"
+                f"fraction={fraction!r} needs more rows than the {int(ranked.sum())} of {len(ranked)} that "
+                "fit ordered; fit with a larger fraction"
             )
         return self._cut(sizes)
 
@@ -423,17 +431,17 @@ class RankedReducer(BaseReducer):
         return np.flatnonzero(within)
 
     def _weights(self, table: Table, kept: IntArray) -> FloatArray:
-        share = table.classes.counts / np.maximum(kept, 1)
-        return np.asarray(share[table.classes.codes[self.sample_indices_]], dtype=np.float64)
+        per_kept = table.classes.counts / np.maximum(kept, 1)
+        return np.asarray(per_kept[table.classes.codes[self.sample_indices_]], dtype=np.float64)
 
     def _sizes_within(self, table: Table, orders: list[IntArray]) -> IntArray:
-        """By bisection the fewest rows of every order whose covering radius is at most ``epsilon``."""
+        """The shortest prefix of every order with a covering radius of at most ``epsilon``, by bisection."""
         least = np.minimum(table.classes.counts, self.min_per_class)
         found = self._each(lambda order: self._size_within(table.values[order]), orders)
         return np.maximum(np.array(found, dtype=np.int64), least)
 
     def _size_within(self, ordered: FloatArray) -> int:
-        low, high = 1, len(ordered)  # all rows cover themselves, and more rows never cover less
+        low, high = 1, len(ordered)  # the radius of all rows is 0, and it never grows with the prefix
         while low < high:
             middle = (low + high) // 2
             reached = radius(ordered[middle:], ordered[:middle], self.metric)
@@ -443,20 +451,20 @@ class RankedReducer(BaseReducer):
 
 @dataclass(eq=False, repr=False)
 class ScoredReducer(RankedReducer):
-    """A method that gives every row a score; rows with larger scores are kept first.
+    """A method that scores every row; rows with larger scores are kept first.
 
-    Subclasses implement :meth:`_score`. With ``stratify="global"`` the scores of all classes compare.
+    Subclasses implement :meth:`_score`. ``stratify="global"`` compares the scores of all classes.
 
     Attributes:
         scores_: Scores, float64, shape (n,).
     """
 
     random_ties: ClassVar[bool] = False
-    """True where many rows score the same: then chance orders them, else the lower row comes first."""
+    """True orders equal scores at random: a method with many of them would else keep the first rows."""
 
     @abstractmethod
     def _score(self, table: Table, sizes: IntArray | None) -> FloatArray:
-        """Scores, shape (n,), computed within the classes whatever the groups are."""
+        """Scores, shape (n,), computed within the classes even if the groups are not the classes."""
 
     def _orders(self, table: Table, sizes: IntArray | None) -> list[IntArray]:
         self.scores_ = self._score(table, sizes)
@@ -467,7 +475,7 @@ class ScoredReducer(RankedReducer):
 
 
 def descending(scores: FloatArray, rows: IntArray, rng: np.random.Generator | None = None) -> IntArray:
-    """The rows by score, largest first; ties in random order, or by row where there is no generator.
+    """The rows by score, largest first; ties in random order, or by row without a generator.
 
     >>> descending(np.array([0.0, 3.0, 1.0, 3.0]), np.array([0, 1, 2, 3])).tolist()
     [1, 3, 2, 0]

@@ -1,4 +1,4 @@
-"""Cluster centroids (CLC): every class by its k-means centroids, or by the rows next to them."""
+"""Cluster centroids (CLC): the k-means centroids of every class, or the rows nearest to them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from drip.errors import InputError
 from drip.reduction.base import BaseReducer, Table
-from drip.reduction.containers import check_whole, new_points, take_rows
+from drip.reduction.inputs import check_whole, new_points, take_rows
 from drip.reduction.kmeans import Clusters, cluster, threads
 from drip.reduction.neighbours import radius
 from drip.types import FloatArray, IntArray
@@ -17,29 +17,28 @@ from drip.types import FloatArray, IntArray
 
 @dataclass(eq=False, repr=False)
 class ClusterCentroids(BaseReducer):
-    """Run k-means in every class, with k the rows that the class keeps, and return the centroids.
+    """Run k-means in every class, with one cluster per row to keep, and return the centroids.
 
-    A class with fewer distinct rows than its share gives each of them once. With ``voting="hard"`` the row
-    of every cluster that is nearest to its centroid is kept instead (ties: the lower row), and the count
-    is always met: the lowest other rows fill it up. k-means is Euclidean whatever the ``metric``, which
-    then is that of ``epsilon``; with ``epsilon`` the number of clusters is doubled, then bisected, so that
-    a smaller one may exist. ``stratify="global"`` needs ``voting="hard"``: a centroid across classes has no
-    label.
+    A class with fewer distinct rows than clusters gives each distinct row once. ``voting="hard"`` keeps the
+    row nearest to every centroid instead (ties: the lower row) and always keeps the full number: the lowest
+    other rows fill it up. k-means is Euclidean; ``metric`` only applies to ``epsilon``. With ``epsilon`` the
+    number of clusters is doubled, then bisected: k-means is not monotonic, so that fewer might do.
+    ``stratify="global"`` needs ``voting="hard"``: a centroid across classes has no label.
 
     Args:
         voting: ``soft`` for centroids, ``hard`` for rows.
-        max_iter: Iterations of Lloyd's algorithm at most.
+        max_iter: Maximum number of iterations of Lloyd's algorithm.
         batch_size: Rows of a mini-batch for large tables; None for Lloyd's algorithm on all rows.
 
-    Other parameters: :class:`~drip.reduction.base.BaseReducer`; ``n_jobs`` threads are used inside k-means.
+    Other parameters: :class:`~drip.reduction.base.BaseReducer`; ``n_jobs`` threads run inside k-means.
     Complexity: O(n_c k_c d) for each iteration of each class.
 
     Attributes:
         points_: The centroids, float64, shape (n_kept, d), class by class; with ``hard`` the kept rows.
-        sample_weight_: Rows of every cluster, shape (n_kept,), in the order of what is returned; rows that
-            fill a count up have 0.
+        sample_weight_: Number of rows of every cluster, shape (n_kept,), in the order returned; rows that
+            only fill up the number have 0.
         sample_indices_: Kept rows, ascending; only with ``voting="hard"``.
-        sampling_strategy_: Points kept by label.
+        sampling_strategy_: Number of points kept, by label.
 
     References:
         Yen and Lee (2009), Cluster-based under-sampling approaches for imbalanced data distributions;
@@ -60,20 +59,21 @@ class ClusterCentroids(BaseReducer):
     batch_size: int | None = None
 
     def check_parameters(self) -> None:
-        """As for every reducer, and those of this method."""
+        """Check the parameters of every reducer and of this method."""
         super().check_parameters()
         if self.voting not in ("soft", "hard"):
-            raise InputError(f"voting must be soft or hard, got {self.voting!r}")
+            raise InputError(f"voting must be soft or hard, not {self.voting!r}")
         if self.stratify == "global" and self.voting == "soft":
             raise InputError(
-                "stratify='global' needs voting='hard', got 'soft': a centroid across classes has no label"
+                "stratify='global' does not work with voting='soft', because a centroid across classes has "
+                "no label; use voting='hard'"
             )
         check_whole("max_iter", self.max_iter)
         if self.batch_size is not None:
             check_whole("batch_size", self.batch_size)
 
     def __sklearn_tags__(self) -> Any:
-        """What scikit-learn's and imbalanced-learn's checks may expect."""
+        """Properties that scikit-learn's and imbalanced-learn's checks rely on."""
         tags = super().__sklearn_tags__()
         tags.sampler_tags.sample_indices = self.voting == "hard"
         return tags
@@ -100,7 +100,7 @@ class ClusterCentroids(BaseReducer):
         return cluster(points, k, seed, max_iter=self.max_iter, batch_size=self.batch_size)
 
     def _cluster_within(self, points: FloatArray, seed: int) -> Clusters:
-        """Few clusters whose points cover the class within ``epsilon``."""
+        """A small number of clusters whose points cover the class within ``epsilon``."""
 
         def attempt(k: int) -> tuple[bool, Clusters]:
             made = self._cluster(points, k, seed)
@@ -152,7 +152,7 @@ class ClusterCentroids(BaseReducer):
 
 
 def _representatives(part: Clusters) -> IntArray:
-    """For every cluster the member that is nearest to its centroid, the lower row on ties."""
+    """The member of every cluster that is nearest to its centroid, the lower row on ties."""
     order = np.lexsort((part.distances, part.members))
     starts = np.concatenate([[0], np.cumsum(part.sizes)[:-1]])
     return np.asarray(order[starts])

@@ -1,4 +1,4 @@
-"""Labelled tables of numbers in memory, and the text of table files as columns. Reads no file."""
+"""The tables of the second paper: Dry Bean, which can be downloaded, and Collision, which is not public."""
 
 from __future__ import annotations
 
@@ -20,15 +20,29 @@ from drip.files import atomic_writer, sha256_hex
 from drip.files.fetch import Progress, cache_folder, data_places, first_found, locked, missing, open_url
 from drip.types import FloatArray, IntArray
 
+CSV = "dry_bean.csv.gz"
+ARFF = "Dry_Bean_Dataset.arff"
+DRY_BEAN_LABEL = "Class"
+
+FILE = "collision.xlsx"
+COLLISION_LABEL = "collision"
+DROPPED = ("N", "m")
+CLASS_NAMES = {"0": "safe", "1": "collision"}
+
+_MAX_ZIP_BYTES = 50_000_000  # the archive has 3 MB; an address that sends more is another file
+_CHUNK = 1 << 18
+_RENAMED = {"AspectRation": "AspectRatio", "roundness": "Roundness"}  # the CSV has the corrected names
+_DAMAGE = (OSError, EOFError, ValueError, zlib.error, UnicodeDecodeError)
+
 
 @dataclass(frozen=True)
 class TableDataset:
     """Labelled rows of numbers in memory.
 
     Attributes:
-        name: What it is, with its size: ``Dry Bean, 13,611 rows``.
+        name: Name and size: ``Dry Bean, 13,611 rows``.
         values: Features, not scaled, float64, shape (n, d).
-        labels: True classes, int64, shape (n,).
+        labels: Classes, int64, shape (n,).
         class_names: Names in the order of the labels.
         feature_names: Names of the columns.
     """
@@ -56,15 +70,16 @@ def table_of(
     """A table from the cells of a file; classes are numbered in the order of their sorted names.
 
     Args:
-        name: What it is, without its size.
+        name: Name without the size.
         columns: Names of the columns.
         rows: Cells of each row.
         label: The column with the class.
-        without: Columns that are no features.
-        class_names: Name of a class by the text of its cell; None: the text itself.
+        without: Columns to omit.
+        class_names: Name of a class by the text of its cell; None uses the text itself.
 
     Raises:
-        ValueError: no row, no such column, a row of another length, a cell that is no finite number.
+        ValueError: there are no rows, a column does not exist, a row has another length, or a cell is not a
+            finite number.
 
     >>> table = table_of("Ants", ["mm", "kind"], [["1.5", "red"], ["2", "black"]], "kind")
     >>> table.name, table.values.tolist(), table.labels.tolist(), table.class_names
@@ -72,14 +87,14 @@ def table_of(
     """
     lacking = [column for column in (label, *without) if column not in columns]
     if lacking:
-        raise ValueError(f"columns {', '.join(columns)} without {', '.join(lacking)}")
+        raise ValueError(f"the columns {', '.join(columns)} do not include {', '.join(lacking)}")
     at = columns.index(label)
     used = [k for k, column in enumerate(columns) if column != label and column not in without]
     cells = list(rows)
     short = next((k for k, row in enumerate(cells) if len(row) != len(columns)), None)
     if not cells or short is not None:
         found = "no row" if short is None else f"{len(cells[short])} cells in row {short + 1}"
-        raise ValueError(f"{found} in place of {len(columns)} cells in every row")
+        raise ValueError(f"{found} instead of {len(columns)} cells in every row")
     values = np.array([[row[k] for k in used] for row in cells], dtype=np.float64)
     if not np.isfinite(values).all():
         raise ValueError(f"NaN or infinity in row {int(np.flatnonzero(~np.isfinite(values).all(1))[0]) + 1}")
@@ -95,18 +110,13 @@ def table_of(
     )
 
 
-CSV = "dry_bean.csv.gz"
-ARFF = "Dry_Bean_Dataset.arff"
-DRY_BEAN_LABEL = "Class"
-
-
 @dataclass(frozen=True, slots=True)
 class ArchivedFile:
-    """A file inside a zip that can be fetched.
+    """A file inside a zip that can be downloaded.
 
     Attributes:
         url: Address of the zip; http, https or file.
-        member: Name of the file in it.
+        member: Name of the file in the zip.
         n_bytes: Size of the file.
         sha256: SHA-256 of the file.
     """
@@ -124,11 +134,6 @@ SOURCE = ArchivedFile(
     sha256="0c15e09b28d93da342fdd5e7b5a97a993bc8ab07f2c4d317dcb3467f94412795",
 )
 
-_MAX_ZIP_BYTES = 50_000_000
-_CHUNK = 1 << 18
-_RENAMED = {"AspectRation": "AspectRatio", "roundness": "Roundness"}
-_DAMAGE = (OSError, EOFError, ValueError, zlib.error, UnicodeDecodeError)
-
 
 def load_dry_bean(
     folder: str | Path | None = None,
@@ -138,27 +143,27 @@ def load_dry_bean(
     progress: Progress | None = None,
     source: ArchivedFile = SOURCE,
 ) -> TableDataset:
-    """Dry Bean: 13,611 beans, sixteen measurements of their outlines, seven kinds.
+    """Dry Bean: 13,611 beans of seven kinds, with sixteen measurements of their outlines.
 
     Read from ``dry_bean.csv.gz`` or the original ``Dry_Bean_Dataset.arff``, in the folder or its
-    sub-folder ``tabular``. The rows are the same from both. The scales of the features differ by eight
-    orders of magnitude, and 68 rows repeat an earlier one.
+    sub-folder ``tabular``. Both contain the same rows. The scales of the features differ by eight orders of
+    magnitude, and 68 rows repeat an earlier one.
 
     Args:
-        folder: The only folder to search; where it lacks the set and ``download`` is set, the cache is next.
-            Default: the one that DRIP_DATA names, then the cache.
-        download: Fetch what is nowhere into the cache: the archive of the UCI repository, of which the
-            original file is kept.
+        folder: The only folder to search; with ``download``, the cache is next. Default: the folder in
+            DRIP_DATA, then the cache.
+        download: If the set is not found, download the archive of the UCI repository and keep the original
+            file in the cache.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
-        progress: Called with the bytes of the archive that are there, and the bytes of the whole where the
-            server says them (else those that are there again).
-        source: What is fetched: the original archive, or a copy of it elsewhere.
+        progress: Called with the bytes downloaded and the total (if the server does not give a total, with
+            the bytes downloaded twice).
+        source: The original archive, or a copy elsewhere.
 
     Returns:
-        Rows in the published order: by kind, so shuffle before you split.
+        Rows in the published order: sorted by kind, so shuffle them before a split.
 
     Raises:
-        InputError: the set is nowhere, or a file is damaged.
+        InputError: the set is not found, or a file is damaged.
         DripError: the download fails.
 
     References:
@@ -176,7 +181,10 @@ def load_dry_bean(
     try:
         return _read_csv(path) if path.name == CSV else _read_arff(path)
     except _DAMAGE as error:
-        raise InputError(f"a complete Dry Bean is needed at {path}, got: {error}; fetch it again") from error
+        raise InputError(
+            f"{path}: not a complete copy of Dry Bean ({error}); delete it and download it again",
+            code="table-invalid",
+        ) from error
 
 
 def _find_dry_bean(place: Path) -> Path | None:
@@ -202,7 +210,7 @@ def _read_arff(path: Path) -> TableDataset:
 
 
 def _fetch(source: ArchivedFile, cache: Path, progress: Progress | None) -> Path:
-    """The original file in the cache, out of the archive, which is not kept."""
+    """The original file, extracted into the cache; the archive is not kept."""
     target = cache / ARFF
     with locked(target):
         if not target.is_file():
@@ -212,13 +220,16 @@ def _fetch(source: ArchivedFile, cache: Path, progress: Progress | None) -> Path
                     content = opened.read(source.member)
             except (zipfile.BadZipFile, KeyError, zlib.error) as error:
                 raise DripError(
-                    f"{source.url} with {source.member} is needed, got: {error}; call again, or put the file "
-                    "into a folder and name it with folder="
+                    f"{source.url}: {source.member} cannot be read from the archive ({error}); try again, or "
+                    "put the file into a folder and pass folder=",
+                    code="download-damaged",
                 ) from error
             if (len(content), sha256_hex(content)) != (source.n_bytes, source.sha256):
                 raise DripError(
-                    f"{source.member} with {source.n_bytes} bytes and SHA-256 {source.sha256[:12]}... is "
-                    f"needed, got {len(content)} and {sha256_hex(content)[:12]}... from {source.url}"
+                    f"{source.url}: {source.member} has {len(content)} bytes and SHA-256 "
+                    f"{sha256_hex(content)[:12]}... instead of {source.n_bytes} and {source.sha256[:12]}...; "
+                    "put the original file into a folder and pass folder=",
+                    code="download-damaged",
                 )
             with atomic_writer(target) as handle:
                 handle.write(content)
@@ -233,18 +244,17 @@ def _downloaded(url: str, progress: Progress | None) -> Iterator[bytes]:
             while chunk := response.read(_CHUNK):
                 done += len(chunk)
                 if done > _MAX_ZIP_BYTES:
-                    raise DripError(f"{url} of at most {_MAX_ZIP_BYTES} bytes is needed, got more")
+                    raise DripError(
+                        f"{url}: sends more than {_MAX_ZIP_BYTES} bytes, so it is not the archive",
+                        code="download-damaged",
+                    )
                 if progress is not None:
                     progress(done, max(done, whole))
                 yield chunk
     except OSError as error:
-        raise DripError(f"{url} is needed, got: {error}; check the network and call again") from error
-
-
-FILE = "collision.xlsx"
-COLLISION_LABEL = "collision"
-DROPPED = ("N", "m")
-CLASS_NAMES = {"0": "safe", "1": "collision"}
+        raise DripError(
+            f"{url}: cannot be downloaded ({error}); check the network and try again", code="download-failed"
+        ) from error
 
 
 def load_collision(
@@ -254,15 +264,15 @@ def load_collision(
     cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> TableDataset:
-    """Collision: parameters of a platoon of vehicles, and whether there was a collision.
+    """Collision: parameters of a platoon of vehicles, and whether they collided.
 
     Read from the authors' spreadsheet ``collision.xlsx``, in the folder or its sub-folder ``tabular``: one
-    header row, the columns ``N`` and ``m`` left out, 0 or 1 in ``collision``. The file is not public: ask
+    header row, the columns ``N`` and ``m`` omitted, 0 or 1 in ``collision``. The file is not public; ask
     its authors. Needs openpyxl.
 
     Args:
-        folder: The only folder to search. Default: the one that DRIP_DATA names, then the cache.
-        download: There is nothing to fetch it from: must be False, where the file is nowhere.
+        folder: The only folder to search. Default: the folder in DRIP_DATA, then the cache.
+        download: Ignored: there is no public address.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
         progress: Never called.
 
@@ -270,7 +280,7 @@ def load_collision(
         Rows in the order of the spreadsheet.
 
     Raises:
-        InputError: the file is nowhere, or it is damaged.
+        InputError: the file is not found, or is damaged.
         DripError: openpyxl is not installed.
 
     References:
@@ -283,8 +293,8 @@ def load_collision(
     if path is None:
         searched = " or ".join(map(str, places))
         raise InputError(
-            f"the data set collision needs {FILE} in {searched}, got no such file; it is not public: ask its "
-            "authors and name its folder with folder="
+            f"{FILE} is not in {searched}; the file is not public: ask its authors, then pass folder=",
+            code="dataset-missing",
         )
     try:
         columns, *rows = _cells(path)
@@ -295,7 +305,9 @@ def load_collision(
             "Collision", texts, classes, COLLISION_LABEL, without=DROPPED, class_names=CLASS_NAMES
         )
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"the spreadsheet of Collision is needed at {path}, got: {error}") from error
+        raise InputError(
+            f"{path}: not the spreadsheet of Collision ({error})", code="table-invalid"
+        ) from error
 
 
 def _find_collision(place: Path) -> Path | None:
@@ -303,7 +315,7 @@ def _find_collision(place: Path) -> Path | None:
 
 
 def _class(cell: Any) -> str:
-    """``0`` or ``1``, whether the cell holds a number, a truth value or a text."""
+    """``0`` or ``1`` from a number, a truth value or a text."""
     return str(int(cell))
 
 
@@ -311,7 +323,7 @@ def _cells(path: Path) -> list[tuple[Any, ...]]:
     try:
         import openpyxl  # noqa: PLC0415  # an extra
     except ImportError as error:
-        raise missing_extra("drip.datasets.load_collision", "openpyxl", "experiments") from error
+        raise missing_extra("drip.reduction.datasets.load_collision", "openpyxl", "experiments") from error
     workbook = openpyxl.load_workbook(path, read_only=True, data_only=True)
     try:
         rows = workbook.worksheets[0].iter_rows(values_only=True)
@@ -321,7 +333,7 @@ def _cells(path: Path) -> list[tuple[Any, ...]]:
 
 
 TABLES: Mapping[str, Callable[..., TableDataset]] = {"dry_bean": load_dry_bean, "collision": load_collision}
-"""The function that loads a table, by its name; all take the keywords of :func:`load_table`."""
+"""The loader of each table, by name; all have the keyword arguments of :func:`load_table`."""
 
 
 def load_table(
@@ -332,24 +344,24 @@ def load_table(
     cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> TableDataset:
-    """A table by name; arguments and errors are those of :func:`drip.datasets.load`.
+    """Load a table by name.
 
     Args:
         name: A key of :data:`TABLES`.
-        folder: The only folder to search; where it lacks the set and ``download`` is set, the cache is next.
-            Default: the one that DRIP_DATA names, then the cache.
-        download: Fetch what is nowhere into the cache, if it can be fetched.
+        folder: The only folder to search; with ``download``, the cache is next. Default: the folder in
+            DRIP_DATA, then the cache.
+        download: Download a missing set into the cache, if it is public.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
-        progress: Called with the bytes that are there and the bytes of the whole while a file is fetched.
+        progress: Called with the bytes downloaded and their total.
 
     Raises:
-        InputError: no such name, the set is nowhere, or a file is damaged.
+        InputError: the name is unknown, the set is not found, or a file is damaged.
         DripError: the download fails.
 
     >>> load_table("iris")
     Traceback (most recent call last):
-    drip.errors.InputError: a table of dry_bean, collision is needed, got 'iris'
+    drip.errors.InputError: there is no table 'iris'; choose one of dry_bean, collision
     """
     if name not in TABLES:
-        raise InputError(f"a table of {', '.join(TABLES)} is needed, got {name!r}")
+        raise InputError(f"there is no table {name!r}; choose one of {', '.join(TABLES)}")
     return TABLES[name](folder=folder, download=download, cache=cache, progress=progress)

@@ -1,4 +1,4 @@
-"""Distance-entropy selection (DES): rows that are about as far from all class prototypes."""
+"""Distance-entropy selection (DES): rows that are about equally far from all class prototypes."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from scipy.spatial.distance import cdist
 
 from drip.errors import InputError
 from drip.reduction.base import ScoredReducer, Table, class_sizes, kept_total
-from drip.reduction.containers import check_divisor, check_real
+from drip.reduction.inputs import check_divisor, check_real
 from drip.reduction.neighbours import BLOCK_BYTES, Metric
 from drip.types import FloatArray, IntArray
 
-_EPSILON_BASE = 0.05
+_EPSILON_BASE = 0.05  # base with epsilon, when the number of kept rows is not known yet
 
 
 @dataclass(eq=False, repr=False)
 class DistanceEntropy(ScoredReducer):
-    r"""A stratified random base, then the rows whose distances to the class prototypes have most entropy.
+    r"""Keep a stratified random base, then rows whose distances to the class prototypes have high entropy.
 
     The prototype :math:`m_c` is the mean of the base rows of class c. For every other row,
     :math:`d_c = \|x - m_c\| / T`, :math:`q = \mathrm{softmax}(+d)` over all classes and
-    :math:`H = -\sum_c q_c \log_2 q_c`, its score. Base rows score infinity and come in random order; rows
-    are then kept in order of falling score, ties by the lower row, within each class. With
-    ``stratify="global"`` the base is still drawn by class and the others are kept whatever their class,
-    as published. Without labels all entropies are zero, and rows behind the base come in their order.
+    :math:`H = -\sum_c q_c \log_2 q_c`, its score. Base rows score infinity, in random order; other rows
+    follow by decreasing score within each class, ties by the lower row. ``stratify="global"`` also draws
+    the base by class, but keeps the other rows regardless of class, as published. Without labels all
+    entropies are zero, and the rows after the base keep their order.
 
-    The published code fills classes unevenly, keeps duplicates of a row in place of their equals, drops a
-    class without a base row and divides by zero on unscaled data; none of it is done here.
+    The published code fills classes unevenly, keeps one of several equal rows repeatedly, loses a class
+    without a base row and divides by zero on unscaled data. This implementation does not.
 
     Args:
-        base_fraction: Share of all rows in the base, in (0, 1], at most what is kept; None for half of what
-            is kept (with ``epsilon``: 0.05). :meth:`at` keeps the base of the fit.
-        temperature: T, in units of distance; on scaled features small values spread the entropies.
+        base_fraction: Part of all rows in the base, in (0, 1], at most the part kept; None uses half of the
+            kept rows (with ``epsilon``: 0.05 of all). :meth:`at` keeps the base of the fit.
+        temperature: T, in units of distance; on scaled features, small values spread the entropies.
 
     Other parameters and attributes: :class:`~drip.reduction.base.BaseReducer`,
     :class:`~drip.reduction.base.RankedReducer`. Complexity: O(n C d + n log n).
@@ -60,7 +60,7 @@ class DistanceEntropy(ScoredReducer):
     temperature: float = 1.0
 
     def check_parameters(self) -> None:
-        """As for every reducer, and those of this method."""
+        """Check the parameters of every reducer and of this method."""
         super().check_parameters()
         check_divisor("temperature", self.temperature)
         if self.base_fraction is not None:
@@ -86,8 +86,8 @@ class DistanceEntropy(ScoredReducer):
             total = max(1, kept // 2) if self.base_fraction is None else kept_total(n, self.base_fraction)
             if total > kept:
                 raise InputError(
-                    f"base_fraction must be at most the share that is kept, got {self.base_fraction!r}, "
-                    f"{total} rows, where {kept} rows are kept; lower it or keep more"
+                    f"base_fraction={self.base_fraction!r} is {total} rows, but only {kept} rows are kept; "
+                    "lower it or keep more"
                 )
         base = class_sizes(counts, total, "proportional")
         return base if sizes is None or self.stratify == "global" else np.minimum(base, sizes)
@@ -114,7 +114,7 @@ def distance_entropies(
         points: Shape (n, d).
         prototypes: Shape (n_classes, d).
         metric: ``euclidean`` or ``chebyshev``.
-        temperature: Distances are divided by it.
+        temperature: Divisor of the distances.
         block_bytes: Memory for the distances that are held at once.
 
     >>> distance_entropies(np.array([[0.0], [1e9]]), np.array([[-1.0], [1.0]]), "euclidean").round(2).tolist()
@@ -127,7 +127,7 @@ def distance_entropies(
         gaps -= gaps.max(axis=1, keepdims=True)
         ratios = np.exp(gaps)
         sums = ratios.sum(axis=1)
-        # H = log Z - sum q d: no logarithm of a probability that underflows.
+        # H = log Z - sum q d avoids the logarithm of a probability that underflows.
         found[start : start + step] = np.log(sums) - np.einsum("ij,ij->i", ratios, gaps) / sums
     found /= np.log(2.0)
     return found

@@ -1,4 +1,7 @@
-"""Joules of a block of code, with where they come from; an estimate is called one. No network, no files."""
+"""Joules of a block of code, and where the number comes from: sensors, or an estimate that is called one.
+
+codecarbon's tracker would also fetch carbon intensities and write files; only its sensor classes are used.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from typing import Any, Protocol
 from drip.errors import DripError, InputError
 
 RAPL_PATH = "/sys/class/powercap/intel-rapl/subsystem"
-"""Where Linux shows the energy counters of the processor."""
+"""Folder with the processor's energy counters on Linux."""
 
 _READ_EVERY_S = 30.0  # a counter wraps at 262 kJ: under an hour at 100 W; two wraps would go unseen
 _LIBRARY = "codecarbon"
@@ -23,14 +26,14 @@ _LIBRARY = "codecarbon"
 
 @dataclass(slots=True)
 class Energy:
-    """What a block of code took; NaN until it ends.
+    """Cost of a block of code; NaN until it ends.
 
     Attributes:
-        joules: Energy in J, the sum of the parts; NaN where there is no part.
-        source: Where the joules come from, in words: sensors, an estimate, or why there are none.
-        measured: True where sensors read every joule, those of the processor too.
-        seconds: Time by the clock.
-        cpu_seconds: Time on processors of this process, its threads and its ended children.
+        joules: Energy in J, the sum of the parts; NaN without parts.
+        source: Description of the source: sensors, an estimate, or why there is no number.
+        measured: True if sensors measured everything, including the processor.
+        seconds: Wall time.
+        cpu_seconds: Processor time of this process, its threads and its finished children.
         parts: Joules by source: ``RAPL``, ``NVML`` (or ``AMD SMI``), ``estimate``.
     """
 
@@ -44,24 +47,24 @@ class Energy:
 
 @contextmanager
 def measure_energy(*, watts: float | None = None, required: bool = False) -> Iterator[Energy]:
-    r"""Count the joules of a block.
+    r"""Measure the energy of a block in joules.
 
     Sensors are read with codecarbon's classes: RAPL for processor and memory, NVML or AMD SMI for GPUs. They
-    count everything that runs on the machine, so measure on an idle one. Where the processor has no sensor
-    that can be read, ``watts`` gives an estimate, :math:`E = t_{cpu} \cdot` ``watts``, which leaves out what
-    the machine draws when it rests. Without ``watts`` nothing is made up: ``joules`` is NaN, or what the GPUs
-    alone took, and ``source`` says so.
+    count everything that runs on the machine, so measure on an idle one. If the processor has no readable
+    sensor, ``watts`` gives an estimate, :math:`E = t_{cpu} \cdot` ``watts``, which excludes the idle power of
+    the machine. Without ``watts`` there is no estimate: ``joules`` is NaN, or the energy of the GPUs alone,
+    and ``source`` says so.
 
     Args:
-        watts: Power of one busy core in W, stated by you, for the estimate.
-        required: Refuse to begin where the processor has no sensor.
+        watts: Power of one busy core in W, for the estimate.
+        required: Raise an error if the processor has no readable sensor.
 
     Yields:
-        The record, filled when the block ends, also where it ends with an exception.
+        The record, filled when the block ends, even with an exception.
 
     Raises:
         InputError: ``watts`` is not a positive number.
-        DripError: a sensor is required and there is none; the message says why.
+        DripError: a sensor is required but not available; the message has the reason.
 
     >>> with measure_energy(watts=10.0) as energy:
     ...     total = sum(range(100_000))
@@ -69,22 +72,23 @@ def measure_energy(*, watts: float | None = None, required: bool = False) -> Ite
     True
     """
     if watts is not None and not (isfinite(watts) and watts > 0):
-        raise InputError(f"watts must be a positive number, or None for no estimate, got {watts!r}")
+        raise InputError(f"watts must be a positive number, or None for no estimate, not {watts!r}")
     meters, missing = _sensors()
     if required and missing:
         raise DripError(
-            f"a sensor of the processor's energy is needed, got none: {missing}; measure on another machine, "
-            "or give watts for an estimate without required"
+            f"the processor's energy cannot be measured: {missing}; measure on another machine, or give "
+            "watts for an estimate and leave out required",
+            code="energy-sensor-missing",
         )
     energy = Energy()
-    adding = _Adding(meters)
+    sums = _Sums(meters)
     started_s, started_cpu_s = perf_counter(), _cpu_s()
-    adding.start()
+    sums.start()
     try:
         yield energy
     finally:
         energy.seconds, energy.cpu_seconds = perf_counter() - started_s, _cpu_s() - started_cpu_s
-        _fill(energy, adding.stop(), missing, watts)
+        _fill(energy, sums.stop(), missing, watts)
 
 
 def _fill(energy: Energy, parts: dict[str, float], missing: str, watts: float | None) -> None:
@@ -93,7 +97,7 @@ def _fill(energy: Energy, parts: dict[str, float], missing: str, watts: float | 
         parts = {**parts, "estimate": energy.cpu_seconds * watts}
         words.append(f"estimate: {energy.cpu_seconds:.3g} s of processor time at {watts:g} W ({missing})")
     elif missing:
-        words.append(f"the processor is not measured: {missing}; state watts for an estimate")
+        words.append(f"the processor is not measured: {missing}; give watts for an estimate")
     energy.parts = parts
     energy.joules = sum(parts.values()) if parts else nan
     energy.measured = bool(parts) and not missing
@@ -106,7 +110,7 @@ def _cpu_s() -> float:
 
 
 class _Meter(Protocol):
-    """A counter of joules since the last reading."""
+    """Gives the joules since the last reading."""
 
     name: str
 
@@ -114,7 +118,7 @@ class _Meter(Protocol):
 
 
 class _Rapl:
-    """Processor packages and, where the kernel counts it apart, memory."""
+    """Processor packages and, if the kernel counts it separately, memory."""
 
     name = "RAPL"
 
@@ -123,7 +127,7 @@ class _Rapl:
         from codecarbon.core.units import Energy as KilowattHours  # noqa: PLC0415
 
         self._per_kwh: float = 1.0 / KilowattHours.JOULES_TO_KWH
-        reader: Any = IntelRAPL  # the library has partial types
+        reader: Any = IntelRAPL  # incompletely typed
         self._reader = reader(rapl_dir=RAPL_PATH, rapl_include_dram=True)
         self._reader.start()
 
@@ -154,14 +158,14 @@ class _Gpus:
 
 
 def _sensors() -> tuple[list[_Meter], str]:
-    """The meters that can be read here, and why there is none of the processor (empty if there is)."""
+    """The meters that can be read here, and why the processor has none (empty if it has one)."""
     with _quiet():
         try:
             from codecarbon.core import cpu, gpu  # noqa: PLC0415
         except ImportError:
             return [], f'{_LIBRARY} cannot be imported; run: pip install "drip-edge[energy]"'
         meters: list[_Meter] = []
-        missing = f"no counter of RAPL can be read at {RAPL_PATH}"
+        missing = f"no RAPL counter can be read at {RAPL_PATH}"
         if cpu.is_rapl_available(RAPL_PATH):
             meters.append(_Rapl())
             missing = ""
@@ -174,7 +178,7 @@ def _sensors() -> tuple[list[_Meter], str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's log lines, which it prints by itself; what they say is in the source."""
+    """Silence the library, which configures its own log output; ``source`` contains the same information."""
     logger = logging.getLogger(_LIBRARY)
     before, logger.disabled = logger.disabled, True
     try:
@@ -183,8 +187,8 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-class _Adding:
-    """Adds up the meters now and then, because their counters wrap."""
+class _Sums:
+    """Adds up the meters every 30 s in a thread, because their counters wrap."""
 
     def __init__(self, meters: list[_Meter]) -> None:
         self._meters = meters

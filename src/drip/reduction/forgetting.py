@@ -1,4 +1,4 @@
-"""Counts how often a model in training forgets a row; knows no framework."""
+"""Forgetting events (FES): how often a model in training forgets a row, and the rows forgotten most."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from sklearn.linear_model import SGDClassifier
 
 from drip.errors import InputError
 from drip.reduction.base import ScoredReducer, Table
-from drip.reduction.containers import check_whole
+from drip.reduction.inputs import check_whole
 from drip.types import FloatArray, IntArray
 
 
 class ForgettingTracker:
-    """Forgetting events: a row that was right when it was last shown is wrong now.
+    """Counts forgetting events: a row was classified correctly when last shown, and is wrong now.
+
+    Works with any framework: call :meth:`update` after every epoch with all rows, or after every batch with
+    the rows of the batch.
 
     Args:
-        n_rows: Rows of the training set.
-
-    Call :meth:`update` after every epoch with all rows, or after every batch with the rows of the batch.
+        n_rows: Number of rows of the training set.
 
     References:
         Toneva et al. (2019), An empirical study of example forgetting during deep neural network learning.
@@ -41,38 +42,40 @@ class ForgettingTracker:
         self._events = np.zeros(n_rows, dtype=np.int64)
 
     def update(self, rows: Any, correct: Any) -> None:
-        """Say which of the rows the model classifies rightly now.
+        """Record which rows the model now classifies correctly.
 
         Args:
             rows: Distinct row numbers, shape (k,).
-            correct: True where right, shape (k,).
+            correct: True for correct rows, shape (k,).
 
         Raises:
-            InputError: different lengths, a row twice, or a row that does not exist.
+            InputError: the lengths differ, a row is repeated, or a row does not exist.
         """
         shown = np.asarray(rows)
         right = np.asarray(correct, dtype=bool)
         if shown.ndim != 1 or shown.shape != right.shape:
-            raise InputError(f"rows and correct must be as long, got shapes {shown.shape} and {right.shape}")
+            raise InputError(
+                f"rows and correct have shapes {shown.shape} and {right.shape}; give one value per row"
+            )
         if not len(shown):
             return
         needed = f"rows must be distinct numbers in [0, {len(self._right)})"
         if shown.dtype.kind not in "iu":
-            raise InputError(f"{needed}, got {shown.dtype}")
+            raise InputError(f"{needed}, not {shown.dtype}")
         if shown.min() < 0 or shown.max() >= len(self._right) or len(np.unique(shown)) < len(shown):
-            raise InputError(f"{needed}, got {shown.min()} to {shown.max()} in {len(shown)} entries")
+            raise InputError(f"{needed}, not {shown.min()} to {shown.max()} in {len(shown)} entries")
         self._events[shown] += self._right[shown] & ~right
         self._right[shown] = right
         self._learned[shown] |= right
         self._shown[shown] += 1
 
     def counts(self) -> IntArray:
-        """Forgetting events of every row; a row that was never right counts as often as it was shown."""
+        """Forgetting events of every row; for rows that were never correct, how often they were shown."""
         return np.where(self._learned, self._events, self._shown)
 
     @property
     def learned(self) -> IntArray:
-        """Rows that were right at least once, ascending."""
+        """Rows that were correct at least once, ascending."""
         return np.flatnonzero(self._learned)
 
 
@@ -80,16 +83,16 @@ class ForgettingTracker:
 class ForgettingEvents(ScoredReducer):
     """Keep the rows with the most forgetting events, within each class; ties in random order.
 
-    Where ``fit(X, y, events=...)`` gets the counts of a :class:`~drip.reduction.ForgettingTracker`, they
-    are taken as they are, whatever framework trained the model. Else a scikit-learn classifier is trained
-    here: ``epochs`` calls of ``partial_fit`` with all rows in another random order, after each of which
-    they are classified. Rows that were never right count as often as they were shown.
+    ``fit(X, y, events=...)`` uses the counts of a :class:`~drip.reduction.ForgettingTracker`, whatever
+    framework trained the model. Without events, a scikit-learn classifier is trained here: ``epochs`` calls
+    of ``partial_fit`` with all rows in random order, each followed by a prediction for all rows. Rows that
+    were never correct count as often as they were shown.
 
-    In a pipeline, events need ``sklearn.set_config(enable_metadata_routing=True)``: without it,
-    imbalanced-learn's pipeline does not pass them on, and they are counted anew.
+    In a pipeline, events need ``sklearn.set_config(enable_metadata_routing=True)``; otherwise
+    imbalanced-learn's pipeline does not pass them on, and they are counted again.
 
-    The model has seen all rows, so its cost belongs to that of the method, and at small fractions mostly
-    noise and mistaken labels are kept.
+    The training on all rows is part of the method's cost. At small fractions, mostly noise and wrong labels
+    are kept.
 
     Args:
         estimator: Classifier with ``partial_fit``; None for logistic regression by stochastic gradient.
@@ -120,12 +123,12 @@ class ForgettingEvents(ScoredReducer):
     epochs: int = 20
 
     def check_parameters(self) -> None:
-        """As for every reducer, and those of this method."""
+        """Check the parameters of every reducer and of this method."""
         super().check_parameters()
         check_whole("epochs", self.epochs)
         if self.estimator is not None and not hasattr(self.estimator, "partial_fit"):
             raise InputError(
-                f"estimator must have partial_fit, got {self.estimator!r}; or give events to fit"
+                f"estimator {self.estimator!r} has no partial_fit; use another one, or give events to fit"
             )
 
     def fit(self, X: Any, y: Any = None, *, events: Any = None) -> Self:  # noqa: N803  # scikit-learn's name
@@ -137,7 +140,8 @@ class ForgettingEvents(ScoredReducer):
             events: Forgetting events of every row, shape (n,); None to count them.
 
         Raises:
-            InputError: events of another length, or none and no labels either; else as every reducer.
+            InputError: events have another length than X, or neither events nor labels were given; otherwise
+                as for every reducer.
         """
         self._events = None if events is None else np.asarray(events)
         return super().fit(X, y)
@@ -147,17 +151,21 @@ class ForgettingEvents(ScoredReducer):
         self.fit(X, y, events=events)
         return self._fit_resample(X, y)
 
-    def _score(self, table: Table, sizes: IntArray | None) -> FloatArray:  # noqa: ARG002  # one for every size
+    def _score(self, table: Table, sizes: IntArray | None) -> FloatArray:  # noqa: ARG002  # the same for every size
         if self._events is None:
             if len(table.classes.labels) < 2:
-                raise InputError("events, or y with more than 1 class to count them, are needed, got neither")
+                raise InputError(
+                    "there are neither events nor classes to count them with; give events, or y with more "
+                    "than 1 class",
+                    code="labels-invalid",
+                )
             return self._count(table)
         events = self._events
         numbers = events.dtype.kind in "biuf" and bool(np.isfinite(events).all())
         if events.shape != (len(table.values),) or not numbers:
             raise InputError(
-                f"events must be {len(table.values)} finite numbers, one for every row, got shape "
-                f"{events.shape} of {events.dtype}"
+                f"events must be {len(table.values)} finite numbers, one for every row, not {events.dtype} "
+                f"of shape {events.shape}"
             )
         return events.astype(np.float64)
 

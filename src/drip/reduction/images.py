@@ -1,4 +1,9 @@
-"""What kind of image it is, from the boxes in it: the category within which images are reduced."""
+"""Reduces folders of images, within their class or the category of their boxes, by the features of a network.
+
+An image set is read first (class folders, YOLO, COCO or no labels), because a mistake in it should be found
+before the features are computed, which takes longest. The network is passed in: this
+wing knows no model format.
+"""
 
 from __future__ import annotations
 
@@ -8,87 +13,58 @@ import os
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from drip.errors import DripError, InputError
 from drip.files import write_atomically
-from drip.media import MEDIA_TYPES, InputSpec
 from drip.reduction.base import DEFAULT_FRACTION
-from drip.reduction.containers import check_number
 from drip.reduction.energy import Energy, measure_energy
+from drip.reduction.inputs import check_number
 from drip.reduction.running import Progress, Reduced, ReduceOptions, Subject, reduce_rows, require_free
 from drip.types import IntArray
-from drip.workflow.features import open_backbone
 
-
-def image_categories(
-    boxes: Sequence[tuple[int, ...]], names: Mapping[int, str], *, min_images: int = 1
-) -> list[str]:
-    """A category for every image, from the multiset of its boxes' classes.
-
-    The category is the set of classes and whether there is one box or several: ``person + dog, several``. A
-    category of fewer than ``min_images`` images goes over into the coarser one of the class with most boxes
-    in the image (ties: the lower number), ``mostly person, several``; what is still too small into
-    ``others, one`` or ``others, several``. Images without boxes are a category of their own.
-
-    Args:
-        boxes: Classes of the boxes of every image.
-        names: Names of the classes by number; a number without a name stands for itself.
-        min_images: Least images of a category; ``others`` and ``no boxes`` may have fewer.
-
-    >>> image_categories([(0,), (0, 0), (0, 1), (), (0, 2, 2)], {0: "person", 1: "dog"})
-    ['person, one', 'person, several', 'dog + person, several', 'no boxes', '2 + person, several']
-    >>> image_categories([(0, 0), (0, 0, 1), (0, 0, 2), (3,), (0, 0)], {0: "person"}, min_images=2)[1:4]
-    ['mostly person, several', 'mostly person, several', 'others, one']
-    """
-    levels = [[level(classes, names) for classes in boxes] for level in (_signature, _main, _rest)]
-    found = levels[0]
-    for coarser in levels[1:]:
-        counts = Counter(found)
-        found = [
-            name if counts[name] >= min_images or name == _NONE else wide
-            for name, wide in zip(found, coarser, strict=True)
-        ]
-    return found
-
-
-_NONE = "no boxes"
-
-
-def _signature(classes: tuple[int, ...], names: Mapping[int, str]) -> str:
-    if not classes:
-        return _NONE
-    present = sorted(names.get(number, str(number)) for number in set(classes))
-    return f"{' + '.join(present)}, {_amount(classes)}"
-
-
-def _main(classes: tuple[int, ...], names: Mapping[int, str]) -> str:
-    if not classes:
-        return _NONE
-    counts = Counter(classes)
-    most = min(counts, key=lambda number: (-counts[number], number))
-    return f"mostly {names.get(most, str(most))}, {_amount(classes)}"
-
-
-def _rest(classes: tuple[int, ...], names: Mapping[int, str]) -> str:  # noqa: ARG001  # as the other levels
-    return f"others, {_amount(classes)}" if classes else _NONE
-
-
-def _amount(classes: tuple[int, ...]) -> str:
-    return "one" if len(classes) == 1 else "several"
-
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Files that are images, in lower case."""
 
 Kind = Literal["folders", "yolo", "coco", "plain"]
 Box = tuple[int, float, float, float, float]
-"""Class, then centre and size as shares of the image's width and height."""
+"""Class, then centre and size relative to the image's width and height, as in YOLO files."""
 
 _NAMES_FILE = "classes.txt"
-_LEAST_NUMBERS = 4
+_BOX_NUMBERS = 4
+_NO_BOXES = "no boxes"
+_MOST_NAMED = 5
+
+
+class FeatureNetwork(Protocol):
+    """A network that computes features of image files; `drip.workflow.features.open_backbone` gives one."""
+
+    @property
+    def name(self) -> str:
+        """Description for the report."""
+        ...
+
+    def of_files(
+        self, folder: Path, names: list[str], on_progress: Callable[[int, int], None]
+    ) -> tuple[NDArray[np.float32], list[int], list[str]]:
+        """Features of the files that can be decoded.
+
+        Args:
+            folder: Folder of the images.
+            names: Paths below the folder.
+            on_progress: Called with the images done and their total.
+
+        Returns:
+            Features, shape (n, d); the indices of the n decoded files in ``names``; a sentence for every
+            other file.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +73,9 @@ class LabelledImage:
 
     Attributes:
         name: Path below the folder, with forward slashes.
-        label: Name of its class folder; or empty.
+        label: Name of its class folder, or empty.
         box_classes: Classes of its boxes, ascending; empty without boxes.
-        label_text: Its boxes as lines of a YOLO file; None where it has no label file or entry.
+        label_text: Its boxes as lines of a YOLO file; None without a label file or COCO entry.
     """
 
     name: str
@@ -110,14 +86,14 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of a folder with what is known of them.
+    """The images of a folder with their labels.
 
     Attributes:
         folder: The folder.
-        kind: ``folders``, ``yolo``, ``coco`` or ``plain``, which has no labels.
-        images: In the order of their names.
+        kind: ``folders``, ``yolo``, ``coco`` or ``plain`` (no labels).
+        images: Sorted by name.
         class_names: Names of box classes by number, as far as known.
-        problems: What does not pair, one sentence each.
+        problems: Images without labels and labels without images, one sentence each.
     """
 
     folder: Path
@@ -128,24 +104,25 @@ class ImageSet:
 
     @property
     def has_boxes(self) -> bool:
-        """True for detection sets."""
+        """True for YOLO and COCO sets."""
         return self.kind in ("yolo", "coco")
 
 
 def read_image_set(folder: str | Path, annotations: str | Path | None = None) -> ImageSet:
     """Find the images below a folder, and their labels.
 
-    With ``annotations`` it is a COCO set. Else, where text files pair with images by stem, a YOLO set: the
-    label of ``images/a/b.jpg`` is ``labels/a/b.txt``, by the last folder named ``images``, or lies beside the
-    image where there is none. Else images in sub-folders have the name of their folder as class, and others
-    have no label. Hidden files and folders are left out.
+    With ``annotations`` it is a COCO set. If text files pair with images by stem, it is a YOLO set: the label
+    of ``images/a/b.jpg`` is ``labels/a/b.txt`` (the last folder named ``images`` is replaced), or next to the
+    image without such a folder. Otherwise the class of an image is the name of its sub-folder, if it is in
+    one. Hidden files and folders are ignored.
 
     Args:
         folder: The folder.
-        annotations: A COCO json file of instances.
+        annotations: A COCO JSON file of instances.
 
     Raises:
-        InputError: no image, two images of one stem, a label that is none, images beside class folders.
+        InputError: there is no image, two images share a label, a label file is malformed, or images are next
+            to class folders.
         DripError: the folder or a file cannot be read.
     """
     place = Path(folder)
@@ -162,28 +139,32 @@ def read_image_set(folder: str | Path, annotations: str | Path | None = None) ->
         return _yolo(place, names, pairs, found - set(pairs.values()), roots)
     if found and any("labels" in root.parts for root in roots):
         raise InputError(
-            f"labels of the stems of the images are needed, got {len(found)} files such as {min(found)} and "
-            f"no pair; is it named as its image, such as {next(iter(labels.values()))}?"
+            f"{min(found)}: no label file (of {len(found)}) has the name of an image; labels must be "
+            f"named like {next(iter(labels.values()))}",
+            code="images-invalid",
         )
     return _folders(place, names)
 
 
 def _find_images(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise DripError(f"a folder of images is needed, got {folder}; check the path")
+        kind = "is not a folder" if folder.exists() else "does not exist"
+        raise DripError(f"{folder}: {kind}; give a folder of images", code="path-missing")
     found = []
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            kind = MEDIA_TYPES.get(Path(name).suffix.lower(), "")
-            if kind.startswith("image/") and not name.startswith("."):
-                found.append((Path(root) / name).relative_to(folder).as_posix())
+        found += [
+            (Path(root) / name).relative_to(folder).as_posix()
+            for name in names
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+        ]
     if not found:
-        suffixes = ", ".join(suffix for suffix, kind in MEDIA_TYPES.items() if kind.startswith("image/"))
-        raise InputError(f"images with the suffixes {suffixes} are needed, got none below {folder}")
-    for name in found:
+        raise InputError(f"{folder}: contains no image ({', '.join(IMAGE_SUFFIXES)})", code="images-invalid")
+    for name in found:  # the list of kept images has one name per line
         if len(name.splitlines()) > 1 or any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise InputError(f"names of one line in UTF-8 are needed for the list, got {name!a}; rename it")
+            raise InputError(
+                f"{name!a}: the name has a line break or is not UTF-8; rename the file", code="images-invalid"
+            )
     return sorted(found)
 
 
@@ -192,7 +173,8 @@ def _folders(folder: Path, names: list[str]) -> ImageSet:
     loose = [name for name in names if not parents[name]]
     if loose and len(loose) < len(names):
         raise InputError(
-            f"images in class folders are needed, got {len(loose)} beside them, such as {loose[0]}; move them"
+            f"{loose[0]}: {len(loose)} images are next to class folders; move them into one or away",
+            code="images-invalid",
         )
     images = tuple(LabelledImage(name, parents[name]) for name in names)
     return ImageSet(folder, "plain" if loose else "folders", images)
@@ -203,7 +185,7 @@ def _label_path(folder: Path, name: str) -> Path:
 
 
 def _label_root(folder: Path, name: str) -> Path:
-    """Where the labels of all images of the folder lie; those of other folders have no business here."""
+    """The folder that is searched for labels without an image: not those of sibling folders."""
     above = folder.absolute()
     path = above / name
     inside = [parent for parent in path.parents if parent.name == "images" and above in parent.parents]
@@ -213,7 +195,7 @@ def _label_root(folder: Path, name: str) -> Path:
 
 
 def _counterpart(path: Path) -> Path:
-    """The path with ``labels`` in place of the last folder ``images``; itself without one."""
+    """The path with the last folder ``images`` replaced by ``labels``; unchanged without one."""
     parts = list(path.parts)
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
@@ -227,7 +209,8 @@ def _yolo(
         shared = Counter(pairs.values()).most_common(1)[0][0]
         twice = [name for name, path in pairs.items() if path == shared]
         raise InputError(
-            f"one image for each label is needed, got {', '.join(twice)} for {shared}; rename one"
+            f"{shared}: is the label of {len(twice)} images, {', '.join(twice)}; rename one",
+            code="images-invalid",
         )
     images = []
     for name in names:
@@ -236,12 +219,14 @@ def _yolo(
             try:
                 text = pairs[name].read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
-                raise DripError(f"a readable label is needed at {pairs[name]}, got: {error}") from error
+                raise DripError(
+                    f"{pairs[name]}: the label cannot be read: {error}", code="images-invalid"
+                ) from error
         classes = tuple(sorted(_box_class(line, pairs[name], number) for number, line in _lines(text or "")))
         images.append(LabelledImage(name, "", classes, text))
     missing = [name for name in names if name not in pairs]
-    problems = [f"{name}: no label file; counts as an image without boxes" for name in missing]
-    problems += [f"{path}: no image of this stem; left out" for path in sorted(alone)]
+    problems = [f"{name}: no label file; treated as an image without boxes" for name in missing]
+    problems += [f"{path}: no image of this name; ignored" for path in sorted(alone)]
     return ImageSet(folder, "yolo", tuple(images), _names(roots, folder), tuple(problems))
 
 
@@ -255,10 +240,10 @@ def _box_class(line: str, path: Path, number: int) -> int:
         found, values = int(cells[0]), [float(cell) for cell in cells[1:]]
     except ValueError:
         found, values = -1, []
-    if found < 0 or len(values) < _LEAST_NUMBERS or not all(map(math.isfinite, values)):
+    if found < 0 or len(values) < _BOX_NUMBERS or not all(map(math.isfinite, values)):
         raise InputError(
-            f"lines of a class number and 4 numbers or more are needed in {path}, got {line!r} in line "
-            f"{number}"
+            f"{path}: line {number} is {line!r}, not a class number and at least 4 numbers",
+            code="images-invalid",
         )
     return found
 
@@ -288,40 +273,42 @@ def _coco(folder: Path, names: list[str], path: Path) -> ImageSet:
         same = [listed.as_posix()] if listed.as_posix() in names else stems.get(listed.stem, [])
         if len(same) > 1:
             raise InputError(
-                f"one image for each entry is needed, got {', '.join(same)} for {listed}; rename one"
+                f"{path}: the entry {listed} matches {len(same)} images, {', '.join(same)}; rename one",
+                code="images-invalid",
             )
         if same:
             entries[entry["id"]] = (same[0], float(entry["width"]), float(entry["height"]))
         else:
-            problems.append(f"{listed}: listed in {path.name}, no such image; left out")
+            problems.append(f"{listed}: listed in {path.name}, but there is no such image; ignored")
     listed_ids = {entry["id"] for entry in content["images"]}
     strays = sum(note["image_id"] not in listed_ids for note in content["annotations"])
     if strays:
-        problems.append(f"{strays} of the annotations: of an image that is not listed; left out")
+        problems.append(f"{strays} annotations belong to images that {path.name} does not list; ignored")
     boxes: dict[str, list[Box]] = {name: [] for name, _, _ in entries.values()}
     for note in content["annotations"]:
         if note["image_id"] in entries and not note.get("iscrowd"):
             name, width, height = entries[note["image_id"]]
-            box = _shares(numbers[note["category_id"]], [float(side) for side in note["bbox"]], width, height)
+            sides = [float(side) for side in note["bbox"]]
+            box = _relative(numbers[note["category_id"]], sides, width, height)
             if box is None:
-                problems.append(f"{name}: a box without area; left out")
+                problems.append(f"{name}: a box without area; ignored")
             else:
                 boxes[name].append(box)
-    problems += [f"{name}: not listed in {path.name}; counts as an image without boxes"
+    problems += [f"{name}: not listed in {path.name}; treated as an image without boxes"
                  for name in names if name not in boxes]  # fmt: skip
     images = tuple(
         LabelledImage(name, "", tuple(sorted(box[0] for box in boxes.get(name, []))),
                       _yolo_text(boxes[name]) if name in boxes else None)
         for name in names
     )  # fmt: skip
-    named = {  # a name is a line of classes.txt
+    named = {  # one line each: they are written to classes.txt
         numbers[entry["id"]]: " ".join(str(entry["name"]).split()) for entry in content["categories"]
     }
     return ImageSet(folder, "coco", images, named, tuple(problems))
 
 
 def _coco_content(path: Path) -> Any:
-    """The file, checked for what is read of it."""
+    """The content of the file; every entry that is used later is checked here."""
     try:
         content = json.loads(path.read_bytes())
         known = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
@@ -329,18 +316,19 @@ def _coco_content(path: Path) -> Any:
         wrong += [entry for entry in content["images"] if not _is_image(entry)]
         wrong += [note for note in content["annotations"] if not _is_annotation(note, known)]
     except OSError as error:
-        raise DripError(f"a readable file is needed at {path}, got: {error}") from error
+        raise DripError(f"{path}: cannot be read: {error}", code="images-invalid") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"COCO instances are needed in {path}, got {type(error).__name__}: {error}"
+            f"{path}: not a COCO file of instances ({type(error).__name__}: {error})", code="images-invalid"
         ) from error
     if wrong:
-        raise InputError(f"COCO instances are needed in {path}, got {str(wrong[0])[:80]}")
+        raise InputError(f"{path}: not a COCO file of instances: {str(wrong[0])[:80]}", code="images-invalid")
     for part in ("categories", "images"):
         for number, times in Counter(entry["id"] for entry in content[part]).most_common(1):
             if times > 1:
                 raise InputError(
-                    f"COCO instances are needed in {path}, got {times} {part} of the id {number!r}"
+                    f"{path}: not a COCO file of instances: {times} {part} have the id {number!r}",
+                    code="images-invalid",
                 )
     return content
 
@@ -355,12 +343,12 @@ def _is_annotation(note: Any, known: dict[Any, str]) -> bool:
     return (
         isinstance(note["image_id"], int | str)
         and note["category_id"] in known
-        and len(sides) == _LEAST_NUMBERS
+        and len(sides) == _BOX_NUMBERS
         and all(map(math.isfinite, sides))
     )
 
 
-def _shares(number: int, sides: Sequence[float], width: float, height: float) -> Box | None:
+def _relative(number: int, sides: Sequence[float], width: float, height: float) -> Box | None:
     left, top = max(sides[0], 0.0), max(sides[1], 0.0)
     right, bottom = min(sides[0] + sides[2], width), min(sides[1] + sides[3], height)
     if right <= left or bottom <= top:
@@ -373,42 +361,87 @@ def _yolo_text(boxes: list[Box]) -> str:
     return "".join(f"{box[0]} {' '.join(f'{side:.6f}' for side in box[1:])}\n" for box in boxes)
 
 
-_MOST_NAMED = 5
+def image_categories(
+    boxes: Sequence[tuple[int, ...]], names: Mapping[int, str], *, min_images: int = 1
+) -> list[str]:
+    """A category for every image, from the classes of its boxes.
+
+    The category is the set of classes, and whether there is one box or several: ``person + dog, several``. If
+    a category has fewer than ``min_images`` images, they move to the category of the class with most boxes in
+    the image (ties: the lower number), ``mostly person, several``; if that is too small too, to ``others,
+    one`` or ``others, several``. Images without boxes are a category of their own.
+
+    Args:
+        boxes: Classes of the boxes of every image.
+        names: Names of the classes by number; classes without a name are shown as numbers.
+        min_images: Minimum number of images per category, except ``others`` and ``no boxes``.
+
+    >>> image_categories([(0,), (0, 0), (0, 1), (), (0, 2, 2)], {0: "person", 1: "dog"})
+    ['person, one', 'person, several', 'dog + person, several', 'no boxes', '2 + person, several']
+    >>> image_categories([(0, 0), (0, 0, 1), (0, 0, 2), (3,), (0, 0)], {0: "person"}, min_images=2)[1:4]
+    ['mostly person, several', 'mostly person, several', 'others, one']
+    """
+    levels = [[level(classes, names) for classes in boxes] for level in (_signature, _main, _rest)]
+    found = levels[0]
+    for coarser in levels[1:]:
+        counts = Counter(found)
+        found = [
+            name if counts[name] >= min_images or name == _NO_BOXES else wide
+            for name, wide in zip(found, coarser, strict=True)
+        ]
+    return found
+
+
+def _signature(classes: tuple[int, ...], names: Mapping[int, str]) -> str:
+    if not classes:
+        return _NO_BOXES
+    present = sorted(names.get(number, str(number)) for number in set(classes))
+    return f"{' + '.join(present)}, {_amount(classes)}"
+
+
+def _main(classes: tuple[int, ...], names: Mapping[int, str]) -> str:
+    if not classes:
+        return _NO_BOXES
+    counts = Counter(classes)
+    most = min(counts, key=lambda number: (-counts[number], number))
+    return f"mostly {names.get(most, str(most))}, {_amount(classes)}"
+
+
+def _rest(classes: tuple[int, ...], names: Mapping[int, str]) -> str:  # noqa: ARG001  # as the other levels
+    return f"others, {_amount(classes)}" if classes else _NO_BOXES
+
+
+def _amount(classes: tuple[int, ...]) -> str:
+    return "one" if len(classes) == 1 else "several"
 
 
 @dataclass(frozen=True, slots=True)
 class ImageOptions:
-    """What is particular to images.
+    """Options that only apply to images.
 
     Attributes:
-        annotations: COCO json file; None for class folders, YOLO or no labels.
+        annotations: COCO JSON file; None for class folders, YOLO or no labels.
         copy_to: Folder to copy the kept images and their labels to; None copies nothing.
-        model: Model file or ``package.module:factory``; None for MobileNetV2.
-        weights: Its weights.
-        spec: How images become inputs of a torch model; as for ImageNet by default.
-        min_images: Least images of a category of boxes before it goes over into a coarser one; None for as
-            many as must be there for one to be kept.
-        cover: Keep further images until every class of boxes has one.
+        min_images: Minimum number of images in a category of boxes, see :func:`image_categories`; None is
+            the size at which at least one is kept.
+        cover: Keep further images until every class of boxes is in one.
     """
 
     annotations: Path | None = None
     copy_to: Path | None = None
-    model: str | None = None
-    weights: Path | None = None
-    spec: InputSpec | None = None
     min_images: int | None = None
     cover: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Which classes of boxes are still there.
+    """Which classes of boxes the kept images contain.
 
     Attributes:
-        n_classes: Classes with a box in all images that could be read.
+        n_classes: Classes with a box in the decoded images.
         n_kept: Classes with a box in the kept images.
-        lost: The others, by name.
-        n_boxes: Boxes in all images that could be read.
+        lost: Names of the other classes.
+        n_boxes: Boxes in the decoded images.
         n_boxes_kept: Boxes in the kept images.
     """
 
@@ -421,12 +454,12 @@ class Coverage:
 
 @dataclass(frozen=True)
 class ReducedImages:
-    """Which images are kept.
+    """Result of reducing a folder of images.
 
     Attributes:
-        names: Kept images, below the folder, in order.
-        reduced: Sizes, representativeness and cost; its rows count the images that could be read.
-        coverage: Of the classes of boxes; None without boxes.
+        names: Kept images as paths below the folder, in order.
+        reduced: Sizes, representativeness and cost; its rows number the images that could be decoded.
+        coverage: Coverage of the classes of boxes; None without boxes.
     """
 
     names: tuple[str, ...]
@@ -438,57 +471,63 @@ def reduce_images(
     folder: str | Path,
     out: str | Path,
     options: ReduceOptions,
+    network: FeatureNetwork,
     images: ImageOptions | None = None,
     *,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> ReducedImages:
-    """Write a list of the images that stand for all, one path below the folder a line; copy them where asked.
+    """Write the list of a representative subset of images, one path below the folder per line.
 
-    Features are the last maps of a network, averaged over their positions, and not scaled by default. Images
-    are reduced within their class folder or, with boxes, within the category of
-    :func:`~drip.reduction.images.image_categories`. Images that cannot be decoded are left out of both
-    and named, as is what does not pair; nothing is deleted.
+    Images are compared by the features of the network, within their class folder or, with boxes, within the
+    category of :func:`image_categories`. Features are not scaled by default. Images that cannot be decoded
+    and files without a pair are ignored and named in the report. Nothing is deleted.
 
     Args:
         folder: The folder.
-        out: The file for the list.
+        out: File for the list.
         options: How to reduce.
-        images: Labels, network and copy.
-        overwrite: Replace ``out`` where it exists.
-        on_progress: Called on long work.
+        network: Computes the features.
+        images: Labels, categories and copy.
+        overwrite: Replace ``out`` if it exists.
+        on_progress: Called during long work.
 
     Raises:
-        InputError: a set that cannot be read, or parameters that the method refuses.
-        ModelError: a network that gives no features.
-        DripError: a file that cannot be read or written, or exists already.
+        InputError: the set cannot be read, or the method rejects the parameters.
+        ModelError: the network gives no finite features.
+        DripError: a file cannot be read or written, or already exists.
     """
     how, target = images or ImageOptions(), Path(out)
     require_free(target, overwrite=overwrite)
     if how.copy_to is not None:
         require_empty(how.copy_to)
-    options.reducer(None)  # refuses wrong parameters before the features, which take long
+    options.reducer(None)  # rejects wrong parameters before the features, which take longest
     tell = on_progress or (lambda *_: None)
     found = read_image_set(folder, how.annotations)
     if options.n_samples is not None:
         check_number("n_samples", options.n_samples, len(found.images))
     if not found.has_boxes and (how.cover or how.min_images is not None):
-        raise InputError(f"boxes are needed to cover or to categorise, got {folder} without; leave this out")
-    backbone = open_backbone(how.model, how.weights, how.spec)
+        raise InputError(
+            f"{folder}: has no boxes to cover or to categorise; leave out cover and min_images",
+            code="images-invalid",
+        )
     with measure_energy(watts=options.watts) as spent:
-        features, read, unreadable = backbone.of_files(
+        features, read, unreadable = network.of_files(
             found.folder,
             [image.name for image in found.images],
             lambda done, n: tell("reading images", done, n),
         )
     if len(read) < 2:
-        raise InputError(f"two images that can be read are needed, got {len(read)} of {len(found.images)}")
+        raise InputError(
+            f"{folder}: only {len(read)} of {len(found.images)} images can be decoded; at least 2 are needed",
+            code="images-invalid",
+        )
     kept_set = replace(found, images=tuple(found.images[place] for place in read))
     labels = labels_of(kept_set, options, how.min_images)
     subject = Subject(
-        title=f"{found.folder.resolve().name}: fewer images", data=str(folder), rows="images",
+        title=f"Representative subset of {found.folder.resolve().name}", data=str(folder), rows="images",
         classes={"folders": "class", "plain": "all"}.get(found.kind, "category"),
-        features=f"{features.shape[1]} features of {backbone.name}",
+        features=f"{features.shape[1]} features of {network.name}",
         problems=[*unreadable, *found.problems],
     )  # fmt: skip
     reduced = reduce_rows(
@@ -509,19 +548,20 @@ def reduce_images(
 
 
 def labels_of(images: ImageSet, options: ReduceOptions, min_images: int | None = None) -> np.ndarray | None:
-    """Class folder or category of boxes within which images are reduced; None where there is but one."""
+    """Class folder or category of boxes of every image; None if there is only one."""
     if images.kind == "plain":
         return None
     if images.kind == "folders":
         labels = [image.label for image in images.images]
     else:
-        least = _least(len(images.images), options) if min_images is None else min_images
+        least = _smallest_category(len(images.images), options) if min_images is None else min_images
         boxes = [image.box_classes for image in images.images]
         labels = image_categories(boxes, images.class_names, min_images=least)
     return np.array(labels) if len(set(labels)) > 1 else None
 
 
-def _least(n: int, options: ReduceOptions) -> int:
+def _smallest_category(n: int, options: ReduceOptions) -> int:
+    """Number of images of which a proportional share is one image."""
     if options.epsilon is not None:
         return 2
     if options.n_samples is not None:
@@ -531,7 +571,7 @@ def _least(n: int, options: ReduceOptions) -> int:
 
 
 def coverage_of(images: ImageSet, rows: IntArray | Sequence[int]) -> Coverage:
-    """Which classes of boxes the images of these rows still have."""
+    """Which classes of boxes the images of these rows contain."""
     everything = Counter(number for image in images.images for number in image.box_classes)
     kept = Counter(number for row in rows for number in images.images[row].box_classes)
     lost = sorted(set(everything) - set(kept))
@@ -545,9 +585,9 @@ def coverage_of(images: ImageSet, rows: IntArray | Sequence[int]) -> Coverage:
 
 
 def uncovered(images: ImageSet, rows: IntArray) -> IntArray:
-    """Further images that give every class of boxes a kept one: again and again that with most such classes.
+    """Further images that cover the missing classes of boxes: repeatedly the image with most of them.
 
-    Ties: the earlier image. This greedy cover takes at most 1 + ln(classes) times the fewest images.
+    Ties: the earlier image. The greedy cover needs at most 1 + ln(classes) times the minimum number.
 
     References:
         Johnson (1974), Approximation algorithms for combinatorial problems.
@@ -565,42 +605,44 @@ def uncovered(images: ImageSet, rows: IntArray) -> IntArray:
 def coverage_text(coverage: Coverage) -> str:
     """The coverage as a sentence."""
     text = (
-        f"{coverage.n_kept} of {coverage.n_classes} classes and {coverage.n_boxes_kept} of "
-        f"{coverage.n_boxes} boxes are in the kept images"
+        f"The kept images contain {coverage.n_kept} of {coverage.n_classes} classes and "
+        f"{coverage.n_boxes_kept} of {coverage.n_boxes} boxes"
     )
     if not coverage.lost:
         return f"{text}."
     more = len(coverage.lost) - _MOST_NAMED
     named = ", ".join(coverage.lost[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-    return f"{text}; without: {named}."
+    return f"{text}; missing: {named}."
 
 
 def features_text(spent: Energy) -> str:
-    """What the features cost, as a sentence."""
+    """The cost of the features as a sentence."""
     joules = "an unknown energy" if math.isnan(spent.joules) else f"{spent.joules:.3g} J ({spent.source})"
     return (
-        f"Reading the images and computing their features took {spent.seconds:.3g} s and {joules}, which is "
-        "not in the cost of the choice."
+        f"Reading the images and computing their features took {spent.seconds:.3g} s and {joules}; the cost "
+        "of the method above does not include it."
     )
 
 
 def require_empty(folder: Path) -> None:
-    """Refuse to copy into what is not a new or an empty folder.
+    """Check that the folder for a copy is new or empty.
 
     Raises:
-        DripError: it is not, or its parent is no folder.
+        DripError: it is not, or its parent does not exist.
     """
     if (folder.exists() and not folder.is_dir()) or (folder.is_dir() and any(folder.iterdir())):
-        raise DripError(f"a new or empty folder is needed for the copy, got {folder}; choose another path")
+        raise DripError(f"{folder}: is not an empty folder; choose another path", code="path-exists")
     if not folder.absolute().parent.is_dir():
-        raise DripError(f"a folder is needed for the copy at {folder.absolute().parent}; make it")
+        raise DripError(
+            f"{folder.absolute().parent}: does not exist or is not a folder; create it", code="path-missing"
+        )
 
 
 def copy_images(images: ImageSet, chosen: Sequence[LabelledImage], target: Path) -> None:
-    """Copy images, and their boxes as YOLO files; the folder appears whole or not at all.
+    """Copy images, and their boxes as YOLO files; the folder appears complete or not at all.
 
-    Images of class folders keep their paths. Boxes make a tree of ``images/`` and ``labels/``, with the names
-    of the classes in ``classes.txt`` where they are known.
+    Images of class folders keep their paths. Images with boxes are copied to ``images/`` and ``labels/``,
+    with known names of classes in ``classes.txt``.
 
     Raises:
         DripError: a file cannot be copied.
@@ -625,11 +667,13 @@ def copy_images(images: ImageSet, chosen: Sequence[LabelledImage], target: Path)
                 (tree / "classes.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
             tree.replace(target)
     except OSError as error:
-        raise DripError(f"the kept images must be copied to {target}, got: {error}") from error
+        raise DripError(
+            f"{target}: the kept images cannot be copied: {error}", code="path-not-writable"
+        ) from error
 
 
 def _places(name: str) -> tuple[str, str]:
-    """Where an image and its label lie in a YOLO tree."""
+    """Paths of an image and its label in a YOLO tree."""
     parts = name.split("/")
     if "images" in parts[:-1]:
         last = len(parts) - 1 - parts[::-1].index("images")

@@ -1,4 +1,4 @@
-"""k-means as two of the methods need it: one seeded run, without warnings for repeated rows."""
+"""k-means for two of the methods: one seeded run, without warnings about repeated rows."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from drip.types import FloatArray, IntArray
 
 
 class Clusters(NamedTuple):
-    """Clusters that have members.
+    """Clusters, each with at least one row.
 
     Attributes:
         centroids: Their means, shape (k, d).
         members: Cluster of every row, shape (n,).
-        sizes: Rows of every cluster, each at least 1, shape (k,).
+        sizes: Number of rows of every cluster, each at least 1, shape (k,).
         distances: Distance of every row to its centroid, shape (n,).
     """
 
@@ -35,13 +35,13 @@ class Clusters(NamedTuple):
 def cluster(
     points: FloatArray, k: int, seed: int, *, max_iter: int, batch_size: int | None = None
 ) -> Clusters:
-    """k-means from one k-means++ start; as many clusters as there are distinct rows, if these are fewer.
+    """k-means from one k-means++ start; with fewer than k distinct rows, one cluster for each of them.
 
     Args:
         points: Shape (n, d).
-        k: Clusters, in [1, n].
-        seed: Of the start.
-        max_iter: Iterations of Lloyd's algorithm at most.
+        k: Number of clusters, in [1, n].
+        seed: Seed of the start.
+        max_iter: Maximum number of iterations of Lloyd's algorithm.
         batch_size: Rows of a mini-batch; None for Lloyd's algorithm on all rows.
 
     >>> sorted(cluster(np.array([[0.0], [1.0], [9.0]]), 2, 0, max_iter=10).centroids.ravel().tolist())
@@ -54,7 +54,7 @@ def cluster(
         shared = {"n_clusters": k, "n_init": 1, "max_iter": max_iter, "random_state": seed}
         model = KMeans(**shared) if batch_size is None else MiniBatchKMeans(batch_size=batch_size, **shared)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # rows that differ by rounding alone
+            warnings.simplefilter("ignore", ConvergenceWarning)  # for rows that differ only by rounding
             model.fit(points)
         centroids, members = model.cluster_centers_.astype(np.float64), model.labels_
     sizes = np.bincount(members, minlength=len(centroids))
@@ -68,6 +68,6 @@ def cluster(
 
 @contextmanager
 def threads(n_jobs: int | None) -> Iterator[None]:
-    """Run k-means in this many threads; None is one, -1 all."""
+    """Run k-means in this many threads; None is one, -1 all. scikit-learn's k-means has no such argument."""
     with threadpool_limits(limits=effective_n_jobs(n_jobs)):
         yield

@@ -10,7 +10,7 @@ import numpy as np
 from drip.reduction.base import ScoredReducer, Table
 from drip.types import FloatArray, IntArray
 
-_LEAST_COSINE = 1e-3
+_MIN_COSINE = 1e-3  # of the published score, which would be infinite for a right angle
 
 
 @dataclass(eq=False, repr=False)
@@ -23,9 +23,9 @@ class MatrixDecomposition(ScoredReducer):
     within each class from its features, the other from all rows with the one-hot labels appended (a column
     of ones without labels). Ties: the lower row. Deterministic.
 
-    Singular values that are zero to rounding are left out with their vectors. A row of zeros has no
-    direction: its inner products count as zero, the largest score within its class.
-    ``stratify="global"`` is the published cut, which loses classes; the default cuts within each class.
+    Singular values that are zero up to rounding are omitted with their vectors: the published code divides by
+    them. A row of zeros has no direction; its inner products are zero, which is the largest score of its
+    class. ``stratify="global"`` is the published cut, which loses classes; the default cuts each class.
 
     Parameters and attributes: :class:`~drip.reduction.base.BaseReducer`,
     :class:`~drip.reduction.base.RankedReducer`. Complexity: O(n d^2).
@@ -42,11 +42,11 @@ class MatrixDecomposition(ScoredReducer):
     name: ClassVar[str] = "matrix-decomposition"
     abbreviation: ClassVar[str] = "NRMD"
 
-    def _score(self, table: Table, sizes: IntArray | None) -> FloatArray:  # noqa: ARG002  # one for every size
+    def _score(self, table: Table, sizes: IntArray | None) -> FloatArray:  # noqa: ARG002  # the same for every size
         values, classes = table.values, table.classes
         n, d = values.shape
         parts = [values[rows] for rows in classes.rows]
-        # R of [X | one-hot] is that of the R of its classes, below one another: no large matrix is needed.
+        # The stacked R factors of the classes have the same R as [X | one-hot], which is never built.
         triangles = [_triangle(np.hstack([part, np.ones((len(part), 1))])) for part in parts]
         stacked = np.zeros((sum(len(triangle) for triangle in triangles), d + len(parts)))
         end = 0
@@ -67,7 +67,7 @@ class MatrixDecomposition(ScoredReducer):
 
 
 def direction_scores(rows: FloatArray) -> FloatArray:
-    """The score of every row against the singular vectors of all, shape (n,); see the class.
+    """Score of every row against the singular vectors of all rows, shape (n,); see the class.
 
     >>> direction_scores(np.array([[2.0, 0.0], [0.0, 1.0]])).round(3).tolist()
     [4.605, 2.303]
@@ -77,12 +77,12 @@ def direction_scores(rows: FloatArray) -> FloatArray:
 
 
 def _triangle(rows: FloatArray) -> FloatArray:
-    """R of the QR decomposition: its singular values and right vectors are those of the rows."""
+    """R of the QR decomposition: it has the singular values and right singular vectors of the rows."""
     return np.asarray(np.linalg.qr(rows, mode="r"))
 
 
 def _directions(triangle: FloatArray, n: int) -> tuple[FloatArray, FloatArray]:
-    """Singular vectors in columns, and their weights; one of weight 1 that is zero where all rows are."""
+    """Singular vectors as columns, and their weights; for rows of zeros one zero vector of weight 1."""
     _, singular, vectors = np.linalg.svd(triangle, full_matrices=False)
     real = singular > np.finfo(np.float64).eps * max(n, triangle.shape[1]) * singular[0]
     if not real.any():
@@ -92,11 +92,11 @@ def _directions(triangle: FloatArray, n: int) -> tuple[FloatArray, FloatArray]:
 
 
 def _scores(inner: FloatArray, squares: FloatArray, weights: FloatArray) -> FloatArray:
-    """Overwrites ``inner``: the products of rows and directions."""
+    """Scores from the products of rows and directions, ``inner``, which is overwritten."""
     lengths = np.sqrt(squares)
     lengths[lengths == 0.0] = 1.0
     np.abs(inner, out=inner)
     inner /= lengths[:, None]
-    np.maximum(inner, _LEAST_COSINE, out=inner)
+    np.maximum(inner, _MIN_COSINE, out=inner)
     np.log(inner, out=inner)
     return np.asarray(-(inner @ weights))

@@ -1,4 +1,4 @@
-"""Farthest-point sampling (MMS): every kept row is the one that the kept rows before it cover worst."""
+"""Farthest-point sampling (MMS): keeps adding the row that is farthest from all kept rows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from drip.reduction.base import Counter, RankedReducer, Table
 from drip.reduction.neighbours import Metric, distances_to
 from drip.types import FloatArray, IntArray
 
-_BLOCK_ROWS = 8192  # differences of a block stay in the processor's cache
-_SLACK = 1e-9
+_BLOCK_ROWS = 8192  # the differences of one block stay in the processor's cache
+_SLACK = 1e-9  # relative rounding error of projections, on the safe side: only costs a few rows more
 _POWER_STEPS = 8
 
 
@@ -21,19 +21,20 @@ _POWER_STEPS = 8
 class MaxMin(RankedReducer):
     r"""Start at a random row of the class, then add :math:`\arg\max_i \min_{s \in S} \|x_i - x_s\|`.
 
-    The largest distance to a kept row (the covering radius, which is the class's epsilon) is at most
-    twice the least that any choice of as many rows reaches. The order is nested and the radius after
-    every pick is known: one fit gives the whole curve. Ties: the lower row. Only the start is random.
-    Outliers come first, so that classifiers may prefer other methods at equal counts.
+    The largest distance to a kept row (the covering radius, the class's epsilon) is at most twice the
+    smallest that any choice of equally many rows reaches. The order is nested and the radius after every
+    pick is known, so that one fit gives the whole curve. Ties: the lower row. Only the start is random.
+    Outliers are kept first, so that classifiers may learn more from other methods at equal size.
 
     Parameters and other attributes: :class:`~drip.reduction.base.BaseReducer` and
     :class:`~drip.reduction.base.RankedReducer`. With ``epsilon`` it stops at the first pick that reaches
-    it; any two of these picks are more than ``epsilon`` apart. With ``stratify="global"`` all rows are
-    covered as one class. Complexity: at most O(n m d) time for m picks of n rows, O(n d) memory.
+    it; any two picks are then more than ``epsilon`` apart. ``stratify="global"`` covers all rows as one
+    class. Complexity: at most O(n m d) time for m picks of n rows, O(n d) memory.
 
     Attributes:
-        radii_: For every group in the order of its labels the covering radius after each of its picks.
-        sample_weight_: Rows of the group that are nearest to each kept row (the earlier pick on ties).
+        radii_: Covering radius after each pick, one array per group in the order of the labels.
+        sample_weight_: Number of rows of the group that are nearest to each kept row (on ties to the
+            earlier pick).
 
     References:
         Gonzalez (1985), Clustering to minimize the maximum intercluster distance; de Silva and Carlsson
@@ -60,25 +61,27 @@ class MaxMin(RankedReducer):
 
         covers = self._each(cover, table.groups, limits, table.seeds)
         self.radii_ = [found.radii for found in covers]
-        self._shares = [np.bincount(found.owner, minlength=len(found.order)) for found in covers]
+        self._n_nearest = [np.bincount(found.owner, minlength=len(found.order)) for found in covers]
         return [rows[found.order] for rows, found in zip(table.groups, covers, strict=True)]
 
-    def _sizes_within(self, table: Table, orders: list[IntArray]) -> IntArray:  # noqa: ARG002  # they stop there
+    def _sizes_within(self, table: Table, orders: list[IntArray]) -> IntArray:  # noqa: ARG002  # the orders stop at epsilon
         return np.array([len(order) for order in orders])
 
     def _weights(self, table: Table, kept: IntArray) -> FloatArray:  # noqa: ARG002  # counted while picking
         groups = self._group_codes()[self.sample_indices_].tolist()
         places = self.ranking_[self.sample_indices_].tolist()
-        return np.array([self._shares[g][k] for g, k in zip(groups, places, strict=True)], dtype=np.float64)
+        return np.array(
+            [self._n_nearest[g][k] for g, k in zip(groups, places, strict=True)], dtype=np.float64
+        )
 
 
 class Cover(NamedTuple):
-    """What :func:`farthest_first` finds.
+    """Result of :func:`farthest_first`.
 
     Attributes:
         order: The picks, int64, shape (m,).
         radii: Covering radius after every pick, shape (m,).
-        owner: The pick that is nearest to every row, shape (n,).
+        owner: Index of the pick nearest to every row, shape (n,).
     """
 
     order: IntArray
@@ -98,17 +101,18 @@ def farthest_first(
 ) -> Cover:
     """Farthest-point order of rows.
 
-    A pick at distance r from the others changes only rows nearer than r to it. Rows are held in the order
-    of a projection that stretches no distance, so that these lie in one run.
+    A pick at distance r from the earlier picks can only be the nearest pick of rows within r. Rows are
+    sorted by a projection that never enlarges distances, so that those rows are one contiguous range:
+    later picks look at ever fewer rows.
 
     Args:
         points: Shape (n, d).
-        count: Picks at most, in [1, n].
+        count: Maximum number of picks, in [1, n].
         start: The first pick.
         metric: ``euclidean`` or ``chebyshev``.
         stop: Stop when the covering radius is at most this, after at least ``least`` picks.
         least: See ``stop``.
-        counter: Told of every pick.
+        counter: Advanced at every pick.
 
     >>> farthest_first(np.array([[0.0], [1.0], [4.0]]), 2, 0, "chebyshev").order.tolist()
     [0, 2]
@@ -121,7 +125,7 @@ def farthest_first(
     gap = np.full(n, np.inf)  # distance to the nearest pick; squared where Euclidean; -1 for picks
     owner = np.zeros(n, dtype=np.int64)
     order, radii = np.empty(count, dtype=np.int64), np.empty(count)
-    ladder = places.data  # bisect reads numbers from it in less time than NumPy starts a search
+    ladder = places.data  # bisect on the buffer is faster than the call overhead of np.searchsorted
     pick, reach = int(np.flatnonzero(original == start)[0]), np.inf
     for k in range(count):
         order[k] = original[pick]
@@ -151,9 +155,9 @@ def farthest_first(
 
 
 def _direction(points: FloatArray, metric: Metric) -> FloatArray:
-    """A projection along which rows spread and no distance grows: near a principal axis, or a coordinate.
+    """A unit direction along which rows spread: near the first principal axis, or a coordinate.
 
-    What is found does not depend on it, only the time, so that a few steps of the power method will do.
+    Only the speed depends on it, not the result, so that a few steps of the power method are enough.
     """
     axis: FloatArray = np.zeros(points.shape[1])
     axis[points.std(axis=0).argmax()] = 1.0
@@ -164,6 +168,6 @@ def _direction(points: FloatArray, metric: Metric) -> FloatArray:
             largest = np.abs(turned).max()
             if largest == 0.0:  # equal rows
                 break
-            turned /= largest  # or the squares of its norm might overflow
+            turned /= largest  # else the squares in the norm could overflow
             axis = turned / np.linalg.norm(turned)
     return axis

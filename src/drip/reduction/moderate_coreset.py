@@ -14,10 +14,10 @@ from drip.types import FloatArray, IntArray
 
 @dataclass(eq=False, repr=False)
 class ModerateCoreset(ScoredReducer):
-    r"""Keep the rows whose distance to the class mean is nearest to the median of these distances.
+    r"""Keep the rows whose distance to the class mean is closest to the median of these distances.
 
     The score is :math:`-|d_i - \mathrm{median}_{j \in c}(d_j)|` with
-    :math:`d_i = \|x_i - \bar x_c\|`. Neither the typical nor the extreme rows come first. Ties: the lower
+    :math:`d_i = \|x_i - \bar x_c\|`. Neither typical nor extreme rows are preferred. Ties: the lower
     row. Deterministic, O(n d).
 
     Parameters and attributes: :class:`~drip.reduction.base.BaseReducer`,
@@ -34,7 +34,7 @@ class ModerateCoreset(ScoredReducer):
     name: ClassVar[str] = "moderate-coreset"
     abbreviation: ClassVar[str] = "MOD"
 
-    def _score(self, table: Table, sizes: IntArray | None) -> FloatArray:  # noqa: ARG002  # one for every size
+    def _score(self, table: Table, sizes: IntArray | None) -> FloatArray:  # noqa: ARG002  # the same for every size
         scores = np.empty(len(table.values))
         for rows in table.classes.rows:
             points = table.values[rows]

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours with bounded memory: a k-d tree for few dimensions, blocks for many."""
+"""Exact nearest neighbours in bounded memory: a k-d tree in few dimensions, blocks of distances in many."""
 
 from __future__ import annotations
 
@@ -15,28 +15,31 @@ from drip.types import FloatArray, IntArray
 Metric = Literal["euclidean", "chebyshev"]
 
 MAX_TREE_DIMENSIONS = 20
-"""Up to here a k-d tree is faster than all distances."""
+"""Up to this number of features a k-d tree is faster than computing all distances."""
 
 BLOCK_BYTES = 1 << 26
-"""Memory for the distances that are held at once."""
+"""Memory for the distances that are held at once: 64 MiB."""
 
 POWER = {"euclidean": 2.0, "chebyshev": np.inf}
-"""The p of the norm."""
+"""The p of the p-norm, as SciPy names it."""
+
+# Allowance for the rounding of matrix products, in units of the machine epsilon: a wide margin only costs a
+# few more exact distances, a narrow one would make the result inexact.
 _GEMM_SLACK = 64.0
 
 
 def check_metric(metric: Any) -> None:
-    """Refuse what is no metric of this room.
+    """Check for a metric that all methods can compute.
 
     Raises:
-        InputError: it is not.
+        InputError: anything else.
     """
     if metric not in POWER:
-        raise InputError(f"metric must be one of {', '.join(POWER)}, got {metric!r}")
+        raise InputError(f"metric must be one of {', '.join(POWER)}, not {metric!r}")
 
 
 def distances_to(points: FloatArray, centre: FloatArray, metric: Metric) -> FloatArray:
-    """Distance of every row to one point, shape (n,): squared where the metric is Euclidean.
+    """Distance of every row to one point, shape (n,); squared if the metric is Euclidean.
 
     >>> distances_to(np.array([[0.0, 0.0], [3.0, 4.0]]), np.zeros(2), "euclidean").tolist()
     [0.0, 25.0]
@@ -55,10 +58,10 @@ def nearest(
     n_jobs: int | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> tuple[FloatArray, IntArray]:
-    """Distance to, and row of, the nearest point for every query; shapes (n,) and (n,).
+    """Distance and row of the nearest point for every query; shapes (n,) and (n,).
 
-    Up to 20 dimensions a k-d tree answers, above all distances are computed in blocks of at most
-    ``block_bytes``; both are exact. On ties any of the nearest is given.
+    A k-d tree is used up to 20 dimensions; in more, all distances are computed in blocks of at most
+    ``block_bytes``. Both are exact. On ties, any of the nearest points is returned.
 
     Args:
         queries: Shape (n, d).
@@ -71,7 +74,9 @@ def nearest(
     [1, 1]
     """
     if points.shape[1] <= MAX_TREE_DIMENSIONS:
-        tree = cKDTree(points, balanced_tree=False)  # medians would fail on repeated rows, and take longer
+        tree = cKDTree(
+            points, balanced_tree=False
+        )  # medians recurse without end on repeated rows, and are slower
         distances, rows = tree.query(queries, p=POWER[metric], workers=effective_n_jobs(n_jobs))
         return distances, rows.astype(np.int64)
     found = np.empty(len(queries)), np.empty(len(queries), dtype=np.int64)
@@ -99,7 +104,7 @@ def _chebyshev_block(queries: FloatArray, points: FloatArray) -> tuple[FloatArra
 
 
 def _euclidean_block(queries: FloatArray, points: FloatArray) -> tuple[FloatArray, IntArray]:
-    """|q|^2 - 2qp + |p|^2 finds who may be nearest; the distances to these are computed by differences."""
+    """The fast |q|^2 - 2qp + |p|^2 finds the candidates; their exact distances come from differences."""
     centre = points.mean(axis=0)  # shorter vectors have smaller errors
     near_queries, near_points = queries - centre, points - centre
     query_squares = np.einsum("ij,ij->i", near_queries, near_queries)
@@ -113,7 +118,7 @@ def _euclidean_block(queries: FloatArray, points: FloatArray) -> tuple[FloatArra
     slack = error * (query_squares + largest + shift)
     likely = squares <= (squares.min(axis=1) + slack)[:, None]
     query_rows, point_rows = np.nonzero(likely)
-    step = max(1, len(queries) * len(points) // points.shape[1])  # as much memory again as the block
+    step = max(1, len(queries) * len(points) // points.shape[1])  # as much memory as the block itself
     exact = np.concatenate(
         [
             np.einsum("ij,ij->i", differences, differences)

@@ -1,4 +1,4 @@
-"""Persistent-homology landmarks (PHL): rows by the shape of their neighbourhood."""
+"""Persistent-homology landmarks (PHL): ranks rows by the shape of their neighbourhood."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from scipy.spatial.distance import cdist
 
 from drip.errors import InputError, missing_extra
 from drip.reduction.base import Counter, ScoredReducer, Table
-from drip.reduction.containers import check_real, check_whole
+from drip.reduction.inputs import check_real, check_whole
 from drip.reduction.neighbours import POWER, Metric
 from drip.types import FloatArray, IntArray
 
-_BATCH = 512
+_BATCH = 512  # rows whose neighbourhoods are held at once
 
 
 @dataclass(eq=False, repr=False)
@@ -23,26 +23,26 @@ class PersistentHomologyLandmarks(ScoredReducer):
     r"""Rank the rows of a class by the longest bar in the homology of their neighbours.
 
     For row x, :math:`N = \{z \ne x : \|z - x\| \le \delta\}` within its class (equal rows are neighbours).
-    With fewer than two neighbours x is a super-outlier. Else its bar is the longest finite one, death minus
-    birth, of the Vietoris-Rips persistence of N in one dimension, or the longest of the dimensions up to
-    it; zero where there is none. ``representative`` keeps short bars first, ``vital`` long ones; ties, of
-    which there are many zeros, in random order; super-outliers come last in random order. (The published
-    code takes ordinary rows with bar zero for super-outliers and so is close to random.)
+    With fewer than two neighbours x is a super-outlier. Otherwise its score is the longest finite bar (death
+    minus birth) of the Vietoris-Rips persistence of N in one dimension, or in all dimensions up to it; zero
+    without a bar. ``representative`` keeps short bars first, ``vital`` long ones. Ties, often at zero, are in
+    random order; super-outliers are last, also in random order. (The published code confuses ordinary rows
+    of score zero with super-outliers, which makes it almost random.)
 
     Args:
-        radius: delta; None for each class's median distance to the ``typical_neighbours``-th neighbour.
-        dimension: Homology dimension q, 0 or more; dimension 2 needs at least six neighbours to show.
-        mode: ``restricted`` to the dimension, or ``multi`` for the largest over 0 to q.
+        radius: delta; None uses each class's median distance to the ``typical_neighbours``-th neighbour.
+        dimension: Homology dimension q, 0 or more; a hole of dimension 2 needs at least six neighbours.
+        mode: ``restricted`` to the dimension, or ``multi`` for the longest bar in dimensions 0 to q.
         landmarks: ``representative`` or ``vital``.
         typical_neighbours: See ``radius``.
-        max_neighbours: The nearest of N, if there are more: the cost grows with up to the power 3q + 3 of
-            their number.
+        max_neighbours: Use only so many of the nearest neighbours: the cost grows with up to the power
+            3q + 3 of their number.
 
     Other parameters and attributes: :class:`~drip.reduction.base.BaseReducer`,
     :class:`~drip.reduction.base.RankedReducer`. ``progress`` counts rows.
 
     Attributes:
-        scores_: Minus the bar where representative, the bar where vital; -inf for super-outliers, shape (n,).
+        scores_: The bar if ``vital``, else minus the bar; -inf for super-outliers, shape (n,).
         radii_: delta of every class, in the order of the labels.
 
     References:
@@ -67,7 +67,7 @@ class PersistentHomologyLandmarks(ScoredReducer):
     max_neighbours: int = 30
 
     def check_parameters(self) -> None:
-        """As for every reducer, and those of this method."""
+        """Check the parameters of every reducer and of this method."""
         super().check_parameters()
         if self.radius is not None:
             check_real("radius", self.radius)
@@ -76,7 +76,7 @@ class PersistentHomologyLandmarks(ScoredReducer):
         check_whole("max_neighbours", self.max_neighbours, least=2)
         for name, words in (("mode", ("restricted", "multi")), ("landmarks", ("representative", "vital"))):
             if getattr(self, name) not in words:
-                raise InputError(f"{name} must be {words[0]} or {words[1]}, got {getattr(self, name)!r}")
+                raise InputError(f"{name} must be {words[0]} or {words[1]}, not {getattr(self, name)!r}")
 
     def _score(self, table: Table, sizes: IntArray | None) -> FloatArray:  # noqa: ARG002  # one for every size
         counter = self._counter(len(table.values))
@@ -114,21 +114,21 @@ def neighbourhood_bars(
     max_neighbours: int,
     counter: Counter | None = None,
 ) -> FloatArray:
-    """Longest finite bar of every row's neighbours, shape (n,); NaN with fewer than two neighbours.
+    """Longest finite bar of every row's neighbourhood, shape (n,); NaN with fewer than two neighbours.
 
     Args:
         points: Rows of one class, shape (n, d).
         radius: Largest distance of a neighbour.
-        dimensions: Homology dimensions whose largest bar counts.
+        dimensions: Homology dimensions; the longest bar of all is returned.
         metric: ``euclidean`` or ``chebyshev``.
-        max_neighbours: The nearest, if there are more.
-        counter: Told of every row.
+        max_neighbours: Use only so many of the nearest neighbours.
+        counter: Advanced at every row.
     """
     tree = cKDTree(points, balanced_tree=False)
     longest = np.full(len(points), np.nan)
-    least = max(2, 2 * min(dimensions) + 2)  # vertices that a flag complex with a hole has
+    least = max(2, 2 * min(dimensions) + 2)  # vertices of the smallest flag complex with a hole
     k = min(max_neighbours + 1, len(points))
-    within = np.nextafter(radius, np.inf)  # the bound of a query is open
+    within = np.nextafter(radius, np.inf)  # SciPy's distance bound is exclusive
     for start in range(0, len(points), _BATCH):
         batch = np.arange(start, min(start + _BATCH, len(points)))
         _, found = tree.query(
@@ -139,7 +139,7 @@ def neighbourhood_bars(
         longest[batch[counts >= 2]] = 0.0
         distances = []
         for near, other in zip(found[counts >= least], others[counts >= least], strict=True):
-            # Among many equal rows the row itself may be missing from its nearest.
+            # Among more equal rows than neighbours, a row may be missing from its own nearest rows.
             points_near = points[near[other][:max_neighbours]]
             distances.append(cdist(points_near, points_near, metric))
         bars = [longest_bars(distances, dimension) for dimension in dimensions]
@@ -150,7 +150,7 @@ def neighbourhood_bars(
 
 
 def longest_bars(matrices: list[FloatArray], dimension: int) -> FloatArray:
-    """Longest finite bar of the Vietoris-Rips persistence of each set of points, 0 where there is none.
+    """Longest finite bar of the Vietoris-Rips persistence of each set of points, 0 without a bar.
 
     Args:
         matrices: Distances within each set, symmetric, each of shape (k, k), k >= 1.
@@ -174,12 +174,13 @@ def longest_bars(matrices: list[FloatArray], dimension: int) -> FloatArray:
 
 
 def _core(distances: FloatArray, dimension: int) -> FloatArray:
-    """Distances within the vertices that can matter for one dimension; empty where there are no bars.
+    """Distances between the vertices that can affect one dimension; empty if there cannot be a bar.
 
-    From the least distance at which one vertex is joined to all, the complex is a cone, without homology:
-    longer distances count as this one. Below it, a vertex with fewer than 2q neighbours has a link without
-    homology in the dimensions q - 1 and q (a flag complex needs 2q + 2 vertices for a hole of dimension q),
-    so that to remove it changes no bar in dimension q.
+    This is what makes the method fast: gudhi then sees a fraction of the vertices. At the distance at which
+    one vertex is joined to all others the complex becomes a cone, without homology, so that longer distances
+    are cut to this one. Below it, a vertex with fewer than 2q neighbours has a link without homology in the
+    dimensions q - 1 and q (a flag complex needs 2q + 2 vertices for a hole of dimension q), so that removing
+    it changes no bar in dimension q.
     """
     if dimension == 0:
         return distances
@@ -187,14 +188,14 @@ def _core(distances: FloatArray, dimension: int) -> FloatArray:
         return distances[:0, :0]
     cone = distances.max(axis=0).min()
     joined = distances < cone
-    while len(joined) and (weak := joined.sum(axis=0) <= 2 * dimension).any():  # every vertex joins itself
+    while len(joined) and (weak := joined.sum(axis=0) <= 2 * dimension).any():  # the diagonal counts too
         distances, joined = distances[~weak][:, ~weak], joined[~weak][:, ~weak]
     return np.asarray(np.minimum(distances, cone))
 
 
 def _rips_persistence() -> Any:
     try:
-        from gudhi.sklearn.rips_persistence import RipsPersistence  # noqa: PLC0415  # other methods do without
+        from gudhi.sklearn.rips_persistence import RipsPersistence  # noqa: PLC0415  # only this method needs it
     except ImportError as error:
         raise missing_extra("PersistentHomologyLandmarks", "gudhi", "reduction") from error
     return RipsPersistence

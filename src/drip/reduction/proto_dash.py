@@ -1,4 +1,4 @@
-"""A quadratic programme over non-negative weights that grows one variable at a time."""
+"""ProtoDash (PRD): rows and non-negative weights whose kernel mean is closest to the mean of the class."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from scipy.spatial.distance import cdist, pdist
 
 from drip.errors import InputError
 from drip.reduction.base import Counter, RankedReducer, Table
-from drip.reduction.containers import LARGEST, check_divisor, check_real
+from drip.reduction.inputs import LARGEST, check_divisor, check_real
 from drip.reduction.neighbours import BLOCK_BYTES
 from drip.types import FloatArray, IntArray
 
-_LEAST_PIVOT = 1e-12
+_MIN_PIVOT = 1e-12  # relative: below it a row depends linearly on the picks, up to rounding
+_MEDIAN_ROWS = 1000  # enough for a median of distances; all pairs of 10,000 rows would need 400 MB
 
 
 class GrowingProgramme:
     r"""Maximise :math:`w^T \mu_S - \frac12 w^T K_{SS} w` over :math:`w \ge 0` while S grows.
 
-    Lawson and Hanson's active-set method, started at the solution before. The Cholesky factor of the
-    columns with positive weight is extended when one comes in and, when one goes, brought back to a
-    triangle by rotations; both in O(k^2).
+    Lawson and Hanson's active-set method, started at the previous solution: from scratch every pick would
+    cost O(k^3). The Cholesky factor of the columns with positive weight gains a row when a column enters,
+    and is made triangular again by rotations when one leaves; both in O(k^2).
 
     Args:
         target: mu, shape (n,).
-        tolerance: Gradients up to this count as zero.
+        tolerance: Gradients up to this are treated as zero.
 
     Attributes:
-        members: S in the order of its growth.
+        members: S in the order of growth.
         gradient: mu - K_S w of every candidate, shape (n,).
     """
 
@@ -50,7 +51,7 @@ class GrowingProgramme:
         return self._weights[: len(self.members)].copy()
 
     def grow(self, candidate: int, column: FloatArray) -> None:
-        """Take a candidate with its kernel column, shape (n,), into S and solve."""
+        """Add a candidate with its kernel column, shape (n,), to S and solve."""
         place = len(self.members)
         if place == len(self._columns):
             self._columns = np.concatenate([self._columns, np.empty_like(self._columns)])
@@ -70,7 +71,7 @@ class GrowingProgramme:
             entering = self._improving(refused)
 
     def _improving(self, refused: set[int]) -> int | None:
-        """The member with weight zero whose increase gains most, or None."""
+        """The member of weight zero with the largest gradient, or None if no increase gains anything."""
         gradient = self.gradient[self.members]
         gradient[self._positive] = -np.inf
         gradient[list(refused)] = -np.inf
@@ -78,7 +79,7 @@ class GrowingProgramme:
         return best if gradient[best] > self._tolerance else None
 
     def _enter(self, place: int) -> bool:
-        """Extend the factor by a member; False where it depends on the others to rounding."""
+        """Extend the factor by a member; False if the member depends on the others up to rounding."""
         member = self.members[place]
         own = float(self._columns[place, member])
         k = len(self._positive)
@@ -87,7 +88,7 @@ class GrowingProgramme:
             inner = self._columns[self._positive, member]
             row[:k] = solve_triangular(self._factor, inner, lower=True, check_finite=False)
         pivot = own - float(row[:k] @ row[:k])
-        if pivot <= _LEAST_PIVOT * own:
+        if pivot <= _MIN_PIVOT * own:
             return False
         row[k] = pivot**0.5
         factor = np.zeros((k + 1, k + 1))
@@ -98,7 +99,7 @@ class GrowingProgramme:
         return True
 
     def _settle(self) -> None:
-        """Go to the optimum of the positive set; what reaches zero on the way leaves the set."""
+        """Move to the optimum of the positive set; a weight that reaches zero on the way leaves the set."""
         while True:
             wanted = self._target[[self.members[place] for place in self._positive]]
             half = solve_triangular(self._factor, wanted, lower=True, check_finite=False)
@@ -125,36 +126,33 @@ class GrowingProgramme:
 
 
 def order_by_gradient(gradient: FloatArray, free: IntArray) -> IntArray:
-    """The free candidates, steepest first, ties by number."""
+    """The free candidates, largest gradient first, ties by row."""
     return free[np.argsort(-gradient[free], kind="stable")]
-
-
-_MEDIAN_ROWS = 1000
 
 
 @dataclass(eq=False, repr=False)
 class ProtoDash(RankedReducer):
-    r"""Greedily choose rows and non-negative weights whose kernel mean is nearest to the class's.
+    r"""Greedily choose rows and non-negative weights whose kernel mean is closest to that of the class.
 
     With :math:`\mu_j = \frac1n \sum_i k(x_i, x_j)` and :math:`f(S) = \max_{w \ge 0} w^T \mu_S - \frac12
-    w^T K_{SS} w`, the first pick gains most alone, :math:`\max(\mu_j, 0)^2 / 2 k(x_j, x_j)`; each other is
-    the row with the largest gradient :math:`g = \mu - K_{:S} w`, after which the weights of all picks are
-    solved anew. To maximise f is to minimise the squared maximum mean discrepancy. When no gradient is
-    above ``tolerance`` times the largest of mu, the set is as good as the class; the other rows follow
-    by their gradient, with weight zero. Ties: the lower row.
+    w^T K_{SS} w`, the first pick has the largest gain alone, :math:`\max(\mu_j, 0)^2 / 2 k(x_j, x_j)`; every
+    later pick is the row with the largest gradient :math:`g = \mu - K_{:S} w`. The weights of all picks are
+    solved again after each. Maximising f minimises the squared maximum mean discrepancy. Once no gradient
+    exceeds ``tolerance`` times the largest of mu, the picks represent the class fully; the other rows
+    follow by gradient, with weight zero. Ties: the lower row.
 
-    The published code reaches this point after ten to twenty picks, because its kernel is the inner
-    product, and ranks by the noise of a solver from there on; it also forgets the weights. Here the kernel
-    is Gaussian, :math:`\exp(-\|x - x'\|^2 / 2 \sigma^2)`.
+    The published code uses the inner product as kernel, which needs only ten to twenty picks to get there;
+    from then on it ranks by the noise of a solver. It also discards the weights. Here the kernel is
+    Gaussian, :math:`\exp(-\|x - x'\|^2 / 2 \sigma^2)`.
 
     Args:
         kernel: ``gaussian``, or ``linear`` for the inner product.
-        sigma: Width of the Gaussian; None for the median distance of the rows of the class (of 1,000
-            rows at random, where it has more).
-        tolerance: Relative gradient that counts as zero, in (0, 1).
+        sigma: Width of the Gaussian; None uses the median distance between rows of the class (of at most
+            1,000 random rows).
+        tolerance: Relative gradient that is treated as zero, in (0, 1).
 
     Other parameters and attributes: :class:`~drip.reduction.base.BaseReducer`,
-    :class:`~drip.reduction.base.RankedReducer`; ``metric`` is that of ``epsilon`` alone. Complexity for k
+    :class:`~drip.reduction.base.RankedReducer`; ``metric`` only applies to ``epsilon``. Complexity for k
     picks up to the tolerance: O(n^2 d) for mu in blocks, O(k n d + k^2 n) time and O(k n) memory.
 
     Attributes:
@@ -179,10 +177,10 @@ class ProtoDash(RankedReducer):
     tolerance: float = 1e-6
 
     def check_parameters(self) -> None:
-        """As for every reducer, and those of this method."""
+        """Check the parameters of every reducer and of this method."""
         super().check_parameters()
         if self.kernel not in ("gaussian", "linear"):
-            raise InputError(f"kernel must be gaussian or linear, got {self.kernel!r}")
+            raise InputError(f"kernel must be gaussian or linear, not {self.kernel!r}")
         if self.sigma is not None:
             check_divisor("sigma", self.sigma)
         check_real("tolerance", self.tolerance, upper=1.0)
@@ -203,7 +201,7 @@ class ProtoDash(RankedReducer):
             self._row_weights[rows[part.order]] = part.weights * len(rows)
         return [rows[part.order] for rows, part in zip(table.groups, found, strict=True)]
 
-    def _weights(self, table: Table, kept: IntArray) -> FloatArray:  # noqa: ARG002  # solved while picking
+    def _weights(self, table: Table, kept: IntArray) -> FloatArray:  # noqa: ARG002  # known from the picks
         return self._row_weights[self.sample_indices_]
 
     def _sigma(self, points: FloatArray, seed: int) -> float:
@@ -215,7 +213,7 @@ class ProtoDash(RankedReducer):
 
 
 class Prototypes(NamedTuple):
-    """What :func:`greedy_prototypes` finds.
+    """Result of :func:`greedy_prototypes`.
 
     Attributes:
         order: The picks, shape (m,).
@@ -233,10 +231,10 @@ def greedy_prototypes(
 
     Args:
         points: Shape (n, d).
-        count: Picks, in [1, n].
+        count: Number of picks, in [1, n].
         sigma: Width of the Gaussian kernel; 0 for the inner product.
-        tolerance: Gradients up to this share of the largest mu count as zero.
-        counter: Told of every pick.
+        tolerance: Gradients up to this fraction of the largest mu are treated as zero.
+        counter: Advanced at every pick.
     """
     column = _kernel(points, sigma)
     target, own = _mean_kernel(points, sigma)
@@ -262,16 +260,16 @@ def greedy_prototypes(
 
 
 def _gains(target: FloatArray, own: FloatArray) -> FloatArray:
-    """Twice what every row gains alone, up to a power of two that keeps the squares from overflowing."""
+    """Twice the gain of every row alone, times a power of two that keeps the squares from overflowing."""
     unit = 2.0 ** -np.frexp(own.max())[1]
     target, own = np.maximum(target * unit, 0.0), own * unit
     return np.where(own > 0.0, target**2 / np.where(own > 0.0, own, 1.0), 0.0)
 
 
 def median_distance(points: FloatArray, rng: np.random.Generator) -> float:
-    """Median distance of the rows (of 1,000 at random); without any above zero, 1.
+    """Median distance between rows (of 1,000 at random); 1 if all rows are equal.
 
-    Where more than half of the pairs are equal rows, the median of the others.
+    If more than half of the pairs are equal rows, the median of the other distances.
 
     >>> median_distance(np.array([[0.0], [1.0], [3.0]]), np.random.default_rng(0))
     2.0
@@ -295,7 +293,7 @@ def _kernel_rows(rows: FloatArray, points: FloatArray, sigma: float) -> FloatArr
     if sigma == 0.0:
         return np.asarray(rows @ points.T)
     squares: FloatArray = cdist(rows, points, "sqeuclidean")
-    with np.errstate(over="ignore"):  # to infinity, of which the kernel is zero
+    with np.errstate(over="ignore"):  # infinity is fine: the kernel is then zero
         squares *= -0.5 / sigma**2
     np.exp(squares, out=squares)
     return squares

@@ -1,4 +1,4 @@
-"""A reduction as a page: sizes and representativeness per class, time, memory, energy with its source."""
+"""The report of a reduction: sizes and representativeness per class, time, memory, energy and its source."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from drip.files.page import document, share_bar, text
 
 _MOST_LISTED = 200
 _CAPTION = (
-    "\u03b5 is the largest distance from one of the class to the nearest kept one of the class, by the "
-    "largest difference of a feature (L\u221e) and by the Euclidean norm (L2), on the scaled features; the "
-    "worst alone decides it, so the mean stands beside it. A small \u03b5 does not make a good training set "
-    "by itself."
+    "\u03b5 is the largest distance to the nearest kept neighbour of the same class, on the scaled features: "
+    "by the largest difference of a feature (L\u221e) and by the Euclidean norm (L2). It depends on the "
+    "worst case alone, so the mean is shown too. A small \u03b5 does not guarantee a good training set."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class ReducedClass:
-    """One class, or all of them. Distances are on the scaled features, NaN where they were not computed.
+    """One class, or all of them. Distances are on the scaled features, NaN if not computed.
 
     Attributes:
         name: The label.
-        n: Rows.
-        n_kept: Kept rows.
+        n: Number of rows.
+        n_kept: Number of kept rows.
         epsilon_chebyshev: Largest distance from a row to the nearest kept row of its class, in the L-infinity
-            norm; infinite where none is kept.
+            norm; infinite if none is kept.
         mean_chebyshev: Mean of these distances.
-        epsilon_euclidean: As above, in the Euclidean norm.
-        mean_euclidean: Mean of these.
+        epsilon_euclidean: Largest distance in the Euclidean norm.
+        mean_euclidean: Mean of these distances.
     """
 
     name: str
@@ -53,21 +52,21 @@ class ReductionReport:
     Attributes:
         title: Heading.
         data: What was reduced.
-        rows: What a row is, in the plural.
-        class_word: What a class is.
+        rows: Plural noun for rows: ``rows`` or ``images``.
+        class_word: Noun for a class: ``class``, ``category`` or the name of the label column.
         method: Name of the method.
         parameters: Its parameters.
-        features: What the distances were taken on.
+        features: Description of the features.
         overall: All classes together.
-        classes: One per label, in their order.
-        seconds: Time of the choice by the clock; reading, checking and writing not counted.
-        cpu_seconds: Processor time of the choice.
-        joules: Energy of the choice; NaN where it is not known.
+        classes: One per label, in order.
+        seconds: Wall time of the method, without reading, checking and writing.
+        cpu_seconds: Processor time of the method.
+        joules: Energy of the method; NaN if unknown.
         energy_source: Where the joules come from.
-        energy_measured: True where they were read from sensors.
+        energy_measured: True if sensors measured them.
         peak_bytes: Largest resident size of the process.
-        notes: Sentences that the page adds.
-        problems: What was left out of the data, one sentence each.
+        notes: Further sentences for the reader.
+        problems: What was omitted from the data, one sentence each.
     """
 
     title: str
@@ -89,17 +88,17 @@ class ReductionReport:
     problems: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check what would print as a contradiction.
+        """Check that the report does not contradict itself.
 
         Raises:
-            InputError: classes that do not sum to the whole.
+            InputError: the kept rows of the classes do not sum to the kept rows of all.
         """
         if sum(part.n_kept for part in self.classes) != self.overall.n_kept:
-            raise InputError("classes must sum to the kept rows; count the same rows")
+            raise InputError("the kept rows of the classes do not sum to the kept rows of all")
 
 
 def write_reduction_html(report: ReductionReport, path: str | Path) -> None:
-    """Write the page; the file is replaced in one step.
+    """Write the report as a page; the file is replaced atomically.
 
     Raises:
         DripError: the folder does not exist or cannot be written.
@@ -108,12 +107,12 @@ def write_reduction_html(report: ReductionReport, path: str | Path) -> None:
 
 
 def reduction_html(report: ReductionReport) -> str:
-    """The page as one self-contained HTML document."""
+    """The report as one self-contained HTML document."""
     return document(report.title, "\n".join((_header(report), _classes(report), _problems(report))))
 
 
 def distance(value: float) -> str:
-    """A distance with three digits; ``lost`` where it is infinite.
+    """A distance with three digits; ``lost`` if it is infinite, because no row of the class was kept.
 
     >>> distance(0.12345), distance(float("inf")), distance(float("nan"))
     ('0.123', 'lost', 'n/a')
@@ -122,13 +121,13 @@ def distance(value: float) -> str:
 
 
 def energy_text(report: ReductionReport) -> str:
-    """Joules with whether they were measured, such as ``12.3 J, measured``."""
+    """Joules and how they are known, such as ``12.3 J, measured``."""
     kind = _energy_kind(report)
     return f"{significant(report.joules)} J, {kind}" if kind else MISSING
 
 
 def _energy_kind(report: ReductionReport) -> str:
-    """``measured``, ``estimate``, ``part`` where the processor is not in it, or empty where it is unknown."""
+    """``measured``, ``estimate``, ``part`` if the processor is missing, or empty if unknown."""
     if isnan(report.joules):
         return ""
     if report.energy_measured:
@@ -145,15 +144,19 @@ def _header(report: ReductionReport) -> str:
             f"{count(whole.n_kept)} of {count(whole.n)} {report.rows}",
         ),
         (
-            "Farthest from a kept one",
+            "Farthest from a kept neighbour",
             distance(whole.epsilon_chebyshev),
             "epsilon, largest difference (L\u221e)",
         ),
-        ("Time", f"{significant(report.seconds)} s", f"{significant(report.cpu_seconds)} s of processors"),
+        (
+            "Time",
+            f"{significant(report.seconds)} s",
+            f"{significant(report.cpu_seconds)} s of processor time",
+        ),
         (
             "Energy",
             f"{significant(report.joules)} J" if kind else MISSING,
-            f"{kind}, of the choice alone" if kind else "no sensor, no stated watts",
+            f"{kind}, of the method alone" if kind else "no sensor; give watts for an estimate",
         ),
     )
     cells = "".join(
@@ -166,7 +169,7 @@ def _header(report: ReductionReport) -> str:
         ("Parameters", ", ".join(f"{name} = {value}" for name, value in report.parameters.items())),
         ("Features", report.features),
         ("Peak memory", f"{byte_size(report.peak_bytes)}, of the whole process"),
-        ("Source of the energy", report.energy_source),
+        ("Energy source", report.energy_source),
     )
     listed = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts)
     notes = "".join(f'<p class="note">{text(note)}</p>' for note in report.notes)
@@ -184,7 +187,7 @@ def _classes(report: ReductionReport) -> str:
         f'<td class="drawing">{share_bar(part.n, part.n_kept, most)}</td>{_numbers(part)}</tr>'
         for part in report.classes
     ]
-    heads = ("", report.rows.capitalize(), "Kept", "Share", "\u03b5 L\u221e", "mean", "\u03b5 L2", "mean")
+    heads = ("", report.rows.capitalize(), "Kept", "Keep rate", "\u03b5 L\u221e", "mean", "\u03b5 L2", "mean")
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in heads)
     total = f'<tr class="total"><th scope="row">all</th><td></td>{_numbers(report.overall)}</tr>'
     return (
@@ -200,7 +203,7 @@ def _problems(report: ReductionReport) -> str:
     items = "".join(f"<li>{text(sentence)}</li>" for sentence in report.problems[:_MOST_LISTED])
     more = len(report.problems) - _MOST_LISTED
     rest = f'<p class="caption">and {count(more)} more</p>' if more > 0 else ""
-    head = "<h2>Left out, or without a pair</h2>"
+    head = "<h2>Omitted or unpaired files</h2>"
     return f'<section>\n{head}\n<ul class="findings">{items}</ul>{rest}\n</section>'
 
 

@@ -1,4 +1,4 @@
-"""Representative k-means (RKMEANS): equal shares of every cluster, the rows next to its centroid first."""
+"""Representative k-means (RKMEANS): equally many rows of every cluster, nearest to its centroid first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from drip.errors import InputError
 from drip.reduction.base import RankedReducer, Table
-from drip.reduction.containers import check_whole
+from drip.reduction.inputs import check_whole
 from drip.reduction.kmeans import Clusters, cluster, threads
 from drip.types import IntArray
 
@@ -18,19 +18,19 @@ _MAX_ITER = 50
 
 @dataclass(eq=False, repr=False)
 class RepresentativeKMeans(RankedReducer):
-    """Cluster all rows whatever their class; keep the rows nearest to the centroids, cluster by cluster.
+    """Cluster all rows regardless of class; keep the rows nearest to the centroids, cluster by cluster.
 
-    Within a group a row's place is its rank by distance among the group's rows of its cluster; rows with
-    smaller places come first, then those nearer to their centroid, then the lower row. So every cluster
-    gives as many rows as any other until it is used up. The group is the class; with
-    ``stratify="global"`` it is everything, which is the published method and may lose classes.
+    A row's place is its rank by distance to the centroid among the rows of its class in its cluster. Rows
+    are kept by place, then by distance, then by row number, so that every cluster gives equally many rows
+    until it has none left. ``stratify="global"`` ranks all rows together, which is the published method
+    and may lose classes.
 
     Args:
-        n_clusters: Clusters; None for the number of classes.
+        n_clusters: Number of clusters; None uses the number of classes.
 
     Other parameters and attributes: :class:`~drip.reduction.base.BaseReducer`,
-    :class:`~drip.reduction.base.RankedReducer`; ``n_jobs`` threads are used inside k-means, which is
-    Euclidean whatever the ``metric``.
+    :class:`~drip.reduction.base.RankedReducer`; ``n_jobs`` threads run inside k-means, which is
+    Euclidean; ``metric`` only applies to ``epsilon``.
 
     Attributes:
         clusters_: Cluster of every row, shape (n,).
@@ -45,11 +45,13 @@ class RepresentativeKMeans(RankedReducer):
 
     n_clusters: int | None = None
 
-    def _orders(self, table: Table, sizes: IntArray | None) -> list[IntArray]:  # noqa: ARG002  # all are ordered
+    def _orders(self, table: Table, sizes: IntArray | None) -> list[IntArray]:  # noqa: ARG002  # orders all rows
         k = len(table.classes.labels) if self.n_clusters is None else self.n_clusters
         check_whole("n_clusters", k)
         if k > len(table.values):
-            raise InputError(f"n_clusters must be at most {len(table.values)}, the rows of X, got {k}")
+            raise InputError(
+                f"n_clusters={k} is more than the {len(table.values)} rows of X; give a smaller one"
+            )
         with threads(self.n_jobs):
             found = cluster(table.values, k, table.seeds[0], max_iter=_MAX_ITER)
         self.clusters_ = found.members

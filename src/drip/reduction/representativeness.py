@@ -1,4 +1,4 @@
-"""How well fewer rows stand for all: distances from every row to the nearest kept row of its class."""
+"""How well a subset represents a table: distances from every row to the nearest kept row of its class."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from drip.errors import InputError
-from drip.reduction.containers import (
+from drip.reduction.inputs import (
     Classes,
     check_magnitude,
     check_real,
@@ -22,17 +22,19 @@ from drip.types import BoolArray, FloatArray, IntArray
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 
+_DUAL_NORM_ORDER = {"chebyshev": 1, "euclidean": 2}  # the dual norm bounds |w (x - x')|
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Distances of rows to their nearest kept rows, in short; all infinite where there is no kept row.
+    """Summary of the distances from rows to their nearest kept rows; infinite if no row is kept.
 
     Attributes:
-        epsilon: The largest: every row has a kept row of its class within it.
-        mean: The mean.
-        quantiles: Distance by share of the rows, linearly interpolated.
-        n: Rows.
-        n_kept: Kept rows or points.
+        epsilon: The largest distance.
+        mean: The mean distance.
+        quantiles: Distance by quantile, linearly interpolated.
+        n: Number of rows.
+        n_kept: Number of kept rows or points.
     """
 
     epsilon: float
@@ -44,14 +46,14 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Representativeness:
-    """What :func:`epsilon_representativeness` finds.
+    """Result of :func:`epsilon_representativeness`.
 
     Attributes:
         overall: Over all rows.
         per_class: By label.
         metric: ``chebyshev`` or ``euclidean``.
-        distances: Of every row to the nearest kept row of its class, infinite without one, shape (n,).
-        nearest: That kept row, as its place among the kept rows, -1 without one, shape (n,).
+        distances: From every row to the nearest kept row of its class, infinite without one, shape (n,).
+        nearest: Index of that row among the kept rows, -1 without one, shape (n,).
     """
 
     overall: Spread
@@ -62,7 +64,7 @@ class Representativeness:
 
     @property
     def epsilon(self) -> float:
-        """The largest distance: infinite where a class has no kept row."""
+        """The largest distance; infinite if a class has no kept row."""
         return self.overall.epsilon
 
     @property
@@ -71,7 +73,7 @@ class Representativeness:
         return [label for label, spread in self.per_class.items() if not spread.n_kept]
 
     def counts(self) -> IntArray:
-        """Rows that every kept row stands for: those whose nearest it is, shape (n_kept,)."""
+        """Number of rows that every kept row represents, being their nearest, shape (n_kept,)."""
         return np.bincount(self.nearest[self.nearest >= 0], minlength=self.overall.n_kept)
 
 
@@ -89,7 +91,7 @@ def epsilon_representativeness(
     r"""How far rows are from the kept rows of their class.
 
     :math:`\varepsilon = \max_c \max_{x \in X_c} \min_{x' \in X'_c} \|x - x'\|`, the directed Hausdorff
-    distance from the whole to the reduced set, by class: the least epsilon for which the reduced set is
+    distance from the whole to the reduced set, by class: the smallest epsilon for which the reduced set is
     epsilon-representative (without moving it by an isometry). A class without a kept row makes it infinite.
     The maximum depends on single outliers; the mean and the quantiles do not.
 
@@ -98,16 +100,16 @@ def epsilon_representativeness(
         y: Their labels, shape (n,); None for one class.
         X_reduced: Kept rows or points, shape (m, d).
         y_reduced: Their labels, shape (m,); None where ``y`` is None.
-        indices: Kept rows of X, in place of ``X_reduced`` and ``y_reduced``.
+        indices: Kept rows of X, instead of ``X_reduced`` and ``y_reduced``.
         metric: ``chebyshev`` (L-infinity, as published) or ``euclidean``.
-        quantiles: Shares of the rows, each in [0, 1].
+        quantiles: Each in [0, 1].
         n_jobs: Threads; None is one, -1 all.
 
     Raises:
-        InputError: both or neither of points and indices, labels that y lacks, NaN, other dimensions, or
-            numbers whose squares overflow or vanish.
+        InputError: both or neither of points and indices were given, ``y_reduced`` has labels that y lacks,
+            X contains NaN or numbers whose squares overflow or vanish, or the dimensions differ.
 
-    Complexity: k-d trees up to 20 dimensions, above O(n m d) in blocks of bounded memory; exact.
+    Complexity: k-d trees up to 20 dimensions; beyond, O(n m d) in blocks of bounded memory. Exact.
 
     References:
         Gonzalez-Diaz, Gutierrez-Naranjo and Paluzo-Hidalgo (2022), Topology-based representative datasets
@@ -146,7 +148,7 @@ def epsilon_representativeness(
 
 def _spread(distances: FloatArray, quantiles: Sequence[float], n_kept: int) -> Spread:
     lost = np.isinf(distances)
-    # Interpolation between a distance and infinity would be NaN: the share beyond is infinite.
+    # Interpolating between a distance and infinity gives NaN, so infinity is replaced and then put back.
     finite = np.where(lost, np.finfo(np.float64).max, distances)
     values = {}
     for share in quantiles:
@@ -164,40 +166,40 @@ def _kept(
 ) -> tuple[FloatArray, IntArray]:
     """The kept points and their codes in ``classes``."""
     if (indices is None) == (X_reduced is None):
-        given = "neither" if indices is None else "both"
-        raise InputError(f"X_reduced with y_reduced, or indices, are needed, got {given}")
+        raise InputError("give either indices, or X_reduced with y_reduced")
     if indices is not None:
         rows = np.asarray(indices)
         if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows):
-            raise InputError(f"indices must be row numbers, at least one, got {indices!r}")
+            raise InputError(f"indices must be row numbers, at least one, not {indices!r}")
         if rows.min() < 0 or rows.max() >= len(values):
             raise InputError(
-                f"indices must be rows of X in [0, {len(values)}), got {rows.min()} to {rows.max()}"
+                f"indices must be rows of X in [0, {len(values)}), not {rows.min()} to {rows.max()}"
             )
         return values[rows], classes.codes[rows]
     points = finite_table("X_reduced", X_reduced)
     if points.shape[1] != values.shape[1]:
-        raise InputError(f"X_reduced must have {values.shape[1]} columns as X has, got {points.shape[1]}")
+        raise InputError(
+            f"X_reduced has {points.shape[1]} columns, but X has {values.shape[1]}", code="table-invalid"
+        )
     kept = classes_of(y_reduced, len(points))
     places = {label: place for place, label in enumerate(classes.names)}
     unknown = [label for label in kept.names if label not in places]
     if unknown:
-        raise InputError(f"y_reduced must hold labels of y, {classes.names}, got {unknown}")
+        raise InputError(
+            f"y_reduced has labels {unknown} that y does not have: {classes.names}", code="labels-invalid"
+        )
     return points, np.array([places[label] for label in kept.names], dtype=np.int64)[kept.codes]
-
-
-_NORM_ORDER = {"chebyshev": 1, "euclidean": 2}  # the dual norm bounds |w (x - x')|
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """Bounds of the accuracy on all rows, from the reduced set alone.
+    """Bounds of the accuracy on all rows, computed from the reduced set.
 
     Attributes:
-        weighted_accuracy: Accuracy on the kept rows, each counted as often as it is the nearest of a row.
-        slack: Share of the rows that may be classified otherwise than their kept row.
-        certified: True for rows that are classified as their kept row, shape (n,).
-        margins: Distance that a row must move, in the metric, to be classified otherwise, shape (n,).
+        weighted_accuracy: Accuracy on the kept rows, each counted as often as it is the nearest kept row.
+        slack: Fraction of rows that may be classified differently from their nearest kept row.
+        certified: True for rows that are classified like their nearest kept row, shape (n,).
+        margins: Distance that a row must move, in the metric, to be classified differently, shape (n,).
         representativeness: Distances to the kept rows.
     """
 
@@ -209,12 +211,12 @@ class Certificate:
 
     @property
     def lower(self) -> float:
-        """The accuracy on all rows is at least this."""
+        """Lower bound of the accuracy on all rows."""
         return max(0.0, self.weighted_accuracy - self.slack)
 
     @property
     def upper(self) -> float:
-        """The accuracy on all rows is at most this."""
+        """Upper bound of the accuracy on all rows."""
         return min(1.0, self.weighted_accuracy + self.slack)
 
 
@@ -228,34 +230,35 @@ def perceptron_certificate(
     metric: Metric = "chebyshev",
     n_jobs: int | None = None,
 ) -> Certificate:
-    r"""Bound the accuracy of a linear classifier on all rows by that on weighted kept rows.
+    r"""Bound the accuracy of a linear classifier on all rows by its accuracy on the weighted kept rows.
 
-    A row x and the nearest kept row x' of its class are classified alike where
+    A row x and the nearest kept row x' of its class are classified alike if
     :math:`|w \cdot x + b| / \|w\|_* > \|x - x'\|`, with the dual norm :math:`\|w\|_*`: L1 for the L-infinity
-    distance, L2 for the Euclidean one; between several classes, for all differences of the winner's (w, b)
-    and another's. Their labels agree, so that they are right or wrong together, and
+    distance, L2 for the Euclidean one. With several classes this must hold for the difference of (w, b)
+    between the predicted class and every other class. Both rows have the same label, so that they are
+    right or wrong together, and
 
-    .. math:: |acc(D) - acc_w(D')| \le \text{share of the other rows},
+    .. math:: |acc(D) - acc_w(D')| \le \text{fraction of the other rows},
 
-    where x' weighs as many rows as it is nearest to. If the least margin exceeds epsilon, the accuracies
-    are equal: the theorem for perceptrons, without its condition that all weights be equal.
+    where x' weighs the number of rows it is nearest to. If the smallest margin exceeds epsilon, the
+    accuracies are equal: the theorem for perceptrons, without its condition that all weights are equal.
 
     Args:
         X: All rows, shape (n, d).
         y: Their labels, shape (n,), at least two.
         indices: Kept rows.
         coefficients: w as ``coef_`` of scikit-learn's linear classifiers: shape (d,) or (1, d) for two
-            classes, where w x + b > 0 means the larger label; else (n_classes, d) in order of the labels.
+            classes, where w x + b > 0 means the larger label; else (n_classes, d) in the order of the labels.
         intercepts: b: a number, or one per row of ``coefficients``.
         metric: ``chebyshev`` or ``euclidean``.
         n_jobs: Threads of the search for nearest rows.
 
     Raises:
-        InputError: shapes that do not fit, or as :func:`epsilon_representativeness`.
+        InputError: the shapes do not fit, or as :func:`epsilon_representativeness`.
 
     References:
         Gonzalez-Diaz, Gutierrez-Naranjo and Paluzo-Hidalgo (2022), Topology-based representative datasets
-        to reduce neural network training resources, arXiv:1903.08519; the version by rows is elementary.
+        to reduce neural network training resources, arXiv:1903.08519; the bound per row is elementary.
 
     >>> X, y = [[-3.0], [-2.0], [0.1], [2.0]], [0, 0, 1, 1]
     >>> found = perceptron_certificate(X, y, [0, 3], [[1.0]], [0.0])
@@ -287,12 +290,12 @@ def _planes(
     except (TypeError, ValueError) as error:
         raise InputError(f"coefficients and intercepts must be finite numbers: {error}") from error
     if not (np.isfinite(weights).all() and np.isfinite(offsets).all()):
-        raise InputError("coefficients and intercepts must be finite numbers, got NaN or infinity")
+        raise InputError("coefficients and intercepts contain NaN or infinity; fit the classifier again")
     n_planes = 1 if n_classes == 2 and len(weights) == 1 else n_classes
     if n_classes < 2 or weights.shape != (n_planes, n_features) or offsets.shape != (n_planes,):
         raise InputError(
-            f"coefficients of shape ({n_planes}, {n_features}) and as many intercepts are needed for "
-            f"{n_classes} classes (at least 2), got {weights.shape} and {offsets.shape}"
+            f"coefficients of shape {weights.shape} with {len(offsets)} intercepts do not fit {n_classes} "
+            f"classes (at least 2) and {n_features} features; give ({n_planes}, {n_features}) with {n_planes}"
         )
     if n_planes == 1:
         return np.vstack([np.zeros_like(weights), weights]), np.concatenate([[0.0], offsets])
@@ -302,16 +305,16 @@ def _planes(
 def _margins(
     values: FloatArray, weights: FloatArray, offsets: FloatArray, metric: Metric
 ) -> tuple[IntArray, FloatArray]:
-    """Predicted class, and distance to the nearest other class's region, of every row."""
+    """Predicted class of every row, and its distance to the nearest region of another class."""
     scores = values @ weights.T + offsets
-    # On ties the lower class: two classes with w x + b = 0 are scikit-learn's lower label too.
+    # The lower class on ties: scikit-learn also predicts the lower of two labels where w x + b = 0.
     predicted = scores.argmax(axis=1)
     margins = np.full(len(values), np.inf)
     for winner in range(len(weights)):
         rows = predicted == winner
         for other in range(len(weights)):
             if other != winner and rows.any():
-                length = float(np.linalg.norm(weights[winner] - weights[other], _NORM_ORDER[metric]))
+                length = float(np.linalg.norm(weights[winner] - weights[other], _DUAL_NORM_ORDER[metric]))
                 gap = scores[rows, winner] - scores[rows, other]
                 reach = gap / length if length > 0.0 else np.full(len(gap), np.inf)
                 margins[rows] = np.minimum(margins[rows], reach)

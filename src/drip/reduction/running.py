@@ -1,7 +1,4 @@
-"""A set of rows by fewer of them, with what it cost and how well they stand for all; tables and images alike.
-
-Entered by `drip reduce` alone: it needs scikit-learn, which a board has not.
-"""
+"""Reduces scaled rows and reports size, representativeness and cost: the common part of tables and images."""
 
 from __future__ import annotations
 
@@ -31,9 +28,10 @@ from drip.reduction.report import ReducedClass, ReductionReport
 from drip.types import FloatArray, IntArray
 
 Scale = Literal["minmax", "standard", "none"]
-_METRICS: tuple[Metric, ...] = ("chebyshev", "euclidean")
 Progress = Callable[[str, int, int], None]
-"""Called with what is going on, what is done of it and the whole."""
+"""Called with the current stage, the steps done and their total."""
+
+_METRICS: tuple[Metric, ...] = ("chebyshev", "euclidean")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +40,19 @@ class ReduceOptions:
 
     Attributes:
         method: Name or abbreviation of the method.
-        fraction: Share of the rows to keep, in (0, 1]; one of this, ``n_samples`` and ``epsilon``.
-        n_samples: Rows to keep.
+        fraction: Part of the rows to keep, in (0, 1]; give one of this, ``n_samples`` and ``epsilon``.
+        n_samples: Number of rows to keep.
         epsilon: Largest distance from a row to a kept row of its class, on the scaled features.
         stratify: ``proportional``, ``balanced`` or ``global``.
-        min_per_class: Least rows of a class.
+        min_per_class: Minimum number of rows kept per class.
         metric: ``euclidean`` or ``chebyshev``.
-        scale: What is done to every feature before distances are taken: ``minmax`` to [0, 1], ``standard``
-            to mean 0 and standard deviation 1, or ``none``. A constant feature becomes 0. None is ``minmax``
+        scale: Scaling of every feature before distances are computed: ``minmax`` to [0, 1], ``standard`` to
+            mean 0 and standard deviation 1, or ``none``. A constant feature becomes 0. None means ``minmax``
             for tables and ``none`` for the features of images.
         seed: Seed of the method.
         jobs: Threads; -1 for all.
-        check: Compute the representativeness, which takes longer than some methods do.
-        watts: Stated power of one busy core, for an estimate where there is no sensor.
+        check: Compute the representativeness, which takes longer than some methods.
+        watts: Power of one busy core in W, to estimate the energy without a sensor.
     """
 
     method: str = "maxmin"
@@ -71,10 +69,10 @@ class ReduceOptions:
     watts: float | None = None
 
     def reducer(self, progress: Callable[[int, int], None] | None) -> BaseReducer:
-        """The method with these parameters; of clusters it keeps the rows next to their centroids.
+        """The method with these parameters.
 
         Raises:
-            InputError: no such method, or parameters that it does not take.
+            InputError: the method does not exist, or does not accept these parameters.
         """
         made = create(
             self.method, fraction=self.fraction, n_samples=self.n_samples, epsilon=self.epsilon,
@@ -82,18 +80,18 @@ class ReduceOptions:
             random_state=self.seed, n_jobs=self.jobs, progress=progress,
         )  # fmt: skip
         if isinstance(made, ClusterCentroids):
-            made.voting = "hard"  # a centroid has no text columns and no image
+            made.voting = "hard"  # rows or images are written, and a centroid is neither
         made.check_parameters()
         return made
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """Which rows are kept.
+    """Result of a reduction.
 
     Attributes:
         rows: Kept rows, ascending, int64.
-        weights: Rows that each stands for, shape (n_kept,).
+        weights: Number of rows that each kept row represents, shape (n_kept,).
         report: Sizes, representativeness and cost.
     """
 
@@ -104,15 +102,15 @@ class Reduced:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is reduced, in words, for the report.
+    """Description of the data in the report.
 
     Attributes:
         title: Heading.
         data: The table or folder.
-        rows: What a row is, in the plural.
-        classes: What a class is.
+        rows: Plural noun for rows.
+        classes: Noun for a class.
         features: Description of the features.
-        problems: What was left out, one sentence each.
+        problems: What was omitted, one sentence each.
     """
 
     title: str
@@ -132,18 +130,18 @@ def reduce_rows(
     on_progress: Progress | None = None,
     further: Callable[[IntArray], IntArray] | None = None,
 ) -> Reduced:
-    """Choose rows, count the energy of the choice, and say how well the kept rows stand for all.
+    """Choose rows, measure the energy of the method, and measure how well the kept rows represent all.
 
     Args:
-        values: Features, shape (n, d); scaled in place.
+        values: Features, shape (n, d); scaled in place, because a second copy may not fit in memory.
         labels: Labels, shape (n,), or None.
         options: How to reduce.
-        subject: What the rows are.
-        on_progress: Called on long work.
-        further: Rows to keep besides those of the method, which it gets.
+        subject: Description of the data.
+        on_progress: Called during long work.
+        further: Gets the rows of the method and returns further rows to keep.
 
     Raises:
-        InputError: parameters or values that the method refuses.
+        InputError: the method rejects the parameters or values.
     """
     tell = on_progress or (lambda *_: None)
     scale = options.scale or "minmax"
@@ -195,16 +193,16 @@ def reduce_rows(
 
 
 def scale_columns(values: FloatArray, scale: Scale) -> FloatArray:
-    """Every column to [0, 1], or to mean 0 and standard deviation 1, in place; constant ones become 0.
+    """Scale every column in place to [0, 1], or to mean 0 and deviation 1; constant columns become 0.
 
     Raises:
-        InputError: an unknown scaling, or numbers too large for it.
+        InputError: the scaling is unknown, or the numbers are too large for it.
 
     >>> scale_columns(np.array([[1.0, 7.0], [3.0, 7.0], [2.0, 7.0]]), "minmax").tolist()
     [[0.0, 0.0], [1.0, 0.0], [0.5, 0.0]]
     """
     if scale not in ("minmax", "standard", "none"):
-        raise InputError(f"scale must be minmax, standard or none, got {scale!r}")
+        raise InputError(f"scale must be minmax, standard or none, not {scale!r}")
     if scale == "none":
         return values
     with np.errstate(over="ignore", invalid="ignore"):
@@ -216,8 +214,9 @@ def scale_columns(values: FloatArray, scale: Scale) -> FloatArray:
         if not np.isfinite(width).all():
             column = int(np.flatnonzero(~np.isfinite(width))[0])
             raise InputError(
-                f"numbers that can be scaled are needed, got feature {column} with values up to "
-                f"{np.abs(values[:, column]).max():.3g}; leave it out or use smaller units"
+                f"feature {column} has values up to {np.abs(values[:, column]).max():.3g}, which are too "
+                "large to scale; omit it or use smaller units",
+                code="table-invalid",
             )
     constant = width == 0
     values -= shift
@@ -227,25 +226,25 @@ def scale_columns(values: FloatArray, scale: Scale) -> FloatArray:
 
 
 def require_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse to replace a file unless it is wanted.
+    """Check that an output does not exist, unless it may be replaced.
 
     Raises:
         DripError: the file exists.
     """
     if path.exists() and not overwrite:
         raise DripError(
-            f"a new file is needed, got {path}, which exists; choose another path or overwrite it"
+            f"{path}: already exists; choose another path or allow overwriting", code="path-exists"
         )
 
 
 def peak_bytes() -> int:
     """Largest resident size of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+    return peak if sys.platform == "darwin" else peak * 1024  # in KiB on Linux
 
 
 def _parameters(reducer: BaseReducer, options: ReduceOptions) -> dict[str, Any]:
-    """What decides on the result; parameters at their default are left out but for the size and the seed."""
+    """The parameters that determine the result: the seed and all that differ from their default."""
     plain = type(reducer)()
     others = {
         name: value
@@ -269,14 +268,15 @@ def _part(name: str, n: int, n_kept: int, spreads: Mapping[str, Spread]) -> Redu
 
 
 def _notes(options: ReduceOptions, subject: Subject, n: int, kept: IntArray, n_added: int) -> tuple[str, ...]:
-    """What of the sizes was not asked for."""
+    """Where the sizes differ from those asked for."""
     notes = []
     if n_added:
-        notes.append(f"{n_added} {subject.rows} are kept besides those of the method, to cover all classes.")
+        notes.append(f"{n_added} {subject.rows} were added to those of the method, to cover all classes.")
     lost = int((kept == 0).sum())
     if lost:
         notes.append(
-            f"{lost} of {len(kept)} classes have no kept {subject.rows}: one cut over all was asked for."
+            f"{lost} of {len(kept)} classes have no kept {subject.rows}, because stratify=global cuts all "
+            "classes at once."
         )
     asked = options.n_samples
     if asked is None and options.epsilon is None:
@@ -284,8 +284,8 @@ def _notes(options: ReduceOptions, subject: Subject, n: int, kept: IntArray, n_a
     more = int(kept.sum()) - n_added - (asked or n)
     if more > 0:
         notes.append(
-            f"{more} {subject.rows} more than asked are kept, because each of the {len(kept)} "
-            f"classes keeps at least {options.min_per_class}."
+            f"{more} {subject.rows} more than requested are kept, because each of the {len(kept)} classes "
+            f"keeps at least {options.min_per_class}."
         )
     return tuple(notes)
 

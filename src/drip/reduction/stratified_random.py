@@ -1,4 +1,4 @@
-"""Stratified random sampling (SRS)."""
+"""Stratified random sampling (SRS): the baseline of every comparison."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from drip.types import IntArray
 
 @dataclass(eq=False, repr=False)
 class StratifiedRandom(RankedReducer):
-    """Keep rows at random, without replacement, so that class proportions are kept.
+    """Keep random rows of each class, without replacement, in proportion to its size.
 
-    Features are not looked at, unless ``epsilon`` is given: text and NaN pass. With ``stratify="global"``
-    it is simple random sampling. Parameters and attributes: :class:`~drip.reduction.base.BaseReducer` and
+    Features are ignored unless ``epsilon`` is given, so that text and NaN are accepted.
+    ``stratify="global"`` is simple random sampling.
+
+    Parameters and attributes: :class:`~drip.reduction.base.BaseReducer` and
     :class:`~drip.reduction.base.RankedReducer`. O(n).
 
     References:
@@ -32,7 +34,7 @@ class StratifiedRandom(RankedReducer):
     abbreviation: ClassVar[str] = "SRS"
     reads_values: ClassVar[bool] = False
 
-    def _orders(self, table: Table, sizes: IntArray | None) -> list[IntArray]:  # noqa: ARG002  # all are ordered
+    def _orders(self, table: Table, sizes: IntArray | None) -> list[IntArray]:  # noqa: ARG002  # orders all rows
         return [
             np.random.default_rng(seed).permutation(rows)
             for rows, seed in zip(table.groups, table.seeds, strict=True)

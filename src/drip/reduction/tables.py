@@ -1,6 +1,7 @@
-"""Tables as CSV or Parquet files: their numbers in, the kept rows out as they were, in bounded memory.
+"""Reduces tables in CSV and Parquet files; the kept rows are written as they were read, in bounded memory.
 
-Polars reads them in portions: only the numbers, the labels and what a portion holds are in memory.
+Only the numbers, the labels and one portion of the file are in memory. Polars streams the rest; pandas would
+hold the whole table, texts included.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from drip.reduction.running import Progress, Reduced, ReduceOptions, Subject, re
 from drip.types import FloatArray, IntArray
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-"""Separator of columns by suffix."""
+"""Column separator by suffix."""
 
 _ROW, _WEIGHT = "__drip_row", "__drip_weight"
 _MOST_NAMED = 5
@@ -34,14 +35,15 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class TableOptions:
-    """What is particular to tables.
+    """Options that only apply to tables.
 
     Attributes:
-        label: Column of the class; None for one class.
-        ignore: Columns that are kept but not looked at; all others must be numbers.
-        separator: Character between columns of a text file; None goes by the suffix.
-        index_column: Name of a further first column with the row's number, from 0; None for none.
-        weight_column: Name of a further last column with the rows that each stands for; None for none.
+        label: Column with the class; None for one class.
+        ignore: Columns that are written but not used as features; all others must be numeric.
+        separator: Character between columns of a text file; None depends on the suffix.
+        index_column: Name of an additional first column with the row number, from 0; None adds none.
+        weight_column: Name of an additional last column with the number of rows that each kept row
+            represents; None adds none.
     """
 
     label: str | None = None
@@ -60,41 +62,44 @@ def reduce_table(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Reduced:
-    """Write the rows of a table that stand for all, in their order, with all columns as they were.
+    """Write a representative subset of a table: rows in their order, with all columns unchanged.
 
     Args:
-        path: A ``.csv``, ``.tsv`` or ``.parquet`` file. Texts of the former are kept as they are written.
-        out: The file for the kept rows, of the same format.
+        path: A ``.csv``, ``.tsv`` or ``.parquet`` file. Cells of text files are not reformatted.
+        out: File for the kept rows, of the same format.
         options: How to reduce.
-        columns: What the columns are.
-        overwrite: Replace ``out`` where it exists.
-        on_progress: Called on long work.
+        columns: Roles of the columns.
+        overwrite: Replace ``out`` if it exists.
+        on_progress: Called during long work.
 
     Raises:
-        InputError: no such column, text or missing values where numbers are needed, no rows, or parameters
-            that the method refuses.
-        DripError: a file that cannot be read or written, or exists already.
+        InputError: a column does not exist, a feature is not numeric or has empty cells, there are no rows,
+            or the method rejects the parameters.
+        DripError: a file cannot be read or written, or already exists.
     """
     how, target = columns or TableOptions(), Path(out)
     table, label = TableFile(path, how.separator), how.label
     if target.suffix.lower() != table.path.suffix.lower():
         raise InputError(
-            f"a file *{table.path.suffix} is needed for the kept rows, as the table is, got {target}"
+            f"{target}: the kept rows are written in the table's format; choose a name ending in "
+            f"{table.path.suffix}"
         )
     require_free(target, overwrite=overwrite)
-    options.reducer(None)  # refuses wrong parameters before any number is read
+    options.reducer(None)  # rejects wrong parameters before reading, which may take minutes
     named = [*([] if label is None else [label]), *how.ignore]
     table.require_columns(named)
     table.require_whole_rows()
     for new in (how.index_column, how.weight_column):
         if new is not None and new in table.columns:
-            raise InputError(f"the name of a new column is needed, got {new!r}, which the table has")
+            raise InputError(f"the table already has a column {new!r}; choose another name")
     if how.index_column is not None and how.index_column == how.weight_column:
-        raise InputError(f"two names are needed for the two new columns, got {how.index_column!r} for both")
+        raise InputError(f"both new columns are named {how.index_column!r}; choose two names")
     features = [name for name in table.columns if name not in named]
     if not features:
         raise InputError(
-            f"a column of numbers is needed, got {', '.join(table.columns)}, all named otherwise"
+            f"{table.path}: no column is left as a feature of {', '.join(table.columns)}; name fewer with "
+            "label and ignore",
+            code="table-invalid",
         )
     if on_progress is not None:
         on_progress("reading", 0, 1)
@@ -102,11 +107,11 @@ def reduce_table(
     labels = None if label is None else table.labels(label)
     if labels is not None and (labels == labels[0]).all():
         raise InputError(
-            f"a column with two labels or more is needed, got {str(labels[0])!r} alone; use --ignore {label} "
-            "in place of --label"
+            f"column {label!r} contains only the label {str(labels[0])!r}; ignore it instead",
+            code="labels-invalid",
         )
     subject = Subject(
-        title=f"{table.path.name}: fewer rows", data=str(path), classes=label or "class",
+        title=f"Representative subset of {table.path.name}", data=str(path), classes=label or "class",
         features=f"{len(features)} columns",
     )  # fmt: skip
     found = reduce_rows(values, labels, options, subject, on_progress=on_progress)
@@ -115,18 +120,18 @@ def reduce_table(
 
 
 class TableFile:
-    """A table in a file, read by columns.
+    """A table in a file, read column by column.
 
     Args:
-        path: A ``.csv``, ``.tsv`` or ``.parquet`` file; the first line of text names the columns.
-        separator: Character between columns of a text file; None goes by the suffix.
+        path: A ``.csv``, ``.tsv`` or ``.parquet`` file; the first line of a text file names the columns.
+        separator: Character between columns of a text file; None depends on the suffix.
 
     Attributes:
         path: The file.
         columns: Names of the columns.
 
     Raises:
-        InputError: another format, no columns or rows, two columns of one name.
+        InputError: the format is another one, there are no columns or rows, or a column name is repeated.
         DripError: the file cannot be read.
     """
 
@@ -134,35 +139,40 @@ class TableFile:
         self.path = Path(path)
         suffix = self.path.suffix.lower()
         if suffix not in (*SEPARATORS, ".parquet"):
-            raise InputError(f"a table *.csv, *.tsv or *.parquet is needed, got {self.path}")
+            raise InputError(f"{self.path}: not a .csv, .tsv or .parquet file", code="table-invalid")
         if not self.path.is_file():
-            raise DripError(f"a file is needed, got {self.path}; check the path")
+            raise DripError(f"{self.path}: does not exist or is not a file", code="path-missing")
         self._is_text = suffix in SEPARATORS
         self._separator = separator or SEPARATORS.get(suffix, ",")
         if len(self._separator.encode()) != 1:
-            raise InputError(f"separator must be one character of ASCII, got {self._separator!r}")
+            raise InputError(f"separator must be one ASCII character, not {self._separator!r}")
         self._names = self._read_names() if self._is_text else []
         self.columns: list[str] = self._run(lambda: self._scan().collect_schema().names())
         self.n_rows = int(self._run(lambda: self._scan().select(pl.len()).collect(engine="streaming").item()))
         if not self.n_rows or not self.columns:
-            raise InputError(f"a table with rows is needed, got {self.path} with {self.n_rows}")
+            raise InputError(f"{self.path}: the table has no rows", code="table-invalid")
 
     def require_columns(self, names: Sequence[str]) -> None:
-        """Refuse names that the table does not have.
+        """Check that the table has these columns.
 
         Raises:
             InputError: one is missing.
         """
         for name in names:
             if name not in self.columns:
-                hint = "; is --separator right?" if self._is_text and len(self.columns) == 1 else ""
-                raise InputError(f"a column {name!r} is needed, got {', '.join(self.columns)}{hint}")
+                hint = "; check the separator" if self._is_text and len(self.columns) == 1 else ""
+                raise InputError(
+                    f"{self.path}: there is no column {name!r} among {', '.join(self.columns)}{hint}",
+                    code="table-invalid",
+                )
 
     def require_whole_rows(self) -> None:
-        """Refuse text with a row of more cells than there are names, or bytes that are no text.
+        """Check that no row of a text file has too many cells, and that all bytes are UTF-8.
+
+        Without this pass the error would occur at the end, when all columns are read to be written.
 
         Raises:
-            DripError: there is one. It would be found only when all columns are read, to be written.
+            DripError: a row or a byte is wrong.
         """
         if self._is_text:
             self._run(lambda: self._scan().null_count().collect(engine="streaming"))
@@ -171,7 +181,7 @@ class TableFile:
         """The columns as float64, shape (n, len(names)).
 
         Raises:
-            InputError: text, a date, an empty cell, NaN or infinity; the message names column and row.
+            InputError: there is text, a date, an empty cell, NaN or infinity; the message names the place.
         """
         schema = self._run(lambda: self._scan().collect_schema())
         others = [
@@ -181,22 +191,24 @@ class TableFile:
         ]
         if others:
             kinds = ", ".join(f"{name!r} ({schema[name]})" for name in others[:_MOST_NAMED])
-            raise InputError(f"columns of numbers are needed, got {kinds}; leave them out with --ignore")
+            raise InputError(
+                f"{self.path}: columns {kinds} are not numeric; ignore them", code="table-invalid"
+            )
         columns = [pl.col(name).str.strip_chars() if self._is_text else pl.col(name) for name in names]
         numbers = [column.cast(pl.Float64, strict=False) for column in columns]
         frame = self._run(lambda: self._scan().select(numbers).collect(engine="streaming"))
         finite = {name: frame[name].is_finite().fill_null(value=False) for name in names}
         bad = {name: column.arg_min() for name, column in finite.items() if not column.all()}
         if bad:
-            raise InputError(self._what_is_bad(bad))
+            raise InputError(self._what_is_bad(bad), code="table-invalid")
         values: FloatArray = frame.to_numpy(order="c")
         return values if values.flags.writeable else values.copy()
 
     def labels(self, name: str) -> NDArray[Any]:
-        """The column as labels: text of a text file, else its own type.
+        """The column as labels: text in a text file, otherwise its own type.
 
         Raises:
-            InputError: an empty cell.
+            InputError: a cell is empty.
         """
         column = self._run(lambda: self._scan().select(name).collect(engine="streaming"))[name]
         missing = column.is_null()
@@ -204,8 +216,9 @@ class TableFile:
             missing = missing | (column.str.strip_chars() == "")
         if missing.any():
             raise InputError(
-                f"a label is needed in every row of {name!r}, got none in row {missing.arg_max()} and "
-                f"{missing.sum() - 1} others (from 0, below the header); fill them or drop the rows"
+                f"{self.path}: column {name!r} has no label in row {missing.arg_max()} and "
+                f"{missing.sum() - 1} others (from 0, after the header); fill in the labels or delete rows",
+                code="labels-invalid",
             )
         found: NDArray[Any] = column.to_numpy()
         return found.astype(str) if column.dtype in (pl.String, pl.Categorical, pl.Enum) else found
@@ -218,7 +231,7 @@ class TableFile:
         index_column: str | None = None,
         weight_column: str | None = None,
     ) -> None:
-        """Write rows, ascending, in one step.
+        """Write rows, ascending, atomically.
 
         Raises:
             DripError: the file cannot be written.
@@ -244,19 +257,22 @@ class TableFile:
         return pl.scan_parquet(self.path)
 
     def _read_names(self) -> list[str]:
-        """The names of a text table without their quotes, which Polars leaves doubled."""
+        """The names of a text table without their quotes: Polars keeps doubled quotes in names."""
         with self.path.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
             try:
                 names = next(csv.reader(lines, delimiter=self._separator), [])
             except csv.Error as error:
-                raise InputError(f"a line of names is needed in {self.path}, got: {error}") from error
+                raise InputError(
+                    f"{self.path}: the line of column names cannot be read: {error}", code="table-invalid"
+                ) from error
         twice = sorted({name for name in names if names.count(name) > 1})
         if not any(names):
-            raise InputError(f"a table with a line of names and rows is needed, got {self.path} without")
+            raise InputError(f"{self.path}: the first line does not name the columns", code="table-invalid")
         if twice:
             raise InputError(
-                f"columns of different names are needed, got {', '.join(map(repr, twice[:_MOST_NAMED]))} "
-                "more than once; rename them"
+                f"{self.path}: column names {', '.join(map(repr, twice[:_MOST_NAMED]))} are repeated; rename "
+                "them",
+                code="table-invalid",
             )
         return names
 
@@ -264,15 +280,17 @@ class TableFile:
         try:
             return work()
         except (pl.exceptions.PolarsError, OSError) as error:
-            reason = str(error).partition("\n")[0]  # below come hints for those who write Polars
-            raise DripError(f"a readable table is needed at {self.path}, got: {reason}") from error
+            reason = str(error).partition("\n")[0]  # further lines are advice for Polars programmers
+            raise DripError(
+                f"{self.path}: the table cannot be read: {reason}", code="table-invalid"
+            ) from error
 
     def _what_is_bad(self, bad: dict[str, int]) -> str:
         name, row = next(iter(bad.items()))
         cell = self._run(lambda: self._scan().select(name).slice(row, 1).collect().item())
         shown = "an empty cell" if cell in (None, "") else repr(cell)
-        more = f"; so have {', '.join(list(bad)[1:_MOST_NAMED])}" if len(bad) > 1 else ""
+        more = f"; also columns {', '.join(list(bad)[1:_MOST_NAMED])}" if len(bad) > 1 else ""
         return (
-            f"finite numbers are needed in column {name!r}, got {shown} in row {row} (from 0, below the "
-            f"header){more}; fill or drop what is missing, and leave columns of text out with --ignore"
+            f"{self.path}: column {name!r} has {shown} in row {row} (from 0, after the header), which is not "
+            f"a finite number{more}; fill in or delete missing values, and ignore columns of text"
         )

@@ -1,4 +1,4 @@
-"""Checks of parameters, with the messages they share."""
+"""What users pass in: checks of parameters, tables and labels; rows out in the same type of container."""
 
 from __future__ import annotations
 
@@ -20,81 +20,83 @@ from drip.errors import InputError
 from drip.types import FloatArray, IntArray
 
 LARGEST = 1e150
-"""Squares of larger numbers overflow when they are summed, and those of numbers below its inverse vanish."""
+"""Largest number in a table: sums of larger squares overflow, and squares of numbers below 1e-150 vanish."""
 
 
 def check_real(name: str, value: Any, *, upper: float = inf, zero: bool = False) -> None:
-    """Refuse what is no number in (0, upper]; with ``zero`` in [0, upper].
+    """Check for a number in (0, upper], or in [0, upper] with ``zero``.
 
     Raises:
-        InputError: it is not.
+        InputError: anything else.
     """
     if not (_is_real(value) and 0 <= value <= upper and (zero or value > 0)):
-        limits = f"{'[' if zero else '('}0, {'inf)' if isinf(upper) else f'{upper:g}]'}"
-        raise InputError(f"{name} must be a number in {limits}, got {value!r}")
+        interval = f"{'[' if zero else '('}0, {'inf)' if isinf(upper) else f'{upper:g}]'}"
+        raise InputError(f"{name} must be a number in {interval}, not {value!r}")
 
 
 def check_divisor(name: str, value: Any) -> None:
-    """Refuse what is no number in [1e-150, 1e150], by which distances or their squares are divided.
+    """Check for a number in [1e-150, 1e150]: distances or their squares are divided by it.
 
     Raises:
-        InputError: it is not.
+        InputError: anything else.
     """
     if not (_is_real(value) and 1.0 / LARGEST <= value <= LARGEST):
-        raise InputError(f"{name} must be a number in [{1.0 / LARGEST:g}, {LARGEST:g}], got {value!r}")
+        raise InputError(f"{name} must be a number in [{1.0 / LARGEST:g}, {LARGEST:g}], not {value!r}")
 
 
 def check_magnitude(name: str, *tables: FloatArray) -> None:
-    """Refuse finite numbers whose squared distances overflow, or all vanish.
+    """Check that squared distances neither overflow nor all vanish.
 
     Args:
-        name: What the numbers are.
-        tables: They are measured together, each with a number or more.
+        name: Name of the tables in the message.
+        tables: Finite numbers that are compared with each other; no table is empty.
 
     Raises:
-        InputError: a number is too large, or all but zeros are too small.
+        InputError: a number is too large, or all numbers but zeros are too small.
     """
     largest = max(float(max(table.max(), -table.min())) for table in tables)
     if largest > LARGEST:
         raise InputError(
-            f"{name} must lie within {LARGEST:.0e} of zero, or squared distances overflow, got "
-            f"{largest:.3g}; scale the features, say to [0, 1]"
+            f"{name} contains {largest:.3g}: squared distances overflow above {LARGEST:.0e}; scale the "
+            "features, for example to [0, 1]",
+            code="table-invalid",
         )
     if 0.0 < largest < 1.0 / LARGEST:
         raise InputError(
-            f"{name} must hold numbers of {1.0 / LARGEST:.0e} or more, or squared distances vanish, got at "
-            f"most {largest:.3g}; scale the features, say to [0, 1]"
+            f"{name} contains no number above {largest:.3g}: squared distances vanish below "
+            f"{1.0 / LARGEST:.0e}; scale the features, for example to [0, 1]",
+            code="table-invalid",
         )
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> None:
-    """Refuse what is no whole number of at least ``least``.
+    """Check for a whole number of at least ``least``.
 
     Raises:
-        InputError: it is not.
+        InputError: anything else.
     """
     if not _is_whole(value) or value < least:
-        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
 def check_number(name: str, value: Any, largest: int) -> None:
-    """Refuse what is no whole number in [1, largest].
+    """Check for a whole number in [1, largest].
 
     Raises:
-        InputError: it is not.
+        InputError: anything else.
     """
     if not _is_whole(value) or not 1 <= value <= largest:
-        raise InputError(f"{name} must be a whole number in [1, {largest}], got {value!r}")
+        raise InputError(f"{name} must be a whole number in [1, {largest}], not {value!r}")
 
 
 def check_threads(n_jobs: Any) -> None:
-    """Refuse what is no number of threads: None, or a whole number but 0.
+    """Check for a number of threads: None, or a whole number other than 0.
 
     Raises:
-        InputError: it is not.
+        InputError: anything else.
     """
     if n_jobs is not None and (not _is_whole(n_jobs) or n_jobs == 0):
-        raise InputError(f"n_jobs must be None or a whole number but 0 (-1 for all), got {n_jobs!r}")
+        raise InputError(f"n_jobs must be None or a whole number other than 0 (-1 for all), not {n_jobs!r}")
 
 
 def _is_real(value: Any) -> bool:
@@ -110,9 +112,9 @@ class Classes:
     """The classes of n rows.
 
     Attributes:
-        labels: Distinct labels in ascending order, in their own dtype, shape (n_classes,); one None
-            where no labels were given.
-        codes: Row of ``labels`` for every row, int64, shape (n,).
+        labels: Distinct labels in ascending order, in their own dtype, shape (n_classes,); a single None
+            when no labels were given.
+        codes: Index into ``labels`` for every row, int64, shape (n,).
     """
 
     labels: NDArray[Any]
@@ -126,7 +128,7 @@ class Classes:
     @cached_property
     def rows(self) -> list[IntArray]:
         """The rows of every class, ascending."""
-        small = self.codes.astype(np.min_scalar_type(len(self.labels)))  # NumPy sorts these by radix
+        small = self.codes.astype(np.min_scalar_type(len(self.labels)))  # 8 and 16 bits: NumPy's radix sort
         order = np.argsort(small, kind="stable")
         return list(np.split(order, np.cumsum(self.counts)[:-1]))
 
@@ -137,10 +139,10 @@ class Classes:
 
 
 def classes_of(y: Any, n: int) -> Classes:
-    """Classes of a target: labels of any dtype, one column, or one-vs-all columns; None is one class.
+    """Classes of a target: labels of any dtype, a column, or one-vs-all columns; None means one class.
 
     Raises:
-        InputError: a continuous or multilabel target, a wrong length, missing labels.
+        InputError: the target is continuous or multilabel, has another length than X, or lacks a label.
 
     >>> classes_of(["b", "a", "b"], 3).codes.tolist()
     [1, 0, 1]
@@ -149,18 +151,24 @@ def classes_of(y: Any, n: int) -> Classes:
         return Classes(np.array([None], dtype=object), np.zeros(n, dtype=np.int64))
     array = np.asarray(y)
     if array.dtype.kind in "Of" and any(map(_is_missing, array.ravel().tolist())):
-        raise InputError("y must have a label in every row, got None or NaN; drop these rows or name them")
+        raise InputError(
+            "y has rows without a label (None or NaN); drop these rows or label them", code="labels-invalid"
+        )
     try:
         labels, codes = np.unique(_flat(array), return_inverse=True)
     except (TypeError, ValueError) as error:
-        raise InputError(f"y must be class labels of one kind: {error}") from error
+        raise InputError(
+            f"y must contain class labels of one type: {error}", code="labels-invalid"
+        ) from error
     if len(codes) != n:
-        raise InputError(f"y must have {n} labels, one for every row of X, got {len(codes)}")
+        raise InputError(
+            f"y has {len(codes)} labels for {n} rows of X; give one per row", code="labels-invalid"
+        )
     return Classes(labels, codes.reshape(-1).astype(np.int64))
 
 
 def _is_missing(label: Any) -> bool:
-    """None, NaN, or pandas' NA, of which no comparison has a truth value."""
+    """None, NaN, or pandas' NA, whose comparisons have no truth value."""
     try:
         return label is None or bool(label != label)  # noqa: PLR0124
     except TypeError:
@@ -168,13 +176,14 @@ def _is_missing(label: Any) -> bool:
 
 
 def _flat(target: NDArray[Any]) -> NDArray[Any]:
-    """One label per row; one-vs-all columns become the number of the column."""
+    """One label per row; one-vs-all columns become the index of the column."""
     if target.ndim == 1 and target.dtype.kind in "biuSU":
-        return target  # labels for certain; to look at all of them would take longer than many a method
+        return target  # certainly labels; type_of_target looks at each, which costs more than some methods
     kind = type_of_target(target, input_name="y")
     if kind == "multilabel-indicator" and (target.sum(axis=1) == 1).all():
         return np.asarray(target.argmax(axis=1))
     if kind.startswith("multi") and kind != "multiclass":
+        # This and the next message are what imbalanced-learn's estimator checks look for.
         raise ValueError("Multilabel and multioutput targets are not supported.")
     if kind not in ("binary", "multiclass"):
         raise ValueError(f"Unknown label type: {kind}")
@@ -185,7 +194,7 @@ def finite_table(name: str, container: Any) -> FloatArray:
     """The numbers of a table as float64, C-ordered, shape (n, d).
 
     Raises:
-        InputError: text, NaN, infinity, no rows or no columns.
+        InputError: there is text, NaN or infinity, or there are no rows or columns.
 
     >>> finite_table("X", [[1, 2]]).tolist()
     [[1.0, 2.0]]
@@ -194,17 +203,20 @@ def finite_table(name: str, container: Any) -> FloatArray:
     try:
         values = np.ascontiguousarray(dense, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name} must be a table of finite numbers: {error}") from error
+        raise InputError(
+            f"{name} must be a table of finite numbers: {error}", code="table-invalid"
+        ) from error
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
         raise InputError(
-            f"{name} must be a table of finite numbers with rows and columns, got shape {values.shape}"
-            f"{'' if np.isfinite(values).all() else ' with NaN or infinity'}"
+            f"{name} must be a table of finite numbers with rows and columns, not of shape {values.shape}"
+            f"{'' if np.isfinite(values).all() else ' with NaN or infinity'}",
+            code="table-invalid",
         )
     return values
 
 
 def take_rows(container: Any, rows: IntArray) -> Any:
-    """The rows of a list, array, sparse matrix, pandas or polars object, in its own kind.
+    """Rows of a list, array, sparse matrix, pandas or polars object, as the same type.
 
     >>> take_rows([5, 6, 7], np.array([0, 2]))
     [5, 7]
@@ -215,7 +227,7 @@ def take_rows(container: Any, rows: IntArray) -> Any:
 
 
 def new_points(container: Any, points: NDArray[np.float64]) -> Any:
-    """Synthetic points as rows of the container's kind; whole-number columns become float64.
+    """Synthetic points as the container's type; whole-number columns become float64.
 
     >>> new_points([[1, 2]], np.array([[0.5, 2.5]]))
     [[0.5, 2.5]]
@@ -230,7 +242,7 @@ def new_points(container: Any, points: NDArray[np.float64]) -> Any:
 
 
 def _new_frame(frame: Any, points: NDArray[np.float64]) -> Any:
-    """A frame of the same library, columns and, where they hold fractions, dtypes."""
+    """A frame of the same library and columns; floating-point columns keep their dtype."""
     library = type(frame).__module__.partition(".")[0]
     if library == "polars":
         return type(frame)(points, schema=list(frame.columns), orient="row")
@@ -241,7 +253,7 @@ def _new_frame(frame: Any, points: NDArray[np.float64]) -> Any:
         if getattr(dtype, "kind", "") == "f" or "float" in str(dtype).lower()
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=DeprecationWarning)
+        warnings.simplefilter("ignore", category=DeprecationWarning)  # pandas warns about its own astype
         return made.astype(kinds)
 
 
