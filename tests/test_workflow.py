@@ -182,8 +182,9 @@ def test_class_names_of_another_number_are_refused(model, digits):
 
 
 def test_missing_folder_is_refused(model, tmp_path):
-    with pytest.raises(SourceError, match="none"):
+    with pytest.raises(SourceError) as caught:
         calibrate_folder(model, tmp_path / "none", SPEC)
+    assert caught.value.code == "path-missing"
 
 
 def test_unknown_layer_is_refused_by_name(model, digits):

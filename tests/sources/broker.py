@@ -1,4 +1,4 @@
-"""A real Mosquitto on a free port, with what a test needs around it: certificates, passwords, a publisher."""
+"""A real Mosquitto on a free port, with certificates, passwords and a publisher for tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INSTALL = "apt-get install mosquitto"
 class Broker:
     """Starts, stops and kills a Mosquitto that keeps its state in one folder.
 
-    Every message is written to disk at once only on SIGTERM, as Mosquitto does it by default.
+    As in Mosquitto's default configuration, SIGTERM saves the state and SIGKILL loses it.
     """
 
     def __init__(self, folder, *, tls=None, password_file=None, more=()):
@@ -28,7 +28,7 @@ class Broker:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         lines = [
-            "user root",  # else a broker that is started by root becomes a user that may not write here
+            "user root",  # a broker started by root would switch to a user that cannot write here
             f"listener {self.port} 127.0.0.1",
             "persistence true",
             f"persistence_location {folder}/",
@@ -85,7 +85,7 @@ class Broker:
 
 
 class Publisher:
-    """Publishes with QoS 1, and remembers what the broker has acknowledged."""
+    """Publishes with QoS 1, and remembers which messages the broker has acknowledged."""
 
     def __init__(self, port):
         from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
@@ -131,7 +131,7 @@ class Publisher:
 
 
 def make_certificates(folder):
-    """A certificate authority and a server's certificate for localhost alone."""
+    """A certificate authority and a server certificate that is valid only for localhost."""
     openssl = require_tool("openssl", "apt-get install openssl")
 
     def run(*arguments):

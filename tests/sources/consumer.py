@@ -1,4 +1,4 @@
-"""A process that runs a stream into a store until it is killed, or until so many samples were seen."""
+"""A process that runs a stream into a store until it is killed, or has seen a number of samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from drip.sources import open_source
 from drip.store import RetentionStore
 from drip.types import Observations
 
-CONTRACT = load_mnist().spec
+SPEC = load_mnist().spec
 
 
 class InkScorer:
@@ -34,19 +34,19 @@ class InkScorer:
 
 def make_rule():
     """A rule with windows, calibrated on the first hundred packaged digits."""
-    observations = observe(load_mnist().samples(range(100)), InkScorer(), prepare=CONTRACT.prepare)
+    observations = observe(load_mnist().samples(range(100)), InkScorer(), prepare=SPEC.prepare)
     return create("drip", retention=0.6).calibrate(observations)
 
 
 def consume(url, path, n_samples, pause_s=0.0):
-    """Run until the store has seen so many."""
+    """Run until the store has seen this number of samples."""
     with RetentionStore.open(path, budget_bytes=20_000_000) as store:
         return run(
             open_source(url),
             InkScorer(pause_s),
             make_rule(),
             store,
-            prepare=CONTRACT.prepare,
+            prepare=SPEC.prepare,
             batch_size=16,
             on_error="quarantine",
             stop=lambda: store.stats().seen >= n_samples,

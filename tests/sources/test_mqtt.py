@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from broker import Broker, resident_bytes
-from consumer import CONTRACT, InkScorer, consume, make_rule
+from consumer import SPEC, InkScorer, consume, make_rule
 from encoded_samples import png_declaring
 
 from drip.datasets import load_mnist
@@ -45,7 +45,7 @@ def publisher(broker):
 
 
 def take(source, n, max_samples=32, timeout_s=20):
-    """The first n samples; what was taken is acknowledged."""
+    """The first n samples, acknowledged."""
     samples, deadline = [], time.monotonic() + timeout_s
     batches = source.batches(max_samples)
     for batch in batches:
@@ -53,22 +53,22 @@ def take(source, n, max_samples=32, timeout_s=20):
         if len(samples) >= n:
             next(batches)
             break
-        assert time.monotonic() < deadline, f"{len(samples)} of {n} samples came"
+        assert time.monotonic() < deadline, f"{len(samples)} of {n} samples arrived"
     batches.close()
     return samples
 
 
 def subscribe(broker, **options):
-    """Make the session, as a first run does."""
+    """Create the session, as a first run does."""
     batches = open_source(broker.url(**options)).batches(1)
     assert next(batches) == []
     batches.close()
 
 
 def kept_of(digits):
-    """Contents that the rule keeps, by an independent pass."""
+    """Contents that the rule keeps, by an independent pass over the digits."""
     samples = list(load_mnist().samples(range(len(digits))))
-    decisions = make_rule().decide_many(observe(samples, InkScorer(), prepare=CONTRACT.prepare))
+    decisions = make_rule().decide_many(observe(samples, InkScorer(), prepare=SPEC.prepare))
     return {data for data, keep in zip(digits, decisions.retain.tolist(), strict=True) if keep}
 
 
@@ -98,11 +98,11 @@ class Ended:
 # -- messages ------------------------------------------------------------------------------------------
 
 
-def test_mqtt_keeps_the_contract_of_sources(broker, publisher, digits, monkeypatch):
+def test_mqtt_is_a_source(broker, publisher, digits, monkeypatch):
     monkeypatch.setattr("drip.sources.mqtt.source.time.time", lambda: 1.5e9)
 
     def opened():
-        name = f"contract-{next(numbers)}"
+        name = f"client-{next(numbers)}"
         subscribe(broker, client=name)
         publisher.send_all(digits[:4])
         return Ended(open_source(broker.url(client=name)), 4)
@@ -111,7 +111,7 @@ def test_mqtt_keeps_the_contract_of_sources(broker, publisher, digits, monkeypat
     check_source(opened)
 
 
-def test_message_becomes_a_sample_with_topic_properties_and_type(broker, publisher, digits):
+def test_message_sets_topic_properties_and_type_of_the_sample(broker, publisher, digits):
     subscribe(broker)
     publisher.send(digits[0], "in/a", id="first", label=7, time_s=12.5, place="door")
     publisher.send(b"not looked at", "in/b", content_type="audio/wav")
@@ -131,7 +131,7 @@ def test_message_becomes_a_sample_with_topic_properties_and_type(broker, publish
     assert (fifth.id, fifth.data, fifth.label) == ("in/e/e", digits[2], 3)
 
 
-def test_clock_that_jumps_back_loses_nothing(broker, publisher, digits, monkeypatch, tmp_path):
+def test_clock_that_jumps_back_loses_no_message(broker, publisher, digits, monkeypatch, tmp_path):
     subscribe(broker)
     times = iter(range(10**9, 0, -(10**7)))
     monkeypatch.setattr("drip.sources.mqtt.source.time.time", lambda: float(next(times)))
@@ -149,19 +149,19 @@ def test_labels_may_be_class_names(broker, publisher, digits):
     assert sample.label == 1
 
 
-def test_bad_payloads_go_to_quarantine_with_their_reason_and_the_others_are_kept(
+def test_bad_payloads_go_to_quarantine_with_their_reason_and_the_others_are_decided(
     broker, publisher, digits, tmp_path
 ):
     subscribe(broker)
     bad = {
-        b"neither image nor sound": "payload with a media type",
-        b'{"id": 1, "data": "%%%"}': "data in base64",
-        b'{"id": 1, "da': "JSON object",
-        b"": "got 0 bytes",
+        b"neither image nor sound": "no media type is given",
+        b'{"id": 1, "data": "%%%"}': "data is not valid base64",
+        b'{"id": 1, "da': "not valid JSON",
+        b"": "the payload is empty",
         digits[5][:100]: "truncated or corrupt",
         png_declaring(60_000, 60_000): "3600000000",
         png_declaring(28, 9, rows=bytes(29 * 9)): "28 x 9 pixels, the input spec 28 x 28",
-        b"x" * 5000: "at most 4000 bytes is needed, got 5000",
+        b"x" * 5000: "the payload has 5000 bytes, more than max_bytes=4000",
     }
     for payload in bad:
         publisher.send(payload)
@@ -170,7 +170,7 @@ def test_bad_payloads_go_to_quarantine_with_their_reason_and_the_others_are_kept
     tally = consume(broker.url(max_bytes=4000), tmp_path / "kept", 1)
     assert (tally.n_seen, tally.n_quarantined) == (10, 9)
     with RetentionStore.open_readonly(tmp_path / "kept") as store:
-        reasons = [aside.reason for aside in store.quarantined()]
+        reasons = [quarantined.reason for quarantined in store.quarantined()]
     assert len(reasons) == 9
     for word in [*bad.values(), "class index from 0 or a class name, got 'no class'"]:
         assert any(word in reason for reason in reasons), word
@@ -188,23 +188,23 @@ def test_idle_stream_gives_an_empty_batch_every_second(broker, monkeypatch):
 # -- acknowledgement -----------------------------------------------------------------------------------
 
 
-def test_what_was_not_committed_comes_again_and_what_was_does_not(broker, publisher, digits):
+def test_only_uncommitted_messages_are_delivered_again(broker, publisher, digits):
     subscribe(broker)
     publisher.send_all(digits[:6])
     batches = open_source(broker.url()).batches(2)
     first = next(batches)
     second = next(batches)  # acknowledges the first
-    batches.close()  # as a process that dies before its commit
+    batches.close()  # like a process that dies before its commit
     again = take(open_source(broker.url()), 4)
     assert [sample.data for sample in again] == digits[2:6]
     assert [sample.data for sample in first + second] == digits[:4]
     assert next(open_source(broker.url()).batches(2)) == []
 
 
-def test_redelivery_of_what_the_store_has_is_not_stored_twice(broker, publisher, digits, tmp_path):
+def test_redelivered_messages_are_not_stored_twice(broker, publisher, digits, tmp_path):
     subscribe(broker)
     publisher.send_all(digits[:8])
-    for _ in range(2):  # the run stops behind its commit and before the acknowledgement
+    for _ in range(2):  # the run stops after its commit and before the acknowledgement
         consume(broker.url(), tmp_path / "kept", 8)
         with RetentionStore.open_readonly(tmp_path / "kept") as store:
             stats = store.stats()
@@ -214,14 +214,14 @@ def test_redelivery_of_what_the_store_has_is_not_stored_twice(broker, publisher,
     assert contents == kept_of(digits[:8])
 
 
-def test_broker_that_is_stopped_and_started_loses_nothing(broker, publisher, digits, caplog):
+def test_restart_of_the_broker_loses_no_message(broker, publisher, digits, caplog):
     subscribe(broker)
     caplog.set_level(logging.WARNING)
     publisher.send_all(digits[:50])
     batches = open_source(broker.url()).batches(8)
     seen = [sample.data for _ in range(3) for sample in next(batches)]
     broker.stop()
-    while batch := next(batches):  # what is in the socket's buffer still comes
+    while batch := next(batches):  # data in the socket's buffer still arrives
         seen += [sample.data for sample in batch]
     broker.start()
     publisher.send_all(digits[50:60])
@@ -229,12 +229,12 @@ def test_broker_that_is_stopped_and_started_loses_nothing(broker, publisher, dig
         seen += [sample.data for sample in next(batches)]
     batches.close()
     assert set(seen) == set(digits[:60])
-    assert len(seen) <= 60 + 64  # what could not be acknowledged came twice
+    assert len(seen) <= 60 + 64  # messages that could not be acknowledged arrived twice
     assert "connecting again" in caplog.text
     assert "lost the session" not in caplog.text
 
 
-def test_killed_broker_has_lost_its_session_and_a_publisher_that_replays_makes_it_good(
+def test_publisher_that_replays_restores_what_a_killed_broker_lost(
     broker, publisher, digits, tmp_path, caplog
 ):
     subscribe(broker)
@@ -245,7 +245,7 @@ def test_killed_broker_has_lost_its_session_and_a_publisher_that_replays_makes_i
     deadline = time.monotonic() + 20
     while not seen(tmp_path / "kept"):
         assert time.monotonic() < deadline
-    broker.kill()  # what it has acknowledged and not written is gone
+    broker.kill()  # messages that it acknowledged and did not save are lost
     broker.start()
     deadline = time.monotonic() + 20
     while "lost the session" not in caplog.text:
@@ -272,7 +272,7 @@ def test_example_publisher_replays_what_a_killed_broker_lost(broker, digits, tmp
     received = [sample.data for sample in next(batches)]
     broker.kill()
     broker.start()
-    # Adds the same digits under new numbers, replays the old ones, and waits until somebody listens.
+    # It adds the same digits under new numbers, replays the old ones, and waits for a subscriber.
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as second:
         deadline = time.monotonic() + 30
         while len(received) < 250 or second.poll() is None:
@@ -283,7 +283,7 @@ def test_example_publisher_replays_what_a_killed_broker_lost(broker, digits, tmp
     assert set(received) == set(digits[:100])
 
 
-def test_killed_consumer_and_restarted_broker_lose_nothing_and_store_nothing_twice(
+def test_killed_consumer_and_restarted_broker_lose_no_digit_and_store_none_twice(
     broker, publisher, digits, tmp_path
 ):
     subscribe(broker, window=40)
@@ -318,7 +318,7 @@ def test_killed_consumer_and_restarted_broker_lose_nothing_and_store_nothing_twi
 
 
 def seen(path):
-    """How many samples a store has seen; it may be in the making."""
+    """How many samples a store has seen; 0 while it is being created."""
     try:
         with RetentionStore.open_readonly(path) as store:
             return store.stats().seen

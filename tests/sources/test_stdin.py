@@ -1,4 +1,4 @@
-"""Standard input: JSON lines and frames, cut anywhere, too large, or not what they should be."""
+"""Standard input: JSON lines and frames, cut anywhere, too large, or malformed."""
 
 import base64
 import json
@@ -63,7 +63,7 @@ FORMS = pytest.mark.parametrize(
 
 
 @FORMS
-def test_stdin_keeps_the_contract_of_sources(form, write):
+def test_stdin_is_a_source(form, write):
     content = b"".join(write(PNG + bytes([n])) for n in range(5))
     check_source(lambda: source_of(content, form))
 
@@ -81,7 +81,7 @@ def test_header_becomes_the_sample(form, write):
 
 
 @FORMS
-def test_without_an_id_the_content_is_the_name(form, write):
+def test_the_default_id_follows_from_the_content(form, write):
     first, again, other = samples_of(write(PNG) + write(PNG) + write(PNG + b"2"), form)
     assert first.id == again.id != other.id
 
@@ -105,13 +105,13 @@ def test_labels_may_be_class_names():
         (b"\x93NUMPY", "application/x-npy"),
     ],
 )
-def test_first_bytes_tell_the_media_type(start, media_type):
+def test_media_type_follows_from_the_first_bytes(start, media_type):
     (sample,) = samples_of(frame(start + b"...."), "frames")
     assert sample.media_type == media_type
 
 
 BAD_HEADERS = [
-    ({"lable": 1}, "got 'lable' as well"),
+    ({"lable": 1}, "unknown key 'lable'"),
     ({"id": ""}, "id must be"),
     ({"id": [1]}, "id must be"),
     ({"id": "\ud800"}, "id must be"),
@@ -125,7 +125,7 @@ BAD_HEADERS = [
     ({"meta": {"a": 1}}, "meta must map text to text"),
     ({"meta": "a"}, "meta must map text to text"),
     ({"meta": {"\udfff": "a"}}, "meta must map text to text"),
-    ({"meta": {"a": "b" * 9000}}, "meta of at most"),
+    ({"meta": {"a": "b" * 9000}}, "meta has 9001 bytes, more than 8192"),
     ({"media_type": 5}, "media_type must be"),
     ({"media_type": "a" * 101}, "media_type must be"),
     ({"media_type": "\ud800"}, "media_type must be"),
@@ -134,7 +134,7 @@ BAD_HEADERS = [
 
 @FORMS
 @pytest.mark.parametrize(("header", "word"), BAD_HEADERS, ids=lambda value: str(value)[:30])
-def test_bad_header_is_refused_with_its_reason_and_the_next_sample_comes(form, write, header, word):
+def test_bad_header_gives_a_rejected_sample_and_the_next_one_is_read(form, write, header, word):
     bad, good = samples_of(write(PNG, **header) + write(PNG, id="next"), form)
     assert word in bad.rejected
     assert good.id == "next"
@@ -145,18 +145,18 @@ def test_bad_header_is_refused_with_its_reason_and_the_next_sample_comes(form, w
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        (b"{", "a JSON object is needed, got 1 bytes that fail"),
-        (b"[1]", "a JSON object is needed, got list"),
-        (b'{"id": "a"}', "data in base64 is needed, got NoneType"),
-        (b'{"data": 3}', "data in base64 is needed, got int"),
-        (b'{"data": "!"}', "data in base64 is needed, got 1 characters"),
-        (b'{"data": ""}', "got 0 bytes"),
-        (b'{"data": "aGVsbG8="}', "begin with b'hello'"),
-        (b"\xff\xfe", "that fail"),
-        (b"[" * 100_000, "that fail"),
+        (b"{", "not valid JSON"),
+        (b"[1]", "not a JSON object, but a list"),
+        (b'{"id": "a"}', "data must be text in base64, got NoneType"),
+        (b'{"data": 3}', "data must be text in base64, got int"),
+        (b'{"data": "!"}', "data is not valid base64"),
+        (b'{"data": ""}', "the payload is empty"),
+        (b'{"data": "aGVsbG8="}', "the first bytes b'hello' match no known one"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
     ],
 )
-def test_bad_line_is_refused_with_its_reason_and_the_next_comes(text, word):
+def test_bad_line_gives_a_rejected_sample_and_the_next_one_is_read(text, word):
     bad, good = samples_of(text + b"\n" + line(PNG, id="next"))
     assert word in bad.rejected
     assert bad.data == text
@@ -164,30 +164,30 @@ def test_bad_line_is_refused_with_its_reason_and_the_next_comes(text, word):
     assert good.id == "next"
 
 
-def test_blank_lines_are_no_samples_and_the_last_line_needs_no_end():
+def test_blank_lines_are_skipped_and_the_last_line_needs_no_end():
     assert [sample.id for sample in samples_of(b"\n \r\n" + line(PNG, id="a") + line(PNG, id="b")[:-1])] == [
         "a",
         "b",
     ]
 
 
-def test_line_that_the_stream_s_end_has_cut_is_refused():
+def test_line_that_is_incomplete_at_the_end_of_the_stream_is_rejected():
     good, cut = samples_of(line(PNG, id="a") + line(PNG, id="b")[:20])
     assert good.id == "a"
-    assert "a line with its end is needed, got 20 bytes and the stream's end" in cut.rejected
+    assert cut.rejected.startswith("the stream ended inside a line of 20 bytes: not valid JSON")
 
 
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (frame(PNG)[:-3], "a frame of 12 bytes is needed, got 9 and the stream's end"),
-        (b"\x00\x00", "a frame of at least 4 bytes is needed, got 0 and the stream's end"),
-        (b"\xff\xff\xff\xff" + bytes(70_000), "at most"),
-        (b"\xff\xff\xff\xff" + bytes(10), "a frame of 4294967295 bytes is needed, got 10"),
+        (frame(PNG)[:-3], "the stream ended inside a frame, after 9 of 12 bytes"),
+        (b"\x00\x00", "the stream ended inside a frame, after 0 of at least 4 bytes"),
+        (b"\xff\xff\xff\xff" + bytes(70_000), "the frame has 4294967295 bytes, more than"),
+        (b"\xff\xff\xff\xff" + bytes(10), "the stream ended inside a frame, after 10 of 4294967295 bytes"),
     ],
-    ids=["payload", "length", "beyond the maximum", "beyond the maximum at once"],
+    ids=["payload", "length", "too large, after its head", "too large, in its head"],
 )
-def test_frame_that_the_stream_s_end_has_cut_is_refused(content, word):
+def test_frame_that_is_incomplete_at_the_end_of_the_stream_is_rejected(content, word):
     good, *cut = samples_of(frame(PNG, id="a") + content, "frames", max_bytes=100)
     assert good.id == "a"
     assert word in cut[0].rejected
@@ -197,18 +197,15 @@ def test_frame_that_the_stream_s_end_has_cut_is_refused(content, word):
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (struct.pack(">I", 0), "a header that fits its frame of 0 bytes"),
-        (
-            struct.pack(">II", 6, 3) + b"{}",
-            "a header that fits its frame of 6 bytes is needed, got a length of 3",
-        ),
-        (struct.pack(">II", 6, 2) + b"{a", "a JSON object is needed"),
-        (struct.pack(">II", 6, 2) + b"[]", "a JSON object is needed, got list"),
-        (struct.pack(">II", 4, 0), "got 0 bytes"),
+        (struct.pack(">I", 0), "a header of 0 bytes does not fit its frame of 0 bytes"),
+        (struct.pack(">II", 6, 3) + b"{}", "a header of 3 bytes does not fit its frame of 6 bytes"),
+        (struct.pack(">II", 6, 2) + b"{a", "not valid JSON"),
+        (struct.pack(">II", 6, 2) + b"[]", "not a JSON object, but a list"),
+        (struct.pack(">II", 4, 0), "the payload is empty"),
     ],
-    ids=["empty", "long header", "no JSON", "no object", "no payload"],
+    ids=["empty", "long header", "not JSON", "not an object", "no payload"],
 )
-def test_bad_frame_is_refused_with_its_reason_and_the_next_comes(content, word):
+def test_bad_frame_gives_a_rejected_sample_and_the_next_one_is_read(content, word):
     bad, good = samples_of(content + frame(PNG, id="next"), "frames")
     assert word in bad.rejected
     assert bad.id.startswith("frame 1/")
@@ -216,10 +213,10 @@ def test_bad_frame_is_refused_with_its_reason_and_the_next_comes(content, word):
 
 
 @FORMS
-def test_too_large_sample_leaves_its_head_and_the_next_comes(form, write):
+def test_too_large_sample_is_rejected_with_its_head_and_the_next_one_is_read(form, write):
     content = write(bytes(300_000)) + write(PNG, id="next")
     bad, good = samples_of(content, form, max_bytes=1000)
-    assert "at most" in bad.rejected
+    assert "bytes, more than" in bad.rejected
     assert len(bad.data) == HEAD_BYTES
     assert good.id == "next"
 
@@ -237,22 +234,22 @@ def test_samples_do_not_depend_on_where_the_pipe_cuts(form, write, cuts):
 
 @FORMS
 @given(content=st.binary(max_size=200), cuts=st.lists(st.integers(0, 200), max_size=4))
-def test_any_bytes_give_samples_or_reasons_and_never_an_error(form, write, content, cuts):
+def test_any_bytes_give_samples_and_never_an_error(form, write, content, cuts):
     make = LineParser if form == "lines" else FrameParser
     for sample in parsed(make(50, ()), write(PNG) + content, cuts):
         assert sample.id
 
 
-def test_memory_of_a_line_without_end_is_bounded():
+def test_memory_for_a_line_without_end_is_bounded():
     parser = LineParser(1000, ())
     for _ in range(1000):
         assert not list(parser.feed(bytes(10_000)))
     assert len(parser._rest) == HEAD_BYTES
     (bad,) = parser.finish()
-    assert "got 10000000" in bad.rejected
+    assert "the line has 10000000 bytes" in bad.rejected
 
 
-def test_open_pipe_gives_what_is_there_and_empty_batches_while_nothing_comes():
+def test_open_pipe_yields_what_has_arrived_and_empty_batches_while_idle():
     reader, writer = os.pipe()
     batches = StdinSource(descriptor=reader).batches(10)
     os.write(writer, line(PNG, id="a") + line(PNG)[:5])
@@ -281,26 +278,28 @@ def test_url_opens_the_real_standard_input():
     ("url", "word"),
     [
         ("stdin:?format=xml", "format must be lines or frames, got 'xml'"),
-        ("stdin:?form=lines", "options of stdin:"),
-        ("stdin:?format=", "with a value"),
-        ("stdin:?format=lines&format=frames", "each once"),
+        ("stdin:?form=lines", "stdin: has no option 'form'"),
+        ("stdin:?format=", "has no value"),
+        ("stdin:?format=lines&format=frames", "is given twice"),
         ("stdin:?max_bytes=0", "max_bytes must be"),
     ],
 )
-def test_unusable_url_is_refused(url, word):
-    with pytest.raises(SourceError, match=word):
+def test_malformed_url_is_an_error(url, word):
+    with pytest.raises(SourceError, match=word) as caught:
         open_source(url)
+    assert caught.value.code == "source-url"
 
 
 def test_closed_standard_input_is_an_error():
     reader, writer = os.pipe()
     os.close(reader)
     os.close(writer)
-    with pytest.raises(SourceError, match="a readable standard input is needed"):
+    with pytest.raises(SourceError, match="cannot read standard input") as caught:
         next(StdinSource(descriptor=reader).batches(1))
+    assert caught.value.code == "source-unavailable"
 
 
-def test_command_reads_a_pipe_into_a_store_and_says_what_was_bad(digits, tmp_path):
+def test_command_reads_a_pipe_into_a_store_with_the_reasons_of_bad_samples(digits, tmp_path):
     paths = sorted(digits.production.rglob("*.png"))
     content = b"".join(line(path.read_bytes(), id=path.name) for path in paths)
     content += line(paths[0].read_bytes()[:60], id="cut picture") + line(PNG)[:20]
@@ -312,6 +311,6 @@ def test_command_reads_a_pipe_into_a_store_and_says_what_was_bad(digits, tmp_pat
     assert json.loads(done.stdout)["run"]["n_seen"] == N_PRODUCTION + 2
     with RetentionStore.open_readonly(tmp_path / "kept") as store:
         assert store.stats().seen == N_PRODUCTION
-        reasons = [aside.reason for aside in store.quarantined()]
+        reasons = [bad.reason for bad in store.quarantined()]
     assert "truncated or corrupt" in reasons[0]
-    assert reasons[1].startswith("a line with its end is needed, got 20 bytes and the stream's end")
+    assert reasons[1].startswith("the stream ended inside a line of 20 bytes")

@@ -1,4 +1,4 @@
-"""Sources of samples, one file per system; `open_source(url)` finds the one for a URL."""
+"""Sources of samples, one file per system; `open_source(url)` opens the one that a URL names."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ SCHEMES: dict[str, Callable[[str, Sequence[str]], Source]] = {
     "mqtt": _open_mqtt,
     "mqtts": _open_mqtt,
 }
-"""Scheme of a URL to the function that opens it, with the class names that folders may stand for."""
+"""The function that opens a URL with this scheme, given the URL and the names of the classes."""
 
 
 def open_source(url: str, class_names: Sequence[str] = ()) -> Source:
-    """The source that a URL names; a path without a scheme is a folder. ``docs/reference/streams.md`` lists them all.
+    """Open the source that a URL names; a path without a scheme is a folder. ``docs/reference/streams.md`` lists all.
 
     Args:
         url: The URL, such as ``file:///folder``, ``watch:/folder``, ``stdin:``, ``mqtts://host/topic`` or
             ``dataset:mnist``.
-        class_names: Names in the order of the logits; files below a folder of such a name are labelled.
+        class_names: Names in the order of the logits; a file in a folder with such a name gets its label.
 
     Raises:
         SourceError: a malformed URL, an unknown scheme, or a source that cannot be opened.
@@ -61,27 +61,26 @@ def open_source(url: str, class_names: Sequence[str] = ()) -> Source:
     if scheme in SCHEMES:
         return SCHEMES[scheme](url, class_names)
     if "://" in url:
-        raise SourceError(
-            f"a folder or a URL of {', '.join(f'{name}:' for name in SCHEMES)} is needed, got {url!r}"
-        )
+        known = ", ".join(f"{name}:" for name in SCHEMES)
+        raise SourceError(f"{url!r} has an unknown scheme; use a folder or {known}", code="source-url")
     if not url:
-        raise SourceError("a folder or a URL is needed, got an empty text; the current folder is '.'")
+        raise SourceError("the source is empty; write '.' for the current folder", code="source-url")
     return FolderSource(Path(url), class_names)
 
 
 def open_publisher(url: str) -> DecisionPublisher:
-    """Where decisions are published, connected; see :class:`drip.sources.mqtt.decisions.PublishingSink`.
+    """Connect to a topic for decisions; :class:`drip.sources.mqtt.decisions.PublishingSink` publishes to it.
 
     Args:
         url: ``mqtt://host/topic`` or ``mqtts:``, with the options of the source.
 
     Raises:
-        SourceError: another scheme, a malformed URL, or a broker that refuses for good; one that is away
-            is waited for while the run goes on.
+        SourceError: another scheme, a malformed URL, or a broker that refuses the connection for good. A
+            broker that cannot be reached is no error: decisions wait until it can.
         DripError: the MQTT client is not installed; the message has the command.
     """
     if split_url(url).scheme not in ("mqtt", "mqtts"):
-        raise SourceError("a URL of mqtt: or mqtts: is needed to publish decisions; correct the URL")
+        raise SourceError("decisions are published over MQTT only; use mqtt: or mqtts:", code="source-url")
     from drip.sources.mqtt.decisions import DecisionPublisher  # noqa: PLC0415  # as above
 
     publisher = DecisionPublisher.from_url(url)

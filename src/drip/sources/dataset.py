@@ -1,4 +1,4 @@
-"""Rows of a data set as a stream: for experiments, demonstrations and tests."""
+"""Rows of a data set as a stream, for experiments, demonstrations and tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from drip.types import IntArray, Sample
 class DatasetSource:
     """Chosen rows of a data set, in the given order, as encoded samples.
 
-    Delivery: at least once; the cursor is the number of samples already yielded, and the set's name.
+    Delivery: at least once. The cursor has the number of samples yielded so far, the name of the set, and a
+    digest of the rows, so that a position in other rows is not used.
 
     Args:
         dataset: Images or clips with labels.
@@ -36,7 +37,7 @@ class DatasetSource:
         """All rows of a data set by name: ``mnist``, ``cifar10``, ``tomato`` or ``speech_commands``.
 
         Raises:
-            SourceError: no such data set, or its files are not at hand; nothing is downloaded.
+            SourceError: an unknown data set, or its files are missing; nothing is downloaded.
         """
         if name not in LOADERS:
             raise SourceError(f"unknown data set {name!r}; use {', '.join(LOADERS)}", code="source-url")
@@ -46,16 +47,16 @@ class DatasetSource:
             raise SourceError(str(error), code=error.code) from error
 
     def __len__(self) -> int:
-        """The number of samples, those behind the cursor included."""
+        """The number of samples, including those before the cursor."""
         return len(self._rows)
 
     @property
     def cursor(self) -> str | None:
-        """Number of samples yielded so far, and of which rows of which data set."""
+        """Number of samples yielded so far, and the name of the set with a digest of the rows."""
         return f"{self._position} of {self._name}"
 
     def seek(self, cursor: str) -> None:
-        """Continue behind the samples yielded before; at the start for other rows or another set.
+        """Continue after the samples yielded before; from the start for other rows or another set.
 
         Raises:
             SourceError: not a position in this source.
@@ -64,7 +65,7 @@ class DatasetSource:
         if name != self._name:
             position = "0"
         if not position.isdecimal() or int(position) > len(self._rows):
-            raise SourceError(f"a position of 0 to {len(self._rows)} is needed, got {cursor!r}")
+            raise SourceError(f"{cursor!r} is not a position from 0 to {len(self._rows)} in {self._name}")
         self._position = int(position)
 
     def batches(self, max_samples: int) -> Iterator[list[Sample]]:

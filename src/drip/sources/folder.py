@@ -9,50 +9,51 @@ from pathlib import Path
 from drip.errors import SourceError
 from drip.media import MEDIA_TYPES
 from drip.sources.messages import HEAD_BYTES, printable, rejected, short_id
+from drip.sources.url import require_folder
 from drip.types import Sample
 
 MAX_BYTES = 2**28
-"""Largest file that is read into memory; an image of as many pixels as an input contract takes fits."""
+"""Largest file that is read into memory. An uncompressed image of 64 MP, the default limit of an input spec,
+fits."""
 
 
 class FolderSource:
     """Every image, audio file and array below a folder, in lexical order of the relative paths.
 
-    The identity of a sample is its relative path, its time the file's modification time. With
-    ``class_names`` the name of the folder that a file lies in is its true label. Pipes and devices are left
-    out. A file of more than 256 MiB comes as a refused sample with its first 1024 bytes.
+    The id of a sample is its relative path, its time the file's modification time. With ``class_names``, the
+    name of the folder that contains a file is its label. Pipes and devices are skipped. A file of more than
+    256 MiB becomes a rejected sample with its first 1024 bytes.
 
-    Delivery: at least once. Files are never touched; the cursor is the folder and the path of the last
-    file, so a restarted run continues behind it, and a run on another folder starts at its first file.
-    Files that appear later and sort earlier are not seen by it.
+    Delivery: at least once. Files are never changed; the cursor is the folder and the path of the last file,
+    so a restarted run continues after it, and a run on another folder starts at its first file. Files that
+    appear later but sort earlier are not seen: watch the folder instead.
 
     Args:
-        folder: The folder; links to folders are not followed, hidden files and folders left out.
+        folder: The folder. Links to folders are not followed; hidden files and folders are skipped.
         class_names: Names of the classes in the order of the logits; or None for unlabelled files.
 
     Raises:
-        SourceError: no such folder, one that cannot be listed, or no file of a known type in it.
+        SourceError: the folder does not exist, cannot be listed, or has no file of a known type.
     """
 
     def __init__(self, folder: str | Path, class_names: Sequence[str] | None = None) -> None:
         self._folder = Path(folder)
-        if not self._folder.is_dir():
-            raise SourceError(f"a folder is needed, got {str(folder)!r}; check the path")
+        require_folder(self._folder)
         self._classes = {name: index for index, name in enumerate(class_names or ())}
         self._paths = dict(sorted(self._find()))
         if not self._paths:
             raise SourceError(
-                f"files with the suffixes {', '.join(MEDIA_TYPES)} are needed, got none below {folder}"
+                f"{folder} has no file with one of the suffixes {', '.join(MEDIA_TYPES)}", code="source-empty"
             )
         self._last: str | None = None
 
     def __len__(self) -> int:
-        """The number of files, those behind the cursor included."""
+        """The number of files, including those before the cursor."""
         return len(self._paths)
 
     @property
     def subfolders(self) -> tuple[str, ...]:
-        """Sorted names of the folders that files lie in: the class names of a labelled folder."""
+        """Sorted names of the folders that contain files: the class names of a labelled folder."""
         return tuple(sorted({path.parent.name for path in self._paths.values()} - {""}))
 
     @property
@@ -61,7 +62,7 @@ class FolderSource:
         return None if self._last is None else f"{self._place}//{self._last}"
 
     def seek(self, cursor: str) -> None:
-        """Continue behind that file, whether it still exists or not; at the start for another folder."""
+        """Continue after that file, whether it still exists or not; from the start for another folder."""
         place, _, last = cursor.rpartition("//")
         self._last = last if place == self._place else None
 
@@ -84,7 +85,7 @@ class FolderSource:
         return printable(self._folder.resolve())
 
     def _find(self) -> Iterator[tuple[str, Path]]:
-        for root, folders, names in os.walk(self._folder, onerror=self._refuse):
+        for root, folders, names in os.walk(self._folder, onerror=self._fail):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for name in names:
                 place = Path(root) / name
@@ -92,8 +93,8 @@ class FolderSource:
                     path = place.relative_to(self._folder)
                     yield printable(path), path
 
-    def _refuse(self, error: OSError) -> None:
-        raise SourceError(f"a readable folder is needed at {error.filename}, got: {error}") from error
+    def _fail(self, error: OSError) -> None:
+        raise SourceError(f"cannot list {error.filename}: {error}; make it readable or remove it") from error
 
     def _read(self, name: str) -> Sample:
         path = self._paths[name]
@@ -104,9 +105,10 @@ class FolderSource:
                 data = file.read(HEAD_BYTES if n_bytes > MAX_BYTES else MAX_BYTES)
                 modified = place.stat().st_mtime
         except OSError as error:
-            raise SourceError(f"a readable file is needed at {place}, got: {error}") from error
+            # Not a rejected sample: the file may be fine, and the run would never come back to it.
+            raise SourceError(f"cannot read {place}: {error}; make it readable or remove it") from error
         if n_bytes > MAX_BYTES:
-            return rejected(name, data, f"a file of at most {MAX_BYTES} bytes is needed, got {n_bytes}")
+            return rejected(name, data, f"the file has {n_bytes} bytes, more than {MAX_BYTES}")
         return Sample(
             id=short_id(name),
             data=data,

@@ -1,6 +1,7 @@
-"""What arrives as bytes becomes a sample: ids, the JSON header, media types by magic bytes, refused payloads.
+"""Bytes from outside to samples: ids, the JSON header, media types by magic bytes, rejected samples.
 
-Shared by the sources whose samples come from outside as messages; never raises on what a message says.
+Shared by the sources that read files and messages. The content of a message never ends a stream: a payload
+that cannot be parsed becomes a rejected sample, which is counted and kept in quarantine.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,11 @@ from drip.types import Sample
 
 MAX_HEADER_BYTES = 2**16
 HEAD_BYTES = 1024
-"""What is kept of a payload that is too large to be read whole."""
+"""Bytes that are kept of a payload that is too large to be read whole."""
 UNKNOWN = "application/octet-stream"
 """Media type of rejected samples."""
 
-_MAX_ID_BYTES = 512
+_MAX_ID_BYTES = 512  # as much as the store accepts
 _MAX_META_BYTES = 8192
 _MAX_REASON = 300
 _MAX_LABEL = 2**31 - 1
@@ -41,7 +43,7 @@ _MAGIC = (
 
 
 def media_type_of(data: bytes) -> str | None:
-    r"""The media type that the first bytes tell, or None.
+    r"""The media type by the first bytes, or None.
 
     >>> media_type_of(b"\x93NUMPY\x01\x00"), media_type_of(b"text")
     ('application/x-npy', None)
@@ -53,7 +55,7 @@ def media_type_of(data: bytes) -> str | None:
 
 
 def short_id(name: str) -> str:
-    """The name, or its end behind a digest of the whole where it is longer than a store's ids may be."""
+    """The name; if it is longer than an id may be, a digest of the whole and the end of the name."""
     if len(name.encode()) <= _MAX_ID_BYTES:
         return name
     tail = name.encode()[-_MAX_ID_BYTES // 2 :].decode(errors="ignore")
@@ -61,7 +63,7 @@ def short_id(name: str) -> str:
 
 
 def printable(path: Path) -> str:
-    """The path as text that any store takes: bytes that are no UTF-8 are written as escapes."""
+    """The path as valid text: bytes that are not UTF-8 are written as escapes."""
     return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
 
 
@@ -92,15 +94,15 @@ def sample_of(
     class_names: Sequence[str] = (),
     time_s: float | None = None,
 ) -> Sample:
-    """The sample that a header and a payload make, or a refused one with the reason.
+    """The sample of a header and a payload; a rejected sample if the header is not valid.
 
     Args:
         place: Where it came from; the front of its id. Or empty.
-        header: ``id``, ``media_type``, ``label``, ``time_s`` and ``meta``, all optional: without an id the
-            content's digest is the name, without a media type the first bytes tell it.
+        header: ``id``, ``media_type``, ``label``, ``time_s`` and ``meta``, all optional: the default id is
+            the content's digest, the default media type follows from the first bytes.
         data: The encoded bytes.
-        class_names: Names that the label may be given by, in the order of the logits.
-        time_s: Time of arrival, where the header has none.
+        class_names: Names that the label may use, in the order of the logits.
+        time_s: Time of arrival, used if the header has none.
     """
     try:
         return _sample(place, header, data, class_names, time_s)
@@ -111,7 +113,7 @@ def sample_of(
 def sample_of_json(
     place: str, text: bytes, *, class_names: Sequence[str] = (), time_s: float | None = None
 ) -> Sample:
-    """The sample of a JSON object: a header whose ``data`` is the payload in base64; or a refused one.
+    """The sample of a JSON object: a header with the payload in base64 as ``data``; or a rejected sample.
 
     >>> sample_of_json("", b'{"id": "a", "data": "Qk0=", "label": 3}')
     Sample(id='a', data=b'BM', media_type='image/bmp', label=3, time_s=None, meta={}, rejected=None)
@@ -128,14 +130,14 @@ def parse_header(text: bytes) -> dict[str, Any]:
     """The JSON object in a text.
 
     Raises:
-        InputError: no JSON, or no object.
+        InputError: not JSON, or not an object.
     """
     try:
         header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"a JSON object is needed, got {len(text)} bytes that fail: {error}") from error
+    except (ValueError, RecursionError) as error:  # RecursionError: "[" a hundred thousand times
+        raise _invalid(f"not valid JSON: {error}") from error
     if not isinstance(header, dict):
-        raise InputError(f"a JSON object is needed, got {type(header).__name__}")
+        raise _invalid(f"not a JSON object, but a {type(header).__name__}")
     return header
 
 
@@ -143,16 +145,13 @@ def _sample(
     place: str, header: Mapping[str, Any], data: bytes, class_names: Sequence[str], time_s: float | None
 ) -> Sample:
     unknown = set(header) - set(_HEADER_KEYS)
-    if unknown:
-        raise InputError(
-            f"a header of {', '.join(_HEADER_KEYS)} is needed, got {min(unknown)[:80]!r} as well"
-        )
+    if unknown:  # most likely a typing error: ignoring "lable" would silently lose the labels
+        raise _invalid(f"unknown key {min(unknown)[:80]!r}; the keys are {', '.join(_HEADER_KEYS)}")
+    if not data:
+        raise _invalid("the payload is empty")
     media_type = header.get("media_type") or media_type_of(data)
-    if not data or media_type is None:
-        raise InputError(
-            "a payload with a media type, or an image, sound or array that its first bytes tell, is "
-            f"needed, got {len(data)} bytes that begin with {data[:8]!r}"
-        )
+    if media_type is None:
+        raise _invalid(f"no media type is given, and the first bytes {data[:8]!r} match no known one")
     return Sample(
         id=_named(place, _id(header.get("id")) or sha256_hex(data)[:32]),
         data=data,
@@ -163,13 +162,17 @@ def _sample(
     )
 
 
+def _invalid(message: str) -> InputError:
+    return InputError(message, code="payload-invalid")
+
+
 def _decoded(encoded: object) -> bytes:
     if not isinstance(encoded, str):
-        raise InputError(f"data in base64 is needed, got {type(encoded).__name__}")
+        raise _invalid(f"data must be text in base64, got {type(encoded).__name__}")
     try:
         return base64.b64decode(encoded, validate=True)
     except ValueError as error:
-        raise InputError(f"data in base64 is needed, got {len(encoded)} characters: {error}") from error
+        raise _invalid(f"data is not valid base64: {error}") from error
 
 
 def _named(place: str, name: str) -> str:
@@ -182,13 +185,13 @@ def _id(value: object) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not (isinstance(value, str) and value and _is_unicode(value)):
-        raise InputError(f"id must be text that is not empty, got {value!r}")
+        raise _invalid(f"id must be non-empty text, got {value!r}")
     return value
 
 
 def _media_type(value: object) -> str:
     if not (isinstance(value, str) and value.isascii() and value.isprintable() and len(value) <= 100):
-        raise InputError(f"media_type must be a name such as image/png, got {value!r}")
+        raise _invalid(f"media_type must be a name such as image/png, got {value!r}")
     return value.partition(";")[0].strip().lower()
 
 
@@ -201,21 +204,19 @@ def _label(value: object, class_names: Sequence[str]) -> int | None:
         if value.isascii() and value.isdecimal() and len(value) <= 10:
             value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_LABEL:
-        raise InputError(f"label must be a class index from 0 or a class name, got {value!r}")
+        raise _invalid(f"label must be a class index from 0 or a class name, got {value!r}")
     return value
 
 
 def _time(value: object, default: float | None) -> float | None:
     if value is None:
         return default
-    try:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise TypeError("a number is needed")  # noqa: TRY301  # one message for all that is no time
-        time_s = float(value)
-    except (TypeError, ValueError, OverflowError):
-        time_s = math.nan
+    time_s = math.nan
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            time_s = float(value)
     if not math.isfinite(time_s):
-        raise InputError(f"time_s must be seconds since the epoch, got {value!r}")
+        raise _invalid(f"time_s must be seconds since the epoch, got {value!r}")
     return time_s
 
 
@@ -224,16 +225,16 @@ def _meta(value: object) -> Mapping[str, str]:
     if not isinstance(pairs, dict) or not all(
         isinstance(text, str) and _is_unicode(text) for pair in pairs.items() for text in pair
     ):
-        raise InputError("meta must map text to text")
+        raise _invalid("meta must map text to text")
     n_bytes = sum(len(text.encode()) for pair in pairs.items() for text in pair)
     if n_bytes > _MAX_META_BYTES:
-        raise InputError(f"meta of at most {_MAX_META_BYTES} bytes is needed, got {n_bytes}")
+        raise _invalid(f"meta has {n_bytes} bytes, more than {_MAX_META_BYTES}")
     return pairs
 
 
 def _is_unicode(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which UTF-8 and SQLite cannot store
         return False
     return True

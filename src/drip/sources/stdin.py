@@ -1,4 +1,4 @@
-"""Standard input as a stream: JSON lines, or frames with their lengths in front."""
+"""Standard input as a stream: JSON lines, or binary frames that begin with their length."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ _CHUNK_BYTES = 2**16
 
 
 class StdinSource:
-    """Samples from a pipe until it ends: one JSON object a line, or frames; ``docs/reference/streams.md`` has both.
+    """Samples from a pipe until it ends: one JSON object per line, or frames; ``docs/reference/streams.md`` has both.
 
-    A line or frame that is no sample, is too large, or ends with the stream before it is complete comes as
-    a refused sample with its reason, so that it is quarantined and counted. An empty batch comes every
-    second in which nothing arrives.
+    A line or frame that cannot be parsed, is too large, or is incomplete at the end of the stream becomes a
+    rejected sample, which is quarantined and counted. An empty batch is yielded every second in which nothing
+    arrives.
 
-    Delivery: at most once. A pipe has no acknowledgement: what was written into it and not yet committed
-    when the process dies is gone. A writer that wants more sends again from its own record: content that
-    is known is not stored twice.
+    Delivery: at most once. A pipe has no acknowledgement: data that was written into it and not yet committed
+    is lost when the process dies. For more, the writer sends again from its own record: the store ignores
+    content that it already has.
 
     Args:
         form: ``lines`` or ``frames``.
-        class_names: Names that labels may be given by, in the order of the logits.
+        class_names: Names that labels may use, in the order of the logits.
         max_bytes: Largest payload.
-        descriptor: File descriptor to read; None takes that of standard input.
+        descriptor: File descriptor to read; None reads standard input.
 
     Raises:
         SourceError: an unknown form.
@@ -55,7 +55,7 @@ class StdinSource:
         descriptor: int | None = None,
     ) -> None:
         if form not in ("lines", "frames"):
-            raise SourceError(f"format must be lines or frames, got {form!r}")
+            raise SourceError(f"format must be lines or frames, got {form!r}", code="source-url")
         self._form = form
         self._classes = tuple(class_names)
         self._max_bytes = max_bytes
@@ -63,7 +63,7 @@ class StdinSource:
 
     @classmethod
     def from_url(cls, url: str, class_names: Sequence[str] = ()) -> Self:
-        """``stdin:?format=frames&max_bytes=1000000``; both options may be left out.
+        """``stdin:?format=frames&max_bytes=1000000``; both options are optional.
 
         Raises:
             SourceError: an unknown option or value.
@@ -78,10 +78,10 @@ class StdinSource:
         return None
 
     def seek(self, cursor: str) -> None:
-        """Nothing: what comes is always new."""
+        """Do nothing: a pipe only has new data."""
 
     def batches(self, max_samples: int) -> Iterator[list[Sample]]:
-        """Lists of up to ``max_samples`` samples, as many as are at hand; an empty one every idle second.
+        """Lists of up to ``max_samples`` samples, as many as have arrived; an empty one every idle second.
 
         Raises:
             SourceError: standard input cannot be read.
@@ -91,6 +91,7 @@ class StdinSource:
         is_open = True
         while is_open or pending:
             if is_open and len(pending) < max_samples:
+                # With samples at hand, do not wait for a full batch: a slow stream is decided at once.
                 chunk = self._read(0.0 if pending else _HEARTBEAT_S)
                 if chunk:
                     pending.extend(parser.feed(chunk))
@@ -103,7 +104,7 @@ class StdinSource:
                 yield batch
 
     def _read(self, wait_s: float) -> bytes | None:
-        """What is there, nothing at the end of the stream, None when nothing came in time."""
+        """The next bytes, empty at the end of the stream, None if nothing arrives in time."""
         try:
             descriptor = sys.stdin.fileno() if self._descriptor is None else self._descriptor
             if not select.select([descriptor], [], [], wait_s)[0]:
@@ -112,21 +113,21 @@ class StdinSource:
         except BlockingIOError:
             return None
         except (OSError, ValueError, AttributeError) as error:
-            raise SourceError(f"a readable standard input is needed, got: {error}") from error
+            raise SourceError(f"cannot read standard input: {error}") from error
 
 
 class LineParser:
-    """Cuts bytes into JSON lines. Holds one line at most; of one that is too long, its head."""
+    """Splits bytes into JSON lines. Holds at most one line; of a line that is too long, its first bytes."""
 
     def __init__(self, max_bytes: int, class_names: Sequence[str]) -> None:
-        self._max_line = -(-max_bytes // 3) * 4 + MAX_HEADER_BYTES  # base64 takes four bytes for three
+        self._max_line = -(-max_bytes // 3) * 4 + MAX_HEADER_BYTES  # base64 has 4 bytes for 3
         self._classes = class_names
         self._rest = bytearray()
-        self._dropped = 0
+        self._dropped = 0  # bytes of a line that is too long, beyond its head
         self._count = 0
 
     def feed(self, chunk: bytes) -> Iterator[Sample]:
-        """The samples that these bytes complete."""
+        """The samples that are complete with these bytes."""
         *ends, rest = chunk.split(b"\n")
         for end in ends:
             self._append(end)
@@ -134,17 +135,14 @@ class LineParser:
         self._append(rest)
 
     def finish(self) -> Iterator[Sample]:
-        """The last line, complete or not."""
-        line = b"" if self._dropped else bytes(self._rest)
+        """The last line, which may be complete without a line end."""
+        is_cut = bool(self._rest) and not self._dropped
         for sample in self._take():
-            error = sample.rejected
-            if error is None or not line:
-                yield sample
+            if is_cut and sample.rejected is not None:
+                reason = f"the stream ended inside a line of {len(sample.data)} bytes: {sample.rejected}"
+                yield self._rejected(sample.data, reason)
             else:
-                yield self._rejected(
-                    line,
-                    f"a line with its end is needed, got {len(line)} bytes and the stream's end: {error}",
-                )
+                yield sample
 
     def _append(self, part: bytes) -> None:
         if self._dropped:
@@ -162,31 +160,31 @@ class LineParser:
         self._dropped = 0
         self._count += 1
         if not is_whole:
-            yield self._rejected(line, f"a line of at most {self._max_line} bytes is needed, got {n_bytes}")
+            yield self._rejected(line, f"the line has {n_bytes} bytes, more than {self._max_line}")
         elif line.strip():
             sample = sample_of_json("", line, class_names=self._classes)
-            error = sample.rejected
-            yield sample if error is None else self._rejected(line, error)
+            yield sample if sample.rejected is None else self._rejected(line, sample.rejected)
 
     def _rejected(self, line: bytes, reason: str) -> Sample:
         return rejected(f"line {self._count}", line, reason)
 
 
 class FrameParser:
-    """Cuts bytes into frames: length (4 bytes, big-endian), header length (4 bytes), JSON header, payload.
+    """Splits bytes into frames: length (4 bytes, big-endian), header length (4 bytes), JSON header, payload.
 
-    The first length counts what follows it. Holds one frame at most; of one that is too long, its head.
+    The first length counts the bytes after it. Holds at most one frame; of a frame that is too long, its
+    first bytes.
     """
 
     def __init__(self, max_bytes: int, class_names: Sequence[str]) -> None:
         self._max_frame = 4 + MAX_HEADER_BYTES + max_bytes
         self._classes = class_names
         self._rest = bytearray()
-        self._skip = 0
+        self._skip = 0  # bytes of a frame that is too long, still to come
         self._count = 0
 
     def feed(self, chunk: bytes) -> Iterator[Sample]:
-        """The samples that these bytes complete."""
+        """The samples that are complete with these bytes."""
         n_skipped = min(self._skip, len(chunk))
         self._skip -= n_skipped
         self._rest += chunk[n_skipped:]
@@ -198,25 +196,23 @@ class FrameParser:
             self._count += 1
             if is_large:
                 head = bytes(self._rest[4 : 4 + HEAD_BYTES])
-                yield self._rejected(
-                    head, f"a frame of at most {self._max_frame} bytes is needed, got {n_frame}"
-                )
+                yield self._rejected(head, f"the frame has {n_frame} bytes, more than {self._max_frame}")
             else:
                 yield self._sample(bytes(self._rest[4 : 4 + n_frame]))
             self._skip = max(0, 4 + n_frame - len(self._rest))
             del self._rest[: 4 + n_frame]
 
     def finish(self) -> Iterator[Sample]:
-        """A frame that the stream's end has cut, if there is one."""
+        """The frame that is incomplete at the end of the stream, if there is one."""
         self._count += 1
         if self._skip:
-            yield self._rejected(b"", f"{self._skip} more bytes of a frame are needed, got the stream's end")
+            yield self._rejected(b"", f"the stream ended {self._skip} bytes before the end of a frame")
         elif self._rest:
             n_frame = int.from_bytes(self._rest[:4]) if len(self._rest) >= 4 else "at least 4"
             n_bytes = max(0, len(self._rest) - 4)
             yield self._rejected(
                 bytes(self._rest[4:]),
-                f"a frame of {n_frame} bytes is needed, got {n_bytes} and the stream's end",
+                f"the stream ended inside a frame, after {n_bytes} of {n_frame} bytes",
             )
 
     def _sample(self, frame: bytes) -> Sample:
@@ -224,7 +220,7 @@ class FrameParser:
         if len(frame) < 4 or n_header > min(len(frame) - 4, MAX_HEADER_BYTES):
             return self._rejected(
                 frame,
-                f"a header that fits its frame of {len(frame)} bytes is needed, got a length of {n_header}",
+                f"a header of {n_header} bytes does not fit its frame of {len(frame)} bytes",
             )
         text, data = frame[4 : 4 + n_header], frame[4 + n_header :]
         try:
@@ -232,8 +228,7 @@ class FrameParser:
         except InputError as error:
             return self._rejected(frame, str(error))
         sample = sample_of("", header, data, class_names=self._classes)
-        reason = sample.rejected
-        return sample if reason is None else self._rejected(data, reason)
+        return sample if sample.rejected is None else self._rejected(data, sample.rejected)
 
     def _rejected(self, data: bytes, reason: str) -> Sample:
         return rejected(f"frame {self._count}", data, reason)

@@ -1,4 +1,9 @@
-"""An endless folder: what is written into it becomes samples, once it is complete."""
+"""A watched folder as a stream: every file that is written into it becomes a sample once it is complete.
+
+Completeness is judged by size, times and inode alone. Notifications of the kernel (inotify) would save the
+polling, but they do not exist on network file systems and get lost when the queue is full, so a poll would
+be needed anyway.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +23,23 @@ from typing import Self
 from drip.errors import SourceError
 from drip.media import MEDIA_TYPES
 from drip.sources.messages import HEAD_BYTES, printable, rejected, short_id
-from drip.sources.url import DEFAULT_MAX_BYTES, folder_in, integer, number, parse_options, split_url
+from drip.sources.url import (
+    DEFAULT_MAX_BYTES,
+    folder_in,
+    integer,
+    number,
+    parse_options,
+    require_folder,
+    split_url,
+)
 from drip.types import Sample
 
-_WINDOW = 10_000
-"""Files that are looked at together: bounds the memory, whatever lies in the folder."""
-
-_TOO_LARGE = ".too-large"
-
 State = tuple[int, int, int, int]
-"""Size, time of modification, time of change and inode: another value is another file."""
+"""Size, time of modification, time of change and inode. A file whose state changes is a new file."""
+
+_WINDOW = 10_000  # files that one look remembers: bounds the memory, however many are in the folder
+_TOO_LARGE = ".too-large"
+_CREATE = "CREATE TABLE IF NOT EXISTS consumed (path BLOB PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID"
 
 _log = logging.getLogger(__name__)
 
@@ -40,41 +52,42 @@ class _Found:
 
 
 class WatchedFolderSource:
-    """The files of a folder and its subfolders, and those that are written into it later; never ends.
+    """Existing files of a folder and its subfolders, and files that are written into it later; never ends.
 
     A file is complete when it is not empty and its size, times and inode stayed the same for ``settle_s``
-    seconds of a clock that never jumps; writers that pause for longer write under a hidden name or another
-    suffix and rename. What is already there is read first; within one look, the older modification comes
-    first. Nothing depends on the order: names that sort earlier, older times and a wall clock that jumps
-    back lose nothing. An empty batch comes with every look that finds nothing.
+    seconds of a monotonic clock. Writers that pause for longer write under a hidden name or another suffix
+    and rename. Existing files are read first; each look yields older modification times first. Nothing
+    depends on that order: no file is lost if its name sorts earlier, its time is older, or the wall clock
+    jumps back. A look that finds nothing yields an empty batch.
 
-    Links to files are read, links to folders not followed; hidden files and folders and other suffixes are
-    left out. A file that vanished before it was read is not a sample. One that cannot be read is logged and
-    tried again when it changes. One of more than ``max_bytes`` comes as a refused sample and is moved to
+    Links to files are read, links to folders not followed. Hidden files and folders and other suffixes are
+    skipped. A file that vanishes before it is read is skipped. A file that cannot be read is logged, and
+    tried again when it changes. A file of more than ``max_bytes`` becomes a rejected sample and is moved to
     ``.too-large``.
 
-    Delivery: at least once. After its batch was committed, a file is
+    Delivery: at least once. After its batch was committed, a file is handled as ``done`` says:
 
-    * ``move:NAME`` renamed into the subfolder NAME (``move:.done``, the default): what was consumed is seen
-      by looking at the folder, nothing is remembered, and nothing is destroyed;
-    * ``delete``: removed: for devices, where the store is the only memory;
-    * ``keep``: left; a small database in the folder (``.drip-consumed``) remembers it, by path, size and
-      time. Every look costs a query per file, so this is for folders of thousands, not of millions.
+    * ``move:NAME``: moved into the subfolder NAME (default ``move:.done``). Nothing has to be remembered,
+      nothing is destroyed, and a look at the folder shows what was consumed.
+    * ``delete``: removed; for devices, where the store is the only memory.
+    * ``keep``: left in place; a small database in the folder (``.drip-consumed``) remembers it by path, size
+      and time. Every look costs a query per file: for folders of thousands of files, not of millions.
 
-    A kill between commit and rename delivers the file again, which the store recognises. A position in the
-    order of times or names would need no rename, but would lose the file that is written late under an
-    early time or name.
+    A kill between commit and move delivers the file again, which the store recognises. A cursor in the order
+    of times or names would need no move, but would lose a file that is written late under an early time or
+    name.
 
     Args:
         folder: The folder; it must be writable.
-        class_names: Names of the classes in the order of the logits; a folder of such a name is the label.
+        class_names: Names of the classes in the order of the logits; a file in a folder with such a name gets
+            its label.
         settle_s: How long a file must stay the same, in seconds.
         poll_s: Time between looks, in seconds.
-        done: What becomes of a consumed file, see above.
+        done: What to do with a consumed file, see above.
         max_bytes: Largest file.
 
     Raises:
-        SourceError: no such folder, one that is not writable, or another ``done``.
+        SourceError: the folder does not exist or is not writable, or an unknown ``done``.
     """
 
     def __init__(
@@ -88,12 +101,11 @@ class WatchedFolderSource:
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         self._folder = Path(folder)
-        if not self._folder.is_dir():
-            raise SourceError(f"a folder is needed, got {str(folder)!r}; check the path")
+        require_folder(self._folder)
         if not os.access(self._folder, os.W_OK | os.X_OK):
             raise SourceError(
-                f"a folder that can be written is needed to mark what was consumed, got {str(folder)!r}; "
-                "use the folder without watch: to read it once"
+                f"{folder} is not writable, so consumed files cannot be marked; make it writable, or leave "
+                "out watch: to read it once"
             )
         self._done = done
         self._target = _target_of(done)
@@ -101,12 +113,12 @@ class WatchedFolderSource:
         self._settle_s = settle_s
         self._poll_s = poll_s
         self._max_bytes = max_bytes
-        self._pending: dict[Path, tuple[State, float]] = {}
+        self._pending: dict[Path, tuple[State, float]] = {}  # state, and since when it is the same
         self._unreadable: dict[Path, State] = {}
 
     @classmethod
     def from_url(cls, url: str, class_names: Sequence[str] = ()) -> Self:
-        """``watch:/folder?settle=1&poll=0.5&done=move:.done``; every option may be left out.
+        """``watch:/folder?settle=1&poll=0.5&done=move:.done``; every option is optional.
 
         Raises:
             SourceError: an unknown option or value, or a folder that cannot be watched.
@@ -124,17 +136,17 @@ class WatchedFolderSource:
 
     @property
     def cursor(self) -> str | None:
-        """None: the folder itself tells what was consumed."""
+        """None: the folder itself shows what was consumed."""
         return None
 
     def seek(self, cursor: str) -> None:
-        """Nothing: what was consumed is not found again."""
+        """Do nothing: consumed files are not found again."""
 
     def batches(self, max_samples: int) -> Iterator[list[Sample]]:
-        """Lists of up to ``max_samples`` samples; an empty one with every look that finds nothing.
+        """Lists of up to ``max_samples`` samples; an empty one for every look that finds nothing.
 
         Raises:
-            SourceError: the folder cannot be listed, or a consumed file not be moved or removed.
+            SourceError: the folder cannot be listed, or a consumed file cannot be moved or removed.
         """
         with ConsumedFiles(self._folder if self._done == "keep" else None) as consumed:
             while True:
@@ -148,6 +160,7 @@ class WatchedFolderSource:
                     if taken:
                         found_any = True
                         yield [sample for _, sample in taken]
+                        # The batch is committed: only now may its files disappear from the folder.
                         for found, sample in taken:
                             self._finish(found, consumed, is_too_large=found.state[0] > len(sample.data))
                 if not found_any:
@@ -155,7 +168,7 @@ class WatchedFolderSource:
                     yield []
 
     def _ready(self, consumed: ConsumedFiles) -> list[_Found]:
-        """The files that stayed the same for long enough, the oldest first."""
+        """The files that stayed the same for long enough, oldest first."""
         now = time.monotonic()
         window = heapq.nsmallest(_WINDOW, self._candidates(consumed))
         before, self._pending = self._pending, {}
@@ -170,7 +183,7 @@ class WatchedFolderSource:
 
     def _candidates(self, consumed: ConsumedFiles) -> Iterator[_Found]:
         unreadable, self._unreadable = self._unreadable, {}
-        for root, folders, names in os.walk(self._folder, onerror=self._refuse):
+        for root, folders, names in os.walk(self._folder, onerror=self._fail):
             here = Path(root)
             folders[:] = [
                 name for name in folders if not name.startswith(".") and here / name != self._done_folder
@@ -187,29 +200,30 @@ class WatchedFolderSource:
                     continue
                 yield _Found(state[1], path, state)
 
-    def _refuse(self, error: OSError) -> None:
+    def _fail(self, error: OSError) -> None:
         if isinstance(error, FileNotFoundError) and Path(error.filename) != self._folder:
-            return  # a subfolder that was there a moment ago
-        raise SourceError(f"a readable folder is needed at {error.filename}, got: {error}") from error
+            return  # a subfolder that was removed since os.walk listed it
+        raise SourceError(f"cannot list {error.filename}: {error}; make it readable or remove it") from error
 
     def _read(self, found: _Found) -> Sample | None:
         """The sample of a file; None when it vanished, changed or cannot be read."""
         path = found.path
         try:
             with path.open("rb") as file:
+                # One byte more than the size at the last look: a file that grows is then another state.
                 data = file.read(HEAD_BYTES if found.state[0] > self._max_bytes else found.state[0] + 1)
         except FileNotFoundError:
             return None
         except OSError as error:
-            _log.warning("a readable file is needed at %s, got: %s; tried again when it changes", path, error)
+            _log.warning("cannot read %s: %s; it is tried again when it changes", path, error)
             self._unreadable[path] = found.state
             return None
-        if _state(path) != found.state:
+        if _state(path) != found.state:  # written while it was read: wait until it is complete again
             return None
         name = printable(path.relative_to(self._folder))
         if found.state[0] > self._max_bytes:
             return rejected(
-                name, data, f"a file of at most {self._max_bytes} bytes is needed, got {found.state[0]}"
+                name, data, f"the file has {found.state[0]} bytes, more than max_bytes={self._max_bytes}"
             )
         return Sample(
             id=short_id(name),
@@ -227,7 +241,7 @@ class WatchedFolderSource:
         return os.fsencode(path.relative_to(self._folder)), f"{state[0]} {state[1]}"
 
     def _finish(self, found: _Found, consumed: ConsumedFiles, *, is_too_large: bool) -> None:
-        """Mark a committed file; one that was written anew meanwhile is a new one, and stays."""
+        """Mark a committed file as consumed; a file that was rewritten since is a new file and stays."""
         self._pending.pop(found.path, None)
         if _state(found.path) != found.state:
             return
@@ -241,15 +255,15 @@ class WatchedFolderSource:
                 consumed.add(*self._key(found.path, found.state))
         except OSError as error:
             raise SourceError(
-                f"{found.path} is committed and must be moved or removed, got: {error}; make the folder "
-                "writable, or use done=keep"
+                f"{found.path} was stored but cannot be moved or removed: {error}; make the folder writable, "
+                "or use done=keep"
             ) from error
 
     @staticmethod
     def _move(path: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         number_, free = 0, target
-        while os.path.lexists(free):  # names come again: none replaces an older file
+        while os.path.lexists(free):  # cameras reuse names: never overwrite an older file
             number_ += 1
             free = target.with_name(f"{target.stem}~{number_}{target.suffix}")
         with suppress(FileNotFoundError):
@@ -264,13 +278,14 @@ def _target_of(done: str) -> Path | None:
     if word != "move" or not name or target.is_absolute() or ".." in target.parts or target == Path():
         raise SourceError(
             "done must be delete, keep, or move: with the name of a subfolder, such as move:.done, "
-            f"got {done!r}"
+            f"got {done!r}",
+            code="source-url",
         )
     return target
 
 
 def _state(path: Path) -> State | None:
-    """State of a file; None where there is none, or something else, such as a pipe."""
+    """State of a file; None if it does not exist or is something else, such as a pipe."""
     try:
         found = path.stat()
     except (OSError, ValueError):
@@ -280,17 +295,14 @@ def _state(path: Path) -> State | None:
     return (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
-_CREATE = "CREATE TABLE IF NOT EXISTS consumed (path BLOB PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID"
-
-
 class ConsumedFiles:
-    """Paths and states of consumed files; one row per file, so its size follows the folder's.
+    """Remembers paths and states of consumed files in a database in the folder, one row per file.
 
     Args:
-        folder: The folder; None remembers nothing.
+        folder: The folder; None to remember nothing.
 
     Raises:
-        SourceError: the file cannot be made or is no such database.
+        SourceError: the database cannot be created, or the file is not one.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -305,21 +317,23 @@ class ConsumedFiles:
         except sqlite3.Error as error:
             self.close()
             raise SourceError(
-                f"the record of consumed files is needed at {path}, got: {error}; remove it to begin anew"
+                f"{path}, the record of consumed files, cannot be used: {error}; remove it to read all "
+                "files again"
             ) from error
 
     def _forget_vanished(self, folder: Path) -> None:
+        """Without this, the record of a folder whose files come and go would grow for ever."""
         if self._connection is None:
             return
         last = b""
         find = "SELECT path FROM consumed WHERE path > ? ORDER BY path LIMIT 1000"
         while rows := self._connection.execute(find, (last,)).fetchall():
             last = rows[-1][0]
-            gone = [row for row in rows if not os.path.lexists(os.path.join(os.fsencode(folder), row[0]))]  # noqa: PTH118  # names that are no UTF-8
+            gone = [row for row in rows if not os.path.lexists(os.path.join(os.fsencode(folder), row[0]))]  # noqa: PTH118  # bytes: names need not be UTF-8
             self._connection.executemany("DELETE FROM consumed WHERE path = ?", gone)
 
     def __enter__(self) -> Self:
-        """The record itself."""
+        """Return the record itself."""
         return self
 
     def __exit__(

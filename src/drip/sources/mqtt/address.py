@@ -1,4 +1,8 @@
-"""Where an MQTT stream comes from: broker, topic, session, credentials; read from a URL. Knows no client."""
+"""The address of an MQTT stream: broker, topic, session and credentials, read from a URL.
+
+Needs no MQTT client, so a URL is checked before the client is imported. No message repeats a URL or a value
+of it that could be a password.
+"""
 
 from __future__ import annotations
 
@@ -31,25 +35,25 @@ _DEFAULTS = {
 
 @dataclass(frozen=True, slots=True)
 class MqttAddress:
-    """A broker, what to subscribe to, and as whom.
+    """A broker, a topic and the identity of this client.
 
     Attributes:
         host: Name or address of the broker.
-        port: 1883, or 8883 with TLS, where the URL has none.
+        port: Default 1883, or 8883 with TLS.
         topic: Topic filter.
-        client: Client identifier: the broker keeps the session under it.
+        client: Client identifier; the broker keeps the session under it.
         is_tls: True for ``mqtts:``.
         user: User name, or None.
         password: Password, or None; not in the representation.
-        qos: 1, or 0 for streams that may lose.
+        qos: 1, or 0 for streams that may lose messages.
         session_s: How long the broker keeps the session and its messages while nobody is connected.
         window: Messages that the broker may send ahead of their acknowledgements.
-        keepalive_s: The broker gives a silent connection up after one and a half times this.
+        keepalive_s: The broker closes a connection that is silent for one and a half times this.
         connect_s: How long the first connection may take.
         max_bytes: Largest payload.
-        cafile: Certificates that sign the broker's; or empty for those of the system.
+        cafile: Certificates that sign the broker's; empty to use those of the system.
         certfile: The client's own certificate; or empty.
-        keyfile: Its key; or empty where the certificate's file has it.
+        keyfile: Its key; empty if the certificate file contains it.
     """
 
     host: str
@@ -73,35 +77,38 @@ class MqttAddress:
     def from_url(cls, url: str, *, has_session: bool = True) -> Self:
         """The address in ``mqtt://user@host:1883/topic/+?client=cam1`` or ``mqtts://...``.
 
-        The password comes from the file that ``password_file=`` names, else from the environment variable
-        DRIP_MQTT_PASSWORD; never from the URL, which others on the machine can read.
+        The password is read from the file that ``password_file=`` names, else from the environment variable
+        DRIP_MQTT_PASSWORD; never from the URL, which other users of the machine can see.
 
         Args:
             url: The URL.
-            has_session: False for a connection that the broker keeps nothing for: then it may choose the
-                client identifier itself.
+            has_session: False for a connection without a session: the broker may then choose the client
+                identifier.
 
         Raises:
-            SourceError: a part that is missing, unknown or outside its range; messages never repeat a URL.
+            SourceError: a part that is missing, unknown or outside its range.
         """
         place, _, query = url.partition("?")
-        parts = split_url(place.replace("#", "%23"))  # to MQTT it is the wildcard of all levels
+        parts = split_url(place.replace("#", "%23"))  # in MQTT, # is a wildcard
         options = parse_options(query, _DEFAULTS, parts.scheme)
         if parts.password is not None:
             raise SourceError(
-                "a URL without a password is needed, as others can read it; put the password into the "
-                f"environment variable {PASSWORD_VARIABLE} or into a file named by password_file="
+                "the URL contains a password, which other users of the machine can see; put it into the "
+                f"environment variable {PASSWORD_VARIABLE} or into a file named by password_file=",
+                code="source-url",
             )
         topic = unquote(parts.path[1:])
         if not parts.hostname or not topic:
             raise SourceError(
-                "a broker and a topic are needed, such as mqtt://host/cameras/+?client=device-1, "
-                f"got the broker {parts.hostname or ''!r} and the topic {topic!r}"
+                f"the URL has no {'topic' if parts.hostname else 'broker'}; write it like "
+                "mqtt://host/cameras/+?client=device-1",
+                code="source-url",
             )
         if has_session and not options["client"]:
             raise SourceError(
-                "a client identifier of its own is needed, under which the broker keeps what arrives while "
-                "this device is away; add client=NAME to the URL"
+                "the URL has no client identifier; add client=NAME, different for every device: the broker "
+                "keeps messages under it while the device is away",
+                code="source-url",
             )
         is_tls = parts.scheme == "mqtts"
         _require_host(parts.hostname)
@@ -135,22 +142,25 @@ class MqttAddress:
         return f"{self.host}:{self.port}"
 
     def tls_context(self) -> ssl.SSLContext | None:
-        """How to encrypt; None for a plain connection.
+        """The TLS settings; None for a plain connection.
 
         Raises:
             SourceError: a certificate or key that cannot be read.
         """
         if not self.is_tls:
             return None
+        named = {"cafile": self.cafile, "certfile": self.certfile, "keyfile": self.keyfile}
         try:
+            for option, path in named.items():  # the errors of ssl do not name the file
+                if path and not Path(path).exists():
+                    missing = f"{option}={path} does not exist; check the path"
+                    raise SourceError(missing, code="path-missing")  # not an OSError
             context = ssl.create_default_context(cafile=self.cafile or None)
             if self.certfile:
                 context.load_cert_chain(self.certfile, self.keyfile or None)
         except OSError as error:
-            raise SourceError(
-                f"readable certificates are needed (cafile={self.cafile!r}, certfile={self.certfile!r}, "
-                f"keyfile={self.keyfile!r}), got: {error}"
-            ) from error
+            files = ", ".join(f"{option}={path}" for option, path in named.items() if path)
+            raise SourceError(f"cannot load the certificates ({files}): {error}") from error
         return context
 
 
@@ -158,7 +168,8 @@ def _require_host(host: str) -> None:
     try:
         host.encode("idna")
     except UnicodeError as error:
-        raise SourceError(f"a host name or address is needed, got {host!r}; correct the URL") from error
+        message = f"{host!r} is not a valid host name; correct the URL"
+        raise SourceError(message, code="source-url") from error
 
 
 def _require_text(name: str, text: str) -> None:
@@ -171,12 +182,13 @@ def _require_text(name: str, text: str) -> None:
         shown = text if len(text) < 100 else f"{text[:100]}..."
         raise SourceError(
             f"{name} must be UTF-8 of 1 to 65535 bytes without a null character, got {shown!r}; "
-            "correct the URL"
+            "correct the URL",
+            code="source-url",
         )
 
 
 def _require_filter(topic: str) -> None:
-    """MQTT 5, section 4.7.1: a wildcard is a level of its own, and that of all levels the last one."""
+    """MQTT 5, section 4.7.1: a wildcard fills a whole level, and # is only allowed as the last level."""
     *before, last = topic.split("/")
     if "#" in "".join(before) or any("+" in level and level != "+" for level in (*before, last)):
         is_filter = False
@@ -184,8 +196,9 @@ def _require_filter(topic: str) -> None:
         is_filter = "#" not in last or last == "#"
     if not is_filter:
         raise SourceError(
-            f"a topic such as cameras/+/new or cameras/# is needed, got {topic!r}; each wildcard is a level "
-            "of its own, and # the last one"
+            f"topic {topic!r}: a wildcard must fill a whole level, and # must be the last level, as in "
+            "cameras/+/new or cameras/#",
+            code="source-url",
         )
 
 
@@ -195,18 +208,23 @@ def _port(netloc: str, default: int) -> int:
     except ValueError:
         port = 0
     if port == 0:
-        raise SourceError("a port from 1 to 65535 is needed behind the host's colon; correct the URL")
+        message = "the port after the host must be a number from 1 to 65535; correct the URL"
+        raise SourceError(message, code="source-url")
     return default if port is None else port
 
 
 def _password(user: str | None, path: str) -> str | None:
     if user is None:
         if path:
-            raise SourceError("a user is needed with password_file=; write mqtt://USER@host/topic")
+            message = "password_file= is given without a user; write mqtt://USER@host/topic"
+            raise SourceError(message, code="source-url")
         return None
     if not path:
         return os.environ.get(PASSWORD_VARIABLE)
     try:
         return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except FileNotFoundError as error:
+        message = f"password_file={path} does not exist; check the path"
+        raise SourceError(message, code="path-missing") from error
     except (OSError, ValueError) as error:
-        raise SourceError(f"a readable password file is needed at {path}, got: {error}") from error
+        raise SourceError(f"cannot read password_file={path}: {error}") from error

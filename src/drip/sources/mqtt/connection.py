@@ -1,6 +1,7 @@
-"""One MQTT 5 connection, driven by the thread that calls it: no thread and no queue of its own.
+"""One MQTT 5 connection, driven by the thread that calls it: without a thread or a queue of its own.
 
-What the caller does not ask for stays with the broker, so nothing here grows with a fast publisher.
+paho's own network thread would read messages as fast as they arrive, with QoS 0 without any bound. Here,
+messages that the caller does not ask for stay with the broker, however fast the publisher is.
 """
 
 from __future__ import annotations
@@ -30,33 +31,35 @@ __all__ = ["ConnectionLostError", "Message", "MqttConnection"]
 _ANSWER_S = 10.0
 _SOCKET_S = 5.0
 
-# MQTT 5, section 3.2.2.2: answers that no repetition changes.
-_FOR_GOOD = {
+# MQTT 5, section 3.2.2.2: the answers for which trying again cannot help.
+_PERMANENT = {
     0x84: "the broker does not speak MQTT 5",
-    0x85: "client= names an identifier that the broker refuses",
+    0x85: "the broker does not accept the identifier in client=; choose another",
     0x86: f"check the user and the password in {PASSWORD_VARIABLE} or password_file=",
     0x87: f"check the user and the password in {PASSWORD_VARIABLE} or password_file=",
     0x8A: "the broker has banned this client",
-    0x8C: "the broker wants another way of authentication",
+    0x8C: "the broker requires another method of authentication",
 }
 _TAKEN_OVER = 0x8E
 _TRANSIENT_TLS = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLWantReadError)
 
 
 class ConnectionLostError(SourceError):
-    """No connection now; a later one may succeed."""
+    """There is no connection now; a later attempt may succeed."""
+
+    code = "broker-lost"
 
 
 class MqttConnection:
-    """A session with a broker that outlives connections and processes.
+    """A session with a broker that can outlive connections and processes.
 
     Args:
         address: Broker, credentials, client identifier.
         session_s: How long the broker keeps the session; 0 ends it with the connection.
 
     Attributes:
-        messages: What arrived and was not yet taken; the caller empties it.
-        has_session: True when the broker still had the session at the last opening.
+        messages: Messages that arrived; the caller removes them.
+        has_session: True if the broker still had the session when the connection was last opened.
 
     Raises:
         SourceError: certificates that cannot be read.
@@ -74,31 +77,29 @@ class MqttConnection:
         self._client = self._new_client()
 
     def open(self) -> None:
-        """Connect and take the session up.
+        """Connect and resume the session.
 
         Raises:
             ConnectionLostError: the broker cannot be reached, or is busy.
-            SourceError: it refuses for good: password, certificate, protocol.
+            SourceError: trying again cannot help: password, certificate, protocol.
         """
         self._answer = self._farewell = None
-        self.messages.clear()
+        self.messages.clear()  # they were not acknowledged, so the broker sends them again
         self._connect()
         answer = self._wait_for_answer()
         if not answer.is_failure:
             return
-        text = (
-            f"a broker that lets {self._address.client!r} in is needed, {self._address.place} says: {answer}"
-        )
-        if answer.value in _FOR_GOOD:
-            raise SourceError(f"{text}; {_FOR_GOOD[answer.value]}")
+        text = f"the broker at {self._address.place} refused client {self._address.client!r}: {answer}"
+        if answer.value in _PERMANENT:
+            raise SourceError(f"{text}; {_PERMANENT[answer.value]}", code="broker-refused")
         raise ConnectionLostError(text)
 
     def subscribe(self, topic: str, qos: int) -> None:
-        """Subscribe, and wait for the broker's word.
+        """Subscribe, and wait for the broker's answer.
 
         Raises:
             ConnectionLostError: the connection broke.
-            SourceError: the broker refuses, or grants less than was asked for.
+            SourceError: the broker refuses, or grants a lower QoS.
         """
         self._granted = []
         options = SubscribeOptions(qos=qos, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
@@ -106,44 +107,47 @@ class MqttConnection:
         deadline = time.monotonic() + _ANSWER_S
         while not self._granted:
             if time.monotonic() > deadline:
-                raise ConnectionLostError(f"{self._address.place} does not answer a subscription")
+                raise ConnectionLostError(f"{self._address.place} does not answer the subscription")
             self.turn(0.1)
         (granted,) = self._granted
         if granted.is_failure or granted.value < qos:
             raise SourceError(
-                f"a subscription to {topic!r} with QoS {qos} is needed, {self._address.place} says: "
-                f"{granted}; check what it permits {self._address.user or 'anonymous clients'}"
+                f"the broker at {self._address.place} does not grant a subscription to {topic!r} with QoS "
+                f"{qos}: {granted}; check what it permits {self._address.user or 'anonymous clients'}",
+                code="broker-refused",
             )
 
     def turn(self, wait_s: float) -> None:
-        """Read and write what is due, waiting ``wait_s`` seconds for the first of it.
+        """Read and write for one turn, waiting up to ``wait_s`` seconds for the first event.
 
         Raises:
             ConnectionLostError: the connection broke.
-            SourceError: another client has taken the session over.
+            SourceError: another client has taken over the session.
         """
         code = self._client.loop(wait_s)
         if code == MQTTErrorCode.MQTT_ERR_SUCCESS:
             return
         if self._farewell is not None and self._farewell.value == _TAKEN_OVER:
+            # Connecting again would throw out the other client, which would connect again, and so on.
             raise SourceError(
-                f"a client identifier of its own is needed, another client has connected to "
-                f"{self._address.place} as {self._address.client!r}; change client= of one of them"
+                f"another client has connected to {self._address.place} as {self._address.client!r}; change "
+                "client= of one of them",
+                code="broker-refused",
             )
         raise ConnectionLostError(
             f"the connection to {self._address.place} broke: {self._farewell or code.name}"
         )
 
     def acknowledge(self, message: Message) -> None:
-        """Tell the broker to forget a message; without a connection it is sent again, which is as well."""
+        """Let the broker forget a message. Without a connection it is sent again, which does no harm."""
         if message.qos:
             self._client.ack(message.mid, message.qos)
 
     def publish(self, topic: str, payloads: Sequence[bytes], *, within_s: float) -> None:
-        """Send with QoS 1, and wait until the broker has them all.
+        """Send with QoS 1, and wait until the broker has acknowledged all of them.
 
         Raises:
-            ConnectionLostError: it does not say so in time; some may have arrived.
+            ConnectionLostError: it does not in time; some may have arrived.
         """
         self._sent.clear()
         numbers = {self._client.publish(topic, payload, qos=1).mid for payload in payloads}
@@ -151,14 +155,15 @@ class MqttConnection:
         while not numbers <= self._sent:
             self.turn(0.1)
             if time.monotonic() > deadline:
-                raise ConnectionLostError(f"{self._address.place} does not acknowledge what is published")
+                raise ConnectionLostError(f"{self._address.place} does not acknowledge published messages")
 
     def close(self) -> None:
-        """Leave; the broker keeps the session."""
+        """Disconnect; the broker keeps the session."""
         client = self._client
         client.disconnect()
         client.loop(0.0)
-        # Without these cycles its sockets are closed now and not when memory is next tidied up.
+        # The callbacks refer back to this object. Without that cycle, the sockets are closed now and not at
+        # the next garbage collection.
         client.on_connect = client.on_subscribe = client.on_disconnect = None
         client.on_publish = client.on_message = None
 
@@ -168,7 +173,7 @@ class MqttConnection:
             CallbackAPIVersion.VERSION2,
             client_id=address.client,
             protocol=MQTTProtocolVersion.MQTTv5,
-            manual_ack=True,
+            manual_ack=True,  # paho would acknowledge on arrival, before the commit
             reconnect_on_failure=False,
         )
         client.connect_timeout = _SOCKET_S
@@ -200,8 +205,9 @@ class MqttConnection:
             raise self._unreachable(error) from error
         except ssl.SSLError as error:
             raise SourceError(
-                f"a TLS connection to {self._address.place} is needed, got: {error}; name the authority of "
-                "the broker's certificate with cafile=, and the host as the certificate does"
+                f"the TLS connection to {self._address.place} failed: {error}; name the authority of the "
+                "broker's certificate with cafile=, and write the host as the certificate does",
+                code="broker-refused",
             ) from error
         except OSError as error:
             raise self._unreachable(error) from error
@@ -217,7 +223,7 @@ class MqttConnection:
         return self._answer
 
     def _unreachable(self, reason: object) -> ConnectionLostError:
-        return ConnectionLostError(f"a broker is needed at {self._address.place}, got: {reason}")
+        return ConnectionLostError(f"cannot reach the broker at {self._address.place}: {reason}")
 
     def _on_connect(
         self, _client: Client, _data: Any, flags: ConnectFlags, reason: ReasonCode, _properties: object
@@ -235,13 +241,14 @@ class MqttConnection:
     ) -> None:
         if reason.is_failure:
             raise SourceError(
-                f"permission to publish is needed, {self._address.place} says: {reason}; check what it "
-                f"permits {self._address.user or 'anonymous clients'}"
+                f"the broker at {self._address.place} does not permit publishing: {reason}; check what it "
+                f"permits {self._address.user or 'anonymous clients'}",
+                code="broker-refused",
             )
         self._sent.add(number)
 
     def _on_disconnect(
         self, _client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: object
     ) -> None:
-        if self._farewell is None:  # the broker's own word comes first, the broken socket after it
+        if self._farewell is None:  # the first reason is the broker's own, the next ones are of the socket
             self._farewell = reason

@@ -1,4 +1,4 @@
-"""Decisions published over MQTT, behind the commit of the samples that they are about."""
+"""Decisions published over MQTT, after the commit of their samples."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from drip.sources.mqtt.connection import ConnectionLostError, MqttConnection
 from drip.types import Decision, DurableSink, Observation, Progress, Sample
 
 MAX_WAITING = 10_000
-"""Decisions that wait for a broker that is away: some megabytes."""
+"""Decisions that are kept for a broker that cannot be reached: a few megabytes."""
 
-_AT_ONCE = 100  # few enough that a slow line acknowledges them in time, or it would never get on
+# A slow line must acknowledge a group within _ANSWER_S, or the group is sent again and again.
+_AT_ONCE = 100
 _ANSWER_S = 10.0
 _SHORTEST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 60.0
@@ -31,19 +32,19 @@ _log = logging.getLogger(__name__)
 
 
 class DecisionPublisher:
-    """Sends messages to a topic, and keeps a limited number of them while the broker is away.
+    """Sends messages to a topic, and keeps a limited number of them while the broker cannot be reached.
 
-    Nothing here raises once :meth:`open` has returned. An attempt that fails takes some seconds, where the
-    broker does not answer at all; the next one comes behind a pause, which doubles up to a minute.
+    Nothing here raises after :meth:`open` has returned. A failing attempt takes some seconds if the broker
+    does not answer at all; the next one follows after a pause, which doubles up to a minute.
 
     Args:
         address: Broker, credentials and the topic to publish to.
-        max_waiting: Messages that are kept; more drop the oldest.
+        max_waiting: Messages that are kept; beyond that, the oldest are dropped.
 
     Attributes:
         n_published: Messages that the broker has acknowledged.
-        n_dropped: Messages that were given up.
-        problem: Why the last attempt failed; empty when it did not.
+        n_dropped: Messages that were dropped.
+        problem: Why the last attempt failed; empty if it succeeded.
 
     Raises:
         SourceError: a topic with wildcards.
@@ -51,11 +52,12 @@ class DecisionPublisher:
 
     def __init__(self, address: MqttAddress, *, max_waiting: int = MAX_WAITING) -> None:
         if set(address.topic) & set("+#"):
-            raise SourceError(f"a topic without wildcards is needed to publish to, got {address.topic!r}")
+            message = f"cannot publish to {address.topic!r}: the topic has wildcards; name a single topic"
+            raise SourceError(message, code="source-url")
         self.n_published = 0
         self.n_dropped = 0
         self.problem = ""
-        # Between decisions the connection is silent for as long as the stream is.
+        # No keepalive: nothing is driven between decisions, so pings would be missed on a quiet stream.
         self._address = replace(address, keepalive_s=0)
         self._max_waiting = max_waiting
         self._connection: MqttConnection | None = None
@@ -78,10 +80,10 @@ class DecisionPublisher:
         return len(self._waiting)
 
     def open(self) -> None:
-        """Connect; a broker that is away is tried again with the first message.
+        """Connect; a broker that cannot be reached is tried again with the first message.
 
         Raises:
-            SourceError: it refuses for good: password, certificate, protocol.
+            SourceError: trying again cannot help: password, certificate, protocol.
         """
         try:
             self._connected()
@@ -89,7 +91,7 @@ class DecisionPublisher:
             self._failed(error)
 
     def add(self, messages: Sequence[bytes]) -> None:
-        """Send these behind what waits already."""
+        """Send these after the messages that wait already."""
         self._waiting.extend(messages)
         self.flush()
         while len(self._waiting) > self._max_waiting:
@@ -97,7 +99,7 @@ class DecisionPublisher:
             self.n_dropped += 1
 
     def flush(self) -> None:
-        """Send what waits, if the pause since the last failure is over."""
+        """Send the waiting messages, unless the pause after the last failure is still running."""
         if not self._waiting or time.monotonic() < self._next_s:
             return
         was_connected = self._connection is not None
@@ -107,7 +109,7 @@ class DecisionPublisher:
             except ConnectionLostError:
                 if not was_connected:
                     raise
-                self._disconnect()  # it may have died in the silence since the last decision
+                self._disconnect()  # it may have broken unnoticed since the last decision
                 self._send()
         except SourceError as error:
             self._failed(error)
@@ -116,10 +118,10 @@ class DecisionPublisher:
             self._pause_s = _SHORTEST_PAUSE_S
 
     def close(self) -> None:
-        """Try once more to send what waits, give up the rest, and leave the broker."""
+        """Try once more to send the waiting messages, drop the rest, and disconnect."""
         self._next_s = -math.inf
         n_before = math.inf
-        while self._waiting and self.n_waiting < n_before:  # as long as it gets on
+        while self._waiting and self.n_waiting < n_before:  # as long as there is progress
             n_before = self.n_waiting
             self.flush()
         self.n_dropped += len(self._waiting)
@@ -149,7 +151,7 @@ class DecisionPublisher:
     def _failed(self, error: SourceError) -> None:
         self._disconnect()
         if not self.problem:
-            _log.warning("%s; decisions wait, and are sent when it is back", error)
+            _log.warning("%s; decisions are kept and sent later", error)
         self.problem = str(error)
         self._next_s = time.monotonic() + self._pause_s
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
@@ -161,19 +163,19 @@ class DecisionPublisher:
 
 
 class PublishingSink:
-    """A sink that tells a topic what was decided, as soon as it is committed.
+    """A sink that publishes every decision as soon as it is committed.
 
-    One JSON object for a sample: ``id``, ``retain``, ``class``, ``reason``, ``priority``, ``scores`` and
+    One JSON object per sample: ``id``, ``retain``, ``class``, ``reason``, ``priority``, ``scores`` and
     ``time_s``; or ``id`` and ``quarantined`` with the reason. Numbers that are not finite are null.
 
-    Delivery: only what is committed is published, and the samples come first: a broker that is away, slow
-    or refuses neither stops the stream nor loses a sample. While it answers, at least once, with QoS 1: a
-    transaction returns when the broker has its decisions, so a source acknowledges only afterwards, and
-    what a kill leaves unpublished is delivered, decided (alike) and published again; but not by a source
-    whose position commits with the samples, where a kill may cost the decisions of one batch. While it is
-    away, decisions wait in memory, the last 10,000 of them; older ones are dropped and counted. A kill then
-    loses those that wait, and the end of the run those that the broker does not take in a last attempt: the
-    store's audit has them all.
+    Delivery: a decision is published only after its commit, and the samples have priority: a broker that
+    cannot be reached, is slow or refuses neither stops the stream nor loses a sample. While it answers,
+    delivery is at least once, with QoS 1. A transaction returns when the broker has acknowledged its
+    decisions, so a source acknowledges only afterwards, and decisions that a kill leaves unpublished are
+    delivered, decided (equally) and published again. For a source whose position commits with the samples,
+    a kill may lose the decisions of one batch. While the broker cannot be reached, the last 10,000 decisions
+    wait in memory; older ones are dropped and counted. A kill loses waiting decisions; the end of the run
+    loses those that a last attempt cannot send. The store's audit has all of them.
 
     Args:
         sink: Where samples and decisions go.
@@ -187,7 +189,7 @@ class PublishingSink:
         self._depth = 0
 
     def put(self, sample: Sample, observation: Observation, decision: Decision) -> None:
-        """Hand on, and publish when it is committed."""
+        """Pass on to the sink, and publish after the commit."""
         self._sink.put(sample, observation, decision)
         self._say(
             {
@@ -202,13 +204,13 @@ class PublishingSink:
         )
 
     def quarantine(self, sample: Sample, reason: str) -> None:
-        """Hand on, and publish when it is committed."""
+        """Pass on to the sink, and publish after the commit."""
         self._sink.quarantine(sample, reason)
         self._say({"id": short_id(sample.id), "quarantined": reason})
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commit as the sink does, then publish; nothing is published of what was rolled back."""
+        """Commit as the sink does, then publish; a transaction that was rolled back publishes nothing."""
         self._depth += 1
         try:
             with self._sink.transaction():
@@ -233,7 +235,7 @@ class PublishingSink:
         self._publish()
 
     def _publish(self) -> None:
-        """Hand on what is committed; within a transaction, wait for its end."""
+        """Publish what is committed; inside a transaction, wait for its end."""
         if self._depth:
             return
         messages, self._pending = self._pending, []

@@ -1,4 +1,4 @@
-"""MQTT 5 as a stream: acknowledged only behind the store's commit."""
+"""MQTT 5 as a stream: messages are acknowledged only after the store's commit."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from drip.types import Sample
 _HEARTBEAT_S = 1.0
 _SHORTEST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 60.0
+# A shorter connection may have been taken over by another client with the same identifier. Not every broker
+# says so, hence the pauses after such connections grow, or both would throw each other out for ever.
 _SHORT_S = 10.0
-"""A connection that lives shorter than this may have been taken over; the pauses between such ones grow."""
 _JSON = "application/json"
-_OF_THE_HEADER = ("id", "label", "time_s")
+_HEADER_KEYS = ("id", "label", "time_s")
 
 _log = logging.getLogger(__name__)
 
@@ -32,29 +33,29 @@ class MqttSource:
     """Messages of a topic filter from a broker that speaks MQTT 5; never ends.
 
     A payload is the encoded bytes of one sample: its media type is the message's content type, else that of
-    the suffix of the topic's last level, else what its first bytes tell. Or it is a JSON object as on
-    standard input (content type ``application/json``, or a brace in front). User properties ``id``,
-    ``label`` and ``time_s`` are the sample's, others its ``meta``. The id is the topic and the property
-    ``id``, or without one the topic and the content's digest: the same bytes on the same topic are then
-    one sample. What is no sample comes as a refused one with the reason.
+    the suffix of the topic's last level, else that of its first bytes. Or it is a JSON object as on standard
+    input (content type ``application/json``, or no content type and a brace as the first byte). User
+    properties ``id``, ``label`` and ``time_s`` set the fields of the sample, others become its ``meta``. The
+    id is the topic and the property ``id``, or without it the topic and the content's digest: equal bytes on
+    one topic are then one sample. A payload that cannot be parsed becomes a rejected sample.
 
     Delivery: at least once from publisher to store, and effectively once in the store. QoS 1 with a session
-    that the broker keeps under the client identifier; a message is acknowledged behind the ``yield`` alone,
-    so only when the store has committed it. A process that dies between commit and acknowledgement gets the
-    message again (with the DUP flag), and the store knows it by id, content and policy. While nobody is
-    connected the broker queues, as far as it is configured to: Mosquitto drops what exceeds
-    ``max_queued_messages`` (1000) and, killed outright, loses what it acknowledged since it last wrote its
-    file. Against that helps a publisher that replays; ``docs/reference/streams.md`` has the settings and an example.
-    With ``qos=0`` at most once.
+    that the broker keeps under the client identifier; a message is acknowledged only in the code after the
+    ``yield``, so only when the store has committed it. A process that dies between commit and
+    acknowledgement gets the message again (with the DUP flag), and the store recognises it by id, content
+    and policy. While nobody is connected the broker queues messages, within its configuration: Mosquitto
+    drops those beyond ``max_queued_messages`` (1000) and, if killed, loses what it acknowledged since it
+    last saved its state. Only a publisher that replays prevents that; ``docs/reference/streams.md`` has the settings
+    and an example. With ``qos=0`` at most once.
 
-    Back-pressure: the broker sends at most ``window`` messages ahead of their acknowledgements and keeps
-    the others; no more than one batch is held here. An empty batch comes every second without a message,
-    while the connection is being repaired as well: that goes on for ever, with pauses that double up to a
-    minute and vary by chance. The first connection has ``connect_s`` seconds.
+    Back-pressure: the broker sends at most ``window`` messages ahead of their acknowledgements and keeps the
+    rest; at most one batch is held here. An empty batch comes every second without a message, also while the
+    connection is being restored. That is tried without end, with random pauses that double up to a minute.
+    The first connection must succeed within ``connect_s`` seconds.
 
     Args:
         address: Broker, topic, session and credentials.
-        class_names: Names that labels may be given by, in the order of the logits.
+        class_names: Names that labels may use, in the order of the logits.
 
     Raises:
         DripError: paho-mqtt is not installed.
@@ -80,13 +81,13 @@ class MqttSource:
         return None
 
     def seek(self, cursor: str) -> None:
-        """Nothing: the broker sends what was not acknowledged."""
+        """Do nothing: the broker sends what was not acknowledged."""
 
     def batches(self, max_samples: int) -> Iterator[list[Sample]]:
-        """Lists of up to ``max_samples`` samples, as many as are at hand; an empty one every idle second.
+        """Lists of up to ``max_samples`` samples, as many as have arrived; an empty one every idle second.
 
         Raises:
-            SourceError: no first connection within its time, or a broker that refuses for good.
+            SourceError: the first connection does not succeed in time, or the broker refuses it for good.
         """
         connection = MqttConnection(self._address, session_s=self._address.session_s)
         pause_s = _SHORTEST_PAUSE_S
@@ -98,10 +99,12 @@ class MqttSource:
                     while True:
                         messages = _gather(connection, max_samples)
                         yield [self._sample(message) for message in messages]
+                        # The consumer came back, so the batch is committed.
                         for message in messages:
                             connection.acknowledge(message)
                 except ConnectionLostError as error:
-                    # What was gathered and not yielded is not acknowledged: the broker sends it again.
+                    # Messages that were gathered but not yielded are not acknowledged: the broker sends them
+                    # again.
                     is_short = time.monotonic() - start < _SHORT_S
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if is_short else _SHORTEST_PAUSE_S
                     question = f"; is another client {self._address.client!r}?" if is_short else ""
@@ -119,13 +122,16 @@ class MqttSource:
             except ConnectionLostError as error:
                 waited_s = time.monotonic() - start
                 if not self._was_connected and waited_s >= self._address.connect_s:
-                    raise SourceError(f"{error}; tried for {waited_s:.0f} s") from error
+                    message = f"{error}; tried for {waited_s:.0f} s: check host, port and network"
+                    raise SourceError(message) from error
             else:
                 if self._was_connected and not connection.has_session:
                     _log.warning(
-                        "%s has lost the session of %r; what it had queued is gone unless it is sent again",
-                        self._address.place, self._address.client,
-                    )  # fmt: skip
+                        "%s has lost the session of %r; queued messages are lost unless the publisher sends "
+                        "them again",
+                        self._address.place,
+                        self._address.client,
+                    )
                 self._was_connected = True
                 return
             yield from _idle(pause_s)
@@ -134,7 +140,7 @@ class MqttSource:
     def _sample(self, message: Message) -> Sample:
         topic, data, now = message.topic, bytes(message.payload), time.time()
         if len(data) > self._address.max_bytes:
-            reason = f"a payload of at most {self._address.max_bytes} bytes is needed, got {len(data)}"
+            reason = f"the payload has {len(data)} bytes, more than max_bytes={self._address.max_bytes}"
             return rejected(topic, data[:HEAD_BYTES], reason, digest=hashlib.sha256(data).hexdigest())
         properties: Any = message.properties
         content_type = getattr(properties, "ContentType", None)
@@ -147,7 +153,7 @@ class MqttSource:
 
 
 def _gather(connection: MqttConnection, max_samples: int) -> list[Message]:
-    """Wait up to a second for a message; then take what has arrived with it."""
+    """Wait up to a second for a message, then take it and all that arrived with it."""
     messages = connection.messages
     deadline = time.monotonic() + _HEARTBEAT_S
     while len(messages) < max_samples:
@@ -162,16 +168,16 @@ def _gather(connection: MqttConnection, max_samples: int) -> list[Message]:
 
 
 def _idle(pause_s: float) -> Iterator[list[Sample]]:
-    """Empty batches for about this long: by chance, or a thousand devices knock at once."""
-    deadline = time.monotonic() + pause_s * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
+    """Empty batches for about this long; at random, or a thousand devices would connect at once."""
+    deadline = time.monotonic() + pause_s * random.uniform(0.5, 1.5)  # noqa: S311  # not a secret
     while (left := deadline - time.monotonic()) > 0:
         time.sleep(min(left, _HEARTBEAT_S))
         yield []
 
 
 def _header(properties: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    header: dict[str, Any] = {name: text for name, text in properties if name in _OF_THE_HEADER}
-    meta: Mapping[str, str] = {name: text for name, text in properties if name not in _OF_THE_HEADER}
+    header: dict[str, Any] = {name: text for name, text in properties if name in _HEADER_KEYS}
+    meta: Mapping[str, str] = {name: text for name, text in properties if name not in _HEADER_KEYS}
     return {**header, "meta": meta}
 
 
