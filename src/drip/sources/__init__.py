@@ -46,7 +46,9 @@ SCHEMES: dict[str, Callable[[str, Sequence[str]], Source]] = {
 
 
 def open_source(url: str, class_names: Sequence[str] = ()) -> Source:
-    """Open the source that a URL names; a path without a scheme is a folder. ``docs/reference/streams.md`` lists all.
+    """Open the source that a URL names; a path without a scheme is a folder.
+
+    The page ``docs/reference/streams.md`` lists all URLs, options and delivery guarantees.
 
     Args:
         url: The URL, such as ``file:///folder``, ``watch:/folder``, ``stdin:``, ``mqtts://host/topic`` or

@@ -26,7 +26,9 @@ _CHUNK_BYTES = 2**16
 
 
 class StdinSource:
-    """Samples from a pipe until it ends: one JSON object per line, or frames; ``docs/reference/streams.md`` has both.
+    """Samples from a pipe until it ends: one JSON object per line, or binary frames.
+
+    Both formats are described in ``docs/reference/streams.md``.
 
     A line or frame that cannot be parsed, is too large, or is incomplete at the end of the stream becomes a
     rejected sample, which is quarantined and counted. An empty batch is yielded every second in which nothing

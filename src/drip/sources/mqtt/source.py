@@ -45,8 +45,8 @@ class MqttSource:
     acknowledgement gets the message again (with the DUP flag), and the store recognises it by id, content
     and policy. While nobody is connected the broker queues messages, within its configuration: Mosquitto
     drops those beyond ``max_queued_messages`` (1000) and, if killed, loses what it acknowledged since it
-    last saved its state. Only a publisher that replays prevents that; ``docs/reference/streams.md`` has the settings
-    and an example. With ``qos=0`` at most once.
+    last saved its state. Only a publisher that replays prevents that; ``docs/reference/streams.md`` has the
+    settings and an example. With ``qos=0`` at most once.
 
     Back-pressure: the broker sends at most ``window`` messages ahead of their acknowledgements and keeps the
     rest; at most one batch is held here. An empty batch comes every second without a message, also while the
