@@ -41,7 +41,7 @@ def plan(
     seeds: Seeds = None,
     results: Results = RESULTS,
 ) -> None:
-    """Show what is missing, and the core-hours it takes judging by what was measured."""
+    """Show what is missing, and estimate the core-hours from what was measured."""
     ledger = Ledger(results)
     print_plan(console, ledger, missing(ledger, units(study, regime, dataset, seeds)))
 

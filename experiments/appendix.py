@@ -335,7 +335,7 @@ def _variations(evidence: Evidence) -> Iterator[Sequence[str]]:
 
 
 def _swept(evidence: Evidence, study: str) -> Iterator[Sequence[str]]:
-    """Differences over a setting: the share discarded, or the share of the stream that is spoilt."""
+    """Differences over the part of the stream that is discarded, or that is spoilt."""
     over = {"dpw": "discard", "noise": "fraction"}[study]
     for dataset in DATASETS:
         kinds = evidence.values_of("kind", study, "head", dataset) if study == "noise" else [None]

@@ -54,11 +54,11 @@ class Bank:
     def index(self, rows: IntArray, view: str = "clean") -> IntArray:
         """Indices of the given rows in one view."""
         if view not in self.views:
-            raise InputError(f"view must be one of {', '.join(self.views)}, got {view!r}")
+            raise InputError(f"view {view!r}: not in the bank; choose one of {', '.join(self.views)}")
         return rows + self.views.index(view) * self.n_rows
 
     def rows(self, index: IntArray) -> IntArray:
-        """The data set's rows behind indices."""
+        """Rows of the data set that indices refer to."""
         return index % self.n_rows
 
     def take_maps(self, index: IntArray) -> NDArray[np.float32]:

@@ -176,8 +176,8 @@ def _published(evidence: Evidence, rule: Mapping[str, Any], place: Place, arm: s
     if not values.size or not np.isfinite(values).all():
         return Finding(place.dataset, "not tested", "not tested")
     mean = float(stated[rule["metric"]][0])
-    # Savings are a share of the stream, which no test set measures: the ratio is that of accuracies, and
-    # makes their interval wider than it need be.
+    # Savings are part of the stream and need no test set. The ratio is the one for accuracies, so their
+    # interval is wider than necessary.
     found = compare(values - mean, None if series is None else size_ratio([series], series.runs))
     return replace(_finding(place, found, rule["relation"], rule["margin"]), published=mean)
 

@@ -120,7 +120,7 @@ def score_histograms(evidence: Evidence) -> Figure | None:
 
 
 def dpw_curves(evidence: Evidence, datasets: Sequence[str], words: Mapping[str, str]) -> Figure | None:
-    """Figs. 4 and 5: accuracy over the share that is discarded."""
+    """Figs. 4 and 5: accuracy over the part of the stream that is discarded."""
     shown = [dataset for dataset in datasets if evidence.values_of("discard", "dpw", "head", dataset)]
     if not shown:
         return None
@@ -137,7 +137,7 @@ def dpw_curves(evidence: Evidence, datasets: Sequence[str], words: Mapping[str, 
 
 
 def noise_curves(evidence: Evidence, dataset: str) -> Figure | None:
-    """Fig. 6: accuracy over the share of data set 3 that is spoilt, by kind of noise."""
+    """Fig. 6: accuracy over the part of data set 3 that is spoilt, by kind of noise."""
     kinds = evidence.values_of("kind", "noise", "head", dataset)
     if not kinds:
         return None

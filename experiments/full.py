@@ -134,7 +134,7 @@ class FullRegime:
             ModelError: weights that do not fit.
         """
         if dataset not in RECIPES:
-            raise InputError(f"dataset must be one of {', '.join(RECIPES)}, got {dataset!r}")
+            raise InputError(f"data set {dataset!r}: unknown; choose one of {', '.join(RECIPES)}")
         recipe = recipe or RECIPES[dataset]
         recipe = replace(recipe, backbone=backbone or recipe.backbone)
         data = load(dataset)
@@ -255,7 +255,7 @@ class FullRegime:
         return torch.from_numpy(self._backbone.inputs(rows)).to(self.device)
 
     def _path(self, rows: IntArray, labels: IntArray, seed: int, steps: int) -> Path:
-        """Where the network of this training lies."""
+        """File of the network of this training."""
         arrays = (np.ascontiguousarray(array, np.int64).tobytes() for array in (rows, labels))
         key = canonical_json(
             {
@@ -297,7 +297,7 @@ def pretrained(
         state = _efficientnet_features(weights, cache)
     else:
         raise InputError(
-            f"backbone must be small_cnn, audio_cnn, mobilenet_v2 or efficientnet_b0, got {backbone!r}"
+            f"backbone {backbone!r}: unknown; choose small_cnn, audio_cnn, mobilenet_v2 or efficientnet_b0"
         )
 
     def make() -> Pretrained:
@@ -406,7 +406,7 @@ def _data_folder() -> Path:
     folder = os.environ.get("DRIP_DATA")
     if not folder:
         raise InputError(
-            "ImageNet weights are needed: set DRIP_DATA to a folder with mobilenet_v2_imagenet_features.npz"
+            "ImageNet weights not found; set DRIP_DATA to a folder with mobilenet_v2_imagenet_features.npz"
         )
     return Path(folder)
 
@@ -414,9 +414,7 @@ def _data_folder() -> Path:
 def _efficientnet_features(weights: str | Path | None, cache: Path) -> dict[str, Any]:
     """Weights of the feature stages from torchvision's file or URL; a URL's name has the hash."""
     if weights is None:
-        raise InputError(
-            "efficientnet_b0 needs weights: the file or URL of torchvision's efficientnet_b0, got None"
-        )
+        raise InputError("efficientnet_b0: no weights; give the file or URL of torchvision's efficientnet_b0")
     if str(weights).startswith(("https://", "http://")):
         state = torch.hub.load_state_dict_from_url(
             str(weights), str(cache / "weights"), "cpu", progress=False, check_hash=True, weights_only=True
@@ -429,6 +427,6 @@ def _efficientnet_features(weights: str | Path | None, cache: Path) -> dict[str,
         EfficientNetB0(2).features.load_state_dict(features)
     except RuntimeError as error:
         raise ModelError(
-            f"weights of torchvision's efficientnet_b0 are needed, got {weights}: {error}"
+            f"{weights}: not the weights of torchvision's efficientnet_b0 ({error}); give their file or URL"
         ) from error
     return features

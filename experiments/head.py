@@ -67,8 +67,8 @@ SETUPS = {
     "mnist": Setup(64, n_rows=6_000, last_block=10, flatten=True),
     "speech_commands": Setup(96, last_block=10, flatten=True, recipe=_SLOW),
 }
-"""Maps of 1280 x 4 x 4 behind a pooling head as the paper's images have it, of 64 x 4 x 4 and 64 x 6 x 10
-behind a flattening one as its sound has it. The numbers of rows leave room above the baseline: a linear head
+"""Maps of 1280 x 4 x 4 before a pooling head, as for the paper's images; of 64 x 4 x 4 and 64 x 6 x 10
+before a flattening one, as for its sound. The numbers of rows leave room above the baseline: a linear head
 on all 70,000 digits or 60,000 images gains under a point from everything that could be kept."""
 
 
@@ -170,7 +170,7 @@ def head_regime(
     data = load(dataset)
     other = None if foreign is None else load(foreign)
     if other is not None and not isinstance(other, ImageDataset):
-        raise InputError(f"foreign must be a data set of images, got {foreign!r}")
+        raise InputError(f"foreign {foreign!r}: not a data set of images; name one that is")
     setup = SETUPS[dataset]
     chosen = np.arange(len(data))
     limit = setup.n_rows if n_rows is None else min(n_rows, setup.n_rows)
@@ -221,7 +221,7 @@ def mobilenet_backbone(last_block: int = 18) -> nn.Module:
     folder = os.environ.get("DRIP_DATA")
     if not folder:
         raise InputError(
-            "ImageNet weights are needed; set DRIP_DATA to a folder with mobilenet_v2_imagenet_features.npz"
+            "ImageNet weights not found; set DRIP_DATA to a folder with mobilenet_v2_imagenet_features.npz"
         )
     model = MobileNetV2(first_expansion=True)
     load_features(model, Path(folder) / "mobilenet_v2_imagenet_features.npz")
@@ -266,7 +266,7 @@ def _batches(order: np.random.Generator, n_rows: int, steps: int, batch_size: in
 
 
 def _one_cycle(progress: float, peak: float) -> tuple[float, float]:
-    """Learning rate and momentum at a share of the steps: up for three tenths, then down to zero."""
+    """Learning rate and momentum at a fraction of the steps: up for three tenths, then down to zero."""
     rising = progress < 0.3
     share = progress / 0.3 if rising else (1 - progress) / 0.7
     rate = peak * 0.5 * (1 - np.cos(np.pi * min(share, 1.0)))

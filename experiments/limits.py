@@ -1,9 +1,9 @@
-"""Study `limits`: what labels that no device has would give; yardsticks, not bounds.
+"""Study `limits`: what a rule could do with labels that no device has; yardsticks, not bounds.
 
 `misclassified-first` keeps what the deployed model gets wrong, then the smallest margins: it reads the labels
 of the stream. Another rule may be above it. In the stream `heldout` the samples that look most like the known
-classes are kept, by several measures and by a linear one that was trained on which samples are junk: how much
-junk is still among them says how well the measure tells the two apart.
+classes are kept, by several scores and by a linear one that was trained on which samples are junk. The junk
+among them shows how well a score tells the two apart.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ YARDSTICK = "misclassified-first"
 SCENARIO = "heldout"
 REFERENCE = "random"
 MEASURES = ("margin", "max-logit", "energy", "mahalanobis", "neighbours", "labels")
-"""By what the samples that look most known are found; ``labels`` has seen which of the others are junk."""
+"""Scores that rank samples by how known they look; ``labels`` was trained on which of the others are junk."""
 ARMS = (YARDSTICK, REFERENCE, *(f"known-by-{measure}" for measure in MEASURES))
 _NEIGHBOURS = 10
 
@@ -42,7 +42,7 @@ views = registered.views
 
 
 def cells(unit: Unit) -> Iterator[Cell]:
-    """The yardstick at every registered share, then the measures on the stream with held-out classes."""
+    """The yardstick at every registered keep rate, then the scores on the stream with held-out classes."""
     for retention in registered.plan()["iid"]["retentions"]:
         yield unit.cell(YARDSTICK, retention=retention)
     if unit.dataset in registered.plan()["streams"]["datasets"]:
@@ -86,7 +86,7 @@ def _yardstick(bench: Workspace, retention: float) -> dict[str, float]:
 
 
 class LimitsWorkspace(StreamWorkspace):
-    """The stream `heldout`; of the different items one half teaches ``labels``, the other is judged."""
+    """The stream `heldout`; one half of its different items trains ``labels``, the other is judged."""
 
     def __init__(self, unit: Unit, regime: Regime) -> None:
         super().__init__(unit, regime)  # type: ignore[arg-type]  # streams have the head-only regime

@@ -1,7 +1,7 @@
 """Study `longer`: arms of Table I after longer training, where the baseline is below the paper's.
 
-The recipes are the least work near the paper's accuracies; here is what more passes change, in the levels
-and in the differences between arms.
+The training recipes do the least work that comes near the paper's accuracies. This study shows what more passes
+change, in levels and in differences between arms.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def cells(unit: Unit) -> Iterator[Cell]:
 
 
 def config(cell: Cell) -> JsonObject:
-    """What the cell's numbers depend on besides the regime; its recipe takes the place of the usual one."""
+    """What the cell's numbers depend on besides the regime; its training recipe replaces the usual one."""
     recipe = replace(RECIPES[cell.unit.dataset], epochs=cell.get("epochs"))
     return {**table1.config(cell), "recipe": asdict(recipe)}
 

@@ -49,7 +49,7 @@ def workspace(unit: Unit, regime: HeadRegime) -> NoisyWorkspace:
 
 
 class NoisyWorkspace(Workspace):
-    """The protocol with a share of data set 3 spoilt; data sets 1 and 2 stay clean."""
+    """The protocol with a part of data set 3 spoilt; data sets 1 and 2 stay clean."""
 
     regime: HeadRegime
 

@@ -26,7 +26,7 @@ class Split:
     Args:
         labels: Classes of the rows, shape (n,).
         seed: Number of the run.
-        groups: Rows of one group never lie on both sides; None where every row is its own. Where a group
+        groups: Rows of one group are never on both sides; None if every row is a group. Where a group
             has one class only, the groups of each class are dealt apart, or a class of few groups (a leaf
             photographed thirty times) would be missing from some part.
     """

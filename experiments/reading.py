@@ -118,7 +118,7 @@ class Evidence:
         records: Lines of the result files.
 
     Raises:
-        InputError: the runs of one arm at one place have different configurations, or two lines stand for
+        InputError: the runs of one arm at one place have different configurations, or two lines are
             the same run.
     """
 
@@ -190,7 +190,7 @@ class Evidence:
         )
 
     def values_of(self, setting: str, study: str, regime: str, dataset: str) -> list[Scalar]:
-        """Values that a setting takes in the records."""
+        """Values of a setting in the records."""
         found = {
             dict(at.settings)[setting]
             for at in self.places(study, regime, dataset)
@@ -299,8 +299,8 @@ _DERIVED: Mapping[str, Callable[[Record], float]] = {
     "rows_tested": _rows_tested,
     "rows_trained": _rows_trained,
 }
-"""The share that the rule itself discards; that of the stream's bytes which is kept; the largest minus the
-smallest retention by tenth of a stream; the different rows behind all views in test and training."""
+"""The part of the stream that the rule itself discards; the part of its bytes that is kept; the largest minus the
+smallest keep rate of the tenths of a stream; the different rows in test and training, whatever their view."""
 
 _PAPER_ORDER = {
     arm: rank

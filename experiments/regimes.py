@@ -37,7 +37,7 @@ class Regime(Protocol):
 
     @property
     def groups(self) -> IntArray | None:
-        """Rows of one group never lie on both sides of a split."""
+        """Rows of one group are never on both sides of a split."""
         ...
 
     @property

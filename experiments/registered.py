@@ -32,7 +32,7 @@ def plan() -> dict[str, Any]:
 
 
 def cells(unit: Unit) -> Iterator[Cell]:
-    """Nothing and everything kept, and the registered rules at every share; then the streams."""
+    """Nothing and everything kept, and the registered rules at every keep rate; then the streams."""
     held, flowing = plan()["rules"], plan()["streams"]
     for arm in _ENDS:
         yield unit.cell(arm)
@@ -69,7 +69,7 @@ def workspace(unit: Unit, regime: Regime) -> Workspace:
 
 
 def run(cell: Cell, bench: Workspace) -> Outcome:
-    """Measure one cell: a rule is brought to exactly its share of a stream that is well mixed."""
+    """Measure one cell: a rule is brought to exactly its keep rate on a well-mixed stream."""
     if cell.get("scenario") is not None:
         assert isinstance(bench, StreamWorkspace)  # noqa: S101  # only such data sets have scenarios
         return streams.run(cell, bench)

@@ -57,7 +57,7 @@ class Found:
 
 
 def iid_place(dataset: str, retention: float) -> Place:
-    """Head-only, online, every rule at exactly this share."""
+    """Head-only, online, every rule at exactly this keep rate."""
     return Place(NAME, "head", dataset).at(retention=retention)
 
 
@@ -123,7 +123,7 @@ def values_of(evidence: Evidence, arm: str, place: Place, metric: str) -> FloatA
 
 
 def above(comparison: Comparison, bound: float) -> bool:
-    """Whether the whole interval lies above a bound; never below five runs."""
+    """Whether the whole interval is above a bound; with fewer than five runs it never is."""
     return comparison.half is not None and comparison.mean - comparison.half > bound
 
 
@@ -175,7 +175,7 @@ class Tested:
     Attributes:
         place: Where.
         comparison: The difference.
-        bound: What the whole interval must lie above.
+        bound: What the whole interval must be above.
     """
 
     place: Place
@@ -189,7 +189,7 @@ class Tested:
 
 
 def cells_of(evidence: Evidence, arm: str) -> list[tuple[Criterion, list[Tested]]]:
-    """Every criterion of a rule with its cells; none where a measured share decides and not a test."""
+    """Every criterion of a rule with its cells; none where a measured value decides and not a test."""
     iid, streams = plan()["iid"], stream_places()
     worse = float(plan()["tests"]["not_worse"])
     found = against_random(evidence, arm, iid_places())

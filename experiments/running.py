@@ -193,7 +193,7 @@ def open_regime(
     """
     if regime not in study.REGIMES:
         raise InputError(
-            f"the study {study.NAME!r} has the regimes {', '.join(study.REGIMES)} only, got {regime!r}"
+            f"study {study.NAME!r}: has no regime {regime!r}; choose {' or '.join(study.REGIMES)}"
         )
     if regime == "table":
         return Table(dataset, n_rows)
@@ -240,7 +240,7 @@ def _measure_unit(
 def _require_known(what: str, given: Sequence[str] | None, known: Sequence[str]) -> None:
     for name in given or ():
         if name not in known:
-            raise InputError(f"{what} must be one of {', '.join(known)}, got {name!r}")
+            raise InputError(f"{what} {name!r}: unknown; choose one of {', '.join(known)}")
 
 
 @cache

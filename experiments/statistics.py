@@ -83,8 +83,8 @@ def compare(values: ArrayLike, test_over_train: float | None = None, level: floa
 def variance(sd: float, n: int, test_over_train: float = 0.0) -> float:
     """Variance of the mean of n runs: sd² (1/n + n_test/n_train).
 
-    The second term stands for the overlap of the training sets of random re-splits, which makes runs
-    alike: without it an interval is too narrow, and more runs make it narrower without end.
+    The second term is for the overlap of the training sets of random re-splits, which makes runs alike.
+    Without it an interval is too narrow, and more runs make it narrower without end.
 
     Args:
         sd: Standard deviation of one run.
@@ -165,5 +165,5 @@ def _sign_sums(doubled_ranks: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Flo
 def _finite(values: ArrayLike) -> FloatArray:
     array = np.asarray(values, np.float64).reshape(-1)
     if not array.size or not np.isfinite(array).all():
-        raise InputError(f"one finite value per run is needed, got {array!r}")
+        raise InputError(f"{array!r}: not one finite value per run; leave out runs without a value")
     return array

@@ -1,4 +1,4 @@
-"""Study `streams`: production streams that are not i.i.d., where selection rules fail."""
+"""Study `streams`: streams as devices see them, not i.i.d., where rules fail."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def views(dataset: str) -> tuple[str, ...]:
         InputError: a data set without such views.
     """
     if dataset not in FOREIGN:
-        raise InputError(f"the study 'streams' has the data sets {', '.join(FOREIGN)}, got {dataset!r}")
+        raise InputError(f"study 'streams': has no data set {dataset!r}; choose {' or '.join(FOREIGN)}")
     return _VIEWS
 
 
@@ -220,7 +220,7 @@ def _n_rows(rows: IntArray, labels: IntArray) -> int:
 
 
 def trailing_off(retain: BoolArray, over: int = 1000) -> float:
-    """Largest distance from the target of the share kept in ``over`` arrivals in a row, after the first ones.
+    """Largest distance from the target of the keep rate over ``over`` arrivals in a row, after the first ones.
 
     >>> trailing_off(np.tile([True, False, False, False, False], 600))
     0.1
@@ -332,7 +332,7 @@ def _drift(split: Split, regime: HeadRegime, rng: np.random.Generator) -> Scenar
 
 
 def _duplicates(split: Split, regime: HeadRegime, rng: np.random.Generator) -> Scenario:
-    """Every row comes in five near-duplicates within a stretch of arrivals."""
+    """Every row arrives as five near-duplicates close together."""
     shuffled = rng.permutation(split.d3)
     items = np.concatenate([regime.bank.index(shuffled, view) for view in REPEATS])
     starts = np.tile(np.arange(len(shuffled)) * len(REPEATS), len(REPEATS))
@@ -359,6 +359,6 @@ def _looped(rows: IntArray, rng: np.random.Generator) -> IntArray:
 
 
 def _mixed(own: IntArray, junk: IntArray, rng: np.random.Generator) -> IntArray:
-    """The own items with so many junk items among them, at random places, that junk makes its share."""
+    """The own items with junk items at random places among them, until their part is ``JUNK``."""
     count = min(len(junk), round(len(own) * JUNK / (1 - JUNK)))
     return rng.permutation(np.concatenate([own, junk[:count]]))

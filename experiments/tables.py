@@ -236,7 +236,7 @@ def change(
 
 
 def kept(evidence: Evidence, place: Place) -> float:
-    """Mean share of the stream that every arm keeps at a place; NaN where none is known."""
+    """Mean keep rate of the arms at a place; NaN where none is known."""
     shares = [evidence.series[place, arm].summary("retention")[0] for arm in evidence.selecting(place)]
     known = [share for share in shares if isfinite(share)]
     return float(np.mean(known)) if known else float("nan")

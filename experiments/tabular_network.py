@@ -25,7 +25,7 @@ _DROPS_OF_256 = 256
 
 @dataclass(frozen=True)
 class Recipe:
-    """How networks are trained: ReLU and dropout behind every hidden layer, Adam, weighted cross-entropy.
+    """How networks are trained: ReLU and dropout after every hidden layer, Adam, weighted cross-entropy.
 
     Attributes:
         hidden: Widths of the hidden layers.
@@ -142,7 +142,7 @@ class Networks:
         drops = np.random.default_rng([self._seed, 2, self.n_steps])
         last = 0
         for end in sorted(set(steps.tolist())):
-            active = int((steps >= end).sum())  # a network that has all its steps is left behind
+            active = int((steps >= end).sum())  # a network that has done all its steps drops out
             pass_ = _Pass(weights[:active], self._widths, recipe, class_weights)
             adam = _adam(weights[:active], pass_.gradients, moments[:, :active], self.n_steps + last)
             for step in range(last, end):
@@ -191,7 +191,7 @@ class _Batches:
 
 
 class _Pass:
-    """Forward and backward pass of a step; the gradients lie as the weights do."""
+    """Forward and backward pass of a step; gradients have the layout of the weights."""
 
     def __init__(
         self, weights: Values, widths: Sequence[int], recipe: Recipe, class_weights: FloatArray
@@ -238,7 +238,7 @@ class _Pass:
         return [mask.reshape(self._size, -1) for mask in np.split(kept, ends)]
 
     def _loss_slope(self, codes: IntArray, counts: NDArray[np.bool_]) -> Values:
-        """The slope of the loss in the logits: softmax minus truth, times each row's share of the weight."""
+        """The slope of the loss in the logits: softmax minus truth, times the row's part of the weight."""
         error: Values = np.exp(self._outputs - self._outputs.max(axis=2, keepdims=True))
         error /= error.sum(axis=2, keepdims=True)
         error -= self._one_hot[codes]

@@ -265,7 +265,7 @@ class TabularWorkspace:
         return network, tracker.counts().astype(np.float64), cost[0]
 
     def _train_networks(self, group: str) -> dict[Cell, Outcome]:
-        """All wanted networks of a group at once; each bears its share of the cost by steps."""
+        """All wanted networks of a group at once; the cost is divided by steps."""
         cells = [
             cell
             for cell in self.wanted

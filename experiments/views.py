@@ -70,7 +70,7 @@ def network_inputs(
     """
     if isinstance(dataset, AudioDataset):
         if view != "clean":
-            raise InputError(f"sound has the view 'clean' only, got {view!r}")
+            raise InputError(f"view {view!r}: not for sound; choose 'clean'")
         pictures = log_mel(torch.from_numpy(dataset.inputs(rows)[:, 0]), dataset.sample_rate)
         size_of = (size, round(size * pictures.shape[3] / pictures.shape[2] / 32) * 32)
     else:
@@ -116,11 +116,11 @@ def _mel_filters(n_bins: int, n_mels: int, sample_rate: int) -> Tensor:
 
 def _pictures(dataset: ImageDataset, rows: IntArray, view: str, foreign: ImageDataset | None) -> Tensor:
     if view not in VIEWS:
-        raise InputError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
+        raise InputError(f"view {view!r}: unknown; choose one of {', '.join(VIEWS)}")
     change = VIEWS[view]
     if change is None:
         if foreign is None:
-            raise InputError("the view 'foreign' needs another data set, got none")
+            raise InputError("view 'foreign': no other data set was given; name one")
         other = torch.from_numpy(foreign.inputs(rows % len(foreign)))
         side = dataset.images.shape[1:3]
         return interpolate(other, side, mode="bilinear", align_corners=False, antialias=True)

@@ -101,7 +101,7 @@ class Workspace:
         }
 
     def kept_metrics(self, selection: Selection, calibration: str) -> dict[str, float]:
-        """Counts, bytes and the share of the deployed model's errors that a selection of data set 3 keeps."""
+        """Counts, bytes and the part of the deployed model's errors that a selection of data set 3 keeps."""
         rows, stream = self.split.d3, self.stream(calibration)
         sizes = self.regime.sizes[rows]
         wrong = stream.classes != self.regime.labels[rows]
