@@ -14,7 +14,7 @@ from drip.store import RetentionStore
 
 @pytest.fixture
 def with_features(tmp_path):
-    """A model file that gives features, with limits of adaptive-margin from the board's pictures."""
+    """A model file that gives features, for the rule adaptive-margin and the board's pictures."""
     torch.manual_seed(0)
     model = SmallCNN(SPEC.shape[0], 3, width=4).eval()
     path = tmp_path / "model.onnx"

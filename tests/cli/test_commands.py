@@ -61,7 +61,7 @@ def decisions(path):
 # -- calibrate and run ---------------------------------------------------------------------------------
 
 
-def test_calibrate_writes_a_policy_of_the_model_and_prints_its_limits(digits, drip, tmp_path):
+def test_calibrate_writes_a_policy_of_the_model_and_prints_its_windows(digits, drip, tmp_path):
     out = tmp_path / "policy.json"
     result = drip(
         "calibrate", MODEL, "--weights", digits.weights, "--data", digits.calibration, "--input-spec", SHAPE,
@@ -270,7 +270,7 @@ def test_an_export_with_names_missing_leaves_no_folder_of_its_own(layout, drip, 
     for folder in (out, mine):
         result = drip("store", "export", kept, "--to", folder, *options)
         assert result.code == 1
-        assert result.error in ("labels-invalid", "export-failed", "bad-argument")
+        assert result.error == "labels-invalid"
     assert not out.exists()
     assert list(mine.iterdir()) == []
 
@@ -292,7 +292,7 @@ def test_what_is_no_store_is_refused_in_one_line(content, command, drip, tmp_pat
         path.write_bytes(content)
     result = drip("store", command, path)
     assert result.code == 1
-    assert result.error.startswith("store-")
+    assert result.error in ({"store-missing"} if content is None else {"store-invalid", "store-version"})
     assert str(path) in result.err
     assert "Traceback" not in result.err
 

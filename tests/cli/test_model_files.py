@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from board_runs import N_PRODUCTION, audit, start
+from device_runs import N_PRODUCTION, audit, start
 from known_model import make_model
 from PIL import Image
 
@@ -32,7 +32,7 @@ def expected_decisions(board, policy):
 # -- calibrate and run ---------------------------------------------------------------------------------
 
 
-def test_calibrate_on_the_board_writes_the_files_policy(board, drip, tmp_path):
+def test_calibrate_on_the_device_writes_the_files_policy(board, drip, tmp_path):
     out = tmp_path / "policy.json"
     result = drip("calibrate", board.bare.path, "--data", board.calibration, "--out", out, "--dpw", "0.4")
     assert result.code == 0, result.err
@@ -47,7 +47,7 @@ def test_calibrate_on_the_board_writes_the_files_policy(board, drip, tmp_path):
 
 
 @pytest.mark.parametrize("rule", ["margin", "reservoir", "class-balanced-random", "max-logit-window"])
-def test_any_rule_is_calibrated_on_the_board_and_runs(rule, board, drip, tmp_path):
+def test_any_rule_is_calibrated_on_the_device_and_runs(rule, board, drip, tmp_path):
     out = tmp_path / "policy.json"
     options = ["--data", board.calibration, "--out", out, "--rule", rule, "--dpw", "0.3"]
     assert drip("calibrate", board.bare.path, *options).code == 0
@@ -100,7 +100,7 @@ def test_run_decides_as_numpy_does(board, drip, run_options, tmp_path):
     assert len({number for number, *_ in expected.values()}) > 1
 
 
-def test_limits_in_the_file_that_differ_are_counted_and_the_policy_wins(board, drip, run_options, tmp_path):
+def test_windows_in_the_file_that_differ_are_counted_and_the_policy_wins(board, drip, run_options, tmp_path):
     run_options[1] = board.bare.path
     result = drip(*run_options, "--policy", board.policy, "--json")
     found = json.loads(result.out)["run"]
@@ -117,7 +117,7 @@ def test_a_file_without_a_policy_asks_for_one_before_a_store_is_made(board, drip
     assert not (tmp_path / "kept.db").exists()
 
 
-def test_a_quantised_file_wants_limits_of_its_own(board, drip, run_options, tmp_path):
+def test_a_quantised_file_needs_windows_of_its_own(board, drip, run_options, tmp_path):
     policy = Policy.load(board.policy)
     int8 = make_model(
         tmp_path / "int8.onnx", board.spec, seed=4, quantization={"weights": "int8"},
@@ -181,7 +181,7 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(content, drip, run_optio
     run_options[1].write_bytes(content)
     result = drip(*run_options)
     assert result.code == 1
-    assert result.error.startswith("model-")
+    assert result.error.startswith("model-file-")
     assert len(result.err.splitlines()) == 1
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from board_runs import N_PRODUCTION, audit
+from device_runs import N_PRODUCTION, audit
 
 from drip.onnx import OnnxScorer
 from drip.policy import Policy

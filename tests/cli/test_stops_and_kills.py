@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from board_runs import N_PRODUCTION, Watcher, audit, n_decided, start, wait_until
+from device_runs import N_PRODUCTION, Watcher, audit, n_decided, start, wait_until
 
 from drip.store import Outcome, RetentionStore
 

@@ -19,7 +19,7 @@ app = typer.Typer(
     help="Decide on the device, sample by sample, what is worth keeping for retraining.",
     epilog="First look: drip demo. Then: drip calibrate, drip run, drip store stats.",
     no_args_is_help=True,
-    rich_markup_mode=None,
+    rich_markup_mode=None,  # rich's boxes leave half of 80 columns to the help texts
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -65,6 +65,7 @@ def _command(where: str, content: JsonObject, command: Any) -> JsonObject:
         if name.startswith("--")
     }
     found: JsonObject = {}
+    # Parameters are named after what they mean in Python, options after what users read: --format is `layout`.
     for key, value in content.items():
         name = key.replace("_", "-")
         if name not in options:

@@ -1,4 +1,4 @@
-"""What tests of runs on a board share: processes without torch, and looks at what they leave."""
+"""What tests of runs on a device share: processes without torch, and looks at what they leave."""
 
 import json
 import os

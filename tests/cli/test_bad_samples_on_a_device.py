@@ -1,4 +1,4 @@
-"""Bad samples in a run of a model file: set aside with a clear word, and no other sample is lost."""
+"""Bad samples in a run of a model file: quarantined with a clear reason, and no other sample is lost."""
 
 import io
 import json
@@ -7,8 +7,8 @@ import subprocess
 
 import numpy as np
 import pytest
-from board_runs import N_PRODUCTION, audit, start, wait_until
 from boards import picture, write_pictures
+from device_runs import N_PRODUCTION, audit, start, wait_until
 from encoded_samples import png_declaring, sound
 from PIL import Image
 from support import lacks
@@ -95,7 +95,7 @@ KINDS = {"pictures": (pictures, BAD_PICTURES), "sounds": (sounds, BAD_SOUNDS), "
 
 @pytest.mark.parametrize("watched", [False, True], ids=["folder", "watched"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_bad_samples_are_set_aside_by_name_and_all_others_are_decided(kind, watched, drip, tmp_path):
+def test_bad_samples_are_quarantined_by_name_and_all_others_are_decided(kind, watched, drip, tmp_path):
     from known_model import make_model
 
     make, bad = KINDS[kind]
@@ -120,7 +120,7 @@ def test_bad_samples_are_set_aside_by_name_and_all_others_are_decided(kind, watc
     assert n_quarantined == len(bad)
     assert {row.sample_id for row in audit(tmp_path / "kept.db")} == expected
     with RetentionStore.open_readonly(tmp_path / "kept.db") as store:
-        reasons = {aside.sample.id: aside.reason for aside in store.quarantined()}
+        reasons = {rejected.sample.id: rejected.reason for rejected in store.quarantined()}
         assert store.check().ok
     assert reasons.keys() == bad.keys()
     for name, (_, word) in bad.items():
