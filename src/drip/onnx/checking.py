@@ -86,6 +86,7 @@ def check(path: str | Path, inputs: NDArray[np.float32] | None = None) -> CheckR
         problems.append("predicted_class is not the lowest index of the largest logit")
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     windows = windows_of(metadata.policy, logits.shape[1])
+    # set_policy writes both; a tool that edits the file may have written only one
     for name, expected in zip((LOWER, UPPER), windows, strict=True):
         tensor = stored.get(name)
         if tensor is None or tensor.raw_data != expected.astype("<f4").tobytes():

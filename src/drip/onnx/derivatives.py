@@ -101,7 +101,7 @@ def _same(_tape: Tape, _node: Node, gradients: Grads) -> Gradients:
 @derivative("Cast")
 def _cast(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     if attribute(node, "to", 1) != 1:
-        raise tape.refuse(node, "float32 on both sides")  # float16 would round, integers have no slope
+        raise tape.unsupported(node, "float32 on both sides")  # float16 would round, integers have no slope
     return gradients[:1]
 
 
@@ -136,7 +136,7 @@ def _leaky_relu(tape: Tape, node: Node, gradients: Grads) -> Gradients:
 def _prelu(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
     if tape.active(node.inputs[1]):
-        raise tape.refuse(node, "a constant slope")
+        raise tape.unsupported(node, "a constant slope")
     leaked = g.add("Mul", gradients[0] or "", node.inputs[1])
     return [_masked(tape, g.add("Greater", node.inputs[0], g.number(0.0)), gradients[0], leaked)]
 
@@ -178,7 +178,7 @@ def _clip(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     Both are exported as Clip. Bounds of 0 and 6 are ReLU6 in practice, as in MobileNet.
     """
     g, x = tape.graph, node.inputs[0]
-    low, high = node.input(1), node.input(2)
+    low, high = node.input(1), node.input(2)  # either bound may be left out
     values = [g.constant(name) if name else None for name in (low, high)]
     bounds = tuple(None if value is None else float(value.item()) for value in values)
     strict = bounds == (0.0, 6.0)
@@ -237,7 +237,7 @@ def _pow(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
     exponent = g.constant(node.inputs[1])
     if exponent is None or tape.active(node.inputs[1]):
-        raise tape.refuse(node, "a constant exponent")
+        raise tape.unsupported(node, "a constant exponent")
     # The slope in the exponent would need the logarithm of the base, which may be negative.
     powers = exponent.astype(np.float32)
     lowered = g.add("Pow", node.inputs[0], g.number(powers - np.float32(1)))
@@ -249,7 +249,7 @@ def _pow(tape: Tape, node: Node, gradients: Grads) -> Gradients:
 def _extreme(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     """Each of two equal values gets half of the gradient, as in PyTorch's ``maximum`` and ``minimum``."""
     if len(node.inputs) != 2:
-        raise tape.refuse(node, "two inputs")
+        raise tape.unsupported(node, "two inputs")
     g = tape.graph
     first, second = node.inputs
     compare = "Greater" if node.op == "Max" else "Less"
@@ -316,7 +316,7 @@ def _matmul(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
     a, b = node.inputs
     if min(g.rank(a), g.rank(b)) < 2:
-        raise tape.refuse(node, "two inputs of at least two axes")
+        raise tape.unsupported(node, "two inputs of at least two axes")
     value = gradients[0] or ""
 
     def summed(product: str, name: str) -> str:
@@ -340,6 +340,7 @@ def paddings(
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Strides, dilations and paddings (all starts, then all ends) of a convolution or pooling."""
     n_axes = len(kernel)
+    # ONNX's defaults; exporters leave attributes out that have them
     strides = attribute(node, "strides", (1,) * n_axes)
     dilations = attribute(node, "dilations", (1,) * n_axes)
     auto = attribute(node, "auto_pad", "NOTSET")
@@ -360,7 +361,7 @@ def _conv(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
     x, weight = node.inputs[:2]
     if tape.active(weight):
-        raise tape.refuse(node, "weights that do not depend on the input")
+        raise tape.unsupported(node, "weights that do not depend on the input")
     tape.fixed(node, x, range(2, g.rank(x)))
     group = int(attribute(node, "group", 1))
     return [spread_windows(g, node, gradients[0] or "", weight, group)]
@@ -377,14 +378,14 @@ def spread_windows(g: Graph, node: Node, gradient: str, weight: str, group: int)
     starts = list(pads[: len(kernel)])
     # The kernel's last position may end after the input, in the padding (cut off), or before it, if the
     # stride does not divide the size (zeros are added: those values were never read).
-    behind = [end - start - size for end, start, size in zip(ends, starts, sizes, strict=True)]
+    cut = [end - start - size for end, start, size in zip(ends, starts, sizes, strict=True)]
     spread = g.add(
         "ConvTranspose", gradient, weight, strides=list(strides), dilations=list(dilations), group=group,
-        pads=[*starts, *(max(0, cut) for cut in behind)],
+        pads=[*starts, *(max(0, size) for size in cut)],
     )  # fmt: skip
-    if min(behind) >= 0:
+    if min(cut) >= 0:
         return spread
-    return g.add("Pad", spread, g.indices([0] * (len(kernel) + 4) + [max(0, -cut) for cut in behind]))
+    return g.add("Pad", spread, g.indices([0] * (len(kernel) + 4) + [max(0, -size) for size in cut]))
 
 
 # -- normalisation ----------------------------------------------------------------------------------------
@@ -409,8 +410,9 @@ def normalised_gradient(g: Graph, x: str, gradient: str, axes: tuple[int, ...], 
 
 @derivative("LayerNormalization")
 def _layer_norm(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    # later outputs, mean and inverse deviation, exist for training only
     if any(gradients[1:]) or any(tape.active(name) for name in node.inputs[1:] if name):
-        raise tape.refuse(node, "a constant scale and one output that is used")
+        raise tape.unsupported(node, "a constant scale and one output that is used")
     g, x = tape.graph, node.inputs[0]
     rank = g.rank(x)
     axes = tuple(range(int(attribute(node, "axis", -1)) % rank, rank))
@@ -433,7 +435,7 @@ def _batch_norm(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g, x = tape.graph, node.inputs[0]
     scale, variance = g.constant(node.inputs[1]), g.constant(node.inputs[4])
     if attribute(node, "training_mode", 0) or scale is None or variance is None:
-        raise tape.refuse(node, "inference mode and constant mean and variance")
+        raise tape.unsupported(node, "inference mode and constant mean and variance")
     # With constant statistics it is a factor per channel, known now: one product at run time.
     epsilon = float(attribute(node, "epsilon", 1e-5))
     slope = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
@@ -454,6 +456,7 @@ def _softmax(tape: Tape, node: Node, gradients: Grads) -> Gradients:
 @derivative("LogSoftmax")
 def _log_softmax(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g, y = tape.graph, node.outputs[0]
+    # g - exp(y) sum(g): from the output, whose exponential is the softmax
     axis = int(attribute(node, "axis", -1)) % g.rank(y)
     total = g.reduce("ReduceSum", gradients[0] or "", [axis], keep=True)
     return [g.add("Sub", gradients[0] or "", g.add("Mul", g.add("Exp", y), total))]
@@ -517,8 +520,8 @@ def _extreme_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g, x = tape.graph, node.inputs[0]
     axes = reduced_axes(tape, node)
     chosen = g.add("Cast", g.add("Equal", x, _kept(tape, node, node.outputs[0], axes)), to=1)
-    share = g.add("Div", chosen, g.reduce("ReduceSum", chosen, axes, keep=True))
-    return [g.add("Mul", _kept(tape, node, gradients[0] or "", axes), share)]
+    part = g.add("Div", chosen, g.reduce("ReduceSum", chosen, axes, keep=True))
+    return [g.add("Mul", _kept(tape, node, gradients[0] or "", axes), part)]
 
 
 @derivative("GlobalMaxPool")
@@ -541,7 +544,7 @@ def _max_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     """Each window sends its gradient to the first of its largest values, by MaxPool's second output."""
     g, x = tape.graph, node.inputs[0]
     if attribute(node, "storage_order", 0) or (len(gradients) > 1 and gradients[1]):
-        raise tape.refuse(node, "row-major indices")
+        raise tape.unsupported(node, "row-major indices")
     # MaxPool is run a second time, for the indices. They count through the whole tensor, so that one
     # scatter over the flattened tensor serves all rows and maps.
     options = {key: value for key, value in node.attributes.items() if key != "storage_order"}
@@ -551,7 +554,7 @@ def _max_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     # Overlapping windows may choose one place, whose gradients add up; opset 16 is the first that can add.
     add = {"reduction": "add"} if g.opset >= 16 else {}
     if not add and _overlaps(node):
-        raise tape.refuse(node, "windows that do not overlap, or opset 16,")
+        raise tape.unsupported(node, "windows that do not overlap, or opset 16,")
     scattered = g.add("ScatterElements", empty, g.reshape(places, [-1]), values, axis=0, **add)
     return [g.reshape_like(scattered, x)]
 
@@ -572,7 +575,7 @@ def _average_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     _, _, pads = paddings(node, *sizes, kernel)
     if attribute(node, "ceil_mode", 0) or (any(pads) and not attribute(node, "count_include_pad", 0)):
         # windows at the border would have other weights than the others
-        raise tape.refuse(node, "complete windows: no ceil_mode, no padding that is not counted,")
+        raise tape.unsupported(node, "complete windows: no ceil_mode, no padding that is not counted,")
     channels = g.sizes(x)[1]
     weight = g.number(np.full((channels, 1, *kernel), 1.0 / math.prod(kernel)))
     return [spread_windows(g, node, gradients[0] or "", weight, channels)]
@@ -681,8 +684,9 @@ def _gather(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     axis = int(attribute(node, "axis", 0)) % g.rank(x)
     indices = g.constant(node.inputs[1])
     tape.fixed(node, x, [axis])
+    # embeddings look up many axes of computed indices; heads pick a token or a group of channels
     if indices is None or indices.ndim > 1:
-        raise tape.refuse(node, "constant indices of at most one axis")
+        raise tape.unsupported(node, "constant indices of at most one axis")
     size = g.sizes(x)[axis]
     wanted = indices.astype(np.int64).reshape(-1) % size
     value = gradients[0] or ""
@@ -702,7 +706,7 @@ def _pad(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     pads = g.integers(node, 1, "pads") or ()
     axes = tape.axes(node, 3) or tuple(range(rank))
     if attribute(node, "mode", "constant") != "constant" or min(pads, default=0) < 0:
-        raise tape.refuse(node, "constant values and no negative padding")
+        raise tape.unsupported(node, "constant values and no negative padding")
     value = gradients[0] or ""
     for position, axis in enumerate(axes):
         before = pads[position]

@@ -155,7 +155,7 @@ def find_head(
     positions, skipped = sizes[1:-1], 0
     if len(sizes) == 3:
         skipped = _class_tokens(sizes[1], layer)
-        positions = (sizes[1] - skipped,)
+        positions = (sizes[1] - skipped,)  # one axis, as the graph has it; metadata name the grid
         found = "tokens"
     return Head(layer, logits, found, sizes[-1], positions, skipped, nodes)
 
@@ -196,6 +196,8 @@ def _chosen(graph: Graph, logits: str, cuts: list[str]) -> str:
         channels = 1 if _layout(graph, name) == "channels_first" else len(sizes) - 1
         return math.prod(size for axis, size in enumerate(sizes) if axis not in {0, channels})
 
+    # A tensor that was only moved or pooled carries the same information as the one before it, with names and
+    # layouts that differ between exporters: the operation that computed it is the stable choice.
     extended = [
         name for name in usable
         if n_positions(name) > 1
@@ -227,6 +229,7 @@ def _matters(graph: Graph, name: str, logits: str) -> bool:
     """Whether the logits use more than one token: False if one is picked and no attention precedes."""
     if _layout(graph, name) == "channels_first" or graph.rank(name) != 3:
         return True
+    # Softmax after it is the sign of another attention, in which every token can still influence the picked.
     ops = [node.op for node in graph.between(name, logits)]
     return not {"Gather", "Slice"} & set(ops) or "Softmax" in ops
 

@@ -105,7 +105,7 @@ class ModelMetadata:
         n_classes = content.get("n_classes", 0)  # the first files of version 1 do not have it
         if type(n_classes) is not int or n_classes < 0 or (names and n_classes not in {0, len(names)}):
             raise ValueError(f"n_classes is {n_classes!r} with {len(names)} class names")
-        # an empty digest would equal that of a policy without a model: any such policy would pass
+        # an empty digest would equal that of a policy without a model, and any such policy would pass
         if not texts["digest"] or not isinstance(content["score"], dict):
             raise ValueError(f"digest is {texts['digest']!r} and score {content['score']!r}")
         return cls(

@@ -208,7 +208,7 @@ def _free_batch(model: onnx.ModelProto, output: str, shape: tuple[int, ...]) -> 
     declared = axis.dim_value if axis.HasField("dim_value") else 0
     axis.Clear()
     axis.dim_param = "batch"
-    x = noise(shape, 3)
+    x = noise(shape, 3)  # three rows: a graph with a batch of two written into it would pass with two
     try:
         (together,) = run_model(model, x, [output])
         alone = np.concatenate([run_model(model, row[None], [output])[0] for row in x])

@@ -137,6 +137,7 @@ def candidates(policy: Policy, parent: Observations, found: Observations) -> dic
     """
     given = {"parent": policy}
     rule = create(policy.rule.name, **policy.rule.params)
+    # Rules without windows, such as margin, have nothing to scale; their state is kept or calibrated again.
     if "windows" in policy.rule.state and isinstance(rule, WindowRule):
         given["scaled"] = _scaled(policy, _ratios(parent, found, rule, policy.n_classes))
     rule.calibrate(found)
@@ -150,11 +151,13 @@ def candidates(policy: Policy, parent: Observations, found: Observations) -> dic
 def _ratios(parent: Observations, found: Observations, rule: WindowRule, n_classes: int) -> FloatArray:
     """Median ratio of the scores per class; 1 for a class with fewer than 20 samples."""
     before, after = rule.score(parent), rule.score(found)
+    # A score of 0 has no ratio, and a sample that changed its class compares two different heatmaps.
     usable = (parent.classes == found.classes) & (before > 0) & (after > 0)
     ratios = np.ones(n_classes)
     for index in range(n_classes):
         rows = usable & (parent.classes == index)
         if rows.sum() >= _MIN_PAIRS:
+            # the median: a few scores near 0 have ratios of any size
             ratios[index] = np.median(after[rows] / before[rows])
     return ratios
 
@@ -300,7 +303,7 @@ def quantize(
     work = _Work(path, model, metadata, settings, _samples(data), on_stage or (lambda _: None))
     with tempfile.TemporaryDirectory() as folder:
         finished, report = work.run(Path(folder))
-    save_model_file(finished, out)
+    save_model_file(finished, out)  # after all checks: a file that exists was found to agree
     return report
 
 
@@ -337,6 +340,7 @@ class _Work:
         plan = plan_int8(self.model, settings.float_layers or 0)
         self.stage("ranges")
         inputs = self._calibration_inputs(folder)
+        # token models accept one row at a time
         step = _ROWS if self.model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_param") else 1
 
         def batches() -> Iterator[NDArray[np.float32]]:
@@ -353,6 +357,7 @@ class _Work:
             reports[n_layers] = quantised, self._judge(quantised, folder, policy, parent, retained, n_layers)
             return reports[n_layers][1].agreement.kappa >= settings.min_kappa
 
+        # A number that the user gave is attempted as it is, also if another one would agree better.
         if settings.float_layers is None:
             chosen = fewest(agrees, plan.n_layers)
         else:
@@ -406,6 +411,7 @@ class _Work:
         place = {int(row): index for index, row in enumerate(rows)}
         shape = (len(rows), *spec.shape)
         inputs = np.memmap(folder / "inputs", np.float32, "w+", shape=shape)
+        # The samples come from a stream that has no random access: read up to the last chosen row.
         for row, sample in enumerate(islice(self.samples(), int(rows.max()) + 1)):
             if row in place:
                 if sample.rejected is not None:
@@ -422,6 +428,8 @@ class _Work:
         """The quantised graph, with biases corrected by the error of its first form."""
         settings = self.settings
         example = next(batches())
+        # Twice: the error of the first form is only known once it exists, and its correction changes biases
+        # before they are rounded.
         for corrects in (True, False):
             quantised = write_int8(
                 plan, ranges, example, per_channel=settings.per_channel, activations=settings.activations
@@ -457,6 +465,7 @@ class _Work:
                 "try another calibration",
                 code="quantize-disagrees",
             )
+        # Windows are fitted on one part and judged on the other; on the same part refit would always win.
         given = candidates(policy, parent[self.fit], found[self.fit])
         held, before = found[self.held], parent[self.held]
         agreements = {
@@ -505,6 +514,7 @@ class _Work:
         }
         if self.metadata.policy is not None:
             data = f"{windows} windows on {len(self.fit)} samples for the int8 file of {self.metadata.digest}"
+            # The windows now belong to this file: a policy with the parent's digest would be rejected.
             provenance = replace(
                 self.metadata.policy.provenance,
                 model_digest=metadata.digest,
@@ -536,7 +546,7 @@ def fewest(holds: Callable[[int], bool], n: int) -> int | None:
     >>> fewest(lambda number: number >= 5, 50), fewest(lambda number: False, 50)
     (5, None)
     """
-    if holds(0):
+    if holds(0):  # most models need no float32 layer, so that one trial suffices
         return 0
     low, high = 0, n - 1
     if high == 0 or not holds(high):

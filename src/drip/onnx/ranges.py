@@ -31,6 +31,7 @@ _N_BINS = 2048  # eight per level of eight bits
 _N_LEVELS = 256
 _N_CANDIDATES = 64  # per end, so that 4,096 ranges are compared for the smallest error
 _OUTSIDE = 1e-4
+# Operations with a bias of their own. MatMul has none, and an Add after it may have other readers.
 _CORRECTED = frozenset(("Conv", "Gemm"))
 
 
@@ -127,6 +128,7 @@ def narrowed(counts: FloatArray, extremes: Range, calibration: Calibration) -> R
     """
     low, high = extremes
     total = counts.sum()
+    # a tensor that is constantly zero, for example after a ReLU that never fires
     if not high > low or not total:
         return extremes
     width = (high - low) / len(counts)
@@ -213,6 +215,7 @@ def _twins(layers: Mapping[str, onnx.NodeProto], quantised: onnx.ModelProto) -> 
         if twin.name not in layers:
             continue
         inputs, weights = (made_by.get(name) for name in twin.input[:2])
+        # layers that stayed float32 have no twin
         if inputs is None or weights is None:
             continue
         if weights.op_type != "DequantizeLinear" or inputs.op_type != "DequantizeLinear":
@@ -258,6 +261,7 @@ def _mean_errors(
         errors: list[NDArray[np.float32]] = session.run(None, {source.name: batch})
         n_inputs += len(batch)
         for (layer, _, _), error in zip(twins, errors, strict=True):
+            # in float64: sums over all inputs and positions of small differences
             per_channel = error.reshape(*error.shape[:2], -1).mean(axis=2, dtype=np.float64).sum(axis=0)
             sums[layer.name] = sums.get(layer.name, 0.0) + per_channel
     return {name: total / n_inputs for name, total in sums.items()}

@@ -55,6 +55,7 @@ class OnnxScorer:
             self._windows: tuple[FloatArray, FloatArray] | None = None
             self.n_disagreements = 0
             self.n_classes = self._try()
+        # the context is added here, once, for everything that a file can get wrong
         except ModelError as error:
             raise error.within(str(path)) from error
 
@@ -202,6 +203,7 @@ class OnnxScorer:
                 f"the model fails on inputs of shape {values.shape}: {error}; export it again",
                 code="model-outputs",
             ) from error
+        # A Reshape to constant sizes can merge rows without an error; samples would get others' scores.
         if any(len(part) != len(values) for part in found):
             shapes = {name: part.shape for name, part in zip(self._names, found, strict=True)}
             raise ModelError(
@@ -275,6 +277,7 @@ def _input_of(session: Any, shape: tuple[int, ...]) -> tuple[str, bool]:
             f"the model's inputs are {[(i.name, i.type) for i in inputs]}, not one of float32; {EXPORT}",
             code="model-outputs",
         )
+    # Open sides are strings or None and fit any spec; the trial run shows whether the graph accepts them.
     batch, *sides = inputs[0].shape
     if len(sides) != len(shape) or any(
         isinstance(side, int) and side != wanted for side, wanted in zip(sides, shape, strict=True)

@@ -48,6 +48,8 @@ class Tape:
         self.graph = graph
         self._start = start
         self._nodes = nodes
+        # A gradient is computed only at tensors that depend on the start. Weights have none, which saves
+        # most of the work in linear layers.
         self._active = {start} | {name for node in nodes for name in node.outputs if name}
 
     def active(self, name: str) -> bool:
@@ -85,6 +87,8 @@ class Tape:
         return total
 
     def _total(self, sums: dict[str, list[str]], name: str) -> str | None:
+        # A tensor with several readers has several gradients. They are added here, when the node that made
+        # it is reached: by then all of its readers were visited.
         parts = sums.get(name)
         if not parts:
             return None
@@ -94,7 +98,7 @@ class Tape:
 
     # -- helpers of the derivatives --------------------------------------------------------------------
 
-    def refuse(self, node: Node, wanted: str) -> ExportError:
+    def unsupported(self, node: Node, wanted: str) -> ExportError:
         """The error of a node whose operation has a derivative, but not in this use."""
         return ExportError(
             f"{node} must have {wanted} to be differentiated; give a layer after it, or use another head",
@@ -109,6 +113,7 @@ class Tape:
         axes = [*range(extra), *(axis + extra for axis in copied)]
         if not axes:
             return gradient
+        # Two kinds of copies: axes that the input lacks, and axes of size one that were repeated.
         total = self.graph.reduce("ReduceSum", gradient, axes, keep=not extra)
         return self.graph.reshape_like(total, name) if extra and copied else total
 
@@ -125,12 +130,12 @@ class Tape:
     def fixed(self, node: Node, name: str, axes: Iterable[int]) -> None:
         """Reject axes whose size follows the batch; the derivative writes their size into the graph."""
         if self.graph.shapes[name].growing & set(axes):
-            raise self.refuse(node, "axes of fixed size")
+            raise self.unsupported(node, "axes of fixed size")
 
 
 def attribute(node: Node, name: str, default: Any) -> Any:
     """An attribute of a node; lists as tuples of numbers."""
     value = node.attributes.get(name, default)
-    if isinstance(value, bytes):
+    if isinstance(value, bytes):  # ONNX stores strings as bytes
         return value.decode()
     return tuple(value) if isinstance(value, (list, tuple, np.ndarray)) else value

@@ -94,6 +94,7 @@ def export_onnx(
     scorer = TorchScorer(model, layer=layer, heatmap=chosen, contrast=contrast, example=example)
     digest = model_digest(model)
     with ScoringMode(model, locks_of(model)):
+        # Two rows, so that torch does not treat a batch of one as a constant.
         x = torch.from_numpy(example[:2] if len(example) > 1 else np.concatenate([example, example]))
         target = find_target(model, x, scorer.layer)
         plain = _plain_graph(model, target, x)
@@ -197,6 +198,7 @@ def _plain_graph(model: nn.Module, target: Target, x: Tensor) -> onnx.ModelProto
     """The model's graph with outputs ``logits`` and ``activation``; its batch is free if torch can."""
     wrapped = _WithActivation(model, target).eval()
     reasons = []
+    # models that reshape to a fixed number of rows export for one row only
     for example, free in ((x, True), (x[:1], False)):
         axes = ({0: torch.export.Dim("batch")},) if free else None
         try:
