@@ -65,7 +65,7 @@ class WriterLock:
         try:
             self._descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except FileNotFoundError as error:
-            message = f"{path}: the folder does not exist; check the path"
+            message = f"{path}: the folder {path.parent} does not exist; check the path"
             raise StoreError(message, code="path-missing") from error
         except OSError as error:
             message = (
