@@ -1,4 +1,4 @@
-"""How numbers are written: shares, points, counts, bytes and times, each with its unit; NaN is ``n/a``."""
+"""Numbers as text: percentages, points, counts, bytes and times, each with its unit; NaN is ``n/a``."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def ratio(part: float, whole: float) -> float:
     return part / whole if whole else nan
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """A share as a percentage.
+def percent(value: float, digits: int = 1) -> str:
+    """A ratio as a percentage.
 
     >>> percent(0.6143), percent(0.9725, 2), percent(float("nan"))
     ('61.4 %', '97.25 %', 'n/a')
     """
-    return f"{100 * share:.{digits}f} %" if isfinite(share) else MISSING
+    return f"{100 * value:.{digits}f} %" if isfinite(value) else MISSING
 
 
 def points(difference: float, *, signed: bool = True) -> str:
-    """A difference of two shares in percentage points, with two digits; what rounds to zero has no sign.
+    """A difference of two ratios in percentage points, with two digits; a zero has no sign.
 
     >>> points(0.0123), points(0.0123, signed=False), points(-0.00001), points(float("nan"))
     ('+1.23 points', '1.23 points', '0.00 points', 'n/a')
@@ -72,7 +72,7 @@ def seconds(value: float) -> str:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """A number with so many significant digits, never in exponent form unless it is tiny or huge.
+    """A number with this many significant digits, in exponent form only if it is tiny or huge.
 
     >>> significant(0.041259), significant(12.345), significant(1234.5), significant(0.0)
     ('0.0413', '12.3', '1,234', '0')
