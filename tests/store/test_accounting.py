@@ -14,10 +14,10 @@ from making import BUDGET, DROP, LOGITS, keep, observation, put, refused, sample
 from drip.errors import StoreError, TransactionFullError
 from drip.store import RetentionStore
 from drip.store.budget import Layout
-from drip.store.checking import check
 from drip.store.codec import ScoreCodec
 from drip.store.eviction import AuditRing, ClassCounter, ClassCounters
 from drip.store.put import prepare
+from drip.store.reading import check
 from drip.types import Decision, Progress, Sample
 
 

@@ -16,10 +16,11 @@ from typing import Any, Self
 import numpy as np
 
 from drip.errors import InputError, StoreError
-from drip.store import checking, codec
+from drip.store import codec
 from drip.store.connection import SYNCHRONOUS, Synchronous, explained
 from drip.store.eviction import Eviction
 from drip.store.opening import OpenFile, open_for_reading, open_for_writing
+from drip.store.reading import check
 from drip.store.records import (
     AuditRow,
     CheckReport,
@@ -412,7 +413,7 @@ class RetentionStore:
         if connection.in_transaction:
             message = "check() cannot run inside a transaction; call it after the block"
             raise StoreError(message, code="store-transaction")
-        return checking.check(connection, self._path, self.budget_bytes)
+        return check(connection, self._path, self.budget_bytes)
 
     def _settings(self) -> Settings:
         if self._writer is not None:
