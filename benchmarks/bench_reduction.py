@@ -1,4 +1,4 @@
-"""Data reduction on the Dry Bean split, beside the published procedures, and growth to a million rows.
+"""Data reduction on the Dry Bean split, compared with the published procedures, and up to a million rows.
 
 Every run is a process of its own: one timed call after a warm-up on 300 rows, with the growth of the peak
 resident size. Needs DRIP_DATA with `tabular/dry_bean.csv.gz`.
@@ -52,7 +52,7 @@ PUBLISHED_S = {  # measured once with the published package on this split, at th
 
 def beans() -> tuple[Any, Any]:
     """Features in [0, 1] and classes of the 10,208 training rows."""
-    from sklearn.model_selection import train_test_split  # noqa: PLC0415  # in the child alone
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415  # only in the child process
 
     with gzip.open(Path(os.environ["DRIP_DATA"]) / "tabular" / "dry_bean.csv.gz", "rt") as lines:
         cells = [line.strip().split(",") for line in lines][1:]
@@ -74,7 +74,7 @@ def beans_drawn(n: int) -> tuple[Any, Any]:
 
 def variants(method: str) -> dict[str, Callable[..., Any]]:
     """How a method is called: (values, classes, fraction) -> points and labels, or None."""
-    import published_reduction as published  # noqa: PLC0415  # in the child alone
+    import published_reduction as published  # noqa: PLC0415  # only in the child process
 
     from drip.reduction import create  # noqa: PLC0415
 
@@ -107,7 +107,7 @@ def child(method: str, way: str, n: int, fraction: float) -> None:
     values, classes = beans() if n == 0 else beans_drawn(n)
     call = variants(method)[way]
     call(values[:300], classes[:300], 0.1)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _status_mib("VmRSS")
     start = time.perf_counter()
     result = call(values, classes, fraction)
@@ -122,7 +122,7 @@ def child(method: str, way: str, n: int, fraction: float) -> None:
 
 
 def kept(result: Any, values: Any, classes: Any) -> tuple[Any, Any]:
-    """Points and labels, from these, from the points of each class, or from row numbers."""
+    """Points and labels, from a pair of both, from the points of each class, or from row numbers."""
     if isinstance(result, tuple):
         return result
     if isinstance(result, list):
@@ -136,7 +136,7 @@ def _status_mib(field: str) -> float:
 
 
 def run(method: str, way: str, n: int, fraction: float) -> dict[str, Any]:
-    """Start a child and read what it found."""
+    """Start a child process and read its result."""
     arguments = [sys.executable, __file__, "--child", method, way, str(n), str(fraction)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,9 +1,9 @@
-"""How well fewer images stand for the COCO subset: distances of features, and classes that keep a box.
+"""How well reduced image sets represent a COCO subset: distances of features, and classes that keep a box.
 
 ``DRIP_DATA=folder python benchmarks/image_reduction.py`` reduces the 126 training images of
 ``coco254_yolo.zip`` within the categories of their boxes, on the features of MobileNetV2 with ImageNet
 weights, by every method with ten seeds, and writes one line per run to ``results/image_reduction.jsonl``. No
-detector is trained: 126 images with 71 classes train none. Nothing is timed, so the machine may be busy.
+detector is trained: 126 images with 71 classes are too few. Nothing is timed, so the machine may be busy.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     place = Path(os.environ.get("DRIP_DATA", ""))
     missing = [name for name in (DATA, WEIGHTS) if not (place / name).is_file()]
     if not os.environ.get("DRIP_DATA") or missing:
-        sys.exit(f"the data {', '.join(missing)} are needed: set DRIP_DATA to the folder that has them")
+        sys.exit(f"{', '.join(missing)}: not found; set DRIP_DATA to the folder of these files")
     with tempfile.TemporaryDirectory() as folder:
         zipfile.ZipFile(place / DATA).extractall(folder)
         images = read_image_set(Path(folder) / "images" / "train2017")
@@ -56,7 +56,7 @@ def main() -> None:
         names = [image.name for image in images.images]
         features, read, problems = backbone.of_files(images.folder, names, lambda *_: None)
     if problems or len(read) < len(names):
-        sys.exit(f"all images must be readable, got {problems}")
+        sys.exit(f"some images cannot be decoded: {problems}")
     records = []
     for fraction in FRACTIONS:
         for method, stratify, cover in METHODS:

@@ -27,7 +27,7 @@ def stratified_random(values: Any, classes: Any, fraction: float) -> Any:
 
 
 def protodash(values: Any, classes: Any, fraction: float) -> Any:
-    """Linear kernel; every gradient of every candidate anew in a loop; the weights by a general solver."""
+    """Linear kernel; all gradients computed again in a loop; weights from a general solver."""
     chosen = []
     for label in np.unique(classes):
         rows = np.flatnonzero(classes == label)
@@ -90,7 +90,7 @@ def maxmin(values: Any, classes: Any, fraction: float) -> Any:
 
 
 def distance_entropy(values: Any, classes: Any, fraction: float) -> Any:
-    """Entropy of every row in a loop, then for each of the largest a search for the row that has it."""
+    """Entropy of every row in a loop, then a search for the row of each of the largest entropies."""
     base = stratified_random(values, classes, fraction / 2)
     pool = np.setdiff1d(np.arange(len(values)), base)
     prototypes = [values[base][classes[base] == label].mean(axis=0) for label in np.unique(classes)]
