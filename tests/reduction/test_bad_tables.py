@@ -1,4 +1,4 @@
-"""What cannot be reduced is refused with a message; what is merely odd has a documented result."""
+"""Data that cannot be reduced raise an error with a code; odd data have a documented result."""
 
 import warnings
 
@@ -177,7 +177,7 @@ def test_prototypes_of_a_table_of_any_scale_are_those_of_the_scaled_one(kernel, 
     assert found.ranking_.tolist() == expected.ranking_.tolist()
 
 
-def test_prototypes_of_a_class_that_all_but_vanishes_beside_another():
+def test_prototypes_of_a_class_of_tiny_numbers():
     values, labels = TABLE[0].copy(), TABLE[1]
     values[labels == 0] *= 1e-160
     assert np.isfinite(ProtoDash(0.5, random_state=0).fit(values, labels).sample_weight_).all()

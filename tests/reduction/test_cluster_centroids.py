@@ -1,4 +1,4 @@
-"""Centroids are means of their clusters; rows that stand for them are the nearest members."""
+"""Centroids are the means of their clusters; with hard voting the nearest members are kept."""
 
 import numpy as np
 import pytest

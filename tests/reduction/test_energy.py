@@ -17,7 +17,7 @@ from drip.reduction.energy import measure_energy
 
 @pytest.fixture
 def counters(tmp_path, monkeypatch):
-    """A processor with two packages and memory beside them, as sysfs shows it."""
+    """A processor with two packages and memory, laid out like sysfs."""
     base = tmp_path / "powercap" / "intel-rapl"
     for number, name in enumerate(["package-0", "package-1", "dram"]):
         domain = base / f"intel-rapl:{number}"

@@ -152,10 +152,10 @@ def test_margin_is_the_way_to_the_plane_in_the_metric(metric, plane, seed, littl
     direction = np.sign(weights) if metric == "chebyshev" else weights / np.linalg.norm(weights)
     towards = -np.sign(scores)[:, None] * direction
     before = values + towards * (found.margins - little)[:, None]
-    behind = values + towards * (found.margins + little)[:, None]
+    beyond = values + towards * (found.margins + little)[:, None]
     there = found.margins > little
     assert (np.sign(before @ weights + offset) == np.sign(scores))[there].all()
-    assert (np.sign(behind @ weights + offset) == -np.sign(scores))[there].all()
+    assert (np.sign(beyond @ weights + offset) == -np.sign(scores))[there].all()
 
 
 def test_equal_margins_above_epsilon_make_the_accuracies_equal():

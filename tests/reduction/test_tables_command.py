@@ -140,8 +140,8 @@ def test_tabs_and_other_separators(table, drip, tmp_path):
     assert (
         drip("reduce", "table", tmp_path / "t.tsv", "--label", "Class", "--out", tmp_path / "k.tsv").code == 0
     )
-    refused = drip("reduce", "table", tmp_path / "s.csv", "--label", "Class", "--out", tmp_path / "k.csv")
-    assert (refused.code, "check the separator" in refused.err) == (1, True)
+    failed = drip("reduce", "table", tmp_path / "s.csv", "--label", "Class", "--out", tmp_path / "k.csv")
+    assert (failed.code, "check the separator" in failed.err) == (1, True)
     done = drip(
         "reduce",
         "table",
@@ -269,8 +269,8 @@ def test_outputs_that_exist_or_cannot_be_written_are_rejected_before_the_work(ta
     assert drip("reduce", "table", table, *options, "--out", out, "--overwrite").code == 0
     assert len(rows_of(out)) == 13
     before = table.read_bytes()
-    for refused in (table, tmp_path, tmp_path / "none" / "kept.csv", tmp_path / "kept.parquet"):
-        assert drip("reduce", "table", table, *options, "--out", refused, "--overwrite").code == 1
+    for target in (table, tmp_path, tmp_path / "none" / "kept.csv", tmp_path / "kept.parquet"):
+        assert drip("reduce", "table", table, *options, "--out", target, "--overwrite").code == 1
     assert (
         drip(
             "reduce", "table", table, *options, "--out", tmp_path / "n.csv", "--report", tmp_path / "n.csv"

@@ -72,7 +72,7 @@ def test_a_smaller_fraction_is_a_cut_of_the_same_order(method):
     assert sampler.sample_indices_.tolist() == before.tolist()
 
 
-def test_cut_behind_the_last_row_in_order_is_rejected():
+def test_a_cut_after_the_last_ordered_row_is_rejected():
     sampler = MaxMin(0.2, random_state=0).fit(*blobs(100))
     with fails():
         sampler.at(0.5)

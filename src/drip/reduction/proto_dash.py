@@ -58,23 +58,23 @@ class GrowingProgramme:
             self._weights = np.concatenate([self._weights, np.zeros_like(self._weights)])
         self._columns[place] = column
         self.members.append(candidate)
-        refused: set[int] = set()
+        rejected: set[int] = set()
         entering: int | None = place
         while entering is not None:
             if not self._enter(entering):
-                refused.add(entering)
+                rejected.add(entering)
             else:
                 self._settle()
                 if self._weights[entering] == 0.0:
-                    refused.add(entering)
+                    rejected.add(entering)
                 self.gradient = self._target - self._weights[: place + 1] @ self._columns[: place + 1]
-            entering = self._improving(refused)
+            entering = self._improving(rejected)
 
-    def _improving(self, refused: set[int]) -> int | None:
+    def _improving(self, rejected: set[int]) -> int | None:
         """The member of weight zero with the largest gradient, or None if no increase gains anything."""
         gradient = self.gradient[self.members]
         gradient[self._positive] = -np.inf
-        gradient[list(refused)] = -np.inf
+        gradient[list(rejected)] = -np.inf
         best = int(gradient.argmax())
         return best if gradient[best] > self._tolerance else None
 
