@@ -80,7 +80,7 @@ def test_a_failure_before_the_first_sample_is_in_the_status_file(drip, run_optio
     assert result.code == 1
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["state"] == "failed"
-    assert status["code"] == result.error != "error"
+    assert status["code"] == result.error == "path-missing"
     assert "nowhere" in status["reason"]
 
 
