@@ -205,36 +205,6 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
         raise typer.BadParameter(f"{name}={text} is not a list of numbers; such as {name}=0.5") from error
 
 
-def parse_numbers(text: str) -> tuple[float, ...]:
-    """Numbers separated by commas.
-
-    Raises:
-        typer.BadParameter: anything else.
-
-    >>> parse_numbers("0.485,0.456")
-    (0.485, 0.456)
-    """
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"numbers separated by commas are needed, got {text!r}") from error
-
-
-def parse_shape(text: str) -> tuple[int, ...]:
-    """Sizes separated by commas or ``x``.
-
-    Raises:
-        typer.BadParameter: anything else.
-
-    >>> parse_shape("3x224x224")
-    (3, 224, 224)
-    """
-    try:
-        return tuple(int(part) for part in re.split(r"[,x]", text))
-    except ValueError as error:
-        raise typer.BadParameter(f"sizes such as 3,224,224 are needed, got {text!r}") from error
-
-
 def parse_names(text: str) -> tuple[str, ...]:
     """Class names separated by commas, each once; empty for an empty text.
 
