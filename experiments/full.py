@@ -354,7 +354,7 @@ def banked(
 
 
 class _Lazy:
-    """Maps of a bank that stand in for an array of them: a training reads few at a time."""
+    """Maps of a bank that replace an array of them: a training reads few at a time."""
 
     def __init__(self, bank: Bank, index: IntArray) -> None:
         self._bank, self._index = bank, index

@@ -1,6 +1,6 @@
 """Study `longer`: arms of Table I after longer training, where the baseline is below the paper's.
 
-The training recipes do the least work that comes near the paper's accuracies. This study shows what more passes
+The training recipes do as little work as comes near the paper's accuracies. This study shows what more passes
 change, in levels and in differences between arms.
 """
 

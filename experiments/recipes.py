@@ -77,7 +77,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
     }
 )
-"""The recipe of each data set, chosen on a held-out part of it: the least work that comes near the paper's baseline."""
+"""The recipe of each data set, chosen on a held-out part of it: as little work as comes near the paper's baseline."""
 
 
 class Training(nn.Module):

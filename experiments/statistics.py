@@ -28,7 +28,7 @@ class Comparison:
         n: Runs.
         mean: Their mean.
         sd: Standard deviation with n - 1; NaN for one run.
-        half: Half the width of the t-interval around the mean; None below five runs.
+        half: Half-width of the t-interval around the mean; None below five runs.
         corrected_half: The same for re-splits of one set; None below five runs or without the sizes.
         p: Two-sided p-value of the paired t-test against zero; None below five runs.
         corrected_p: The same with the corrected variance.
@@ -46,7 +46,7 @@ class Comparison:
 
     @property
     def widest(self) -> float | None:
-        """Half the width of the interval that verdicts use: the corrected one where there is one."""
+        """Half-width of the interval that verdicts use: the corrected one where there is one."""
         return self.half if self.corrected_half is None else self.corrected_half
 
     @property

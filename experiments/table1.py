@@ -30,7 +30,7 @@ _USUAL = {"budget": "epochs", "mode": "online", "labels": "true", "calibration":
 
 @cache
 def discard_fraction(dataset: str) -> float:
-    """The DPW of the paper's arms: Table I names none, so its storage saving stands in for it."""
+    """The DPW of the paper's arms: Table I names none, so its storage saving is used."""
     published = tomllib.loads((Path(__file__).parent / "paper.toml").read_text())
     return float(published["dpw"][dataset])
 

@@ -97,7 +97,7 @@ PROTOCOLS = {
 CONVERGED = Recipe(batch_size=64, dropout=0.0, learning_rate=0.002, decays=True)
 CONVERGED_STEPS = 6000
 """The published network trained to the end, on standardised features, as many steps whatever is kept;
-chosen by the accuracy with all and with a tenth at random on the split of seed 1000, which is no run."""
+chosen by the accuracy with all and with a tenth at random on the split of seed 1000, which no run has."""
 
 
 class Table:

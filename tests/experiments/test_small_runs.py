@@ -106,7 +106,7 @@ def test_the_adaptive_rules_decide_as_when_they_were_registered(tmp_path):
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
     """All studies of images on few pictures, and one on so many digits that windows discard."""
-    require_chain("mnist", "cifar10", "tomato")  # tomato: the foreign pictures
+    require_chain("mnist", "cifar10", "tomato")  # tomato: pictures of unknown classes
     folder = tmp_path_factory.mktemp("chain")
     named = ("baseline", "all", "drip", "random", "misclassified-first", "known-by-labels")
     arms = [word for arm in named for word in ("--arm", arm)]
