@@ -59,7 +59,7 @@ def test_windows_of_all_classes_come_in_their_order():
     assert fit_windows(parts, fraction=0.3, method="histogram_peak")[0] != high
     assert high.lower > 40
     assert low.upper < 10
-    assert empty.never_because == "too few: 0 calibration scores, at least 20 are needed"
+    assert empty.never_because == "too few calibration scores: 0, the minimum is 20"
     assert fit_windows(parts, fraction=0.3, method="histogram_peak")[0].calibration_discard >= 0.3
     assert not fit_windows(parts, fraction=0.3, min_class_count=101)[0].discards
 

@@ -14,7 +14,7 @@ def test_few_scores_never_discard(n, method):
     window = fit_window(np.arange(float(n)), 0.4, method)
     assert not window.discards
     assert (window.lower, window.upper, window.n) == (inf, -inf, n)
-    assert window.never_because == f"too few: {n} calibration scores, at least 20 are needed"
+    assert window.never_because == f"too few calibration scores: {n}, the minimum is 20"
     assert (window.calibration_discard, window.expected_discard) == (0.0, 0.0)
 
 
@@ -27,7 +27,7 @@ def test_twenty_scores_are_enough(method):
 
 
 def test_a_minimum_of_nothing_still_needs_two_scores():
-    assert fit_window(np.array([1.0]), 0.5, min_class_count=0).never_because.startswith("too few: 1 ")
+    assert fit_window(np.array([1.0]), 0.5, min_class_count=0).never_because.startswith("too few calibration scores: 1,")
     assert "at least 2 are" in fit_window(np.array([1.0]), 0.5, min_class_count=0).never_because
     window = fit_window(np.array([1.0, 2.0, 10.0]), 0.5, min_class_count=0)
     assert not window.discards  # two of three are more than 55 %
