@@ -12,7 +12,9 @@ RAW_URL = "https://raw.githubusercontent.com/drip-edge/drip/main/"
 GENERATED = ("reference/cli.md", "reference/benchmarks.md", "appendix/", "reference/api/")
 """Pages below docs/ that nobody writes by hand, so that their length is the length of the product."""
 
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+PAGES = sorted(
+    page for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")] if DOCS / "templates" not in page.parents
+)
 
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<kind>\w*)\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL
