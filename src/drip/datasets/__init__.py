@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from drip.datasets.audio import AudioDataset
+from drip.datasets.arrays import AudioDataset, ImageDataset
 from drip.datasets.cifar10 import load_cifar10
-from drip.datasets.images import ImageDataset
 from drip.datasets.mnist import load_mnist
 from drip.datasets.speech_commands import load_speech_commands
 from drip.datasets.splits import split_rows

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from drip.datasets.images import ImageDataset, duplicate_groups
+from drip.datasets.arrays import ImageDataset, duplicate_groups
 from drip.errors import InputError
 from drip.files.fetch import (
     Progress,

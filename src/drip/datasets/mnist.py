@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from drip.datasets.images import ImageDataset
+from drip.datasets.arrays import ImageDataset
 from drip.errors import InputError
 from drip.files import sha256_hex
 from drip.files.fetch import DATA_VARIABLE, Progress, RemoteFile, cache_folder, fetch, place_below

@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from drip.datasets.audio import AudioDataset
+from drip.datasets.arrays import AudioDataset
 from drip.errors import InputError
 from drip.files.fetch import (
     Progress,

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from drip.datasets.images import ImageDataset
+from drip.datasets.arrays import ImageDataset
 from drip.errors import DripError, InputError
 from drip.files import atomic_writer
 from drip.files.fetch import (
