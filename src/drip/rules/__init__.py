@@ -37,11 +37,9 @@ RECOMMENDED = "drip"
 """The default rule; this is the only place that names it."""
 
 RECOMMENDATION = (
-    "Use the default, `drip`: the paper's rule. The evidence on rules is under review. On well-mixed streams no "
-    "rule is reliably better than a random choice of the same number of samples. On streams with a structure "
-    "(a new camera, near-duplicates, rare classes) rules differ a lot, and a comparison on such streams is in "
-    "progress. Until it is finished, no other rule is recommended. Try a candidate on your own stream with "
-    "`drip run --shadow` and `drip replay` before you switch."
+    "Use the default, `drip`, the paper's rule. The evidence is under review: on well-mixed streams no rule is "
+    "reliably better than a random choice of the same number of samples; on streams with a structure (a new camera, "
+    "near-duplicates, rare classes) rules differ a lot and are being compared. Until then, no other rule is recommended."
 )
 """Which rule to use: rendered into README, `--help` and the site."""
 
