@@ -39,7 +39,8 @@ RECOMMENDED = "drip"
 RECOMMENDATION = (
     "Use the default, `drip`, the paper's rule. The evidence is under review: on well-mixed streams no rule is "
     "reliably better than a random choice of the same number of samples; on streams with a structure (a new camera, "
-    "near-duplicates, rare classes) rules differ a lot and are being compared. Until then, no other rule is recommended."
+    "near-duplicates, rare classes) rules differ a lot and are being compared. "
+    "Until then, no other rule is recommended."
 )
 """Which rule to use: rendered into README, `--help` and the site."""
 
