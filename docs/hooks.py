@@ -1,0 +1,12 @@
+"""A change to every page of the site before it becomes HTML; mkdocs.yml lists this file as a hook."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Keep a number with its interval or percent sign on one line, which narrow columns would break."""
+    return markdown.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}").replace(
+        " % ", "\N{NO-BREAK SPACE}% "
+    )
