@@ -262,6 +262,7 @@ def test_run_that_can_decode_no_sample_exits_with_1_and_the_reason(drip, run_opt
         run_options[-1] = run_options[-1].with_name("other.db")
 
 
+@pytest.mark.slow
 def test_kept_sample_larger_than_the_budget_names_itself(
     drip, calibrate_options, run_options, production, users_model, tmp_path, digits
 ):

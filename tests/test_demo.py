@@ -20,6 +20,8 @@ from drip.report import findings, write_html
 from drip.scoring import model_digest
 from drip.store import RetentionStore
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def part():

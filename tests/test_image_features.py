@@ -51,6 +51,7 @@ def test_default_weights_are_needed_and_must_be_some(tmp_path):
             open_backbone(None, tmp_path / name)
 
 
+@pytest.mark.slow
 def test_the_default_network_takes_both_forms_of_weights(tmp_path):
     import torch
 
@@ -76,6 +77,7 @@ def test_a_model_file_answers_for_its_weights_and_needs_features(board):
         open_backbone(str(board.bare.path), board.bare.path)
 
 
+@pytest.mark.slow
 def test_a_model_file_gives_the_features_of_its_network(network, tmp_path):
     from drip.onnx import export_onnx
 

@@ -333,6 +333,7 @@ def policy_content(name):
 CONTENTS = [policy_content(name) for name in sorted(available())]
 
 
+@pytest.mark.slow
 @given(content=st.sampled_from(CONTENTS), data=st.data())
 @settings(max_examples=400, deadline=None)
 def test_what_happened_to_a_policy_file_is_refused_as_such_or_harmless(content, data):

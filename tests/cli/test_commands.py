@@ -377,6 +377,7 @@ def wait_for_decisions(path, count, process):
     pytest.fail("the run decided nothing for a minute")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)],
@@ -411,6 +412,7 @@ def test_run_that_is_stopped_continues_with_the_same_command(number, code, run_o
         assert store.check().ok
 
 
+@pytest.mark.slow
 def test_second_signal_ends_at_once_and_loses_nothing(run_options, tmp_path):
     (tmp_path / "slow.py").write_text(SLOW_MODEL.replace("0.05", "0.5"))
     run_options[1] = "slow:Slow"

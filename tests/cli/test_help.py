@@ -104,6 +104,7 @@ def test_completion_has_a_script_for_bash(tmp_path):
     subprocess.run(["bash", "-n", script], check=True)
 
 
+@pytest.mark.slow
 def test_completion_offers_commands_options_and_rules(tmp_path):
     assert complete(["drip", "ca"], tmp_path) == ["calibrate"]
     assert {"stats", "check", "export"} == set(complete(["drip", "store", ""], tmp_path))

@@ -185,6 +185,7 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(content, drip, run_optio
     assert len(result.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_calibrate_and_run_need_neither_torch_nor_onnx(board, run_options, tmp_path):
     out = tmp_path / "policy.json"
     for arguments in (

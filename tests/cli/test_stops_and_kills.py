@@ -26,6 +26,7 @@ def many(tmp_path_factory, board):
     return folder
 
 
+@pytest.mark.slow
 def test_sigterm_ends_in_good_order_and_the_same_command_continues(many, board, tmp_path):
     path, status = tmp_path / "kept.db", tmp_path / "status.json"
     arguments = [
@@ -61,6 +62,7 @@ def test_sigterm_ends_in_good_order_and_the_same_command_continues(many, board, 
     assert len(written) <= seconds + 8  # once a second, beside first, last and the counts' first look
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_lose_nothing_and_double_nothing(many, board, tmp_path):
     path = tmp_path / "kept.db"
     arguments = ["run", board.model.path, "--source", many, "--store", path, "--batch-size", "2", "--json"]
@@ -90,6 +92,7 @@ def test_kills_at_random_moments_lose_nothing_and_double_nothing(many, board, tm
         assert store.stats().redelivered == 0
 
 
+@pytest.mark.slow
 def test_a_watched_folder_is_served_while_nothing_arrives(board, tmp_path):
     folder = Path(shutil.copytree(board.production, tmp_path / "inbox"))
     path, status = tmp_path / "kept.db", tmp_path / "status.json"

@@ -104,6 +104,7 @@ def whole(strips):
     return load_cifar10(strips.parent)
 
 
+@pytest.mark.slow
 def test_all_images_are_the_published_ones_in_a_fixed_order(whole):
     assert whole.images.shape == (60_000, 32, 32, 3)
     assert whole.images.dtype == np.uint8

@@ -11,6 +11,8 @@ from urllib.parse import unquote, urldefrag
 import pytest
 from pages import PAGES, RAW_URL, ROOT, SITE_URL, SOURCE_URL, name
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):

@@ -56,6 +56,7 @@ def models(cache):
     return set((cache / "models").glob("*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tomato", "speech"])
 def test_equal_seeds_give_equal_models_and_a_cached_one_is_found_again(
     name, request, cache, monkeypatch, tmp_path

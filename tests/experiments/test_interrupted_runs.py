@@ -15,7 +15,8 @@ from experiments.cells import Unit
 from experiments.ledger import Ledger
 from experiments.running import STUDIES
 
-pytestmark = pytest.mark.timeout(1800)  # a busy machine makes these runs long, not wrong
+# A busy machine makes these runs long, not wrong.
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
 SEEDS = 3
 WORDS = ("--study", "dpw", "--dataset", "mnist", "--rows", 300, "--seeds", SEEDS)
 

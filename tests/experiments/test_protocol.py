@@ -67,6 +67,7 @@ def test_no_part_prefers_a_stretch_of_the_data_over_many_runs():
         assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file"),
     [("tomato", "plantvillage_tomato10_128.zip"), ("speech_commands", "speech_commands_9words.zip")],
@@ -87,6 +88,7 @@ def test_no_leaf_and_no_speaker_lies_on_both_sides(name, file):
         assert len(split.d1c) / len(split.d1) == pytest.approx(0.2, abs=0.04)
 
 
+@pytest.mark.slow
 def test_every_class_of_leaves_is_in_every_part():
     require_data("plantvillage_tomato10_128.zip")
     data = load("tomato")

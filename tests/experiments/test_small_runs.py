@@ -33,7 +33,8 @@ REGISTERED = (
     *("--study", "registered", "--arm", "margin", "--arm", "adaptive-margin", "--arm", "adaptive-random"),
     *("--rows", 2000, "--seeds", 1, "--dataset", "mnist"),
 )
-pytestmark = pytest.mark.timeout(3600)  # a busy machine makes these runs long, not wrong
+# A busy machine makes these runs long, not wrong.
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.slow]
 TIMED = {"fit_s", "decide_us", "decide_peak_bytes"}
 
 

@@ -19,6 +19,8 @@ from experiments.noise import NoisyWorkspace
 from experiments.streams import StreamWorkspace
 from experiments.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 ARMS = ("baseline", "all", "drip", "drip.normalised", "random", "margin", "paper.raw.window")
 
 

@@ -14,6 +14,8 @@ from experiments.ledger import RESULTS, Ledger, Record
 from experiments.reading import Evidence
 from experiments.tabular_reading import METRIC, PROTOCOL, RANDOM, TO_THE_END, Runs, label, published
 
+pytestmark = pytest.mark.slow
+
 LEVELS = {"network": 0.80, "converged": 0.92, "logistic": 0.93, "boosting": 0.91}
 ENDS = ("converged", "logistic", "boosting")
 CSV = f"{tabular_report.DATA}/reduction-dry_bean.csv"

@@ -18,6 +18,8 @@ from experiments.cells import Unit
 from experiments.ledger import RESULTS, Ledger
 from experiments.tabular_workspace import PROTOCOLS, VARIANTS, Table, TabularWorkspace, arms
 
+pytestmark = pytest.mark.slow
+
 UNIT = Unit("tabular", "table", "dry_bean", 0)
 FEW = 800
 # How the committed lines were made; from the root:

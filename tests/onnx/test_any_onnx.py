@@ -80,6 +80,7 @@ def test_trained_squeezenet(tmp_path):
     assert_equal_to_oracle(found, model, "features.12", x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flatten_fc", "hardswish_mlp", "tokens"])
 def test_heads_of_other_kinds_are_found_in_the_graph(name):
     model, batch, layer = build(name)

@@ -458,6 +458,7 @@ def test_the_error_without_onnxruntime_has_the_command_that_installs_it():
     assert 'pip install "drip-edge[device]"' in done.stderr
 
 
+@pytest.mark.slow
 def test_importing_is_quick_enough_for_a_device(capsys):
     code = "import time\nt = time.perf_counter()\nimport drip.cli, drip.onnx\nprint(time.perf_counter() - t)"
     seconds = min(

@@ -26,6 +26,8 @@ from drip.rules import create
 from drip.sources import FolderSource
 from drip.types import Sample
 
+pytestmark = pytest.mark.slow
+
 SPEC = InputSpec((1, 28, 28))
 LENIENT = Settings(n_calibration=48, min_kappa=0.5)
 

@@ -114,6 +114,7 @@ def test_shipped_models_equal_full_autograd(make, shape, tmp_path):
     assert_equal_to_oracle(exported(model, x, tmp_path / "m.onnx"), model, "features", x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["classifier.2", "features.12"])
 def test_squeezenet_is_scored_at_its_class_maps_or_before_its_classifier(layer, tmp_path):
     torch.manual_seed(0)
@@ -247,6 +248,7 @@ def test_an_unwritable_path_is_rejected(tmp_path):
         export_onnx(model, None, batch, tmp_path / "missing" / "m.onnx")
 
 
+@pytest.mark.slow
 def test_equal_models_give_equal_digests(tmp_path):
     digests = set()
     for name in "ab":

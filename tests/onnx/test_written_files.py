@@ -357,6 +357,7 @@ def factory(tmp_path, monkeypatch):
     return "exported_factory:make"
 
 
+@pytest.mark.slow
 def test_export_of_a_pytorch_model(factory, drip, tmp_path):
     torch.save(build("gap_linear", seed=3)[0].state_dict(), tmp_path / "w.pt")
     result = drip(

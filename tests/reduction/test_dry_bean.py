@@ -45,11 +45,13 @@ def test_maxmin_radii_are_the_epsilons_of_every_smaller_fraction(beans):
             assert radii[spread.n_kept - 1] == pytest.approx(spread.epsilon, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_centroids_cover_every_row_closely(beans):
     found = [epsilon(beans, ClusterCentroids(0.1, random_state=seed)).epsilon for seed in range(10)]
     assert median(found) <= 0.19
 
 
+@pytest.mark.slow
 def test_prototypes_cover_every_row_of_every_class(beans):
     found = [epsilon(beans, ProtoDash(0.1, random_state=seed)) for seed in range(3)]
     for label in found[0].per_class:

@@ -159,6 +159,7 @@ def fresh(code, cwd):
     )
 
 
+@pytest.mark.slow
 def test_no_socket_is_opened_no_file_written_and_nothing_printed(tmp_path):
     code = (
         "import socket\n"
@@ -174,6 +175,7 @@ def test_no_socket_is_opened_no_file_written_and_nothing_printed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_missing_library_is_named_with_the_command_that_installs_it(tmp_path):
     code = (
         "import sys\nsys.modules['codecarbon'] = None\n"

@@ -29,6 +29,7 @@ def fresh(code):
 MODULES = sorted(path.stem for path in Path(drip.reduction.__path__[0]).glob("[a-z]*.py"))
 
 
+@pytest.mark.slow
 def test_every_module_but_one_imports_without_torch_and_onnx():
     code = "".join(f"import drip.reduction.{name}\n" for name in MODULES if name != "torch_forgetting")
     done = fresh(
@@ -38,6 +39,7 @@ def test_every_module_but_one_imports_without_torch_and_onnx():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_method_runs_without_torch_and_onnx():
     done = fresh(
         f"{fails_to_import('torch', 'onnx', 'onnxruntime')}from drip.reduction import MaxMin\n"
@@ -78,6 +80,7 @@ def test_every_method_is_found_by_name_and_by_abbreviation():
     assert abbreviations >= {"SRS", "PRD", "CLC", "MMS", "DES", "PHL", "NRMD", "FES", "RKMEANS"}
 
 
+@pytest.mark.slow
 def test_method_that_is_defined_elsewhere_is_found_too():
     done = fresh(
         "from drip.reduction import StratifiedRandom, create\n"

@@ -282,6 +282,7 @@ def test_outputs_that_exist_or_cannot_be_written_are_rejected_before_the_work(ta
     assert drip("reduce", "table", tmp_path / "no.xls", "--out", tmp_path / "k.xls").code == 1
 
 
+@pytest.mark.slow
 def test_a_machine_without_torch_reduces_tables(table, tmp_path):
     code = """
 from importlib.machinery import PathFinder

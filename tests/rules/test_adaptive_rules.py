@@ -151,6 +151,7 @@ def test_a_world_that_was_never_as_in_calibration_does_not_silence_the_device(k)
     assert kept[3000:].mean() == pytest.approx(0.3, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [{"retention": 0.001}, {"samples_per_hour": 4.0}])
 def test_small_rates_are_held_too(target):
     n = 40_000
@@ -297,6 +298,7 @@ def test_in_a_changed_world_the_stored_probability_is_the_frequency(is_saturated
     assert abs(decisions.retain.sum() - probability.sum()) < 4 * error
 
 
+@pytest.mark.slow
 def test_in_a_changed_world_draws_stay_independent_for_ever():
     rule = create("adaptive-margin", retention=0.3, exploration=0.0)
     rule.calibrate(strange_stream(1000, 0.0, seed=0)[0])

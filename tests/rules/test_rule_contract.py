@@ -130,6 +130,7 @@ def test_the_asked_retention_is_nearly_met_on_fresh_data(name, retention):
     assert kept == pytest.approx(1.0 if keeps_everything(name) else retention, abs=0.03)
 
 
+@pytest.mark.slow
 @every_rule
 def test_keep_probabilities_are_the_frequencies(name):
     calibration, stream = fake_observations(120, 4, seed=1), fake_observations(40, 4, seed=2)
@@ -160,6 +161,7 @@ def test_seeds_make_streams_of_chance_that_repeat_and_differ(name):
     assert retained(1) != retained(2)
 
 
+@pytest.mark.slow
 @every_rule
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())

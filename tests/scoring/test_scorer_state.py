@@ -160,6 +160,7 @@ def test_no_tensor_of_a_pass_is_kept_and_results_are_not_overwritten():
         assert np.array_equal(kept, now)
 
 
+@pytest.mark.slow
 def test_preparing_does_not_load_sympy():
     code = (
         "import sys, numpy as np; from drip.models import SmallCNN; from drip.scoring import TorchScorer; "

@@ -124,6 +124,7 @@ def test_a_broker_that_stays_down_costs_the_oldest_decisions_and_no_sample(broke
     assert (publisher.n_waiting, publisher.n_dropped) == (0, 12)
 
 
+@pytest.mark.slow
 def test_a_backlog_of_thousands_is_sent_when_the_broker_is_up_again(broker, reader):
     broker.stop()
     publisher = open_publisher(broker.url("out", client="out"))

@@ -176,6 +176,7 @@ def test_bad_payloads_go_to_quarantine_with_their_reason_and_the_others_are_deci
         assert any(word in reason for reason in reasons), word
 
 
+@pytest.mark.slow
 def test_idle_stream_gives_an_empty_batch_every_second(broker, monkeypatch):
     monkeypatch.undo()
     batches = open_source(broker.url()).batches(8)
@@ -201,6 +202,7 @@ def test_only_uncommitted_messages_are_delivered_again(broker, publisher, digits
     assert next(open_source(broker.url()).batches(2)) == []
 
 
+@pytest.mark.slow
 def test_redelivered_messages_are_not_stored_twice(broker, publisher, digits, tmp_path):
     subscribe(broker)
     publisher.send_all(digits[:8])
@@ -234,6 +236,7 @@ def test_restart_of_the_broker_loses_no_message(broker, publisher, digits, caplo
     assert "lost the session" not in caplog.text
 
 
+@pytest.mark.slow
 def test_publisher_that_replays_restores_what_a_killed_broker_lost(
     broker, publisher, digits, tmp_path, caplog
 ):
@@ -261,6 +264,7 @@ def test_publisher_that_replays_restores_what_a_killed_broker_lost(
     assert set(stored) == kept_of(digits[:400])
 
 
+@pytest.mark.slow
 def test_example_publisher_replays_what_a_killed_broker_lost(broker, digits, tmp_path):
     example = Path(__file__).parents[2] / "examples" / "mqtt_publisher.py"
     url = broker.url("digits/+", client="replayed")
@@ -283,6 +287,7 @@ def test_example_publisher_replays_what_a_killed_broker_lost(broker, digits, tmp
     assert set(received) == set(digits[:100])
 
 
+@pytest.mark.slow
 def test_killed_consumer_and_restarted_broker_lose_no_digit_and_store_none_twice(
     broker, publisher, digits, tmp_path
 ):
@@ -329,6 +334,7 @@ def seen(path):
 # -- back-pressure -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_with_a_fast_publisher_and_a_slow_consumer(broker):
     subscribe(broker, window=32)
     code = (

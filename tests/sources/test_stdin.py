@@ -299,6 +299,7 @@ def test_closed_standard_input_is_an_error():
     assert caught.value.code == "source-unavailable"
 
 
+@pytest.mark.slow
 def test_command_reads_a_pipe_into_a_store_with_the_reasons_of_bad_samples(digits, tmp_path):
     paths = sorted(digits.production.rglob("*.png"))
     content = b"".join(line(path.read_bytes(), id=path.name) for path in paths)

@@ -370,6 +370,7 @@ def consume(url, path, n_samples, stop=lambda: False):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_runs_lose_no_file_and_store_none_twice(tmp_path):
     folder, path = tmp_path / "in", tmp_path / "kept"
     folder.mkdir()

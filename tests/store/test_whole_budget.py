@@ -41,6 +41,7 @@ def some_samples(n, n_bytes, n_meta, rng, retained):
         yield sample(f"{n}-{index}", rng.bytes(n_bytes), meta=meta), observation(), decision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget_bytes", "n", "n_bytes", "n_meta", "retained"),
     [
@@ -135,6 +136,7 @@ def test_large_metadata_count_as_room_that_an_eviction_frees(path):
         assert len(store) >= n_kept - 3
 
 
+@pytest.mark.slow
 def test_duplicates_count_the_pages_of_their_audit_rows(path):
     with RetentionStore.open(path, budget_bytes=600_000) as store:
         put(store, "first", data=b"same")
