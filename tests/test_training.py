@@ -58,6 +58,7 @@ def store(tmp_path):
 # -- training ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_separable_classes_are_learnt():
     model = train(small, examples(240, 0), config=replace(QUICK, epochs=6))
     test = examples(90, 1)

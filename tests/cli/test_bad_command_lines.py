@@ -157,6 +157,7 @@ def test_an_output_that_is_full_is_one_line():
     assert done.stderr == "error[os-error]: No space left on device\n"
 
 
+@pytest.mark.slow
 def test_an_interrupted_calibration_leaves_nothing_and_no_traceback(digits, tmp_path):
     (tmp_path / "endless.py").write_text(ENDLESS_MODEL)
     command = [

@@ -213,6 +213,7 @@ def test_tokens_come_one_by_one_and_decide_alike(board, drip, run_options, tmp_p
 # -- bad samples ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_cannot_be_decoded_or_scored_goes_to_quarantine(board, drip, run_options, tmp_path):
     folder = Path(shutil.copytree(board.production, tmp_path / "mixed"))
     good = (folder / "0001.png").read_bytes()

@@ -227,6 +227,7 @@ def fetch_in_child(wanted, cache, start):
     fetch(wanted, cache)
 
 
+@pytest.mark.slow
 def test_processes_that_fetch_the_same_file_download_it_once(server, cache):
     wanted = source(server)
     context = multiprocessing.get_context("spawn")

@@ -126,6 +126,7 @@ def sources_of(server, folder):
     return made
 
 
+@pytest.mark.slow
 def test_all_digits_are_downloaded_once(mnist_folder, server, cache, packaged, monkeypatch):
     sources = sources_of(server, mnist_folder)
     monkeypatch.delenv(DATA_VARIABLE, raising=False)

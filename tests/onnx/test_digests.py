@@ -104,6 +104,7 @@ def metadata_of(data):
     return json.loads(pairs[b"drip"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["audio", "squeezenet"])
 def test_the_file_s_digest_follows_from_its_bytes_alone(tmp_path, name):
     make, shape, _ = PLAIN[name]
@@ -117,6 +118,7 @@ def test_the_file_s_digest_follows_from_its_bytes_alone(tmp_path, name):
     assert content["n_classes"] == {"audio": 5, "squeezenet": 9}[name]
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_stored_as_raw_bytes_give_the_same_digest(tmp_path):
     make, shape, _ = PLAIN["audio"]
     source, path = tmp_path / "plain.onnx", tmp_path / "model.onnx"

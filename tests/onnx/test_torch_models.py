@@ -90,6 +90,7 @@ def test_metadata_name_the_model_and_the_score(head):
     assert metadata.policy is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gap_linear", "squeeze_head"])
 def test_normalised_heatmaps(name, tmp_path):
     model, batch, layer = build(name)
@@ -123,12 +124,14 @@ def test_squeezenet_is_scored_at_its_class_maps_or_before_its_classifier(layer, 
     assert_equal_to_oracle(exported(model, x, tmp_path / "m.onnx", **options), model, layer, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SATURATING)
 def test_saturating_heads_equal_full_autograd(name, tmp_path):
     model, x = saturating(name)
     assert_equal_to_oracle(exported(model, x, tmp_path / "m.onnx", layer="0"), model, "0", x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "shape"), [(AttentionPooling, (1, 20)), (SharedLinear, (1, 9, 9))], ids=["attention", "shared"]
 )
@@ -150,6 +153,7 @@ class _Functional(nn.Module):
         return self.fc(torch.nn.functional.max_pool2d(self.conv(x).relu(), 2).flatten(1))
 
 
+@pytest.mark.slow
 def test_functions_in_forward_belong_to_the_target(tmp_path):
     torch.manual_seed(1)
     model, x = _Functional().eval(), noise((1, 8, 8), 6)
@@ -159,6 +163,7 @@ def test_functions_in_forward_belong_to_the_target(tmp_path):
     assert_routes_equal(found["drip_score"], expected.scores)
 
 
+@pytest.mark.slow
 def test_the_model_is_not_changed(tmp_path):
     model, batch, _ = build("gap_linear")
     model.train()
@@ -221,6 +226,7 @@ class _Sine(nn.Module):
         return x.sin()
 
 
+@pytest.mark.slow
 def test_an_operation_without_a_derivative_is_named_and_nothing_is_written(tmp_path):
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6), _Sine(), nn.Linear(6, 3))
     model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), head).eval()

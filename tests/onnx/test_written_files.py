@@ -148,6 +148,7 @@ def test_a_rule_that_reads_a_missing_output_is_rejected(path):
     assert error.value.code == "rule-needs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "params", "output"),
     [
@@ -323,6 +324,7 @@ def fresh(code):
     )
 
 
+@pytest.mark.slow
 def test_importing_neither_needs_nor_loads_torch():
     done = fresh("import sys\nsys.modules['torch'] = None\nimport drip.onnx, drip.cli\n")
     assert done.returncode == 0, done.stderr

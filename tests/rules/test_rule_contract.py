@@ -122,6 +122,7 @@ def test_the_asked_retention_is_met_on_the_calibration_data(name, retention):
     assert kept == pytest.approx(expected, abs=tolerance)
 
 
+@pytest.mark.slow
 @every_rule
 @pytest.mark.parametrize("retention", [0.1, 0.3, 0.5, 0.61, 0.77, 0.9])
 def test_the_asked_retention_is_nearly_met_on_fresh_data(name, retention):

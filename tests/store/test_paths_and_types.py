@@ -15,6 +15,7 @@ OBSERVATION = Observation(1, np.zeros(10), {"drip": 0.5})
 KEEP = Decision(retain=True, priority=1.0, keep_probability=1.0, reason="margin")
 
 
+@pytest.mark.slow
 def test_a_link_to_a_store_keeps_log_and_budget_beside_the_real_file(tmp_path):
     card = tmp_path / "card"
     card.mkdir()

@@ -46,6 +46,7 @@ def test_budget_holds_when_full_transactions_are_rolled_back_and_tried_in_halves
         assert store.check().ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "n_refused"), [pytest.param(8, 0, id="8"), pytest.param(32, 1, id="32")])
 def test_a_micro_batch_of_small_samples_fits_one_transaction_of_a_full_small_store(tmp_path, n, n_refused):
     """But for one batch at most: the one in which the store becomes full evicts for the first time."""
