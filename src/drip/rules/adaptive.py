@@ -118,6 +118,7 @@ class ComposedRule(BaseRule):
             "frozen": frozen,
             "seed": seed,
         }
+        # PCG64 by name: the default generator of NumPy may change, saved states may not.
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._rate = RateController(self._target)
         self._rule: ThresholdRule | None = None
@@ -180,6 +181,7 @@ class ComposedRule(BaseRule):
         self._check_classes(observations, n_classes)
         self._rule = self._scoring_rule().calibrate(observations)
         self._start(n_classes)
+        # Start with the calibration scores, so that the first arrivals already meet a sensible threshold.
         self._recent = RunningQuantile.spread(_WINDOW, self._rule.score(observations))
         if self._params["gates"]:
             features, classes = _features(observations), observations.classes
@@ -246,6 +248,7 @@ class ComposedRule(BaseRule):
         features = self._gate_features(observations) if gated else np.empty((n, 0))
         retain, priority, probability = np.zeros(n, np.bool_), np.zeros(n), np.ones(n)
         reasons = []
+        # A loop, not array operations: each decision changes the state that the next one reads.
         for row in range(n):
             value, label = float(score[row]), int(observations.classes[row])
             time_s = None if observations.time_s is None else float(observations.time_s[row])
@@ -254,7 +257,9 @@ class ComposedRule(BaseRule):
             self._classes.arrived(label)
             self._arrivals += 1
             choice = self._choose(value, label, features[row], share)
+            # Relative to the target: at a keep rate of 1 % exploration must not become the larger part.
             chance = self._params["exploration"] * self._rate.target_share
+            # Drawn for every arrival, also for kept ones, so that the stored probability is exact.
             drawn = bool(self._rng.random() < chance)
             priority[row] = choice.priority
             probability[row] = choice.certainty + (1 - choice.certainty) * chance
@@ -286,6 +291,7 @@ class ComposedRule(BaseRule):
         else:
             chosen = value >= self._limit_for(share, value)
             certainty, kept_as, refused_as = float(chosen), self.name, "below-limit"
+        # After the score: a ceiling also binds what the score prefers.
         if self._classes.above_ceiling(label):
             return _Choice(False, "class-ceiling", 0.0, priority)
         if self._classes.below_floor(label, self._rate.target_share):
@@ -294,6 +300,7 @@ class ComposedRule(BaseRule):
 
     def _limit_for(self, share: float, value: float) -> float:
         """The threshold that this part of the last scores reach; then remember the new score."""
+        # Before the new score is added: a sample must not influence its own threshold.
         limit = self._recent.limit(share)
         if not self._params["frozen"]:
             self._recent.add(value)
@@ -305,14 +312,17 @@ class ComposedRule(BaseRule):
         """The gate that rejects an arrival, or None; every gate but the last learns from all arrivals."""
         frozen = self._params["frozen"]
         away = self._gaussians.whitened(features[:N_NUMBERS], label)
+        # Outliers and populations see every arrival, kept or not: they estimate the stream, not the selection.
         is_usual = self._outliers.passes(float(away @ away), frozen=frozen)
         is_known = True
         if not frozen:
             is_known = self._population.passes(away)
             self._note("second-population", self._population.share if self._population.is_apart else 0.0)
             self._note("distribution-shift", self._population.share if self._is_shifted else 0.0)
+        # A share of 1 means that the rule is far below its target; rejecting more would silence the device.
         if share < 1 and not (is_usual and is_known):
             return "second-population" if is_usual else "outlier"
+        # Last, because it remembers kept samples: a rejected outlier must not count as one.
         return None if self._duplicates.passes(features, frozen=frozen) else "near-duplicate"
 
     @property
@@ -367,4 +377,5 @@ class _Checksum(ThresholdRule):
 
     def score(self, observations: Observations) -> FloatArray:
         rows = np.ascontiguousarray(observations.logits, "<f8")
+        # A checksum, not a generator: the same sample gets the same score again, so repeats stay comparable.
         return np.array([crc32(row.tobytes(), self._start) / 2**32 for row in rows], np.float64)

@@ -84,6 +84,7 @@ class BaseRule(ABC):
             InputError: a missing column, NaN or infinite values.
             PolicyError: the rule was not calibrated.
         """
+        # One code path for one sample and for many: two would drift apart in the last bit.
         return self.decide_many(Observations.of(observation))[0]
 
     def decide_many(self, observations: Observations) -> Decisions:
@@ -93,6 +94,7 @@ class BaseRule(ABC):
             InputError: a missing column, NaN or infinite values.
             PolicyError: the rule was not calibrated.
         """
+        # Check before anything changes: a rejected batch must leave state and generator untouched.
         self._check(observations)
         return self._decide(observations)
 
@@ -119,6 +121,7 @@ class BaseRule(ABC):
         Raises:
             PolicyError: another version than :attr:`state_version`.
         """
+        # A state of another layout may parse and still mean something else, so the version decides, not the parser.
         if version != self.state_version:
             raise PolicyError(
                 f"the state of the rule {self.name!r} has version {version!r}, this DRIP reads "
@@ -237,6 +240,7 @@ class ThresholdRule(BaseRule):
         return {"limit": self._limit}
 
     def _calibrate(self, observations: Observations) -> None:
+        # A value of the sample, not an interpolated quantile: "keep what reaches it" is then exact on calibration data.
         descending = np.sort(self.score(observations))[::-1]
         self._limit = float(descending[count_to_keep(len(descending), self._retention) - 1])
 
@@ -339,6 +343,7 @@ class WindowRule(BaseRule):
         self._windows = windows
         self._lower = np.array([window.lower for window in windows])
         self._upper = np.array([window.upper for window in windows])
+        # A class whose scores are all equal has scale 0; distances then stay in units of the score.
         self._unit = np.array([window.scale or 1.0 for window in windows])
 
     def _distances(self, observations: Observations) -> tuple[BoolArray, BoolArray, FloatArray]:
@@ -350,6 +355,7 @@ class WindowRule(BaseRule):
         lower, upper = self._lower[classes], self._upper[classes]
         discards = lower < inf
         inside = is_inside(scores, classes, self._lower, self._upper)
+        # Finite scores may still give an infinite quotient; it is clipped, not reported.
         with np.errstate(over="ignore"):
             outside = np.maximum(lower - scores, scores - upper) / self._unit[classes]
         return inside, discards, np.where(discards, within_float64(np.maximum(outside, 0.0)), 1.0)
@@ -357,6 +363,7 @@ class WindowRule(BaseRule):
     def _decide(self, observations: Observations) -> Decisions:
         inside, discards, distance = self._distances(observations)
         decisions = deterministic(~inside, distance, "outside-window", "inside-window")
+        # The usual case needs no loop over the rows.
         if discards.all():
             return decisions
         reasons = [
@@ -412,6 +419,7 @@ class RankedRule(BaseRule):
         )
         limits, means, scales = [], [], []
         for part in parts:
+            # Too few scores make a quantile meaningless; keeping everything of a rare class is the safe side.
             enough = len(part) >= max(self._min_class_count, 1)
             limits.append(float(part[count_to_keep(len(part), self._retention) - 1]) if enough else inf)
             mean, scale = mean_and_deviation(part)
@@ -446,6 +454,7 @@ class ChanceRule(BaseRule):
     """
 
     def __init__(self, retention: float = 0.6, seed: int = 0) -> None:
+        # Random rules accept 1, where a window or a quantile would be empty; True is not a rate.
         if isinstance(retention, bool) or retention != 1:
             check_fraction("retention", retention)
         check_count("seed", seed)
@@ -475,6 +484,7 @@ def count_to_keep(n: int, retention: float) -> int:
     >>> count_to_keep(10, 0.25), count_to_keep(3, 0.01)
     (3, 1)
     """
+    # As a decimal, not as a binary float: 0.29 of 100 is 29, and halves round up as on paper.
     return max(1, int(Fraction(str(retention)) * n + Fraction(1, 2)))
 
 
@@ -501,6 +511,7 @@ def drawn(draw: FloatArray, probability: FloatArray, kept: str) -> Decisions:
     >>> drawn(np.array([0.3, 0.3]), np.array([0.6, 0.2]), "coin").retain.tolist()
     [True, False]
     """
+    # Strictly below: a probability of 0 never keeps, and a draw never reaches 1.
     retain = draw < probability
     with np.errstate(over="ignore"):
         priority = within_float64(1.0 - draw / np.maximum(probability, np.finfo(np.float64).tiny))

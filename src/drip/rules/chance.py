@@ -25,6 +25,7 @@ class RandomRule(ChanceRule):
 
     def _decide(self, observations: Observations) -> Decisions:
         n = len(observations)
+        # One draw per observation whatever is decided, so that batches and single decisions use equal draws.
         retain = self._draw(observations) < self._retention
         return Decisions(retain, np.zeros(n), np.full(n, float(self._retention)), ["random"] * n)
 
@@ -78,6 +79,7 @@ class ClassBalancedRandomRule(ChanceRule):
         self._check_classes(observations, n_classes)
         counts = np.bincount(observations.classes, minlength=n_classes)
         quota = equal_quota(counts, self._retention)
+        # A class without calibration samples gets probability 1 through the tiny divisor: it is rare, so keep it.
         self._probabilities = np.minimum(1.0, quota / np.maximum(counts, 1e-9))
 
     def _restore(self, state: JsonObject) -> None:
@@ -108,6 +110,7 @@ def equal_quota(counts: IntArray, retention: float) -> float:
     # If the i smallest classes are kept whole, the others share the rest of the budget equally.
     whole = np.concatenate([[0.0], np.cumsum(ascending)[:-1]])
     shares = (wanted - whole) / np.arange(len(counts), 0, -1)
+    # The first share that its class can fill; for smaller classes the share exceeds what they have.
     return float(shares[int(np.argmax(shares <= ascending))])
 
 
@@ -167,6 +170,7 @@ class MixedMarginRule(ThresholdRule):
         self._check_classes(observations, len(self._within))
         values = self._margin.score(observations)
         overall = _ranks(values, self._overall)
+        # A class without calibration samples counts as most uncertain.
         within = np.ones(len(values))
         for label in np.unique(observations.classes).tolist():
             mine = observations.classes == label
@@ -185,6 +189,7 @@ class MixedMarginRule(ThresholdRule):
         n_classes = observations.logits.shape[1]
         self._check_classes(observations, n_classes)
         values = self._margin.score(observations)
+        # Both ranks come from the same calibration scores, so their mean is comparable between classes.
         self._overall = np.quantile(values, np.linspace(0, 1, _POINTS))
         shares = np.linspace(0, 1, min(_POINTS, max(_FEWEST, _ALL_POINTS // n_classes)))
         self._within = np.full((n_classes, len(shares)), np.nan)
@@ -248,6 +253,7 @@ def match_count(retain: BoolArray, count: int, seed: int) -> IntArray:
     """
     if not 0 <= count <= len(retain):
         raise InputError(f"count must be in [0, {len(retain)}], got {count!r}")
+    # One permutation for surplus and shortfall: rules compared with equal seeds share their luck.
     draw = np.random.default_rng(seed).permutation(len(retain))
     # Kept rows first, each group in random order.
     chosen = draw[np.argsort(~retain[draw], kind="stable")][:count]

@@ -83,10 +83,12 @@ class NoveltyRule(ThresholdRule):
         Raises:
             PolicyError: the rule was not calibrated.
         """
+        # 0 until calibrated: a real model has at least two classes.
         if not self._n_classes:
             raise self._uncalibrated()
         self._check_classes(observations, self._n_classes)
         features = projected(observations, self.name, self._gaussians.n_features)
+        # Row by row, as the adaptive rules do: a matrix product would round differently for other batch sizes.
         away = map(self._gaussians.whitened, features, observations.classes.tolist())
         return np.array([row @ row for row in away], np.float64)
 
@@ -177,6 +179,7 @@ class ModerateRule(ThresholdRule):
         features, classes = projected(observations, self.name), observations.classes
         order = fixed_order(features, classes)
         features, classes = features[order], classes[order]
+        # Fallback for classes without calibration samples, and the scale where a class has no spread.
         of_all = _centre_median_scale(features, 1.0)
         found = [
             _centre_median_scale(features[classes == label], of_all[2])
@@ -257,6 +260,7 @@ class CoverageRule(ChanceRule):
     def _calibrate(self, observations: Observations) -> None:
         ascending = np.sort(MarginRule().score(observations))
         n = len(ascending)
+        # Never discard more than the keep rate allows, or the quota could not be filled.
         n_dropped = int(min(_HARDEST, 1 - self._retention) * n)
         self._easiest, self._hardest = float(ascending[0]), float(ascending[n - n_dropped - 1])
         kept = ascending[ascending <= self._hardest]
@@ -280,9 +284,11 @@ class CoverageRule(ChanceRule):
             raise self._uncalibrated()
         difficulty = MarginRule().score(observations)
         probability = self._probabilities[self._strata(difficulty)]
+        # The hardest samples are often mislabelled or out-of-distribution; the paper discards them too.
         probability[difficulty > self._hardest] = 0.0
         return drawn(self._draw(observations), probability, self.name)
 
     def _strata(self, difficulty: FloatArray) -> IntArray:
+        # Only inner edges: easier or harder samples than calibration saw fall into the outer strata.
         inner_edges = np.linspace(self._easiest, self._hardest, _STRATA + 1)[1:-1]
         return np.searchsorted(inner_edges, difficulty, "left")

@@ -77,6 +77,7 @@ class InformationGainRule(BaseRule):
         features, uncertainty = projected(observations, self.name), MarginRule().score(observations)
         order = fixed_order(features, uncertainty)
         features, uncertainty = features[order], uncertainty[order]
+        # Centred, or the first direction of A would be spent on the common mean of all activations.
         self._mean = features.mean(axis=0)
         self._scale = float(np.sqrt(((features - self._mean) ** 2).sum(axis=1).mean())) or 1.0
         rows = (features - self._mean) / self._scale
@@ -84,6 +85,7 @@ class InformationGainRule(BaseRule):
         kept = first.calibrate(observations).decide_many(observations[order]).retain
         information = np.eye(rows.shape[1]) + (rows[kept] * uncertainty[kept, None]).T @ rows[kept]
         inverse = np.linalg.inv(information)
+        # The inverse of a symmetric matrix is symmetric up to rounding; restore checks exact symmetry.
         self._inverse = np.ascontiguousarray((inverse + inverse.T) / 2)
         gains = [self._gain(row, h)[0] for row, h in zip(rows, uncertainty.tolist(), strict=True)]
         self._recent = RunningQuantile.spread(_WINDOW, np.array(gains))
@@ -103,6 +105,7 @@ class InformationGainRule(BaseRule):
         """Score of a row z, A z, and h z'A z."""
         assert self._inverse is not None  # noqa: S101  # calibrated
         direction = self._inverse @ row
+        # Rounding may make a tiny quadratic form negative, and its logarithm NaN.
         leverage = max(uncertainty * float(row @ direction), 0.0)
         return float(np.log1p(leverage)), direction, leverage
 
@@ -116,7 +119,9 @@ class InformationGainRule(BaseRule):
         for i, row in enumerate((features - self._mean) / self._scale):
             value, direction, leverage = self._gain(row, uncertainty[i])
             retain[i] = value >= self._recent.limit(self._rate.share())
+            # Rank among the last scores: raw scores shrink as A grows, so old and new samples would not compare.
             priority[i] = self._recent.rank(value)
+            # After the decision: a sample must not influence its own threshold.
             self._recent.add(value)
             if retain[i]:
                 self._rate.kept()
@@ -321,6 +326,7 @@ class VariableUncertaintyRule(ChanceRule):
         certainty = 1.0 / softmax_ratios(observations.logits).sum(axis=1)
         draw = self._draw(observations)
         probability = np.empty(len(observations))
+        # Budget the rarer outcome: above one half, discards are counted instead of kept samples.
         spends_on_kept = self._retention <= 0.5
         budget = _BUDGET_WINDOW * min(self._retention, 1 - self._retention)
         for row, value in enumerate(certainty.tolist()):

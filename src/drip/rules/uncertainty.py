@@ -29,6 +29,7 @@ class MarginRule(ThresholdRule):
         ratios = softmax_ratios(observations.logits)
         others = ratios[:, 1:].sum(axis=1)
         second = ratios[:, 1:2].sum(axis=1)  # zero for a model with one class
+        # Not 1 - (p1 - p2) as written: that difference rounds to 0 for every confident prediction.
         return np.asarray((others + second) / (1.0 + others))
 
 
@@ -63,6 +64,7 @@ class LeastConfidenceRule(ThresholdRule):
     def score(self, observations: Observations) -> FloatArray:
         """Shape (n,): 1 - p_1, the probability of all other classes."""
         others = softmax_ratios(observations.logits)[:, 1:].sum(axis=1)
+        # Not 1 - p1 as written, which is 0 for every prediction above 1 - 1e-16.
         return np.asarray(others / (1.0 + others))
 
 
@@ -85,6 +87,7 @@ class EnergyRule(ThresholdRule):
 
     def score(self, observations: Observations) -> FloatArray:
         """Shape (n,): the free energy of the logits."""
+        # The largest logit is taken out of the sum, or the exponential overflows at 710.
         largest = observations.logits.max(axis=1).astype(np.float64)
         return np.asarray(-(largest + np.log(softmax_ratios(observations.logits).sum(axis=1))))
 
@@ -161,6 +164,7 @@ class SoftMarginRule(ChanceRule):
 
     def _calibrate(self, observations: Observations) -> None:
         ascending = np.sort(MarginRule().score(observations))
+        # Evenly spaced ranks describe the distribution; all scores would make a state of megabytes.
         n_points = min(len(ascending), _POINTS)
         middles = (np.arange(n_points) + 0.5) / n_points
         self._points = ascending[(middles * len(ascending)).astype(np.int64)]

@@ -42,6 +42,7 @@ class DripRule(WindowRule):
         score: str = "drip",
     ) -> None:
         super().__init__(retention, method, min_class_count)
+        # The name is looked up in every batch; a wrong type would fail there with a worse message.
         if not isinstance(score, str):
             raise InputError(f"score must be the name of a score, got {score!r}")
         self._score_name = score
@@ -132,6 +133,7 @@ class MarginWindowRule(ThresholdRule):
     def _calibrate(self, observations: Observations) -> None:
         descending = np.sort(self.score(observations))[::-1]
         n = len(descending)
+        # A quarter of what is discarded lies above the range; the published search for the start needs labels.
         start = int((1 - Fraction(str(self._retention))) / 4 * n)
         self._upper = float(descending[start])
         self._limit = float(descending[start + count_to_keep(n, self._retention) - 1])
@@ -146,6 +148,7 @@ class MarginWindowRule(ThresholdRule):
         if self._limit is None:
             raise self._uncalibrated()
         score = self.score(observations)
+        # The distance to the nearer end is positive exactly inside, so it decides and orders eviction at once.
         inside = np.minimum(score - self._limit, self._upper - score)
         return deterministic(inside >= 0, inside, self.name, "outside-window")
 

@@ -63,13 +63,16 @@ class DuplicateGate:
             raise InputError(
                 f"the near-duplicate gate needs at least 2 calibration samples, got {len(features)}"
             )
+        # Zero features have no step; any value works for them.
         self._step = float(np.abs(features).max()) / _STEPS or 1.0
         self._kept = np.empty((0, features.shape[1]), np.float32)
         self._next = 0
         rows = np.stack([self._in_steps(row) for row in features])
         self._limit = float(np.quantile(nearest_distances(rows), self._quantile))
         n_kept = min(self._memory, len(rows) // 2)
+        # Mixed: calibration samples of one scene follow each other and would be too close to be typical.
         shuffled = np.random.Generator(np.random.PCG64(0)).permutation(rows)
+        # As in operation: new samples against a memory of others, with as many rows as half the set allows.
         to_kept = [_nearest(shuffled[:n_kept], row) for row in shuffled[n_kept:]]
         self._usual = float(np.quantile(to_kept, _HIGH))
         return self
@@ -86,6 +89,7 @@ class DuplicateGate:
             features: The row.
             frozen: Use the calibrated threshold, however small all distances are.
         """
+        # Nothing was kept yet, so nothing can repeat it.
         if not len(self._kept):
             return True
         distance, limit = _nearest(self._kept, self._in_steps(features)), self._limit
@@ -161,7 +165,9 @@ def nearest_distances(features: NDArray[np.floating[Any]]) -> FloatArray:
     for start in range(0, len(features), _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, len(features)))
         distances = squares[rows, None] + squares - 2 * features[rows] @ features.T
+        # A row is not its own neighbour.
         distances[np.arange(len(rows)), rows] = np.inf
+        # The expanded square may round below zero for equal rows.
         nearest[rows] = np.maximum(distances.min(axis=1), 0.0)
     return nearest
 
@@ -196,6 +202,7 @@ class OutlierGate:
             distance: Distance of the sample.
             frozen: Reject outliers however many there are.
         """
+        # The part of outliers is updated also while everything passes, or the gate could never close again.
         is_far = distance > self._limit
         is_shifted = not frozen and self._share >= _MOST
         self._share += (is_far - self._share) / _WINDOW

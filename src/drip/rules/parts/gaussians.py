@@ -86,6 +86,7 @@ class ClassGaussians:
                 f"gates need calibration samples with different features, but all {len(features)} are equal; "
                 "calibrate on more samples of the stream, or turn gates off"
             )
+        # With hundreds of classes there are too few samples per mean, and too many means for a device.
         groups = _n_groups(n_classes)
         self._means, self._whitener = _fit(features, classes if groups > 1 else 0 * classes, groups)
         return self
@@ -157,9 +158,11 @@ def _fit(features: FloatArray, groups: IntArray, n_groups: int) -> tuple[FloatAr
     means = np.empty((n_groups, features.shape[1]))
     for group in range(n_groups):
         mine = features[groups == group]
+        # Shrunk towards the overall mean: the mean of three samples would fit exactly those three.
         means[group] = (mine.sum(axis=0) + _PRIOR * overall) / (len(mine) + _PRIOR)
     away = features - means[groups]
     covariance = away.T @ away / len(features)
+    # Relative to the mean variance, so that it does not depend on the scale of the features.
     ridge = max(_RIDGE * float(np.trace(covariance)) / len(overall), float(np.finfo(np.float32).tiny))
     factor = np.linalg.cholesky(covariance + ridge * np.eye(len(overall)))
     whitener = np.asarray(np.linalg.inv(factor).T)  # L L^T is the inverse of the covariance
@@ -231,6 +234,7 @@ class PopulationGate:
 
     def passes(self, row: FloatArray) -> bool:
         """Whether one row, shape (d,), belongs to the known population; updates the fit with it."""
+        # The variance of a mean with forgetting 1/w is that of 2w - 1 equal weights.
         self._n = min(self._n + 1, 2 * _WINDOW - 1)
         self._wait = max(self._wait - 1, 0)
         self._mean += max(1 / self._n, 1 / _WINDOW) * (row - self._mean)
@@ -238,6 +242,7 @@ class PopulationGate:
         if self._share == 0.0 and shift > _SHIFT_ON and self._n >= _FIRST and not self._wait:
             self._share, self._sum = _START_SHARE, self._mean.copy()
         elif self._share and (shift < _SHIFT_OFF or self._share < _LEAST):
+            # Wait before the next start: the mean still carries the population that has just ended.
             self._share, self._wait = 0.0, _WINDOW
         if self._share == 0.0:
             return True
@@ -267,6 +272,8 @@ class PopulationGate:
 
     def _posterior(self, row: FloatArray) -> float:
         mean = self._sum / self._share
+        # The odds of 1 would be infinite.
         share = min(self._share, 0.999)
         odds = float(row @ mean - 0.5 * mean @ mean) + log(share / (1 - share))
+        # exp(500) is still finite; beyond it the posterior is 0 in float64 anyway.
         return 1 / (1 + exp(-odds)) if odds > -500 else 0.0

@@ -218,6 +218,7 @@ class RateController:
         """
         if self._target.retention is None:
             self._follow(time_s, n_bytes)
+        # Added before the decision, so that the first arrival may already be kept.
         self._credit = min(self._credit + self._share * self._unit, self._most_credit)
         return min(max(self._share + (self._credit / self._unit - self._share) / _TIME_CONSTANT, 0.0), 1.0)
 
@@ -225,6 +226,7 @@ class RateController:
         """Report that the arrival of the last :meth:`share` was kept."""
         per_day = self._target.bytes_per_day
         cost = 1.0 if per_day is None else min(float(n_bytes), per_day)
+        # A debt beyond the bound stays until it is paid back: clipping it would give the bytes away.
         least = min(self._credit, -max(self._most_credit, cost))
         self._credit = max(self._credit - cost, least)
 
@@ -269,6 +271,7 @@ class RateController:
                 code="rule-needs",
             )
         if self._last_time is not None:
+            # A clock that jumps back gives a negative interval; zero is the closest true statement.
             self._interval = self._mean_interval(max(time_s - self._last_time, 0.0))
         self._last_time = time_s
         self._size = _smoothed(self._size, float(n_bytes))
@@ -317,6 +320,7 @@ class ClassShares:
 
     def arrived(self, predicted_class: int) -> None:
         """Count an arrival of a class."""
+        # Forget before counting, so that the newest arrival has weight one.
         self._arrived *= exp(-1 / _MEMORY)
         self._kept *= exp(-1 / _MEMORY)
         self._arrived[predicted_class] += 1
