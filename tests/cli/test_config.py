@@ -136,3 +136,11 @@ def test_a_file_that_is_none_is_refused(drip, tmp_path):
     assert drip("--config", tmp_path, "demo").error == "config-invalid"
     (tmp_path / "latin.toml").write_bytes("[run]\nstore = 'é'".encode("latin-1"))
     assert drip("--config", tmp_path / "latin.toml", "demo").error == "config-invalid"
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_the_help_of_a_command_does_not_need_a_good_file(option, config, drip):
+    path = config("[run]\nbudgte = '2GB'\n")
+    result = drip("--config", path, "run", option)
+    assert (result.code, result.err) == (0, "")
+    assert "--budget" in result.out

@@ -55,7 +55,12 @@ def options(
 ) -> None:
     """Decide on the device, sample by sample, what is worth keeping for retraining."""
     if config is not None:
-        context.default_map = load_config(config, context.command)
+        try:
+            context.default_map = load_config(config, context.command)
+        except DripError:
+            # The help is where a misspelt key can be looked up, so it must not fail on one.
+            if not {"-h", "--help"} & set(sys.argv[1:]):
+                raise
 
 
 def main() -> None:
