@@ -370,3 +370,9 @@ def test_a_folder_of_this_machine_is_named_in_any_usual_way(start, tmp_path):
     (tmp_path / "a.png").write_bytes(b"an image")
     (sample,) = next(batch for batch in open_source(f"{start}{tmp_path}").batches(10) if batch)
     assert sample.data == b"an image"
+
+
+def test_a_data_set_has_no_options():
+    with pytest.raises(SourceError, match="no option 'seed'") as refused:
+        open_source("dataset:mnist?seed=1")
+    assert refused.value.code == "source-url"

@@ -10,7 +10,7 @@ from drip.errors import SourceError
 from drip.sources.dataset import DatasetSource
 from drip.sources.folder import FolderSource
 from drip.sources.stdin import StdinSource
-from drip.sources.url import folder_in, split_url
+from drip.sources.url import folder_in, parse_options, split_url
 from drip.sources.watch import WatchedFolderSource
 from drip.types import Source
 
@@ -34,10 +34,16 @@ def _open_mqtt(url: str, class_names: Sequence[str]) -> Source:
     return MqttSource.from_url(url, class_names)
 
 
+def _open_dataset(url: str, class_names: Sequence[str]) -> Source:  # noqa: ARG001  # as all in SCHEMES
+    parts = split_url(url)
+    parse_options(parts.query, {}, "dataset")
+    return DatasetSource.by_name(parts.netloc or parts.path)
+
+
 SCHEMES: dict[str, Callable[[str, Sequence[str]], Source]] = {
     "file": lambda url, names: FolderSource(folder_in(url), names),
     "watch": WatchedFolderSource.from_url,
-    "dataset": lambda url, _: DatasetSource.by_name(split_url(url).netloc or split_url(url).path),
+    "dataset": _open_dataset,
     "stdin": StdinSource.from_url,
     "mqtt": _open_mqtt,
     "mqtts": _open_mqtt,

@@ -86,7 +86,7 @@ def parse_options(query: str, allowed: Mapping[str, str], scheme: str) -> dict[s
     given = set()
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in allowed:
-            known = ", ".join(f"{key}=" for key in allowed)
+            known = ", ".join(f"{key}=" for key in allowed) or "none"
             raise SourceError(f"{scheme}: has no option {name!r}; its options are {known}", code="source-url")
         if name in given or not value:
             problem = "has no value" if not value else "is given twice"
