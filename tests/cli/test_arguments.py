@@ -73,7 +73,7 @@ def test_the_words_of_a_score_are_those_of_the_scorer():
     assert set(MAPS) == set(_CAM_METHODS)
 
 
-@pytest.mark.parametrize("text", ["0", "1", "-0.1", "1.5", "nan", "inf", "", "60%", "0,6"])
+@pytest.mark.parametrize("text", ["0", "1", "-0.1", "1.5", "nan", "inf", "", "60%", "0,6", "1e-320", "1e-17"])
 def test_a_rate_outside_its_range_is_wrong_usage(text):
     with pytest.raises(typer.BadParameter):
         parse_rate(text)

@@ -100,7 +100,8 @@ def parse_rate(text: str) -> float:
         rate = float(text)
     except ValueError:
         rate = math.nan
-    if not 0 < rate < 1:  # NaN compares false
+    # NaN compares false; for a rate below the precision of one minus it nothing would be left.
+    if not (0 < rate < 1 and 0 < complement(rate) < 1):
         raise typer.BadParameter(f"{text!r} is not a number between 0 and 1; such as 0.6")
     return rate
 
