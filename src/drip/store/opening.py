@@ -71,9 +71,11 @@ def open_for_reading(path: Path, *, timeout_s: float) -> OpenFile:
             connection = connect(path, mode="immutable", timeout_s=timeout_s)
             stack.callback(connection.close)
             version = schema.identify(connection, path)
+        if version is None:
+            raise StoreError(f"{path} is empty, not a DRIP store; check the path", code="store-invalid")
         if version != schema.VERSION:
             message = (
-                f"{path} has schema version {version or 0}, older than {schema.VERSION}; open it once for "
+                f"{path} has schema version {version}, older than {schema.VERSION}; open it once for "
                 "writing, which migrates it"
             )
             raise StoreError(message, code="store-version")
