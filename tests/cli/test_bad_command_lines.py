@@ -345,3 +345,17 @@ def test_a_model_on_the_meta_device_is_refused(factory, board, drip, tmp_path, m
 def test_weights_that_are_none_are_refused_without_advice_to_run_them(board, digits, refused):
     options = ["--weights", board.policy, "--data", digits.calibration, "--input-spec", "1x28x28"]
     assert "weights_only" not in refused("calibrate", MODEL, *options, code="model-not-loadable")
+
+
+def test_an_empty_file_is_no_store(refused, tmp_path):
+    (tmp_path / "empty.db").touch()
+    refused("store", "stats", tmp_path / "empty.db", code="store-invalid")
+
+
+@pytest.mark.parametrize("layout", ["folder", "webdataset"])
+def test_an_export_into_a_missing_folder_says_so(layout, drip, run_options, tmp_path):
+    assert drip(*run_options).code == 0
+    to = tmp_path / "none" / "deeper"
+    options = ["--to", to, "--format", layout, "--labels", "predicted"]
+    assert drip("store", "export", tmp_path / "kept.db", *options).error == "path-missing"
+    assert not to.parent.exists()

@@ -107,6 +107,10 @@ def _write_shards(kept: RetentionStore, to: Path, labels: Labels, names: tuple[s
     was_there = to.exists()
     try:
         to.mkdir(exist_ok=True)
+    except FileNotFoundError as error:
+        raise ExportError(
+            f"{to.parent} does not exist; create it or choose another folder", code="path-missing"
+        ) from error
     except OSError as error:
         raise ExportError(
             f"cannot write {to}: {error.strerror}; choose another folder", code="path-not-writable"
