@@ -83,7 +83,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         ),
         "model-layer": (
             "No layer of the model can give a heatmap, or the named layer does not exist. Name another "
-            "one with --layer."
+            "one with `--score layer=NAME`."
         ),
         "model-non-finite": (
             "The model gives NaN or infinity even for ordinary inputs. Load a sound checkpoint."
@@ -119,7 +119,8 @@ CODES: Mapping[str, str] = MappingProxyType(
             "The policy was calibrated for another model. Calibrate again with this model."
         ),
         "policy-other-score": (
-            "The policy was calibrated on another score, layer or input spec. Calibrate again."
+            "The policy was calibrated on another score, layer or input spec. Calibrate again with "
+            "this model."
         ),
         "policy-parent-windows": (
             "The windows were fitted before quantisation. Calibrate on the int8 file, or accept them with "
@@ -169,7 +170,10 @@ CODES: Mapping[str, str] = MappingProxyType(
         "source-unavailable": "The source cannot be opened or read. Check path, permissions and network.",
         "source-url": "The URL of the source is malformed or has an unknown scheme or option.",
         "store-budget": "The budget is too small for the store's own records. Give a larger one.",
-        "store-busy": "Another process uses the store. Stop it, or wait.",
+        "store-busy": (
+            "The store is open for writing elsewhere, in another process or in this one. Close it, wait for it "
+            "with timeout_s, or open the store read-only."
+        ),
         "store-closed": "The store is closed, open only for reading, or was opened by another thread.",
         "store-damaged": "The file is damaged. `drip store check` lists what is wrong.",
         "store-disk-full": (

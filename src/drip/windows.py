@@ -239,9 +239,9 @@ def fit_window(
     if n < max(min_class_count, 2):
         reason = f"too few calibration scores: {n}, the minimum is {max(min_class_count, 2)}"
         return Window(inf, -inf, n, 0.0, 0.0, scale, reason)
-    lower, upper, held = _limits(ordered, fraction, method)
+    lower, upper, held = _ends(ordered, fraction, method)
     # The densest window exceeds its fraction only through ties, a histogram's also through the width of its bins.
-    tied = held if method == "min_std" else _limits(ordered, fraction, "min_std")[2]
+    tied = held if method == "min_std" else _ends(ordered, fraction, "min_std")[2]
     if round(tied * n) > (Fraction(str(fraction)) + Fraction(str(TIE_EXCESS))) * n:
         reason = f"ties: the window would hold {tied:.1%} of the scores, {fraction:.1%} were asked for"
         return Window(inf, -inf, n, 0.0, 0.0, scale, reason.replace("%", " %"))
@@ -251,7 +251,7 @@ def fit_window(
         part = np.random.default_rng(n).permutation(np.arange(n) % _N_PARTS)
         inside = n_fresh = 0
         for left_out in range(min(n, _N_PARTS) if n <= _MANY else 1):
-            low, high, _ = _limits(ordered[part != left_out], fraction, method)
+            low, high, _ = _ends(ordered[part != left_out], fraction, method)
             fresh = ordered[part == left_out]
             inside, n_fresh = inside + _count_inside(fresh, low, high), n_fresh + len(fresh)
         expected = inside / n_fresh
@@ -282,7 +282,7 @@ def _scaled(ordered: FloatArray) -> tuple[FloatArray, int]:
     return np.ldexp(ordered, -exponent), exponent
 
 
-def _limits(ordered: FloatArray, fraction: float, method: Method) -> tuple[float, float, float]:
+def _ends(ordered: FloatArray, fraction: float, method: Method) -> tuple[float, float, float]:
     start, stop = _METHODS[method](ordered, fraction)
     lower, upper = float(ordered[start]), float(ordered[stop - 1])
     return lower, upper, _count_inside(ordered, lower, upper) / len(ordered)

@@ -393,7 +393,7 @@ KeepOption = Annotated[
 DpwOption = Annotated[
     float | None,
     typer.Option(
-        parser=parse_rate, metavar="RATE", help="The paper's name for --keep: one minus the keep rate."
+        parser=parse_rate, metavar="RATE", help="The paper's DPW, one minus the keep rate; instead of --keep."
     ),
 ]
 InputSpecOption = Annotated[

@@ -140,14 +140,14 @@ def print_policy(policy: Policy, path: Path) -> None:
     names = provenance.class_names or tuple(map(str, range(policy.n_classes)))
     print_table(
         "Discarded inside the window",
-        ["class", "lower", "upper", "n", "expected discard", "note"],
+        ["class", "lower", "upper", "n", "expected keep rate", "note"],
         [
             [
                 name,
                 f"{window.lower:.4g}" if window.discards else "-",
                 f"{window.upper:.4g}" if window.discards else "-",
                 str(window.n),
-                f"{window.expected_discard:.1%}",
+                f"{1 - window.expected_discard:.1%}",
                 f"never discards ({window.never_because})" if window.never_because else "",
             ]
             for name, window in zip(names, policy.windows, strict=True)

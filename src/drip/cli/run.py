@@ -160,6 +160,8 @@ def print_run(result: RunResult, *, json_output: bool) -> None:
     if result.n_unpublished:
         print_lines([f"{result.n_unpublished} decisions were not published; the store's audit has them."])
     if result.n_disagreements:
-        where = "the windows embedded in the model file and the policy"
-        print_lines([f"{result.n_disagreements} decisions differ between {where}; the policy was used."])
+        n = result.n_disagreements
+        print_lines(
+            [f"The policy decided. The file's own output retain differs in {n} decisions; drip model set-policy updates it."]
+        )
     print_stats(stats)

@@ -142,6 +142,7 @@ def print_stats(stats: StoreStats) -> None:
             "seen": stats.seen,
             "kept": f"{stats.kept}, {byte_size(stats.kept_bytes)}{_by_whom(stats)}",
             "discarded": stats.discarded,
+            "keep rate": f"{1 - stats.discarded / stats.seen:.1%}" if stats.seen else "-",
             "evicted": stats.evicted,
             "duplicates": stats.duplicates,
             "quarantined": stats.quarantined,
