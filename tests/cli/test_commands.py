@@ -443,3 +443,9 @@ def test_closed_pipe_is_no_traceback(kept, tmp_path):
     process.wait(timeout=60)
     assert "Traceback" not in process.stderr.read()
     process.stderr.close()
+
+
+def test_an_empty_file_becomes_a_store(drip, run_options, tmp_path):
+    (tmp_path / "kept.db").touch()
+    assert drip(*run_options).code == 0
+    assert drip("store", "check", tmp_path / "kept.db").code == 0

@@ -162,6 +162,8 @@ def print_run(result: RunResult, *, json_output: bool) -> None:
     if result.n_disagreements:
         n = result.n_disagreements
         print_lines(
-            [f"The policy decided. The file's own output retain differs in {n} decisions; drip model set-policy updates it."]
+            [
+                f"The policy decided. The file's own output retain differs in {n} decisions; drip model set-policy updates it."
+            ]
         )
     print_stats(stats)

@@ -7,6 +7,7 @@ the entry-point group `drip.rules`.
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from difflib import get_close_matches
 from functools import cache
@@ -88,8 +89,10 @@ def create(name: str, *, retention: float | None = None, **params: Any) -> BaseR
     try:
         return rule(**params) if retention is None else rule.for_retention(retention, **params)
     except TypeError as error:
+        accepted = [argument for argument in inspect.signature(rule).parameters if argument != "self"]
         raise InputError(
-            f"the rule {name!r} does not accept these arguments: {error}", code="rule-arguments"
+            f"the rule {name!r} does not accept these arguments; it accepts {', '.join(accepted) or 'none'}",
+            code="rule-arguments",
         ) from error
 
 

@@ -146,7 +146,8 @@ def run_url(
     total = len(source) if isinstance(source, Sized) else None
     publisher = open_publisher(options.decisions_url) if options.decisions_url else None
     budget_bytes = options.budget_bytes
-    if budget_bytes is None and not store_path.exists():
+    is_new = not store_path.exists() or not store_path.stat().st_size  # an empty file becomes a store too
+    if budget_bytes is None and is_new:
         budget_bytes = _NEW_STORE_BYTES
     eviction = options.eviction or ("fifo" if options.shadow else None)
     with (
