@@ -160,10 +160,6 @@ def print_run(result: RunResult, *, json_output: bool) -> None:
     if result.n_unpublished:
         print_lines([f"{result.n_unpublished} decisions were not published; the store's audit has them."])
     if result.n_disagreements:
-        n = result.n_disagreements
-        print_lines(
-            [
-                f"The policy decided. The file's own output retain differs in {n} decisions; drip model set-policy updates it."
-            ]
-        )
+        difference = f"The file's own output retain differs in {result.n_disagreements} decisions"
+        print_lines([f"The policy decided. {difference}; drip model set-policy updates it."])
     print_stats(stats)
