@@ -127,7 +127,7 @@ def int8() -> str:
         )
     head = (
         "data set",
-        "keep rate asked for",
+        "requested keep rate",
         "samples",
         "kappa",
         "target",

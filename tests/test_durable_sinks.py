@@ -131,11 +131,11 @@ class RecordsTwice(MemorySink):
 @pytest.mark.parametrize(
     ("sink", "message"),
     [
-        (SwallowsTooLarge, "raises SampleTooLargeError, got nothing"),
+        (SwallowsTooLarge, "raises SampleTooLargeError, but nothing was raised"),
         (WrongError, "raises SampleTooLargeError, got TransactionFullError"),
         (KeepsTooLarge, "the sink keeps"),
         (CommitsHalf, "the sink keeps"),
-        (lambda: MemorySink(max_sample_bytes=500_000), "raises TransactionFullError, got nothing"),
+        (lambda: MemorySink(max_sample_bytes=500_000), "raises TransactionFullError, but nothing was raised"),
         (RecordsTwice, "the sink keeps"),
     ],
 )

@@ -96,8 +96,8 @@ def run_demo(config: DemoConfig, on_stage: OnStage = lambda *_: None) -> RunRepo
         InputError: An option is out of range, the folder contains other files than an earlier
             demonstration's, or it cannot be written.
     """
-    # One thread: the numbers then do not depend on the number of cores, and beside other work several torch
-    # threads are far slower than one, since each waits for the slowest at every layer.
+    # One thread, so that results do not depend on the number of cores. On a busy machine, several torch
+    # threads are also far slower than one, because all wait for the slowest at every layer.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -13,21 +13,21 @@ from typing import Self
 
 CODES: Mapping[str, str] = MappingProxyType(
     {
-        "audit-empty": "The store has no recorded decision to replay. Run a stream into it first.",
+        "audit-empty": "The store has no recorded decisions to replay. Run a stream into it first.",
         "audit-other-model": (
-            "The recorded decisions belong to another model or score than the policy. Calibrate the "
+            "The recorded decisions belong to a different model or score from the policy. Calibrate the "
             "policy with the model that ran."
         ),
         "bad-argument": (
-            "An argument is outside what the function accepts. The message gives the accepted values."
+            "The function does not accept this argument. The message lists the accepted values."
         ),
         "broker-lost": (
-            "The connection to the MQTT broker was lost and could not be restored. Check broker and "
-            "network; a source continues where it stopped."
+            "The connection to the MQTT broker was lost and could not be restored. Check the broker and "
+            "the network; a source continues where it stopped."
         ),
         "broker-refused": (
-            "The MQTT broker refused the connection for good. Check user, password, certificate, topic "
-            "and the broker's access rules."
+            "The MQTT broker permanently refused the connection. Check the user, password, certificate, "
+            "topic and the broker's access rules."
         ),
         "config-invalid": "The configuration file is not valid TOML, or a value has the wrong type.",
         "config-unknown-key": (
@@ -36,12 +36,11 @@ CODES: Mapping[str, str] = MappingProxyType(
         ),
         "dataset-damaged": "A file of the data set is incomplete or was altered. Download it again.",
         "dataset-missing": (
-            "The data set is in none of the searched folders. Set DRIP_DATA, or let the loader fetch it "
+            "None of the searched folders contains the data set. Set DRIP_DATA, or let the loader fetch it "
             "with download=True."
         ),
         "download-damaged": (
-            "A downloaded file has another size or checksum than expected. It was removed; run the "
-            "command again."
+            "A downloaded file has an unexpected size or checksum. It was removed; run the command again."
         ),
         "download-failed": (
             "A download did not finish. Check the network and run the command again; it continues."
@@ -50,27 +49,27 @@ CODES: Mapping[str, str] = MappingProxyType(
             "The processor's energy counters cannot be read. Measure on another machine, or give watts for "
             "an estimate."
         ),
-        "error": "Something failed that has no code of its own. The message says what to do.",
+        "error": "Something failed that has no specific code. The message says what to do.",
         "export-failed": (
-            "The graph cannot be written, or ONNX Runtime does not run it. The message has its reason."
+            "The graph cannot be written, or ONNX Runtime does not run it. The message states the reason."
         ),
         "export-inexact": (
-            "The exported graph does not give the same values as the original model, so nothing was "
+            "The exported graph does not compute the same values as the original model, so nothing was "
             "written. Please report the model."
         ),
         "export-unsupported": (
             "The model uses an operator, layout or head that export cannot follow exactly. Choose another "
             "layer, or export from PyTorch."
         ),
-        "images-invalid": "The image folder or its labels do not fit together. The message names the file.",
+        "images-invalid": "The images and their labels do not match. The message names the file.",
         "input-spec-invalid": "The input spec is incomplete, or contradicts the model.",
         "labels-invalid": (
-            "Labels or class names do not fit the data. The message gives the expected number."
+            "Labels or class names do not match the data. The message states the expected number."
         ),
-        "method-unknown": "No reduction method has this name, or it does not take these parameters.",
+        "method-unknown": "No reduction method has this name, or it does not accept these parameters.",
         "model-failed": (
-            "The model raised an error while it ran on a sample of the usual shape. The message has its "
-            "reason."
+            "The model raised an error while it ran on a sample of the usual shape. The message states "
+            "the reason."
         ),
         "model-file-damaged": (
             "The model file is incomplete or was altered after it was written. Copy it again."
@@ -86,17 +85,17 @@ CODES: Mapping[str, str] = MappingProxyType(
             "one with `--score layer=NAME`."
         ),
         "model-non-finite": (
-            "The model gives NaN or infinity even for ordinary inputs. Load a sound checkpoint."
+            "The model outputs NaN or infinity even for ordinary inputs. Load a valid checkpoint."
         ),
-        "model-not-loadable": "The model or its weights cannot be loaded. The message has the reason.",
+        "model-not-loadable": "The model or its weights cannot be loaded. The message states the reason.",
         "model-outputs": "The model's outputs do not have the expected names, types or shapes.",
         "os-error": (
             "The operating system refused to read or write a file or the output, for example because the "
-            "disk is full. The message has its reason."
+            "disk is full. The message states the reason."
         ),
         "out-of-memory": "The process ran out of memory. Use a smaller batch or smaller inputs.",
         "package-missing": (
-            "An optional package is not installed. The message has the command that installs it."
+            "An optional package is not installed. The message shows the command that installs it."
         ),
         "path-exists": "The output already exists. Choose another path or allow overwriting.",
         "path-missing": "A file or folder does not exist. Check the path.",
@@ -105,15 +104,13 @@ CODES: Mapping[str, str] = MappingProxyType(
             "folder without write permission, or the disk is full."
         ),
         "payload-invalid": (
-            "A message of a stream could not be parsed. It becomes a rejected sample in quarantine."
+            "A message in a stream could not be parsed. It becomes a rejected sample in quarantine."
         ),
-        "policy-invalid": (
-            "The policy file is not readable or incomplete. Copy it again, or calibrate again."
-        ),
+        "policy-invalid": ("The policy file is unreadable or incomplete. Copy it again, or calibrate again."),
         "policy-missing": "No policy was given and the model file contains none. Run `drip calibrate`.",
         "policy-no-windows": "The policy's rule has no per-class windows, but the caller needs them.",
         "policy-other-classes": (
-            "Policy and model have different numbers of classes. Calibrate with this model."
+            "The policy and the model have different numbers of classes. Calibrate with this model."
         ),
         "policy-other-model": (
             "The policy was calibrated for another model. Calibrate again with this model."
@@ -128,12 +125,12 @@ CODES: Mapping[str, str] = MappingProxyType(
         ),
         "policy-version": "The policy was written by another version of DRIP. Upgrade, or calibrate again.",
         "quantize-data": (
-            "The calibration data are too few or do not vary. Give at least 200 varied samples."
+            "There are too few calibration samples, or they do not vary. Give at least 200 varied samples."
         ),
         "quantize-disagrees": (
             "The int8 file decides too differently from its float32 parent, so it was not written."
         ),
-        "rule-arguments": "The rule does not take these arguments.",
+        "rule-arguments": "The rule does not accept these arguments.",
         "rule-needs": (
             "The rule reads a score that this model or scorer does not provide. Export or configure it."
         ),
@@ -150,7 +147,7 @@ CODES: Mapping[str, str] = MappingProxyType(
             "quarantine; --on-error raise shows the first reason."
         ),
         "sample-non-finite": (
-            "The sample contains NaN or infinity, or the model gives them for it. Check the sensor and the "
+            "The sample contains NaN or infinity, or the model outputs them for it. Check the sensor and the "
             "scale of the input."
         ),
         "sample-rejected": "The store cannot keep this sample: its id, label or text is not valid.",
@@ -160,14 +157,15 @@ CODES: Mapping[str, str] = MappingProxyType(
             "The bytes are corrupt, truncated or of an unknown type. `drip run` quarantines such samples."
         ),
         "sample-unknown": (
-            "No kept sample has this key or id, or several have it. It may have been evicted; use the key of "
-            "a sample that the store returns."
+            "No kept sample has this key or id, or more than one has it. It may have been evicted; use the "
+            "key of a sample that the store returns."
         ),
         "score-unavailable": (
             "The model cannot be scored with these options. The message says which to change."
         ),
-        "source-empty": "The source contains no sample. Check the path and the file types.",
-        "source-unavailable": "The source cannot be opened or read. Check path, permissions and network.",
+        "source-empty": "The source contains no samples. Check the path and the file types.",
+        "source-unavailable": "The source cannot be opened or read. Check the path, the permissions and "
+        "the network.",
         "source-url": "The URL of the source is malformed or has an unknown scheme or option.",
         "store-budget": "The budget is too small for the store's own records. Give a larger one.",
         "store-busy": (
@@ -181,21 +179,21 @@ CODES: Mapping[str, str] = MappingProxyType(
             "safe."
         ),
         "store-invalid": "The file is not a DRIP store.",
-        "store-io": "The operating system could not read or write the store. The message has its reason.",
+        "store-io": "The operating system could not read or write the store. The message states the reason.",
         "store-missing": "The store does not exist. Check the path.",
         "store-transaction": (
-            "The call is not possible inside a transaction, or an earlier write of the transaction failed "
-            "and all of it was rolled back."
+            "The call is not possible inside a transaction, or an earlier write in the transaction failed "
+            "and the whole transaction was rolled back."
         ),
         "store-transaction-full": (
-            "More was written at once than the store can commit. The pipeline retries in halves."
+            "The transaction is larger than the store can commit. The pipeline retries in halves."
         ),
         "store-version": (
             "The store was written by another version of DRIP. Upgrade DRIP; a store of an older version is "
             "migrated when it is opened for writing."
         ),
         "table-invalid": (
-            "The table has missing, non-numeric or inconsistent cells. The message names the place."
+            "The table has missing, non-numeric or inconsistent cells. The message names the row and column."
         ),
         "training-diverged": (
             "The training loss became NaN or infinite. Lower the learning rate, and check the scale of the inputs."

@@ -134,7 +134,8 @@ class InputSpec:
             values = _float32(decode_npy(data, max_values=self.max_values))
         if values.shape != self.shape:
             raise InputError(
-                f"the sample has shape {values.shape}, the input spec {self.shape}", code="sample-shape"
+                f"the sample has shape {values.shape}, but the input spec says {self.shape}",
+                code="sample-shape",
             )
         channels = (-1,) + (1,) * (len(self.shape) - 1)
         with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are found below
@@ -199,7 +200,7 @@ class InputSpec:
             ) from error
         except Image.DecompressionBombError as error:  # Pillow's own limit of 179 megapixels
             raise InputError(f"the image is too large: {error}", code="sample-too-large") from error
-        except Exception as error:  # Pillow's decoders raise many types on corrupt bytes
+        except Exception as error:  # Pillow's decoders raise many exception types on corrupt bytes
             raise InputError(
                 f"the image is truncated or corrupt ({error})", code="sample-undecodable"
             ) from error
@@ -212,7 +213,7 @@ class InputSpec:
             return picture
         if self.resize == "exact":
             raise InputError(
-                f"the image has {picture.width} x {picture.height} pixels, the input spec {width} x "
+                f"the image has {picture.width} x {picture.height} pixels, but the input spec says {width} x "
                 f"{height}; set resize to 'stretch' or 'crop' to accept other sizes",
                 code="sample-shape",
             )
@@ -250,7 +251,8 @@ class InputSpec:
             ) from error
         if form not in _AUDIO_FORMATS[media_type]:
             raise InputError(f"not an {media_type} file: its format is {form}", code="sample-undecodable")
-        # libsndfile gives what is left of a truncated file as if it were whole, which 'crop' would then pad.
+        # libsndfile returns the remains of a truncated file as if they were complete, which 'crop' would then
+        # pad.
         if values.shape[1] < n_frames or _is_truncated_wav(data):
             raise InputError(
                 f"the audio is truncated: {len(data)} bytes are fewer than its header declares",
@@ -258,20 +260,21 @@ class InputSpec:
             )
         if rate != self.sample_rate_hz:
             raise InputError(
-                f"the audio has {rate} Hz, the input spec {self.sample_rate_hz} Hz; resample it at the "
-                "source",
+                f"the audio has {rate} Hz, but the input spec says {self.sample_rate_hz} Hz; resample it at "
+                "the source",
                 code="sample-shape",
             )
         if len(values) != n_channels:
             raise InputError(
-                f"the audio has {len(values)} channels, the input spec {n_channels}", code="sample-shape"
+                f"the audio has {len(values)} channels, but the input spec says {n_channels}",
+                code="sample-shape",
             )
         if values.shape[1] == n_samples:
             return values
         if self.resize != "crop":
             raise InputError(
-                f"the audio has {values.shape[1]} samples, the input spec {n_samples}; set resize to 'crop' "
-                "to cut or pad it",
+                f"the audio has {values.shape[1]} samples, but the input spec says {n_samples}; set resize "
+                "to 'crop' to cut or pad it",
                 code="sample-shape",
             )
         fitted = np.zeros(self.shape, dtype=np.float32)

@@ -237,7 +237,7 @@ def observe(
         if on_progress is not None:
             on_progress(n_scored)
     if not parts:
-        raise InputError("the source has no sample; check its path", code="source-empty")
+        raise InputError("the source has no samples; check its path", code="source-empty")
     return Observations.concatenate(parts)
 
 
@@ -333,8 +333,8 @@ def _resume(source: Source | Iterable[Sample], rule: Rule, sink: Sink, policy_di
             rule.restore(progress.rule_state)
         except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise PolicyError(
-                f"the state saved in the sink does not fit the rule {rule.name!r} ({error}); use the version "
-                "of DRIP that wrote it, or start with a new store",
+                f"the state saved in the sink does not match the rule {rule.name!r} ({error}); use the "
+                "version of DRIP that wrote it, or start with a new store",
                 code="rule-state",
             ) from error
     else:  # before the first sample, because the sink records the policy with each sample
@@ -406,7 +406,7 @@ def _complete(observations: Observations, samples: Sequence[Sample]) -> Observat
     """Check that all is finite; add what the scorer cannot know: time, size and hash of the bytes."""
     for name, column in {"logits": observations.logits, **observations.named_scores}.items():
         if not np.isfinite(column).all():
-            raise NonFiniteError(f"the model gives NaN or infinity as {name}; check the scale of the input")
+            raise NonFiniteError(f"the model outputs NaN or infinity as {name}; check the scale of the input")
     times = [np.nan if sample.time_s is None else sample.time_s for sample in samples]
     return replace(
         observations,

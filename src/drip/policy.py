@@ -38,7 +38,7 @@ FORMAT_VERSION = 2
 _N_BINS = 40
 
 # Types of the entries that DRIP itself writes; a list means a list of that type. Other entries are kept
-# unread, so that a policy may carry notes of its owner.
+# unread, so a policy may carry its owner's notes.
 _SCORE_TYPES: Mapping[str, Any] = {
     **dict.fromkeys(("name", "method", "heatmap", "layer"), str),
     "contrast": bool,
@@ -160,7 +160,7 @@ class Policy:
             DRIP paper, section III-A, equations 6 and 7, Algorithm 1.
         """
         check_fraction("retention", retention)
-        retention = float(str(retention))  # np.float32(0.6) means the 0.6 that prints
+        retention = float(str(retention))  # np.float32(0.6) means 0.6, as it is printed
         if not isinstance(n_classes, (int, np.integer)):
             raise InputError(f"n_classes must be an integer, got {n_classes!r}")
         n_classes = int(n_classes)
@@ -236,7 +236,7 @@ class Policy:
         if self.provenance.model_digest != model_digest:
             raise PolicyError(
                 f"the policy was calibrated for the model {self.provenance.model_digest[:12] or '(none)'}, "
-                f"this is {model_digest[:12]}; calibrate again with this model",
+                f"but this is {model_digest[:12]}; calibrate again with this model",
                 code="policy-other-model",
             )
 
@@ -276,8 +276,8 @@ class Policy:
         version = content.get("format_version")
         if type(version) is not int or version not in (1, FORMAT_VERSION):
             raise PolicyError(
-                f"policy format version {brief(version)} is unknown, this DRIP reads 1 and {FORMAT_VERSION}; "
-                "upgrade DRIP or calibrate again",
+                f"policy format version {brief(version)} is unknown, but this DRIP reads 1 and "
+                f"{FORMAT_VERSION}; upgrade DRIP or calibrate again",
                 code="policy-version",
             )
         try:
@@ -309,9 +309,9 @@ class Policy:
             policy = cls(RuleSpec(**content["rule"]), content["n_classes"], provenance, histograms)
             _check(policy)
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise PolicyError(f"the policy has a bad part: {error!r}; calibrate again") from error
+            raise PolicyError(f"the policy is invalid: {error!r}; calibrate again") from error
         if version == 1:
-            # A store remembers policies by digest: a policy of the first format keeps the one it had.
+            # A store remembers policies by digest: a policy in the first format keeps its old digest.
             vars(policy)["digest"] = digest
         return policy
 
@@ -393,7 +393,7 @@ def _check(policy: Policy) -> None:
         if not all(type(count) is int and count >= 0 for count in histogram.counts):
             raise ValueError(f"counts are {brief(histogram.counts)}")
         if not histogram.low <= histogram.high:
-            raise ValueError(f"a histogram is from {histogram.low} to {histogram.high}")
+            raise ValueError(f"a histogram ranges from {histogram.low} to {histogram.high}")
     if "windows" in policy.rule.state and len(policy.windows) != policy.n_classes:
         raise ValueError(f"{len(policy.windows)} windows for {policy.n_classes} classes")
 

@@ -296,11 +296,10 @@ def _fetch(parts: Sequence[Examples], rows: IntArray) -> tuple[torch.Tensor, tor
 
 
 def _check_labels(labels: torch.Tensor, n_classes: int) -> None:
-    # cross_entropy ignores the label -100 without a word, and fails on others with an assertion of its
-    # kernel.
+    # cross_entropy silently ignores the label -100, and fails on other wrong labels with a kernel assertion.
     if labels.min() < 0 or labels.max() >= n_classes:
         raise InputError(
-            f"labels are {int(labels.min())} to {int(labels.max())}, the model's classes 0 to {n_classes - 1}; "
-            "correct the labels in the store",
+            f"labels are {int(labels.min())} to {int(labels.max())}, but the model's classes are 0 to "
+            f"{n_classes - 1}; correct the labels in the store",
             code="labels-invalid",
         )

@@ -53,7 +53,7 @@ class Observation:
     """Everything that a rule may look at: one row of :class:`Observations`.
 
     Attributes:
-        predicted_class: Index of the largest logit, the lowest index on ties.
+        predicted_class: Index of the index of the largest logit; the lowest index on ties.
         logits: Class scores before softmax, shape (n_classes,).
         scores: Scalars by name, such as ``drip`` or ``contrast``.
         features: Pooled features, shape (n_features,), or None.
@@ -159,7 +159,7 @@ class Observations(Sequence[Observation]):
             InputError: no row, or only some rows with features.
         """
         if not rows:
-            raise InputError("there is no observation to build columns from")
+            raise InputError("no observations were given")
         first = rows[0]
         features = [row.features for row in rows if row.features is not None]
         if len(features) not in (0, len(rows)):

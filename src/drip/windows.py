@@ -243,11 +243,11 @@ def fit_window(
     # The densest window exceeds its fraction only through ties, a histogram's also through the width of its bins.
     tied = held if method == "min_std" else _ends(ordered, fraction, "min_std")[2]
     if round(tied * n) > (Fraction(str(fraction)) + Fraction(str(TIE_EXCESS))) * n:
-        reason = f"ties: the window would hold {tied:.1%} of the scores, {fraction:.1%} were asked for"
+        reason = f"ties: the window would hold {tied:.1%} of the scores instead of {fraction:.1%}"
         return Window(inf, -inf, n, 0.0, 0.0, scale, reason.replace("%", " %"))
     expected = held
     if n > 2:
-        # Ranks go to the parts at random, so that none is a grid of the others.
+        # Ranks are assigned to the parts at random, so that no part is a regular grid.
         part = np.random.default_rng(n).permutation(np.arange(n) % _N_PARTS)
         inside = n_fresh = 0
         for left_out in range(min(n, _N_PARTS) if n <= _MANY else 1):

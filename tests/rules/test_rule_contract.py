@@ -324,22 +324,22 @@ def test_a_policy_of_an_unknown_rule_says_what_to_do():
         (
             "lowest-drip",
             {"limits": [1.0]},
-            "rebuilt: limits, means and scales must have one number per class, scales above 0; ",
+            "rebuilt: limits, means and scales must have one number per class, and scales must be above 0; ",
         ),
         (
             "lowest-drip",
             {"means": [1.0]},
-            "rebuilt: limits, means and scales must have one number per class, scales above 0; ",
+            "rebuilt: limits, means and scales must have one number per class, and scales must be above 0; ",
         ),
         (
             "lowest-drip",
             {"scales": [1.0]},
-            "rebuilt: limits, means and scales must have one number per class, scales above 0; ",
+            "rebuilt: limits, means and scales must have one number per class, and scales must be above 0; ",
         ),
         (
             "lowest-drip",
             {"scales": [1.0, 0.0, 1.0]},
-            "rebuilt: limits, means and scales must have one number per class, scales above 0; ",
+            "rebuilt: limits, means and scales must have one number per class, and scales must be above 0; ",
         ),
         ("lowest-drip", {"limits": "abc"}, "calibrate again"),
         (

@@ -57,7 +57,7 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if match is None or (match[3] and not match[2]):
-        raise typer.BadParameter(f"{text!r} is not a size; such as 500MB or 2GiB")
+        raise typer.BadParameter(f"{text!r} is not a size; write it like 500MB or 2GiB")
     number = float(match[1]) * (_BINARY if match[3] else _UNITS)[match[2]]
     if not 1 <= number <= MAX_BYTES:
         raise typer.BadParameter(f"{text!r} is not between 1 byte and {MAX_BYTES // 10**12}TB")
@@ -102,7 +102,7 @@ def parse_rate(text: str) -> float:
         rate = math.nan
     # NaN compares false; for a rate below the precision of one minus it nothing would be left.
     if not (0 < rate < 1 and 0 < complement(rate) < 1):
-        raise typer.BadParameter(f"{text!r} is not a number between 0 and 1; such as 0.6")
+        raise typer.BadParameter(f"{text!r} is not a number between 0 and 1; write it like 0.6")
     return rate
 
 
@@ -121,7 +121,7 @@ def keep_rate(context: typer.Context, keep: float | None, dpw: float | None) -> 
         # One may come from the configuration file: the command line wins.
         keep_is_typed, dpw_is_typed = (_is_typed(context, name) for name in ("keep", "dpw"))
         if keep_is_typed == dpw_is_typed:
-            raise typer.BadParameter("--keep and --dpw are the same number; give one of them")
+            raise typer.BadParameter("--keep and --dpw set the same number; give only one of them")
         keep, dpw = (keep, None) if keep_is_typed else (None, dpw)
     return keep if dpw is None else complement(dpw)
 
@@ -150,9 +150,11 @@ def parse_input_spec(text: str, default: InputSpec | None = None) -> InputSpec:
     shape, *words = text.split() or [""]
     values = _words(words, ("resize", "mean", "std", "rate"))
     if not re.fullmatch(r"\d+(x\d+)*", shape):
-        raise typer.BadParameter(f"{shape!r} is not a shape; such as 3x96x96 or 1x16000")
+        raise typer.BadParameter(f"{shape!r} is not a shape; write it like 3x96x96 or 1x16000")
     if "rate" in values and not re.fullmatch(r"\d+", values["rate"]):
-        raise typer.BadParameter(f"rate={values['rate']} is not a sample rate in Hz; such as rate=16000")
+        raise typer.BadParameter(
+            f"rate={values['rate']} is not a sample rate in Hz; write it like rate=16000"
+        )
     given: dict[str, Any] = {name: values[name] for name in ("resize",) if name in values}
     given |= {name: _numbers(name, values[name]) for name in ("mean", "std") if name in values}
     given |= {"sample_rate_hz": int(values["rate"])} if "rate" in values else {}
@@ -192,7 +194,7 @@ def _words(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
         name, equals, value = word.partition("=")
         if name not in names or not equals or not value:
             known = ", ".join(f"{each}=..." for each in names)
-            raise typer.BadParameter(f"unknown word {word!r}; known are {known}")
+            raise typer.BadParameter(f"unknown word {word!r}; use {known}")
         if name in found:
             raise typer.BadParameter(f"{name} is given twice")
         found[name] = value
@@ -203,7 +205,9 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise typer.BadParameter(f"{name}={text} is not a list of numbers; such as {name}=0.5") from error
+        raise typer.BadParameter(
+            f"{name}={text} is not a list of numbers; write it like {name}=0.5"
+        ) from error
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -255,7 +259,7 @@ def require_writable(path: Path, *inputs: Path | str | None) -> None:
             f"cannot write {path}: the folder {path.parent} does not exist; create it", code="path-missing"
         )
     try:
-        with tempfile.TemporaryFile(dir=path.parent):  # permission bits say nothing to a root user
+        with tempfile.TemporaryFile(dir=path.parent):  # permission bits do not apply to root
             pass
     except OSError as error:
         raise DripError(
@@ -282,7 +286,7 @@ def require_status_path(path: Path | None) -> None:
         is_status = False
     if not is_status:
         raise DripError(
-            f"cannot write the status to {path}: it holds something else; choose another path",
+            f"cannot write the status to {path}: it is not a status file; choose another path",
             code="path-not-writable",
         )
 
@@ -401,7 +405,7 @@ InputSpecOption = Annotated[
     typer.Option(
         parser=parse_input_spec,
         metavar="SPEC",
-        help='Input of a PyTorch model, such as "3x96x96 resize=crop mean=0.5 std=0.25".',
+        help='Input spec of a PyTorch model, such as "3x96x96 resize=crop mean=0.5 std=0.25".',
     ),
 ]
 ClassNamesOption = Annotated[

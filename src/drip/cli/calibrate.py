@@ -69,7 +69,7 @@ def calibrate(
     dpw: DpwOption = None,
     rule_option: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Argument of the rule, such as method=histogram_peak."),
+        typer.Option(metavar="NAME=VALUE", help="Argument for the rule, such as method=histogram_peak."),
     ] = None,
     input_spec: InputSpecOption = None,
     score: Annotated[
@@ -87,7 +87,8 @@ def calibrate(
 ) -> None:
     """Calibrate a rule on a folder of samples and write the policy.
 
-    A model file contains input spec, score and class names; give these options only with a PyTorch model.
+    A model file already contains the input spec, score and class names; give these options only with a
+    PyTorch model.
 
     Example: drip calibrate model.onnx --data frames/ --keep 0.6
 

@@ -27,10 +27,12 @@ _FILES = {"report": "report.html", "model": "model.pt", "policy": "policy.json",
 def demo(
     context: typer.Context,
     *,
-    out: Annotated[Path, typer.Option(help="Folder for model, policy, store and report.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for the model, policy, store and report.")] = Path(
         "drip-demo"
     ),
-    seed: Annotated[int, typer.Option(help="Seed of split and training.", min=0, max=2**32 - 1)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Random seed for the split and the training.", min=0, max=2**32 - 1)
+    ] = 0,
     keep: KeepOption = None,
     dpw: DpwOption = None,
     epochs: Annotated[
@@ -42,7 +44,7 @@ def demo(
     """Run the whole method on real digits and write a report.
 
     Trains, calibrates, decides on a stream, retrains and compares. Uses the 10,000 digits in the package,
-    or all 70,000 where DRIP_DATA has them.
+    or all 70,000 if DRIP_DATA has them.
     """
     from drip.demo import DemoConfig, run_demo
     from drip.report import write_html

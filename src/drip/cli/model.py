@@ -56,7 +56,7 @@ def export(
     out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.onnx"),
     policy: Annotated[
         Path | None,
-        typer.Option(help="Policy whose windows the file embeds.", show_default="none: keep all"),
+        typer.Option(help="Policy to embed in the file.", show_default="none: keep all"),
     ] = None,
     weights: WeightsOption = None,
     input_spec: Annotated[
@@ -73,7 +73,7 @@ def export(
         typer.Option(
             parser=parse_score,
             metavar="SPEC",
-            help='Score, such as "layer=features heatmap=normalised"; in ONNX files a layer is a tensor.',
+            help='Score, such as "layer=features heatmap=normalised"; in ONNX files, layer is a tensor.',
             show_default="from the policy, or raw",
         ),
     ] = None,
@@ -176,14 +176,14 @@ def quantize(
     float_layers: Annotated[
         int | None,
         typer.Option(
-            help="Number of first layers that stay float32.",
+            help="Number of leading layers to keep in float32.",
             min=0,
             show_default="as few as --min-kappa allows",
         ),
     ] = None,
     windows: Annotated[
         Literal["best", "parent", "scaled", "refit"],
-        typer.Option(help="Take the parent's windows, scale them, fit them again, or use the best."),
+        typer.Option(help="Keep the parent's windows, scale them, refit them, or use the best."),
     ] = "best",
     min_kappa: Annotated[
         float,
@@ -215,7 +215,7 @@ def quantize(
 def check(model: FileArgument, *, json_output: JsonOption = False) -> None:
     """Check a model file and run it on noise.
 
-    The exit code is 1 when digest, metadata, windows or outputs are wrong.
+    The exit code is 1 if the digest, metadata, windows or outputs are wrong.
 
     Example: drip model check model.onnx
     """

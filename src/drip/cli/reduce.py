@@ -32,28 +32,32 @@ MethodOption = Annotated[
     ),
 ]
 KeepOption = Annotated[
-    float | None, typer.Option(help="Part to keep, in (0, 1]; 0.1 without any size option.")
+    float | None, typer.Option(help="Keep rate, in (0, 1]; 0.1 if no size option is given.")
 ]
-NumberOption = Annotated[int | None, typer.Option(help="Number to keep, instead of --keep.")]
+NumberOption = Annotated[
+    int | None, typer.Option(help="Number of rows or images to keep, instead of --keep.")
+]
 StratifyOption = Annotated[
     Literal["proportional", "balanced", "global"],
-    typer.Option(help="Sizes of the classes; global cuts all classes at once and may lose some."),
+    typer.Option(help="How to size each class; global selects across classes and may lose some."),
 ]
-ReportOption = Annotated[Path | None, typer.Option(help="HTML file for sizes, distances and cost.")]
+ReportOption = Annotated[
+    Path | None, typer.Option(help="HTML report to write, with sizes, distances and cost.")
+]
 CheckOption = Annotated[
     bool,
-    typer.Option(help="Compute how well the subset represents all; slow for large inputs."),
+    typer.Option(help="Measure how well the subset represents the input; slow for large inputs."),
 ]
 WattsOption = Annotated[
     float | None,
     typer.Option(help="Power of one busy core in W, to estimate the energy without a sensor."),
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of the method.", min=0, max=2**32 - 1)]
+SeedOption = Annotated[int, typer.Option(help="Random seed for the method.", min=0, max=2**32 - 1)]
 JobsOption = Annotated[int, typer.Option(help="Threads.", min=1, max=MAX_JOBS)]
 OverwriteOption = Annotated[
     bool,
     typer.Option(
-        "--overwrite/--no-overwrite", show_default=False, help="Replace the file of --out if it exists."
+        "--overwrite/--no-overwrite", show_default=False, help="Replace the --out file if it exists."
     ),
 ]
 
@@ -65,7 +69,9 @@ def table(
     ],
     *,
     out: Annotated[Path, typer.Option(help="File for the kept rows, in the table's format.")],
-    label: Annotated[str | None, typer.Option(help="Column with the class; without it, one class.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Column with the class labels; without it, all rows form one class.")
+    ] = None,
     ignore: Annotated[
         list[str] | None,
         typer.Option(help="Column to write but not use as a feature, such as a name; repeatable."),
@@ -86,7 +92,7 @@ def table(
         typer.Option(help="Scaling of the features for distances; the written cells are not scaled."),
     ] = "minmax",
     separator: Annotated[
-        str | None, typer.Option(help="Character between columns; by default the one of the suffix.")
+        str | None, typer.Option(help="Column separator; by default the one for the file suffix.")
     ] = None,
     index_column: Annotated[
         str | None, typer.Option(help="Name of an additional first column with row numbers, from 0.")
@@ -105,7 +111,7 @@ def table(
 ) -> None:
     """Reduce a table to a representative subset of its rows.
 
-    All columns but the label and the ignored ones must be numeric.
+    All columns except the label and the ignored ones must be numeric.
 
     Example: drip reduce table beans.csv --label Class --keep 0.1 --out kept.csv --report report.html
     """
@@ -142,7 +148,9 @@ def images(
     ] = None,
     copy_to: Annotated[
         Path | None,
-        typer.Option(help="New folder for copies of the kept images and labels; boxes as YOLO files."),
+        typer.Option(
+            help="New folder for copies of the kept images and labels; boxes are written as YOLO files."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -170,14 +178,14 @@ def images(
     stratify: StratifyOption = "proportional",
     min_images: Annotated[
         int | None,
-        typer.Option(help="Minimum images per category of boxes; by default enough to keep one.", min=1),
+        typer.Option(help="Minimum number of images per box category; by default enough to keep one.", min=1),
     ] = None,
     cover: Annotated[
         bool,
         typer.Option(
             "--cover/--no-cover",
             show_default=False,
-            help="Keep further images until every class of boxes is in one.",
+            help="Add images until every box class appears in at least one.",
         ),
     ] = False,
     report: ReportOption = None,
@@ -190,7 +198,7 @@ def images(
 ) -> None:
     """List and copy a representative subset of a folder of images.
 
-    Images are compared by the features of a network, within their class or the category of their boxes.
+    Images are compared by network features, within their class or box category.
 
     Example: drip reduce images photos/ --weights mobilenet_v2.npz --keep 0.1 --out kept.txt --copy-to subset/
     """
@@ -229,7 +237,7 @@ def require_outputs(data: Path, out: Path, report: Path | None) -> None:
     if report is not None:
         require_writable(report, data)
         if report.resolve() == out.resolve():
-            raise typer.BadParameter("--out and --report are the same file; choose two")
+            raise typer.BadParameter("--out and --report are the same file; choose different paths")
 
 
 def finish(

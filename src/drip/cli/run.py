@@ -40,7 +40,7 @@ def run(
     store: Annotated[Path, typer.Option(help="Store file; created when it does not exist.")],
     policy: Annotated[
         Path | None,
-        typer.Option(help="Policy file of this model.", show_default="the policy in the model file"),
+        typer.Option(help="Policy file for this model.", show_default="the policy in the model file"),
     ] = None,
     weights: WeightsOption = None,
     budget: Annotated[
@@ -48,7 +48,7 @@ def run(
         typer.Option(
             parser=parse_bytes,
             metavar="SIZE",
-            help="Largest size of the store on disk, such as 500MB or 2GiB.",
+            help="Maximum size of the store on disk, such as 500MB or 2GiB.",
             show_default="unchanged; 1GB for a new store",
         ),
     ] = None,
@@ -99,7 +99,7 @@ def run(
 ) -> None:
     """Decide on each sample of a stream and store the kept ones.
 
-    The policy names the rule. The same command started again continues where it stopped. SIGTERM ends the
+    The policy names the rule. Run the same command again to continue where it stopped. SIGTERM ends the
     run after the current batch.
 
     Example: drip run model.onnx --source frames/ --store kept.db --budget 2GB

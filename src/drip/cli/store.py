@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from drip.store import RetentionStore, StoreStats
 
 
-app = typer.Typer(help="Look at, check and export what was kept.", no_args_is_help=True)
+app = typer.Typer(help="Inspect, check and export the kept samples.", no_args_is_help=True)
 
 
 @app.command()
@@ -39,7 +39,7 @@ def stats(store: StoreArgument, *, json_output: JsonOption = False) -> None:
 def check(store: StoreArgument, *, json_output: JsonOption = False) -> None:
     """Check the file, every stored sample and every count.
 
-    The exit code is 1 when something is wrong.
+    The exit code is 1 if something is wrong.
 
     Example: drip store check kept.db
     """
@@ -66,7 +66,7 @@ def export(
         Literal["folder", "webdataset"],
         typer.Option("--format", help="One folder per class, or WebDataset tar shards."),
     ] = "folder",
-    labels: Annotated[Labels, typer.Option(help="Labels that name the classes.")] = "true",
+    labels: Annotated[Labels, typer.Option(help="Which labels to use as class names.")] = "true",
     class_names: ClassNamesOption = "",
     json_output: JsonOption = False,
 ) -> None:

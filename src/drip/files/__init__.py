@@ -89,7 +89,7 @@ def _check_replaceable(path: Path) -> None:
         raise DripError(message, code="path-missing")
     if path.is_dir():
         raise DripError(f"{path} is a folder; choose another path", code="path-not-writable")
-    if path.exists() and not path.is_file():  # root could replace /dev/null by a file and break the machine
+    if path.exists() and not path.is_file():  # root could replace /dev/null with a file and break the machine
         raise DripError(f"{path} is a device or a pipe; choose another path", code="path-not-writable")
 
 

@@ -202,7 +202,7 @@ def open_url(url: str, first_byte: int = 0) -> Any:
         DripError: no network, or a status that is an error.
     """
     if urlsplit(url).scheme not in _SCHEMES:
-        raise InputError(f"{url!r} cannot be downloaded; use a URL of {', '.join(_SCHEMES)}")
+        raise InputError(f"{url!r} cannot be downloaded; use a URL that starts with {', '.join(_SCHEMES)}")
     headers = {"User-Agent": "drip-edge", "Accept-Encoding": "identity"}  # Range counts encoded bytes
     if first_byte:
         headers["Range"] = f"bytes={first_byte}-"
@@ -276,7 +276,7 @@ def _download(source: RemoteFile, partial: Path, progress: Progress | None) -> N
         partial.unlink()
         raise DripError(
             f"{source.url}: the download has {n_bytes} bytes and SHA-256 {digest.hexdigest()[:12]}..., not "
-            f"{source.n_bytes} bytes and {source.sha256[:12]}...; it was removed, call again",
+            f"{source.n_bytes} bytes and {source.sha256[:12]}...; it was removed; call again",
             code="download-damaged",
         )
 
@@ -332,7 +332,7 @@ def _check_space(folder: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
         raise DripError(
-            f"{folder} has {free / 1e6:.0f} MB free, but the download takes {n_bytes / 1e6:.0f} MB; free "
+            f"{folder} has {free / 1e6:.0f} MB free, but the download needs {n_bytes / 1e6:.0f} MB; free "
             "space, or choose another folder with cache= or DRIP_CACHE",
             code="path-not-writable",
         )

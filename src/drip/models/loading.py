@@ -65,12 +65,12 @@ def _load_weights(model: nn.Module, factory: str, weights: Path) -> None:
     try:
         # weights_only: a pickle runs code when it is read, and weights are files from strangers.
         model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except pickle.UnpicklingError as error:  # its own text advises to load the file with code execution
+    except pickle.UnpicklingError as error:  # torch's own message advises allowing code execution
         raise ModelError(
             f"{weights}: not a state_dict, or contains more than tensors; save it with "
             "torch.save(model.state_dict(), path)"
         ) from error
-    except Exception as error:  # torch's reader raises many types for a damaged file
+    except Exception as error:  # torch's reader raises many exception types for a damaged file
         raise ModelError(f"{weights}: does not fit the model {factory!r}: {error}") from error
 
 

@@ -187,7 +187,7 @@ class _Writer:
             flat = g.add("Flatten", flat)
         # Identity instead of renaming: the tensor may be read by the head that is differentiated.
         g.add("Identity", flat, outputs=["logits"])
-        # The lowest index on ties, as NumPy and PyTorch have it; ONNX leaves it to this attribute.
+        # On ties the lowest index wins, as in NumPy and PyTorch; in ONNX this attribute decides.
         g.add("ArgMax", flat, outputs=["predicted_class"], axis=1, keepdims=0, select_last_index=0)
         differentiator = Differentiator(g, head)
         maps = self._maps()
@@ -224,7 +224,7 @@ class _Writer:
         g = self.graph
         heat = g.add("Relu", g.add("MatMul", g.unsqueeze(weights.name, 1), maps))
         if not normalised and weights.factor == 1.0:
-            self._mean(heat, name)  # the mean itself is the output: one node less
+            self._mean(heat, name)  # the mean itself is the output: one node fewer
             return
         mean = g.reduce("ReduceMean", heat, [1, 2], keep=False)
         if not normalised:
@@ -253,14 +253,14 @@ class _Writer:
         Such a sample is not typical; it may be the first sign of a broken sensor.
         """
         g = self.graph
-        # Initialisers of their own, that no node folds: another policy replaces them without an export.
+        # Separate initialisers that no node folds, so another policy can replace them without a new export.
         g.store(LOWER, windows[0])
         g.store(UPPER, windows[1])
         lower = g.add("Gather", LOWER, "predicted_class")
         upper = g.add("Gather", UPPER, "predicted_class")
         above = g.add("GreaterOrEqual", "drip_score", lower)
         below = g.add("LessOrEqual", "drip_score", upper)
-        # Inside, and negated last: comparisons with NaN are false, so that NaN is never inside.
+        # Compute "inside" and negate it last: comparisons with NaN are false, so NaN is never inside.
         # The sum of the magnitudes of the logits is not finite if one of them is not: one comparison
         # instead of one per class.
         size = g.reduce("ReduceL1", logits, [1], keep=False)

@@ -91,8 +91,8 @@ def check(path: str | Path, inputs: NDArray[np.float32] | None = None) -> CheckR
         tensor = stored.get(name)
         if tensor is None or tensor.raw_data != expected.astype("<f4").tobytes():
             problems.append(f"{name} differs from the windows of the policy in the file")
-    # The expected decisions come from the policy, not from the stored windows: a graph that compares
-    # wrongly and one with wrong windows are both found.
+    # The expected decisions come from the policy, not from the stored windows: this finds both a graph that
+    # compares wrongly and a graph with wrong windows.
     lower, upper = windows.astype(np.float64)
     inside = is_inside(scores.astype(np.float64), classes, lower, upper)
     if not (found["retain"] == ~(inside & np.isfinite(logits).all(1))).all():

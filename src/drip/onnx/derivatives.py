@@ -121,7 +121,7 @@ def _masked(tape: Tape, mask: str, gradient: str | None, otherwise: str | None =
 @derivative("Relu")
 def _relu(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
-    # The output is positive exactly where the input is, so that the input need not stay in memory.
+    # The output is positive exactly where the input is, so the input need not stay in memory.
     return [_masked(tape, g.add("Greater", node.outputs[0], g.number(0.0)), gradients[0])]
 
 
@@ -144,7 +144,7 @@ def _prelu(tape: Tape, node: Node, gradients: Grads) -> Gradients:
 @derivative("Elu", "Selu")
 def _elu(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
-    # below zero y = alpha gamma (exp(x) - 1), so that the slope is y + alpha gamma
+    # below zero y = alpha gamma (exp(x) - 1), so the slope is y + alpha gamma
     selu = node.op == "Selu"
     alpha = float(attribute(node, "alpha", 1.6732632423543772 if selu else 1.0))
     gamma = float(attribute(node, "gamma", 1.0507009873554805)) if selu else 1.0
@@ -238,7 +238,7 @@ def _pow(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     exponent = g.constant(node.inputs[1])
     if exponent is None or tape.active(node.inputs[1]):
         raise tape.unsupported(node, "a constant exponent")
-    # The slope in the exponent would need the logarithm of the base, which may be negative.
+    # The derivative by the exponent would need the logarithm of the base, which may be negative.
     powers = exponent.astype(np.float32)
     lowered = g.add("Pow", node.inputs[0], g.number(powers - np.float32(1)))
     slope = g.add("Mul", lowered, g.number(powers))
@@ -340,13 +340,13 @@ def paddings(
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Strides, dilations and paddings (all starts, then all ends) of a convolution or pooling."""
     n_axes = len(kernel)
-    # ONNX's defaults; exporters leave attributes out that have them
+    # ONNX's defaults; exporters omit attributes with these values
     strides = attribute(node, "strides", (1,) * n_axes)
     dilations = attribute(node, "dilations", (1,) * n_axes)
     auto = attribute(node, "auto_pad", "NOTSET")
     if auto in {"NOTSET", "VALID"}:
         return strides, dilations, attribute(node, "pads", (0,) * 2 * n_axes)
-    # SAME_UPPER and SAME_LOWER: as much padding as the output needs, an odd one at the end or the start
+    # SAME_UPPER and SAME_LOWER: as much padding as the output needs, with the odd one at the end or the start
     total = [
         max(0, (o - 1) * s + d * (k - 1) + 1 - i)
         for o, s, d, k, i in zip(output, strides, dilations, kernel, sizes, strict=True)
@@ -436,7 +436,7 @@ def _batch_norm(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     scale, variance = g.constant(node.inputs[1]), g.constant(node.inputs[4])
     if attribute(node, "training_mode", 0) or scale is None or variance is None:
         raise tape.unsupported(node, "inference mode and constant mean and variance")
-    # With constant statistics it is a factor per channel, known now: one product at run time.
+    # With constant statistics this is one known factor per channel: a single product at run time.
     epsilon = float(attribute(node, "epsilon", 1e-5))
     slope = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
     factor = g.number(slope.reshape(-1, *(1,) * (g.rank(x) - 2)))
@@ -528,8 +528,8 @@ def _extreme_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
 def _global_max(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g, x = tape.graph, node.inputs[0]
     tape.fixed(node, x, range(2, g.rank(x)))
-    # The first of equal values gets all of the gradient, as in PyTorch's adaptive pooling. ArgMax gives the
-    # first; comparing values would give all of them.
+    # The first of equal values gets all of the gradient, as in PyTorch's adaptive pooling. ArgMax returns the
+    # first; comparing values would select all of them.
     n_positions = math.prod(g.sizes(x)[2:])
     flat = g.reshape(x, [0, 0, -1])
     first = g.add("ArgMax", flat, axis=2, keepdims=1)
@@ -545,13 +545,14 @@ def _max_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g, x = tape.graph, node.inputs[0]
     if attribute(node, "storage_order", 0) or (len(gradients) > 1 and gradients[1]):
         raise tape.unsupported(node, "row-major indices")
-    # MaxPool is run a second time, for the indices. They count through the whole tensor, so that one
-    # scatter over the flattened tensor serves all rows and maps.
+    # MaxPool is run a second time, for the indices. The indices refer to the whole tensor, so one scatter
+    # over the flattened tensor serves all rows and maps.
     options = {key: value for key, value in node.attributes.items() if key != "storage_order"}
     places = g.add("MaxPool", x, outputs=2, **options) + ".1"
     values = g.reshape(gradients[0] or "", [-1])
     empty = g.add("Reshape", tape.fill(x, 0.0), g.indices([-1]))
-    # Overlapping windows may choose one place, whose gradients add up; opset 16 is the first that can add.
+    # Overlapping windows may choose the same position, whose gradients then add up; opset 16 is the first in
+    # which a scatter can add.
     add = {"reduction": "add"} if g.opset >= 16 else {}
     if not add and _overlaps(node):
         raise tape.unsupported(node, "windows that do not overlap, or opset 16,")
@@ -574,7 +575,7 @@ def _average_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     sizes = g.sizes(x)[2:], g.sizes(node.outputs[0])[2:]
     _, _, pads = paddings(node, *sizes, kernel)
     if attribute(node, "ceil_mode", 0) or (any(pads) and not attribute(node, "count_include_pad", 0)):
-        # windows at the border would have other weights than the others
+        # windows at the border would have different weights
         raise tape.unsupported(node, "complete windows: no ceil_mode, no padding that is not counted,")
     channels = g.sizes(x)[1]
     weight = g.number(np.full((channels, 1, *kernel), 1.0 / math.prod(kernel)))
@@ -631,7 +632,7 @@ def _concat(tape: Tape, node: Node, gradients: Grads) -> Gradients:
 @derivative("Split")
 def _split(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     axis = int(attribute(node, "axis", 0))
-    # an output that nothing reads has no gradient, but its place in the input has: zeros
+    # an output that nothing reads has no gradient; its place in the input gets zeros
     parts = [value or tape.fill(name, 0.0) for value, name in zip(gradients, node.outputs, strict=True)]
     return [tape.graph.add("Concat", *parts, axis=axis) if len(parts) > 1 else parts[0]]
 

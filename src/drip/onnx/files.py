@@ -104,7 +104,7 @@ def metadata_of(model: onnx.ModelProto) -> ModelMetadata:
     digest = model_file_digest(model)
     if metadata.digest != digest:
         raise ExportError(
-            f"the model is damaged or was changed: its digest is {digest[:12]}..., its metadata say "
+            f"the model is damaged or was changed: its digest is {digest[:12]}..., but its metadata say "
             f"{metadata.digest[:12]}...; copy the file again, or export it again",
             code="model-file-damaged",
         )
@@ -143,7 +143,7 @@ def load_model_file(path: str | Path) -> onnx.ModelProto:
         if not all(item.type.tensor_type.HasField("shape") for item in model.graph.output):
             model = onnx.shape_inference.infer_shapes(model)
         onnx.checker.check_model(model)
-    except Exception as error:  # protobuf, onnx and the file system raise many types
+    except Exception as error:  # protobuf, onnx and the file system raise many exception types
         raise ExportError(
             f"{path}: not a readable ONNX file ({_brief(error)}); copy it again", code="model-file-damaged"
         ) from error
@@ -213,7 +213,7 @@ def set_policy(path: str | Path, policy: Policy, *, out: str | Path | None = Non
             f"{path}: has no windows ({LOWER} and {UPPER}) to replace; export it again",
             code="model-file-damaged",
         )
-    # the number of windows, and not metadata.n_classes, which early files do not have
+    # the number of windows, not metadata.n_classes, which early files do not have
     check_policy(policy, metadata, int(np.prod(stored[LOWER].dims)), score_outputs(model))
     write_windows(model, policy)
     metadata = write_metadata(model, replace(metadata, policy=policy))

@@ -26,7 +26,7 @@ Arrays = list[NDArray[np.generic]]
 
 _MOST_BYTES = 2**31 - 1  # protobuf serialises no more into one message
 # Operations that read the shape of their input and not its values: no gradient flows through them, and
-# what they give is a constant as long as the shape is.
+# their output is constant as long as the shape is.
 _SHAPE_ONLY = frozenset(("Shape", "Size"))
 
 
@@ -127,7 +127,7 @@ class Graph:
     def reachable(self, start: str) -> set[str]:
         """Tensors whose values depend on those of ``start``, and ``start``."""
         found = {start}
-        # one pass is enough: ONNX requires nodes in an order of execution
+        # one pass is enough: ONNX requires nodes in execution order
         for node in self.nodes:
             if node.op not in _SHAPE_ONLY and not found.isdisjoint(node.reads()):
                 found.update(name for name in node.outputs if name)
@@ -285,7 +285,8 @@ def session_of(model: onnx.ModelProto | bytes | str, *, optimised: bool = True) 
     if isinstance(model, onnx.ModelProto):
         if model.ByteSize() > _MOST_BYTES:
             raise ExportError(
-                f"the model has {model.ByteSize()} bytes, ONNX files hold at most 2 GiB; use a smaller model"
+                f"the model has {model.ByteSize()} bytes, but ONNX files hold at most 2 GiB; use a smaller "
+                "model"
             )
         model = model.SerializeToString()
     try:

@@ -155,7 +155,7 @@ def find_head(
     positions, skipped = sizes[1:-1], 0
     if len(sizes) == 3:
         skipped = _class_tokens(sizes[1], layer)
-        positions = (sizes[1] - skipped,)  # one axis, as the graph has it; metadata name the grid
+        positions = (sizes[1] - skipped,)  # one axis, as in the graph; the metadata record the grid
         found = "tokens"
     return Head(layer, logits, found, sizes[-1], positions, skipped, nodes)
 
@@ -229,7 +229,8 @@ def _matters(graph: Graph, name: str, logits: str) -> bool:
     """Whether the logits use more than one token: False if one is picked and no attention precedes."""
     if _layout(graph, name) == "channels_first" or graph.rank(name) != 3:
         return True
-    # Softmax after it is the sign of another attention, in which every token can still influence the picked.
+    # A Softmax after it indicates another attention layer, in which every token can still influence the
+    # picked one.
     ops = [node.op for node in graph.between(name, logits)]
     return not {"Gather", "Slice"} & set(ops) or "Softmax" in ops
 
@@ -242,7 +243,7 @@ def _layout(graph: Graph, name: str) -> Layout:
     turned = False
     while node is not None:
         order: tuple[int, ...] = attribute(node, "perm", ()) if node.op == "Transpose" else ()
-        # channels went from the end to the front, or from the front to the end
+        # channels moved from the end to the front, or from the front to the end
         turned ^= len(order) > 2 and order[0] == 0 and (order[1] == len(order) - 1 or order[-1] == 1)
         if node.op in _CHANNELS_FIRST:
             return last if turned else "channels_first"

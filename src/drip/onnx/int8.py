@@ -88,8 +88,9 @@ def plan_int8(model: onnx.ModelProto, n_float_layers: int = 0) -> Plan:
     layers = [index for index, node in enumerate(body) if node.op in _LAYERS]
     if n_float_layers >= len(layers):
         raise ExportError(
-            f"no layer is left to quantise: {n_float_layers} first layers are to stay float32, and the model "
-            f"has {len(layers)} convolutions and linear layers before the last one; keep fewer in float32",
+            f"no layer is left to quantise: {n_float_layers} leading layers are to stay in float32, but the "
+            f"model has {len(layers)} convolutions and linear layers before the last one; keep fewer in "
+            "float32",
             code="export-unsupported",
         )
     chosen = [node for node in body[layers[n_float_layers] :] if node.op in _KNOWN]
@@ -157,9 +158,9 @@ def write_int8(
                 },
             )
             written = onnx.load(path)
-        except Exception as error:  # the quantiser raises many types
+        except Exception as error:  # the quantiser raises many exception types
             raise ExportError(
-                f"ONNX Runtime cannot quantise the graph ({error!r}); keep more first layers in float32"
+                f"ONNX Runtime cannot quantise the graph ({error!r}); keep more leading layers in float32"
             ) from error
     # The quantiser declares operator sets that no node uses; a runtime without them may refuse the file.
     used = {node.domain for node in written.graph.node} | {""}

@@ -20,8 +20,8 @@ from drip.policy import Policy
 from drip.types import JsonObject
 
 KEY = "drip"
-# Version 1 called the input spec "input_contract". The number went up with the name, because a reader of
-# version 1 would have reported a damaged file instead of asking for an upgrade.
+# Version 1 called the input spec "input_contract". The version number changed with the name, because a reader
+# of version 1 would have reported a damaged file instead of asking for an upgrade.
 FORMAT_VERSION = 2
 LOWER, UPPER = "drip.lower", "drip.upper"
 EXPORT = "write it with `drip model export`"
@@ -85,7 +85,7 @@ class ModelMetadata:
         # bool is an int in Python: true would pass for version 1
         if type(version) is not int or version not in (1, FORMAT_VERSION):
             raise ModelError(
-                f"model file version {brief(version)} is unknown, this DRIP reads 1 to {FORMAT_VERSION}; "
+                f"model file version {brief(version)} is unknown, but this DRIP reads 1 to {FORMAT_VERSION}; "
                 "upgrade DRIP on the device, or export again",
                 code="model-file-version",
             )
@@ -93,7 +93,7 @@ class ModelMetadata:
             return cls._of(content, "input_contract" if version == 1 else "input_spec")
         except (KeyError, TypeError, ValueError, InputError, PolicyError) as error:
             raise ModelError(
-                f"the metadata have a bad part: {error!r}; copy the file again", code="model-file-damaged"
+                f"the metadata are invalid: {error!r}; copy the file again", code="model-file-damaged"
             ) from error
 
     @classmethod
@@ -218,7 +218,7 @@ def require_classes(policy: Policy, n_classes: int) -> None:
     """
     if policy.n_classes != n_classes:
         raise PolicyError(
-            f"the policy has {policy.n_classes} classes, the model {n_classes}; "
+            f"the policy has {policy.n_classes} classes, but the model has {n_classes}; "
             "calibrate again with this model",
             code="policy-other-classes",
         )

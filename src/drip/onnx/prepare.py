@@ -162,8 +162,8 @@ def _input_shape(source: onnx.ValueInfoProto, asked: tuple[int, ...] | None) -> 
     is_last = not _fits(shape, declared) and _fits(turned, declared)
     if not (is_last or _fits(shape, declared)):
         raise ExportError(
-            f"the input spec has shape {shape} ({turned} with channels last), the model's input {declared} "
-            "(0 is any size); give a spec that fits",
+            f"the input spec has shape {shape} ({turned} with channels last), but the model's input is "
+            f"{declared} (0 is any size); give a matching spec",
             code="input-spec-invalid",
         )
     if 0 in shape:

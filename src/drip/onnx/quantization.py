@@ -36,7 +36,8 @@ WindowChoice = Literal["best", "parent", "scaled", "refit"]
 Samples = Callable[[], Iterable[Sample]]
 
 # Cohen's kappa has a standard error of about 0.05 with 100 held-out samples at a keep rate of 0.6, which is
-# the size of the differences to judge. With fewer than 200 samples in total the choice would be chance.
+# about the size of the differences being judged. With fewer than 200 samples in total the choice would be
+# down to chance.
 _MIN_SAMPLES = 200
 _MIN_PAIRS = 20  # for a median ratio of a class; fewer leave its window as it is
 _ROWS = 8  # calibration inputs per run; all tensors of the batch are in memory at once
@@ -176,7 +177,7 @@ def _scaled(policy: Policy, ratios: FloatArray) -> Policy:
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """What quantising found, all on samples that nothing was fitted on.
+    """What quantising found, all on samples that were not used for fitting.
 
     Attributes:
         metadata: Of the written file.
@@ -303,7 +304,7 @@ def quantize(
     work = _Work(path, model, metadata, settings, _samples(data), on_stage or (lambda _: None))
     with tempfile.TemporaryDirectory() as folder:
         finished, report = work.run(Path(folder))
-    save_model_file(finished, out)  # after all checks: a file that exists was found to agree
+    save_model_file(finished, out)  # after all checks: a file that exists has passed them
     return report
 
 
@@ -346,7 +347,7 @@ class _Work:
         def batches() -> Iterator[NDArray[np.float32]]:
             return (np.array(inputs[row : row + step]) for row in range(0, len(inputs), step))
 
-        # Once for all attempts: the plan with the fewest float32 layers has every tensor of the others.
+        # Once for all attempts: the plan with the fewest float32 layers covers every tensor of the others.
         ranges = find_ranges(plan.model, plan.tensors, batches, settings.calibration)
         retained = retained_by(policy, parent[self.held])
         reports: dict[int, tuple[onnx.ModelProto, QuantizationReport]] = {}
@@ -357,7 +358,7 @@ class _Work:
             reports[n_layers] = quantised, self._judge(quantised, folder, policy, parent, retained, n_layers)
             return reports[n_layers][1].agreement.kappa >= settings.min_kappa
 
-        # A number that the user gave is attempted as it is, also if another one would agree better.
+        # A number given by the user is tried unchanged, even if another one would agree better.
         if settings.float_layers is None:
             chosen = fewest(agrees, plan.n_layers)
         else:
@@ -366,8 +367,8 @@ class _Work:
         if chosen is None:
             tried = ", ".join(f"{kappa:.3f} with {n_layers}" for n_layers, kappa in attempts.items())
             raise ExportError(
-                f"int8 and float32 decisions agree too little: kappa {tried} first layers in float32, less "
-                f"than {settings.min_kappa}; give more samples or a lower min_kappa",
+                f"int8 and float32 decisions do not agree enough: kappa {tried} leading layers in float32, "
+                f"below {settings.min_kappa}; give more samples or a lower min_kappa",
                 code="quantize-disagrees",
             )
         quantised, report = reports[chosen]
@@ -380,7 +381,8 @@ class _Work:
     def _split(self, parent: Observations) -> None:
         if len(parent) < _MIN_SAMPLES:
             raise ExportError(
-                f"{len(parent)} samples are too few; give at least {_MIN_SAMPLES}, half of them are held out",
+                f"{len(parent)} samples are too few; give at least {_MIN_SAMPLES}, because half of them "
+                "are held out",
                 code="quantize-data",
             )
         if _are_equal(parent.scores):
@@ -428,8 +430,8 @@ class _Work:
         """The quantised graph, with biases corrected by the error of its first form."""
         settings = self.settings
         example = next(batches())
-        # Twice: the error of the first form is only known once it exists, and its correction changes biases
-        # before they are rounded.
+        # Twice: the error of the first version is only known once it exists, and its correction changes
+        # biases before they are rounded.
         for corrects in (True, False):
             quantised = write_int8(
                 plan, ranges, example, per_channel=settings.per_channel, activations=settings.activations
@@ -455,8 +457,8 @@ class _Work:
         found = self._observe(trial)
         if len(found) != len(parent):
             raise ExportError(
-                f"the data changed while they were read: {len(parent)} samples, then {len(found)}; "
-                "give data that stay the same",
+                f"the data changed while they were read: {len(parent)} samples, then {len(found)}; use "
+                "data that does not change",
                 code="quantize-data",
             )
         if _are_equal(found.scores):
@@ -478,7 +480,7 @@ class _Work:
     def _chosen(self, agreements: Mapping[str, Agreement]) -> str:
         wanted = self.settings.windows
         if wanted == "best":
-            # max returns the first of equal values: the parent's windows if nothing is gained
+            # max returns the first of equal values: the parent's windows if there is no gain
             return max(agreements, key=lambda name: agreements[name].kappa)
         if wanted not in agreements:
             raise ExportError(
@@ -546,7 +548,7 @@ def fewest(holds: Callable[[int], bool], n: int) -> int | None:
     >>> fewest(lambda number: number >= 5, 50), fewest(lambda number: False, 50)
     (5, None)
     """
-    if holds(0):  # most models need no float32 layer, so that one trial suffices
+    if holds(0):  # most models need no float32 layer, so one trial is enough
         return 0
     low, high = 0, n - 1
     if high == 0 or not holds(high):

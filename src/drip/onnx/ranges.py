@@ -29,9 +29,9 @@ Twin = tuple[onnx.NodeProto, list[onnx.NodeProto], list[onnx.TensorProto]]
 
 _N_BINS = 2048  # eight per level of eight bits
 _N_LEVELS = 256
-_N_CANDIDATES = 64  # per end, so that 4,096 ranges are compared for the smallest error
+_N_CANDIDATES = 64  # per end: 4,096 ranges are compared, and the one with the smallest error wins
 _OUTSIDE = 1e-4
-# Operations with a bias of their own. MatMul has none, and an Add after it may have other readers.
+# Operations with a built-in bias. MatMul has no bias, and an Add after it may have other readers.
 _CORRECTED = frozenset(("Conv", "Gemm"))
 
 
@@ -91,7 +91,7 @@ def _extremes(runs: Iterable[Tensors]) -> dict[str, Range]:
             if not (np.isfinite(least) and np.isfinite(most)):
                 raise ExportError(
                     f"{name!r} has values from {least} to {most} for a calibration sample; remove samples "
-                    "for which the model gives NaN or infinity",
+                    "for which the model outputs NaN or infinity",
                     code="sample-non-finite",
                 )
             found[name] = min(low, least), max(high, most)
@@ -128,7 +128,7 @@ def narrowed(counts: FloatArray, extremes: Range, calibration: Calibration) -> R
     """
     low, high = extremes
     total = counts.sum()
-    # a tensor that is constantly zero, for example after a ReLU that never fires
+    # a tensor that is constantly zero, for example after a ReLU that never activates
     if not high > low or not total:
         return extremes
     width = (high - low) / len(counts)
@@ -137,9 +137,9 @@ def narrowed(counts: FloatArray, extremes: Range, calibration: Calibration) -> R
         first = int(np.searchsorted(below, _OUTSIDE, side="right"))
         last = int(np.searchsorted(below, 1 - _OUTSIDE, side="left"))
         return min(0.0, low + first * width), max(0.0, low + (last + 1) * width)
-    # The expected squared error of rounding is a twelfth of the squared step. Values of zero have none, as
-    # zero is a level; counting them would widen the range after a ReLU, where most values are zero.
-    # Clipping costs the squared distance.
+    # The expected squared error of rounding is a twelfth of the squared step. Zeros have no error, because
+    # zero is a level; counting them would widen the range after a ReLU, where most values are zero. Clipping
+    # costs the squared distance.
     n_rounded = total - counts[min(int(-low / width), len(counts) - 1)]
     lows, highs = (
         np.linspace(end, 0.0, _N_CANDIDATES, endpoint=False) if end else np.zeros(1) for end in extremes
@@ -215,7 +215,7 @@ def _twins(layers: Mapping[str, onnx.NodeProto], quantised: onnx.ModelProto) -> 
         if twin.name not in layers:
             continue
         inputs, weights = (made_by.get(name) for name in twin.input[:2])
-        # layers that stayed float32 have no twin
+        # layers that stayed in float32 have no counterpart
         if inputs is None or weights is None:
             continue
         if weights.op_type != "DequantizeLinear" or inputs.op_type != "DequantizeLinear":

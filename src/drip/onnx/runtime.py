@@ -24,7 +24,7 @@ _OUTPUTS = {
 }
 _ON_REQUEST = {"drip_contrast": "tensor(float)", "features": "tensor(float)"}
 _SCORES = {"drip_score": "drip", "drip_contrast": "contrast"}
-_ERRORS_ONLY = 3  # ONNX Runtime's log level; below it warns of things that an exported graph does on purpose
+_ERRORS_ONLY = 3  # ONNX Runtime's log level; lower levels warn about what an exported graph does on purpose
 
 
 class OnnxScorer:
@@ -55,7 +55,7 @@ class OnnxScorer:
             self._windows: tuple[FloatArray, FloatArray] | None = None
             self.n_disagreements = 0
             self.n_classes = self._try()
-        # the context is added here, once, for everything that a file can get wrong
+        # the context is added here, once, for everything that can be wrong with a file
         except ModelError as error:
             raise error.within(str(path)) from error
 
@@ -168,7 +168,7 @@ class OnnxScorer:
                 else type(batch).__name__
             )
             raise InputError(
-                f"the batch is {got}, the model expects floats of shape {('N', *shape)}; "
+                f"the batch is {got}, but the model expects floats of shape {('N', *shape)}; "
                 "prepare samples with the scorer's spec",
                 code="sample-shape",
             )
@@ -203,7 +203,8 @@ class OnnxScorer:
                 f"the model fails on inputs of shape {values.shape}: {error}; export it again",
                 code="model-outputs",
             ) from error
-        # A Reshape to constant sizes can merge rows without an error; samples would get others' scores.
+        # A Reshape to constant sizes can merge rows without an error; samples would get the scores of other
+        # samples.
         if any(len(part) != len(values) for part in found):
             shapes = {name: part.shape for name, part in zip(self._names, found, strict=True)}
             raise ModelError(
@@ -223,13 +224,14 @@ class OnnxScorer:
         logits, scores = found["logits"], found["drip_score"]
         if logits.ndim != 2 or logits.shape[1] < 2 or scores.ndim != 1:
             raise ModelError(
-                f"for each input the model gives logits of shape {logits.shape[1:]} and a score of shape "
+                f"for each input the model returns logits of shape {logits.shape[1:]} and a score of shape "
                 f"{scores.shape[1:]}, not one logit per class and one number; {EXPORT}",
                 code="model-outputs",
             )
         if self.metadata.n_classes not in {0, logits.shape[1]}:
             raise ModelError(
-                f"the model gives {logits.shape[1]} logits, its metadata say {self.metadata.n_classes}; "
+                f"the model returns {logits.shape[1]} logits, but its metadata say "
+                f"{self.metadata.n_classes}; "
                 f"{EXPORT}",
                 code="model-outputs",
             )
@@ -241,7 +243,7 @@ class OnnxScorer:
             )
         if not (np.isfinite(logits).all(axis=1) & np.isfinite(scores)).any():
             raise ModelError(
-                "the model gives NaN or infinity for zeros and for noise; export a sound checkpoint",
+                "the model outputs NaN or infinity for zeros and for noise; export a valid checkpoint",
                 code="model-non-finite",
             )
         return int(logits.shape[1])
@@ -283,7 +285,7 @@ def _input_of(session: Any, shape: tuple[int, ...]) -> tuple[str, bool]:
         isinstance(side, int) and side != wanted for side, wanted in zip(sides, shape, strict=True)
     ):
         raise ModelError(
-            f"the model's input has shape {sides}, its input spec says {shape}; {EXPORT}",
+            f"the model's input has shape {sides}, but its input spec says {shape}; {EXPORT}",
             code="input-spec-invalid",
         )
     if isinstance(batch, int) and batch != 1:

@@ -48,7 +48,7 @@ class Tape:
         self.graph = graph
         self._start = start
         self._nodes = nodes
-        # A gradient is computed only at tensors that depend on the start. Weights have none, which saves
+        # A gradient is computed only at tensors that depend on the start. Weights do not, which saves
         # most of the work in linear layers.
         self._active = {start} | {name for node in nodes for name in node.outputs if name}
 
@@ -68,7 +68,7 @@ class Tape:
         sums: dict[str, list[str]] = {name: [value] for name, value in seeds.items()}
         for node in reversed(self._nodes):
             at_outputs = [self._total(sums, name) for name in node.outputs]
-            if not any(at_outputs):  # a node beside the path, such as one that computes a shape
+            if not any(at_outputs):  # a node outside the path, such as one that computes a shape
                 continue
             if node.op not in DERIVATIVES:
                 raise ExportError(
@@ -88,7 +88,7 @@ class Tape:
 
     def _total(self, sums: dict[str, list[str]], name: str) -> str | None:
         # A tensor with several readers has several gradients. They are added here, when the node that made
-        # it is reached: by then all of its readers were visited.
+        # it is reached: by then all of its readers have been visited.
         parts = sums.get(name)
         if not parts:
             return None

@@ -102,7 +102,7 @@ def export_onnx(
         plain,
         layer="activation",
         output="logits",
-        closing_softmax="keep",  # TorchScorer differentiates what the model returns, so must the file
+        closing_softmax="keep",  # TorchScorer differentiates what the model returns, so the file must too
         layout=_layout_of(target),
         layer_name=scorer.layer,
         policy=policy,
@@ -142,7 +142,7 @@ def require_equal(data: bytes, scorer: TorchScorer, x: NDArray[np.float32]) -> N
     same = lost <= 2 * allowed
     if not same.all():
         raise ExportError(
-            f"the graph predicts another class than PyTorch for {int((~same).sum())} of {len(x)} rows; "
+            f"the graph and PyTorch predict different classes for {int((~same).sum())} of {len(x)} rows; "
             "please report the model's head",
             code="export-inexact",
         )
@@ -167,7 +167,7 @@ def _layout_of(target: Target) -> Layout:
     known: dict[Any, Layout] = {tokens_to_grid: "tokens", channels_last_to_first: "channels_last"}
     if target.reshape not in known:
         raise ExportError(
-            "the layer has a reshape function of its own, which cannot be exported; use the automatic layout",
+            "the layer has its own reshape function, which cannot be exported; use the automatic layout",
             code="export-unsupported",
         )
     return known[target.reshape]
@@ -213,12 +213,12 @@ def _plain_graph(model: nn.Module, target: Target, x: Tensor) -> onnx.ModelProto
         if program is None:
             continue
         proto = program.model_proto
-        # torch may fix the batch at that of the example without an error; then try again with one row
+        # torch may silently fix the batch size to the example's; then try again with one row
         if not free or proto.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_param"):
             return proto
     raise ExportError(
         f"torch.onnx cannot export the model: {'; '.join(reasons)[:400]}; "
-        "write an ONNX file by other means and export that",
+        "write the ONNX file with another tool and export that",
         code="export-unsupported",
     )
 

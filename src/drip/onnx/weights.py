@@ -25,9 +25,9 @@ from drip.types import BoolArray, FloatArray
 
 _PASSIVE = frozenset(("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze"))
 
-# The proof by finite differences. A step of 0.3 % of the mean activation is the compromise between
-# crossing kinks (larger steps) and the rounding of float32 (smaller ones). 5 % still tells a wrong
-# derivative, which is off by a factor or a missing term, from the curvature of the head.
+# The proof by finite differences. A step of 0.3 % of the mean activation is a compromise between crossing
+# kinks (larger steps) and the rounding of float32 (smaller ones). 5 % still tells a wrong derivative, which
+# is off by a factor or a missing term, from the curvature of the head.
 _N_ROWS = 6
 _N_DIRECTIONS = 3
 _STEP = 3e-3
@@ -119,7 +119,7 @@ class Differentiator:
         """
         g, head = self._graph, self._head
         name, n_left = head.activation, math.prod(head.positions)
-        if head.skipped:  # a class token is among the positions, but must not be among the summed
+        if head.skipped:  # a class token is among the positions, but must not be summed
             return name, n_left
         while True:
             following = [node for node in head.nodes if name in node.reads()]
@@ -182,11 +182,11 @@ class Differentiator:
         weight = self._graph.constant(node.inputs[1])
         if weight is None:
             raise ExportError(
-                f"{node} has weights that are computed; export a model with constant weights",
+                f"{node} computes its weights at run time; export a model with constant weights",
                 code="export-unsupported",
             )
         rows = weight if attribute(node, "transB", 0) else weight.T
-        # in float64: the sum over up to some hundred positions is rounded once, not once per position
+        # in float64: the sum over up to a few hundred positions is rounded once, not once per position
         summed = rows.astype(np.float64).reshape(len(rows), self._head.n_maps, self._n_left).sum(2)
         return np.asarray(summed * float(attribute(node, "alpha", 1.0)))
 
@@ -286,7 +286,7 @@ def require_derivative(
         ExportError: It does not run (code ``export-failed``), or most comparisons deviate
             (``export-inexact``).
     """
-    session_of(model)  # once optimised, as a device loads it: the differences below run without
+    session_of(model)  # once optimised, as a device loads it: the differences below run without optimisation
     moved = _Moved(model, head, weights)
     x = noise(shape, _N_ROWS, seed=7)
     deviates = np.concatenate([moved.deviates(rows) for rows in ([x] if dynamic else x[:, None])])
@@ -340,8 +340,8 @@ class _Moved:
         allowed = _ALLOWED * most + _ROUNDING * np.abs(logits).max(1) / step
         deviating = []
         for direction in range(_N_DIRECTIONS):
-            # The signs of the weights give the largest right side, so that a wrong factor shows; random
-            # signs show two maps that were exchanged.
+            # The signs of the weights maximise the right-hand side, which exposes a wrong factor; random
+            # signs expose two swapped maps.
             signs = np.sign(weights) if not direction else self._random.choice([-1.0, 1.0], weights.shape)
             delta = step * self._spread(signs, first.shape)
             ends = [self._run(x, (start + side * delta).astype(np.float32))[1] for side in (1, -1)]

@@ -158,7 +158,7 @@ class Counter:
         """Report ``n`` more steps."""
         if self._callback is None:
             return
-        with self._lock:  # also around the callback: its numbers must not go back
+        with self._lock:  # also around the callback: its numbers must not decrease
             self._done += n
             self._callback(self._done, self._total)
 
@@ -305,8 +305,8 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
         single = self.epsilon is None and not isinstance(self.n_samples, Mapping)
         if self.stratify == "global" and not single:
             raise InputError(
-                f"stratify='global' cuts all classes at once and does not work with {given}; give fraction "
-                "or a whole n_samples, or use stratify='proportional'"
+                f"stratify='global' selects across all classes and does not work with {given}; give "
+                "fraction or an integer n_samples, or use stratify='proportional'"
             )
 
     def _generator(self) -> np.random.RandomState:
@@ -321,7 +321,7 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
         reads = self.reads_values or self.epsilon is not None
         try:
             if not reads:
-                if hasattr(X, "columns") and len(X):  # columns of mixed types fit into no single array
+                if hasattr(X, "columns") and len(X):  # columns of mixed types do not fit into a single array
                     validate_data(self, X=X, reset=True, skip_check_array=True)
                     return np.empty((len(X), 0))
                 checked = validate_data(

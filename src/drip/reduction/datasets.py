@@ -29,7 +29,7 @@ COLLISION_LABEL = "collision"
 DROPPED = ("N", "m")
 CLASS_NAMES = {"0": "safe", "1": "collision"}
 
-_MAX_ZIP_BYTES = 50_000_000  # the archive has 3 MB; an address that sends more is another file
+_MAX_ZIP_BYTES = 50_000_000  # the archive is 3 MB; a larger download is another file
 _CHUNK = 1 << 18
 _RENAMED = {"AspectRation": "AspectRatio", "roundness": "Roundness"}  # the CSV has the corrected names
 _DAMAGE = (OSError, EOFError, ValueError, zlib.error, UnicodeDecodeError)

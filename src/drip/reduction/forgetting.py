@@ -155,7 +155,7 @@ class ForgettingEvents(ScoredReducer):
         if self._events is None:
             if len(table.classes.labels) < 2:
                 raise InputError(
-                    "there are neither events nor classes to count them with; give events, or y with more "
+                    "forgetting events cannot be counted without classes; give events, or y with more "
                     "than 1 class",
                     code="labels-invalid",
                 )

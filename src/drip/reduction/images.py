@@ -159,7 +159,7 @@ def _find_images(folder: Path) -> list[str]:
             if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
         ]
     if not found:
-        raise InputError(f"{folder}: contains no image ({', '.join(IMAGE_SUFFIXES)})", code="images-invalid")
+        raise InputError(f"{folder}: contains no images ({', '.join(IMAGE_SUFFIXES)})", code="images-invalid")
     for name in found:  # the list of kept images has one name per line
         if len(name.splitlines()) > 1 or any("\ud800" <= letter <= "\udfff" for letter in name):
             raise InputError(
@@ -173,7 +173,8 @@ def _folders(folder: Path, names: list[str]) -> ImageSet:
     loose = [name for name in names if not parents[name]]
     if loose and len(loose) < len(names):
         raise InputError(
-            f"{loose[0]}: {len(loose)} images are next to class folders; move them into one or away",
+            f"{loose[0]}: {len(loose)} images are next to class folders; move them into a class folder or "
+            "elsewhere",
             code="images-invalid",
         )
     images = tuple(LabelledImage(name, parents[name]) for name in names)
@@ -424,7 +425,7 @@ class ImageOptions:
         copy_to: Folder to copy the kept images and their labels to; None copies nothing.
         min_images: Minimum number of images in a category of boxes, see :func:`image_categories`; None is
             the size at which at least one is kept.
-        cover: Keep further images until every class of boxes is in one.
+        cover: Add images until every box class appears in at least one.
     """
 
     annotations: Path | None = None
@@ -501,14 +502,14 @@ def reduce_images(
     require_free(target, overwrite=overwrite)
     if how.copy_to is not None:
         require_empty(how.copy_to)
-    options.reducer(None)  # rejects wrong parameters before the features, which take longest
+    options.reducer(None)  # rejects wrong parameters before the features are computed, which takes longest
     tell = on_progress or (lambda *_: None)
     found = read_image_set(folder, how.annotations)
     if options.n_samples is not None:
         check_number("n_samples", options.n_samples, len(found.images))
     if not found.has_boxes and (how.cover or how.min_images is not None):
         raise InputError(
-            f"{folder}: has no boxes to cover or to categorise; leave out cover and min_images",
+            f"{folder}: has no boxes; leave out cover and min_images",
             code="images-invalid",
         )
     with measure_energy(watts=options.watts) as spent:

@@ -178,7 +178,7 @@ def _is_missing(label: Any) -> bool:
 def _flat(target: NDArray[Any]) -> NDArray[Any]:
     """One label per row; one-vs-all columns become the index of the column."""
     if target.ndim == 1 and target.dtype.kind in "biuSU":
-        return target  # certainly labels; type_of_target looks at each, which costs more than some methods
+        return target  # always labels; type_of_target checks each one, which takes longer than some methods
     kind = type_of_target(target, input_name="y")
     if kind == "multilabel-indicator" and (target.sum(axis=1) == 1).all():
         return np.asarray(target.argmax(axis=1))

@@ -1,4 +1,4 @@
-"""Numerosity reduction by matrix decomposition (NRMD): rows that differ from the main directions."""
+"""Numerosity reduction by matrix decomposition (NRMD): rows that deviate from the main directions."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from drip.reduction.neighbours import Metric, distances_to
 from drip.types import FloatArray, IntArray
 
 _BLOCK_ROWS = 8192  # the differences of one block stay in the processor's cache
-_SLACK = 1e-9  # relative rounding error of projections, on the safe side: only costs a few rows more
+_SLACK = 1e-9  # relative rounding error of projections, on the safe side: it only costs a few more rows
 _POWER_STEPS = 8
 
 

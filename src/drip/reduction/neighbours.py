@@ -76,7 +76,7 @@ def nearest(
     if points.shape[1] <= MAX_TREE_DIMENSIONS:
         tree = cKDTree(
             points, balanced_tree=False
-        )  # medians recurse without end on repeated rows, and are slower
+        )  # medians recurse endlessly on repeated rows, and are slower
         distances, rows = tree.query(queries, p=POWER[metric], workers=effective_n_jobs(n_jobs))
         return distances, rows.astype(np.int64)
     found = np.empty(len(queries)), np.empty(len(queries), dtype=np.int64)

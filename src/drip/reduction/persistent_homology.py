@@ -139,7 +139,8 @@ def neighbourhood_bars(
         longest[batch[counts >= 2]] = 0.0
         distances = []
         for near, other in zip(found[counts >= least], others[counts >= least], strict=True):
-            # Among more equal rows than neighbours, a row may be missing from its own nearest rows.
+            # If more rows are equal than neighbours are searched, a row may be missing from its own nearest
+            # rows.
             points_near = points[near[other][:max_neighbours]]
             distances.append(cdist(points_near, points_near, metric))
         bars = [longest_bars(distances, dimension) for dimension in dimensions]

@@ -49,7 +49,7 @@ class ReduceOptions:
         scale: Scaling of every feature before distances are computed: ``minmax`` to [0, 1], ``standard`` to
             mean 0 and standard deviation 1, or ``none``. A constant feature becomes 0. None means ``minmax``
             for tables and ``none`` for the features of images.
-        seed: Seed of the method.
+        seed: Random seed for the method.
         jobs: Threads; -1 for all.
         check: Compute the representativeness, which takes longer than some methods.
         watts: Power of one busy core in W, to estimate the energy without a sensor.
@@ -275,8 +275,8 @@ def _notes(options: ReduceOptions, subject: Subject, n: int, kept: IntArray, n_a
     lost = int((kept == 0).sum())
     if lost:
         notes.append(
-            f"{lost} of {len(kept)} classes have no kept {subject.rows}, because stratify=global cuts all "
-            "classes at once."
+            f"{lost} of {len(kept)} classes have no kept {subject.rows}, because stratify=global selects "
+            "across all classes."
         )
     asked = options.n_samples
     if asked is None and options.epsilon is None:

@@ -13,7 +13,7 @@ from drip.types import IntArray
 
 @dataclass(eq=False, repr=False)
 class StratifiedRandom(RankedReducer):
-    """Keep random rows of each class, without replacement, in proportion to its size.
+    """Keep random rows from each class, without replacement, in proportion to its size.
 
     Features are ignored unless ``epsilon`` is given, so that text and NaN are accepted.
     ``stratify="global"`` is simple random sampling.

@@ -93,12 +93,11 @@ def reduce_table(
         if new is not None and new in table.columns:
             raise InputError(f"the table already has a column {new!r}; choose another name")
     if how.index_column is not None and how.index_column == how.weight_column:
-        raise InputError(f"both new columns are named {how.index_column!r}; choose two names")
+        raise InputError(f"both new columns are named {how.index_column!r}; choose different names")
     features = [name for name in table.columns if name not in named]
     if not features:
         raise InputError(
-            f"{table.path}: no column is left as a feature of {', '.join(table.columns)}; name fewer with "
-            "label and ignore",
+            f"{table.path}: no feature column is left among {', '.join(table.columns)}; ignore fewer columns",
             code="table-invalid",
         )
     if on_progress is not None:

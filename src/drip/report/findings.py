@@ -106,7 +106,7 @@ def verdict(report: RunReport) -> Verdict:
         "(99 % confidence interval)"
     )
     if outcome == "inconclusive":
-        # The words must not lean to either side: the sign of such a difference changes with the machine.
+        # The wording must not favour either side: the sign of such a difference changes with the machine.
         return Verdict(
             outcome,
             "DRIP against random selection: inconclusive in this run",
@@ -146,7 +146,7 @@ def _gain(report: RunReport) -> str:
     if baseline and everything and _measured(baseline, everything):
         room = compare(everything, baseline, report.n_test)
         outcome = _outcome(room)
-        # Without a gain from all data no rule can show one, whatever it keeps.
+        # If keeping everything brings no gain, no rule can show one.
         rest = "" if outcome == "better" else "; this run leaves little room for any rule to show a gain"
         parts.append(
             f"Keeping everything instead of nothing changes the accuracy by {_plus_minus(room)} "
@@ -262,7 +262,7 @@ def _surprise(report: RunReport) -> str:
         if not window.discards or not n_seen or not window.n:
             continue
         actual = 1.0 - int(report.class_counts_kept[index]) / n_seen
-        # The expectation is an estimate from window.n scores, so both samples enter the error.
+        # The expectation is an estimate from window.n scores, so the errors of both samples count.
         pooled = (window.expected_discard * window.n + actual * n_seen) / (window.n + n_seen)
         error = sqrt(pooled * (1.0 - pooled) * (1.0 / n_seen + 1.0 / window.n))
         excess = abs(actual - window.expected_discard) / error if error else 0.0
@@ -283,7 +283,7 @@ def _bytes(report: RunReport) -> str:
     if drip is None or not report.bytes_seen:
         return ""
     saved = report.bytes_seen - drip.bytes_kept
-    # The saving is no merit of the choice: any rule that keeps as many samples has about the same.
+    # The saving is not due to the choice: any rule that keeps as many samples saves about as much.
     beside = f"; random selection stored {byte_size(random.bytes_kept)}" if random is not None else ""
     return (
         f"DRIP stored {byte_size(drip.bytes_kept)} of {byte_size(report.bytes_seen)} "

@@ -38,10 +38,10 @@ RECOMMENDED = "drip"
 """The default rule; this is the only place that names it."""
 
 RECOMMENDATION = (
-    "Use the default, `drip`, the paper's rule. The evidence is under review: on well-mixed streams no rule is "
-    "reliably better than a random choice of the same number of samples; on streams with a structure (a new camera, "
-    "near-duplicates, rare classes) rules differ a lot and are being compared. "
-    "Until then, no other rule is recommended."
+    "Use the default, `drip`, the paper's rule. The evidence is under review: on well-mixed streams no rule "
+    "is reliably better than a random choice of the same number of samples; on structured streams (a new "
+    "camera, near-duplicates, rare classes) rules differ a lot and are being compared. Until then, no other "
+    "rule is recommended."
 )
 """Which rule to use: rendered into README, `--help` and the site."""
 

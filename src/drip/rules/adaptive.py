@@ -228,13 +228,13 @@ class ComposedRule(BaseRule):
         ):
             raise InputError(
                 f"the rule {self.name!r} has the target {self._target.params} and needs the time of every "
-                "sample; use a source that gives times, or a keep rate",
+                "sample; use a source that provides times, or set a keep rate",
                 code="rule-needs",
             )
         if self._target.bytes_per_day is not None and observations.n_bytes is None:
             raise InputError(
                 f"the rule {self.name!r} has the target {self._target.params} and needs the size of every "
-                "sample; give n_bytes, or a keep rate",
+                "sample; give n_bytes, or set a keep rate",
                 code="rule-needs",
             )
 
@@ -273,8 +273,8 @@ class ComposedRule(BaseRule):
         features = _features(observations)
         if features.shape[1] != self._duplicates.n_features:
             raise InputError(
-                f"the rule {self.name!r} was calibrated with {self._duplicates.n_features} projected features, "
-                f"this model gives {features.shape[1]}; calibrate it with the model that scores the stream",
+                f"the rule {self.name!r} was calibrated with {self._duplicates.n_features} projected "
+                f"features, but this model has {features.shape[1]}; calibrate it with the model that scores the stream",
                 code="policy-other-model",
             )
         return features

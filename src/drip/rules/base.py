@@ -72,7 +72,7 @@ class BaseRule(ABC):
             InputError: no observation, a missing column, NaN or infinite values.
         """
         if not len(observations):
-            raise InputError(f"the rule {self.name!r} was given no calibration sample", code="source-empty")
+            raise InputError(f"the rule {self.name!r} was given no calibration samples", code="source-empty")
         self._check(observations)
         self._calibrate(observations)
         return self
@@ -124,7 +124,7 @@ class BaseRule(ABC):
         # A state of another layout may parse and still mean something else, so the version decides, not the parser.
         if version != self.state_version:
             raise PolicyError(
-                f"the state of the rule {self.name!r} has version {version!r}, this DRIP reads "
+                f"the state of the rule {self.name!r} has version {version!r}, but this DRIP reads "
                 f"{self.state_version}; calibrate again",
                 code="rule-state",
             )
@@ -433,7 +433,9 @@ class RankedRule(BaseRule):
         self._means = numbers("means", state["means"], None)
         self._scales = numbers("scales", state["scales"], None)
         if not len(self._limits) == len(self._means) == len(self._scales) or not (self._scales > 0).all():
-            raise ValueError("limits, means and scales must have one number per class, scales above 0")
+            raise ValueError(
+                "limits, means and scales must have one number per class, and scales must be above 0"
+            )
 
     def _decide(self, observations: Observations) -> Decisions:
         if self._limits is None:
@@ -494,8 +496,8 @@ def softmax_ratios(logits: FloatArray) -> FloatArray:
     The first column is one. An uncertainty summed over the other columns stays exact even where the largest
     probability rounds to 0.9999999999999999.
     """
-    # Contiguous rows: otherwise NumPy may sum in an order that depends on layout and batch size, and a
-    # sample alone would be decided differently from the same sample in a batch.
+    # Contiguous rows: otherwise NumPy may sum in an order that depends on layout and batch size, and a sample
+    # could be decided differently alone than in a batch.
     rows = np.ascontiguousarray(logits, dtype=np.float64)
     with np.errstate(over="ignore"):  # a gap beyond float64 is a ratio of zero
         gaps = rows - rows.max(axis=1, keepdims=True)

@@ -107,7 +107,7 @@ def equal_quota(counts: IntArray, retention: float) -> float:
     """
     wanted = retention * float(counts.sum())
     ascending = np.sort(counts).astype(np.float64)
-    # If the i smallest classes are kept whole, the others share the rest of the budget equally.
+    # If the i smallest classes are kept entirely, the others share the rest of the budget equally.
     whole = np.concatenate([[0.0], np.cumsum(ascending)[:-1]])
     shares = (wanted - whole) / np.arange(len(counts), 0, -1)
     # The first share that its class can fill; for smaller classes the share exceeds what they have.
@@ -211,7 +211,7 @@ class MixedMarginRule(ThresholdRule):
 def _percentiles(text: Any) -> FloatArray:
     points = unpacked("percentiles", text, None, dtype="<f8")
     if len(points) < _FEWEST or (np.diff(points) < 0).any():
-        raise ValueError(f"percentiles must ascend, at least {_FEWEST} of them")
+        raise ValueError(f"there must be at least {_FEWEST} percentiles in ascending order")
     return points
 
 

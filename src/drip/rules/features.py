@@ -35,7 +35,7 @@ def projected(observations: Observations, name: str, n_features: int | None = No
     features = project(observations.features)
     if n_features is not None and features.shape[1] != n_features:
         raise InputError(
-            f"the rule {name!r} was calibrated with {n_features} projected features, this model gives "
+            f"the rule {name!r} was calibrated with {n_features} projected features, but this model has "
             f"{features.shape[1]}; calibrate it with the model that scores the stream",
             code="policy-other-model",
         )
@@ -196,7 +196,7 @@ class ModerateRule(ThresholdRule):
         self._medians = numbers("medians", state["medians"], len(centres))
         self._scales = numbers("scales", state["scales"], len(centres))
         if not len(centres) or not (self._scales > 0).all():
-            raise ValueError("there must be a centre, a median and a scale above 0 for every class")
+            raise ValueError("every class must have a centre, a median and a scale above 0")
         super()._restore(state)
         self._centres = centres
 
@@ -205,7 +205,7 @@ def _centre_median_scale(features: FloatArray, scale: float) -> tuple[FloatArray
     """Mean, median distance and its spread; ``scale`` where the spread is zero."""
     centre = (
         features.mean(axis=0).astype("<f4").astype(np.float64)
-    )  # rounded as in a saved state, so that a restored rule decides equally
+    )  # rounded as in a saved state, so that a restored rule decides identically
     distances = _lengths(features - centre)
     median = float(np.median(distances))
     return centre, median, float(np.median(np.abs(distances - median))) or scale
@@ -274,7 +274,7 @@ class CoverageRule(ChanceRule):
         probabilities = numbers("probabilities", state["probabilities"], _STRATA)
         if self._easiest > self._hardest or not ((probabilities > 0) & (probabilities <= 1)).all():
             raise ValueError(
-                f"probabilities must be in (0, 1] from the easiest to the hardest, got {probabilities} from "
+                f"probabilities must be in (0, 1] and easiest must not exceed hardest, got {probabilities} from "
                 f"{self._easiest} to {self._hardest}"
             )
         self._probabilities = probabilities

@@ -83,7 +83,7 @@ def unpacked(name: str, text: Any, *shape: int | None, dtype: str = "<f4") -> Fl
     (2, 3)
     """
     if not isinstance(text, str) or not all(n is None or type(n) is int for n in shape):
-        raise TypeError(f"{name} must be text of numbers in rows, got {brief(text)} of shape {shape}")
+        raise TypeError(f"{name} must be rows of numbers as text, got {brief(text)} of shape {shape}")
     if any(n is not None and n < 1 for n in shape):
         raise ValueError(f"{name} must have at least one number in a row, got shape {shape}")
     values = np.frombuffer(b64decode(text, validate=True), dtype)

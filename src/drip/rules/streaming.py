@@ -202,7 +202,10 @@ class VessalRule(ChanceRule):
         inverse = unpacked("inverse", state["inverse"], n_features, n_features, dtype="<f8")
         recent = RunningQuantile.restored(_WINDOW, state["recent"], n_values=_WINDOW)
         if not n_classes or not np.array_equal(inverse, inverse.T) or recent.ordered[0] < _LEAST:
-            raise ValueError("inverse must be symmetric, recent volumes above 0, and there must be a class")
+            raise ValueError(
+                "inverse must be symmetric, recent volumes must be above 0, and there must "
+                "be at least one class"
+            )
         super()._restore(state)
         self._rate.restore(state["rate"])
         self._signs = _signs(n_classes, n_features)
@@ -236,7 +239,7 @@ class VessalRule(ChanceRule):
         self._check_classes(observations, n_classes)
         if observations.logits.shape[1] != n_classes:
             raise InputError(
-                f"the rule {self.name!r} was calibrated for {n_classes} classes, this model has "
+                f"the rule {self.name!r} was calibrated for {n_classes} classes, but this model has "
                 f"{observations.logits.shape[1]}; calibrate it with the model that scores the stream",
                 code="policy-other-classes",
             )
@@ -262,8 +265,8 @@ def factor(ascending: FloatArray, share: float) -> float:
     0.16666666666666666
     """
     n = len(ascending)
-    # All but the j smallest have probability 1, the j smallest share the rest; the largest j for which none
-    # of them exceeds 1 is the solution.
+    # All but the j smallest have probability 1, and the j smallest share the rest; the largest j for which
+    # none of them exceeds 1 is the solution.
     rest = share * n - np.arange(n - 1, -1, -1)
     factors = rest / np.cumsum(ascending)
     fits = np.flatnonzero(factors <= 1.0 / ascending)
@@ -275,7 +278,7 @@ def _signs(n_classes: int, n_features: int) -> FloatArray:
     return np.where(np.random.Generator(np.random.PCG64(0)).random((n_classes, n_features)) < 0.5, 1.0, -1.0)
 
 
-# The constants of the published strategy, which scikit-activeml has too.
+# The constants of the published strategy, also used by scikit-activeml.
 _STEP = 0.01
 _DELTA = 1.0
 _BUDGET_WINDOW = 100

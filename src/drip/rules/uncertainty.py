@@ -173,7 +173,7 @@ class SoftMarginRule(ChanceRule):
         super()._restore(state)
         points = numbers("points", state["points"], None)
         if not len(points) or (np.diff(points) < 0).any():
-            raise ValueError("points must be numbers in ascending order, at least one")
+            raise ValueError("points must be at least one number, in ascending order")
         self._points = points
 
     def _decide(self, observations: Observations) -> Decisions:

@@ -36,7 +36,8 @@ def model_digest(model: nn.Module) -> str:
     True
     """
     digest = hashlib.sha256()
-    # Sorted: the order of the state_dict is the order of assignment in __init__, which a refactoring changes.
+    # Sorted: the order of the state_dict is the order of assignment in __init__, which refactoring may
+    # change.
     for name, value in sorted(model.state_dict().items()):
         if not isinstance(value, torch.Tensor):
             raise ModelError(

@@ -305,7 +305,8 @@ class ClosedForm:
         if not self._is_plain(x):
             return None
         logits, tapped, calls, edits = self.tap.run(self.head.model, x)
-        # An edit more or less than in an ordinary pass: forward took another way, or a hook edits in place.
+        # One edit more or fewer than in an ordinary pass: forward took another path, or a hook edits in
+        # place.
         if edits != self.edits or len(calls) != len(self.linears) or not _same(logits, calls[-1].result):
             return None
         activations = self.head.target.arrange(tapped)
@@ -422,8 +423,8 @@ def host_scores(plan: ClosedForm, x: Tensor) -> HostScores | None:
         return None if forward.pooled and not agrees(given[0], found.features) else found
 
 
-# One row and several have a function each: for a single sample, the usual case on a device, products of
-# vectors without a batch axis take 21 us instead of 54 us on the paper's audio network.
+# Single rows and batches have separate functions: for a single sample, the usual case on a device, products
+# of vectors without a batch axis take 21 us instead of 54 us on the paper's audio network.
 def _one_row(
     logits: Floats, activations: Floats, after_relu: Sequence[Floats], weights: Sequence[Floats]
 ) -> HostScores:
@@ -531,8 +532,7 @@ def _closed_form(head: HeadVjp, example: Tensor) -> ClosedForm | None:
     if not linears or len(linears) != count_linears(*head.graph(example)):
         return None
     used_once = len(set(linears)) == len(linears)  # the tap cannot tell two calls of one module apart
-    # The first layer reads the mean (K features) or everything (K times positions); which one, each pass
-    # tells.
+    # The first layer reads the mean (K features) or everything (K times positions); each pass checks which.
     fits = linears[0].in_features in (target.shape[0], math.prod(target.shape))
     if not (used_once and fits):
         return None
@@ -650,13 +650,13 @@ def count_linears(logits: Tensor, leaf: Tensor) -> int:
             return 0
         operations += operation
         node = following[0]
-    # A pattern and not a list of head types: it also covers heads written as functions, methods or operators.
+    # A pattern, not a list of head types: it also covers heads written as functions, methods or operators.
     return operations.count("L") if node is not None and _CLOSED_FORM.fullmatch(operations) else 0
 
 
 def _reaches(start: Any, leaf: Tensor) -> bool:
     """Whether the leaf is reachable from a node of the graph; from the nodes of weights it is not."""
-    # A loop and not recursion: graphs of deep heads exceed Python's recursion limit.
+    # A loop, not recursion: graphs of deep heads exceed Python's recursion limit.
     seen, waiting = set(), [start]
     while waiting:
         node = waiting.pop()

@@ -221,7 +221,7 @@ class TorchScorer:
             return self._no_rows(x)
         with ScoringMode(self._model, self._locks):
             classes, logits, scores, features = self._guarded(x, self._scored)
-        # The cheap test first: for a good batch no row is looked at and no message is built.
+        # The cheap test first: a good batch needs no search for bad rows and no message.
         if not _looks_finite(logits, *scores.values()):
             self._require_finite("logits", logits)
             for name, column in scores.items():
@@ -312,8 +312,8 @@ class TorchScorer:
             # Some models accept a missing batch axis and would return scores of something else.
             expected = ("N", *fixed.input_shape)
             raise InputError(
-                f"the batch has shape {tuple(x.shape)}, the model's inputs have {expected}; a single sample "
-                "needs a batch axis too: batch[None]",
+                f"the batch has shape {tuple(x.shape)}, but the model's inputs have {expected}; a single "
+                "sample needs a batch axis too: batch[None]",
                 code="sample-shape",
             )
         try:
@@ -373,20 +373,20 @@ class TorchScorer:
             for name, parameter in self._model.named_parameters():
                 if not torch.isfinite(parameter).all():
                     raise ModelError(
-                        f"the model's weights contain NaN or infinity in {name!r}; load a sound checkpoint",
+                        f"the model's weights contain NaN or infinity in {name!r}; load a valid checkpoint",
                         code="model-non-finite",
                     )
         require_finite(what, values)
 
     def _on_host(self, choice: Choice, example: Tensor) -> ClosedForm | None:
         """The plan, if NumPy can carry it out and gives the same for one row and for several."""
-        # Only the paper's score: every other map would need a second implementation and a proof of its own.
+        # Only the paper's score: every other map would need a second implementation and its own proof.
         plan = choice.plan
         on_cpu = example.device.type == "cpu" and example.dtype == torch.float32
         plain = self._method == "gradcam" and self._heatmap == "raw" and not self._contrast
         if not (isinstance(plan, ClosedForm) and on_cpu and plain):
             return None
-        # Both sizes, because one row and several take different code in NumPy.
+        # Both sizes, because single rows and batches take different paths in NumPy.
         for x in (example[:1], example):
             run = plan.run(x)
             found = host_scores(plan, x)
@@ -407,8 +407,7 @@ class TorchScorer:
         """The columns of an empty batch. Before the first batch, noise of its shape fixes the layer."""
         fixed = self._prepared
         if fixed is None:
-            # Not zeros: they can leave every activation at zero, and then no comparison of values says
-            # anything.
+            # Not zeros: they can leave every activation at zero, and then comparing values proves nothing.
             generator = torch.Generator().manual_seed(0)
             with ScoringMode(self._model, self._locks):
                 fixed = self._prepare(torch.randn((2, *x.shape[1:]), generator=generator).to(x))

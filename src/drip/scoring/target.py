@@ -162,8 +162,8 @@ def find_target(
     if bypassed:
         listed = ", ".join(repr(name) for name in bypassed[:4])
         raise ModelError(
-            f"no activation alone determines the logits: a part of them bypasses each of {listed}; wrap what "
-            f"joins them into a module, or give layer={bypassed[0]!r}",
+            "no single activation determines the logits: part of the computation bypasses each of "
+            f"{listed}; wrap the code that joins them in a module, or give layer={bypassed[0]!r}",
             code="model-layer",
         )
     seen = ", ".join(f"{call.name} {call.shape}" for call in calls[-5:])
@@ -183,7 +183,7 @@ def _named_target(
     if name not in modules:
         near = difflib.get_close_matches(name, modules, n=4, cutoff=0.4) or list(modules)[:4]
         raise ModelError(
-            f"the model has no layer {layer!r}; did you mean: {', '.join(near)}", code="model-layer"
+            f"the model has no layer {layer!r}; did you mean {', '.join(near)}", code="model-layer"
         )
     runs = [index for index, call in enumerate(calls) if call.name == name]
     if len(runs) == 1:
@@ -209,7 +209,7 @@ def _named_target(
 def _record(model: nn.Module, example: Tensor) -> list[_Run]:
     """Every call of a named module that returned a tensor, in one forward pass, in order of completion."""
     calls: list[_Run] = []
-    latest: list[Tensor] = []  # only the last output is kept: all of them can be more than memory holds
+    latest: list[Tensor] = []  # only the last output is kept: all of them may not fit into memory
     handles = []
 
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -240,7 +240,7 @@ def _candidates(calls: list[_Run], n_rows: int) -> Iterator[int]:
         runs[call.name] = runs.get(call.name, 0) + 1
 
     # A first axis other than the batch means that the module merged axes, for example frames into the batch:
-    # its rows are no samples.
+    # its rows are not samples.
     def usable(call: _Run) -> bool:
         spatial = len(call.shape) >= 3 and call.shape[0] == n_rows
         return spatial and not isinstance(call.source, _POOLS) and not isinstance(call.module, _PLUMBING)
@@ -334,8 +334,8 @@ def _carries_everything(target: Target, model: nn.Module, example: Tensor) -> bo
     generator = torch.Generator().manual_seed(0)  # a fixed seed: the choice of a layer must be repeatable
     other = example + torch.randn(example.shape, generator=generator).to(example)
     found = run_tapped(model, target.module, target.functions, other, lambda _: kept[0].clone())
-    # Ten times A12's tolerance: another batch content may round differently inside convolutions, and a real
-    # bypass changes the logits by far more.
+    # Ten times the tolerance of A12: the other rows of a batch may change the rounding inside convolutions,
+    # and a real bypass changes the logits by far more.
     return bool(torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())))
 
 

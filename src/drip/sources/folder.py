@@ -43,7 +43,8 @@ class FolderSource:
         self._paths = dict(sorted(self._find()))
         if not self._paths:
             raise SourceError(
-                f"{folder} has no file with one of the suffixes {', '.join(MEDIA_TYPES)}", code="source-empty"
+                f"{folder} has no files with any of the suffixes {', '.join(MEDIA_TYPES)}",
+                code="source-empty",
             )
         self._last: str | None = None
 

@@ -79,7 +79,7 @@ def rejected(place: str, data: bytes, reason: str, *, digest: str | None = None)
     >>> rejected("door", b"?", "not a JSON object").rejected
     'not a JSON object'
     """
-    # Any bytes may be quoted in a reason: stores, logs and MQTT get printable ASCII of bounded length.
+    # A reason may quote arbitrary bytes: stores, logs and MQTT get printable ASCII of bounded length.
     word = reason.encode("ascii", "backslashreplace").decode().replace('"', "'")
     word = word if len(word) <= _MAX_REASON else f"{word[:_MAX_REASON]}..."
     name = (digest or sha256_hex(data))[:32]

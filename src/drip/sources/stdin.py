@@ -122,7 +122,7 @@ class LineParser:
     """Splits bytes into JSON lines. Holds at most one line; of a line that is too long, its first bytes."""
 
     def __init__(self, max_bytes: int, class_names: Sequence[str]) -> None:
-        self._max_line = -(-max_bytes // 3) * 4 + MAX_HEADER_BYTES  # base64 has 4 bytes for 3
+        self._max_line = -(-max_bytes // 3) * 4 + MAX_HEADER_BYTES  # base64 encodes 3 bytes as 4
         self._classes = class_names
         self._rest = bytearray()
         self._dropped = 0  # bytes of a line that is too long, beyond its head

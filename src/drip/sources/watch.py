@@ -113,7 +113,7 @@ class WatchedFolderSource:
         self._settle_s = settle_s
         self._poll_s = poll_s
         self._max_bytes = max_bytes
-        self._pending: dict[Path, tuple[State, float]] = {}  # state, and since when it is the same
+        self._pending: dict[Path, tuple[State, float]] = {}  # state, and since when it has not changed
         self._unreadable: dict[Path, State] = {}
 
     @classmethod
@@ -210,7 +210,7 @@ class WatchedFolderSource:
         path = found.path
         try:
             with path.open("rb") as file:
-                # One byte more than the size at the last look: a file that grows is then another state.
+                # One byte more than the size at the last look: a growing file then has a different state.
                 data = file.read(HEAD_BYTES if found.state[0] > self._max_bytes else found.state[0] + 1)
         except FileNotFoundError:
             return None

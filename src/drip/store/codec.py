@@ -59,7 +59,7 @@ class ScoreCodec:
             parts = (json.dumps(name).replace("%", "%%") + ": %r" for name in names)
             template = self._templates[names] = "{" + ", ".join(parts) + "}"
         values = tuple(map(float, scores.values()))
-        if isfinite(sum(values)):  # one look at all: a sum is finite only if its terms are
+        if isfinite(sum(values)):  # one check for all: a sum is finite only if its terms are
             return template % values
         finite_or_text = (value if isfinite(value) else repr(value) for value in values)
         return json.dumps(dict(zip(names, finite_or_text, strict=True)))
@@ -252,7 +252,7 @@ def texts_bytes(sample: Sample, decision: Decision) -> int:
         InputError: one of them is not UTF-8 text.
     """
     try:
-        # One look at all three: nearly always they are ASCII.
+        # One check for all three: they are nearly always ASCII.
         texts = sample.id + sample.media_type + decision.reason
         if texts.isascii():
             return len(texts)
@@ -275,7 +275,7 @@ def text_bytes(name: str, text: str) -> int:
         return len(text) if text.isascii() else len(text.encode())
     except (AttributeError, UnicodeEncodeError) as error:
         message = f"{name}={_shown(text)} is not UTF-8 text; convert or clean it"
-        # Of a sample it is the sample's fault, and a run goes on without it.
+        # A bad field of a sample is the sample's fault, and a run continues without the sample.
         code = "sample-rejected" if name.startswith("sample.") else None
         raise InputError(message, code=code) from error
 

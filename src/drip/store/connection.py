@@ -111,7 +111,7 @@ def connect(path: Path, *, mode: str, timeout_s: float) -> sqlite3.Connection:
     options = "mode=ro&immutable=1" if mode == "immutable" else f"mode={mode}"
     # Quoted, or a "?" or "%41" in a file name would be read as part of the URI.
     uri = f"file:{quote(os.fspath(path.absolute()))}?{options}"
-    # Autocommit, because Python's own transaction control would commit at places of its choice.
+    # Autocommit, because Python's own transaction control would commit at points of its own choosing.
     connection = sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None)
     # Statement journals and sorts are small; as temporary files they would be outside the budget.
     connection.execute("PRAGMA temp_store = MEMORY")

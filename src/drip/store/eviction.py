@@ -111,7 +111,7 @@ class Evictor:
             StoreError: the store is empty and there is still too little room.
         """
         space = self._space
-        # Without a limit every victim may go: under fifo the new sample is always the newest.
+        # Without a limit every victim may be evicted: under fifo the new sample is always the newest.
         limit = None if self._order == "fifo" else priority
         if space.has_pages(n_pages):
             return True

@@ -21,13 +21,14 @@ _INSERT_KEPT = (
     "INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, 0, ?, ?, ?, NULL) ON CONFLICT DO NOTHING"
 )
 _INSERT_BLOB = "INSERT INTO blobs VALUES (?, ?)"
-# Two terms for two indices: files created by version 1 have theirs on the whole hash.
+# Two terms for two indices: files created by version 1 have an index on the whole hash.
 _SAME_CONTENT = "substr(content_hash, 1, 12) = substr(:digest, 1, 12) AND content_hash = :digest"
 _FIND_SAME = f"SELECT 1 FROM kept WHERE {_SAME_CONTENT}"  # noqa: S608  # a constant
 _COUNT_SAME = f"UPDATE kept SET repeats = repeats + :step WHERE {_SAME_CONTENT}"  # noqa: S608  # a constant
 _RETAIN_SAME = f"""UPDATE kept SET priority = :priority, keep_probability = :probability, reason = :reason,
     policy = :policy, scores = :scores WHERE {_SAME_CONTENT} AND {codec.IS_SHADOW}"""  # noqa: S608  # constants
-# CAST, because length() of a text ends at a zero character. The other columns are JSON, which has none.
+# CAST, because length() of a text ends at a zero character. The other columns are JSON, which cannot contain
+# one.
 _ROW_BYTES = """SELECT coalesce(length(meta), 0) + length(scores) + length(CAST(reason AS BLOB))
     + length(CAST(media_type AS BLOB)) FROM kept WHERE """
 ROW_BYTES_BY_KEY = f"{_ROW_BYTES} id = ?"
@@ -274,7 +275,7 @@ class Recorder:
             self._ring.bytes += put.row_bytes - row_bytes
             self._space.free_pages -= put.audit_pages + GROWTH_PAGES
             return False
-        # The old decision may have been for another predicted class, whose counts it now leaves.
+        # The old decision may have been for another predicted class, whose counts must then go down.
         entry = self._counters.touch(predicted_class)
         entry.seen -= 1
         if is_discarded:
@@ -293,8 +294,8 @@ class Recorder:
         space = self._space
         sample = put.sample
         if not space.has_pages(put.n_pages):
-            # Looked up only when room is short: a duplicate needs no room, but most samples are not one, and
-            # the unique index of kept contents finds it in the insert below.
+            # Looked up only when room is short: a duplicate needs no room, but most samples are not
+            # duplicates, and the unique index of kept contents finds it in the insert below.
             if self._cursor.execute(_FIND_SAME, {"digest": put.digest}).fetchall():
                 self._count_duplicate(put, key, policy, entry)
                 return

@@ -107,7 +107,8 @@ def _cut(name: str, text: str, n_bytes: int, notes: list[str]) -> str:
             f"the {name} of a sample is {type(text).__name__}, not text; convert it with str()",
             code="sample-rejected",
         )
-    # A text with half of a surrogate pair has no UTF-8; escaped, a reader can still see what it was.
+    # A text with half of a surrogate pair cannot be encoded as UTF-8; escaped, a reader can still see what it
+    # was.
     data = text.encode(errors="backslashreplace")
     if len(data) <= n_bytes:
         return data.decode()

@@ -229,7 +229,7 @@ def check(connection: sqlite3.Connection, path: Path, budget_bytes: int) -> Chec
 
     Complexity: one pass over all pages and one SHA-256 of every kept byte.
     """
-    # Problems are collected and not raised: a damaged store usually has several, and each tells something.
+    # Problems are collected, not raised: a damaged store usually has several, and each one is informative.
     problems: list[str] = []
     n_samples = 0
     try:

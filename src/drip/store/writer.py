@@ -109,7 +109,7 @@ class Writer:
             with explained(self._path, "write to"):
                 self._commit()
         except BaseException:
-            # A progress of the block may have named another policy.
+            # The block may have saved progress under another policy.
             self.policy_digest = digest
             with explained(self._path, "roll back"):
                 self._rollback()
@@ -182,7 +182,7 @@ class Writer:
             if self._cursor.execute("PRAGMA data_version").fetchone()[0] == self._data_version:
                 break
             # Another program wrote to the file since: counts and free pages in memory are out of date. Its
-            # frames may also have filled the log, so look again whether there is room.
+            # frames may also have filled the log, so check again for room.
             try:
                 self._reload()
                 if space.log_frames + n_frames <= space.layout.log_frames:

@@ -63,7 +63,7 @@ class Backbone:
                 found = self.features(np.stack(inputs)).astype(np.float32)
                 if not np.isfinite(found).all():
                     raise ModelError(
-                        f"{self.name}: the features are NaN or infinite; load a sound checkpoint",
+                        f"{self.name}: the features are NaN or infinite; load a valid checkpoint",
                         code="model-non-finite",
                     )
                 parts.append(found)
@@ -97,8 +97,7 @@ def open_backbone(model: str | None, weights: Path | None = None, spec: InputSpe
         return of_torch(load_model(model, weights), used, model)
     if weights is None:
         raise InputError(
-            "the default network MobileNetV2 has no weights; give --weights, or --model with a network of "
-            "your own"
+            "the default network MobileNetV2 has no weights; give --weights, or --model with your own network"
         )
     return of_torch(_mobilenet(weights), used, f"MobileNetV2, {weights.name}")
 
@@ -179,6 +178,6 @@ def _mobilenet(weights: Path) -> nn.Module:
     network = MobileNetV2()
     try:
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch's reader raises many types on a damaged file
+    except Exception as error:  # torch's reader raises many exception types on a damaged file
         raise ModelError(f"{weights}: not a state_dict of MobileNetV2: {error}") from error
     return network

@@ -124,8 +124,8 @@ def scorer_of(policy: Policy, model: nn.Module) -> TorchScorer:
     found, expected = scorer.score_definition["layer_shape"], definition.get("layer_shape")
     if found != expected:
         raise PolicyError(
-            f"the policy was calibrated on maps of shape {expected} at layer {scorer.layer!r}, the model "
-            f"gives {found}; calibrate again with this input spec",
+            f"the policy was calibrated on maps of shape {expected} at layer {scorer.layer!r}, but the "
+            f"model produces {found}; calibrate again with this input spec",
             code="policy-other-score",
         )
     return scorer

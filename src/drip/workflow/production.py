@@ -278,6 +278,6 @@ def _nothing_usable(tally: Tally, store: RetentionStore) -> DripError | None:
         return None
     reason = next((rejected.reason for rejected in store.quarantined()), "see --on-error raise")
     return DripError(
-        f"not one of {tally.n_seen} samples could be decoded, scored and kept: {reason}",
+        f"none of the {tally.n_seen} samples could be decoded, scored and kept: {reason}",
         code="run-nothing-usable",
     )

@@ -102,7 +102,7 @@ class RunStatus:
         if tally.n_quarantined:
             parts.append(f"{tally.n_quarantined} in quarantine")
         age_s = self._age_s()
-        if age_s is not None and age_s < 86_400:  # older: a folder, not a stream
+        if age_s is not None and age_s < 86_400:  # older samples come from a folder, not from a stream
             parts.append(f"last {age_s:.0f} s old")
         return ", ".join(parts)
 

@@ -259,7 +259,7 @@ class RateController:
         )
         self._first = numbers("first", state["first"], None).tolist()
         if (len(self._first) == _FIRST) != (self._interval is not None):
-            raise ValueError("the mean interval must come from the first ones")
+            raise ValueError("the mean interval must be set once the first intervals are known")
         if not 0 <= self._share <= 1 or min(self._interval or 0, self._size or 0) < 0:
             raise ValueError("share must be in [0, 1], interval and size at least 0")
 
@@ -267,7 +267,7 @@ class RateController:
         """Update the share with the rate of arrivals."""
         if time_s is None:
             raise InputError(
-                f"the target {self._target.params} needs samples with a time, and this one has none",
+                f"the target {self._target.params} needs samples with a time, but this one has no time",
                 code="rule-needs",
             )
         if self._last_time is not None:

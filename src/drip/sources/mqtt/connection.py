@@ -107,13 +107,13 @@ class MqttConnection:
         deadline = time.monotonic() + _ANSWER_S
         while not self._granted:
             if time.monotonic() > deadline:
-                raise ConnectionLostError(f"{self._address.place} does not answer the subscription")
+                raise ConnectionLostError(f"{self._address.place} did not answer the subscription request")
             self.turn(0.1)
         (granted,) = self._granted
         if granted.is_failure or granted.value < qos:
             raise SourceError(
                 f"the broker at {self._address.place} does not grant a subscription to {topic!r} with QoS "
-                f"{qos}: {granted}; check what it permits {self._address.user or 'anonymous clients'}",
+                f"{qos}: {granted}; check the permissions of {self._address.user or 'anonymous clients'}",
                 code="broker-refused",
             )
 
@@ -128,14 +128,14 @@ class MqttConnection:
         if code == MQTTErrorCode.MQTT_ERR_SUCCESS:
             return
         if self._farewell is not None and self._farewell.value == _TAKEN_OVER:
-            # Connecting again would throw out the other client, which would connect again, and so on.
+            # Connecting again would disconnect the other client, which would connect again, and so on.
             raise SourceError(
                 f"another client has connected to {self._address.place} as {self._address.client!r}; change "
                 "client= of one of them",
                 code="broker-refused",
             )
         raise ConnectionLostError(
-            f"the connection to {self._address.place} broke: {self._farewell or code.name}"
+            f"the connection to {self._address.place} was lost: {self._farewell or code.name}"
         )
 
     def acknowledge(self, message: Message) -> None:
@@ -155,7 +155,7 @@ class MqttConnection:
         while not numbers <= self._sent:
             self.turn(0.1)
             if time.monotonic() > deadline:
-                raise ConnectionLostError(f"{self._address.place} does not acknowledge published messages")
+                raise ConnectionLostError(f"{self._address.place} did not acknowledge the published messages")
 
     def close(self) -> None:
         """Disconnect; the broker keeps the session."""
@@ -241,8 +241,8 @@ class MqttConnection:
     ) -> None:
         if reason.is_failure:
             raise SourceError(
-                f"the broker at {self._address.place} does not permit publishing: {reason}; check what it "
-                f"permits {self._address.user or 'anonymous clients'}",
+                f"the broker at {self._address.place} does not permit publishing: {reason}; check the "
+                f"permissions of {self._address.user or 'anonymous clients'}",
                 code="broker-refused",
             )
         self._sent.add(number)

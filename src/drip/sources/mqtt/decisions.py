@@ -57,7 +57,8 @@ class DecisionPublisher:
         self.n_published = 0
         self.n_dropped = 0
         self.problem = ""
-        # No keepalive: nothing is driven between decisions, so pings would be missed on a quiet stream.
+        # No keepalive: the network loop does not run between decisions, so pings would be missed on a quiet
+        # stream.
         self._address = replace(address, keepalive_s=0)
         self._max_waiting = max_waiting
         self._connection: MqttConnection | None = None

@@ -21,7 +21,8 @@ _HEARTBEAT_S = 1.0
 _SHORTEST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 60.0
 # A shorter connection may have been taken over by another client with the same identifier. Not every broker
-# says so, hence the pauses after such connections grow, or both would throw each other out for ever.
+# reports this, so the pauses after such connections grow; otherwise both clients would keep disconnecting
+# each other.
 _SHORT_S = 10.0
 _JSON = "application/json"
 _HEADER_KEYS = ("id", "label", "time_s")
