@@ -181,6 +181,7 @@ def test_a_policy_serves_its_own_model_only():
         Policy(RuleSpec("drip", {}, {}), 2).require("cd" * 32)
 
 
+@pytest.mark.slow
 def test_a_file_cut_at_any_byte_is_refused(tmp_path):
     path = tmp_path / "policy.json"
     small_policy().save(path)

@@ -57,6 +57,7 @@ def whole(archive):
     return load_tomato(archive.parent)
 
 
+@pytest.mark.slow
 def test_all_photographs_are_there_in_a_fixed_order(whole, archive):
     assert whole.images.shape == (5773, 128, 128, 3)
     assert whole.class_names == tuple(CLASSES)

@@ -161,6 +161,7 @@ def test_small_rates_are_held_too(target):
     assert rule.decide_many(rows).retain.sum() == pytest.approx(wanted, rel=0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.001, 0.02])
 def test_bytes_per_day_are_held_where_sizes_differ_much(share):
     n, draw = 100_000, np.random.default_rng(8)
@@ -208,6 +209,7 @@ def test_a_file_beyond_a_days_bytes_silences_for_a_day():
     assert np.flatnonzero(shares > 0)[0] == pytest.approx(86400, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [100, 128, 1000])
 def test_a_state_of_many_classes_stays_below_256_kilobytes(n_classes):
     rng = np.random.default_rng(0)
