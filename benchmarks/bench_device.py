@@ -4,7 +4,7 @@
 the same real inputs, one at a time, in a fresh random order in every round. A round runs each graph as often
 as a millisecond allows, as one call of the smallest takes less than the clock tells. Weights are random but
 MobileNet's and EfficientNet's time does not depend on them. The plain int8 graph is the int8 model file with
-the logits as its only output, so that both classify with the same nodes.
+the logits as its only output, so both classify with the same nodes.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ def against_bare(folder: Path, name: str, rounds: int, count: int) -> Iterator[d
 
 
 def late_rows(folder: Path, n_rows: int) -> Iterator[dict[str, Any]]:
-    """Store and bare loop to ``n_rows`` in two files, by turns, so that the disk's weather hits both alike.
+    """Store and bare loop to ``n_rows`` in two files, by turns, so the disk's weather hits both alike.
 
     Blocks of 20,000 rows in batches of 1000; what making the puts takes is not timed.
     """

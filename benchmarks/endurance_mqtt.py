@@ -107,7 +107,7 @@ class Digits:
         export_onnx(model, policy, self._set.inputs(rows[:4]), self.model_path)
 
     def message(self, number: int) -> bytes:
-        """The bytes of one message: a digit's PNG with the number in a text chunk, so that all differ."""
+        """The bytes of one message: a digit's PNG with the number in a text chunk, so all differ."""
         (sample,) = self._set.samples([number % len(self._set)])
         body = b"tEXt" + b"number\0" + str(number).encode()
         chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))

@@ -71,7 +71,7 @@ def growth_fraction() -> str:
 
 
 def busy() -> list[str]:
-    """Growth runs beside which other work ran, so that their seconds are too long."""
+    """Growth runs beside which other work ran, so their seconds are too long."""
     return [
         f"{record['method']} at {record['n']:,} rows"
         for record in _records("growth")

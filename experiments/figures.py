@@ -32,7 +32,7 @@ STYLE: dict[Any, Any] = {
     "axes.facecolor": "white",
 }
 # Okabe and Ito's colours, of clearly different lightness; every arm also has its own dashes and marker.
-# markers nest, so that lines on top of each other still show both.
+# markers nest, so lines on top of each other still show both.
 _LOOKS: Mapping[str, dict[str, Any]] = {
     "all": {"color": "#000000", "linestyle": "-", "marker": None},
     "baseline": {"color": "#777777", "linestyle": (0, (1, 1.5)), "marker": None},

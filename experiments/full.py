@@ -70,7 +70,7 @@ class Backbone:
 
 
 class FullRegime:
-    """Trains and scores networks; a trained network is kept on disk, so that a killed run finds it again.
+    """Trains and scores networks; a trained network is kept on disk, so a killed run finds it again.
 
     Args:
         labels: True classes of the rows, shape (n_rows,).

@@ -21,7 +21,7 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class View:
-    """A change of a picture with values in [0, 1]; drawn per row, so that a row always looks the same.
+    """A change of a picture with values in [0, 1]; drawn per row, so a row always looks the same.
 
     Attributes:
         noise: Standard deviation of Gaussian noise on every value, clipped to [0, 1].

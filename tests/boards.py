@@ -18,7 +18,7 @@ N_PRODUCTION = 150
 
 
 def picture(rng):
-    """A tinted picture of noise, so that all classes are predicted."""
+    """A tinted picture of noise, so all classes are predicted."""
     tint = rng.uniform(0, 255, 3)
     return np.clip(tint + rng.normal(0, 40, (8, 8, 3)), 0, 255).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Makes this folder importable, so that tests in its subfolders reach ``support``; fixtures of whole runs."""
+"""Makes this folder importable, so tests in its subfolders reach ``support``; fixtures of whole runs."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""The public API changes only together with its snapshot, so that a change is seen in review."""
+"""The public API changes only together with its snapshot, so a change is seen in review."""
 
 import difflib
 

@@ -95,7 +95,7 @@ class SilentUse(BaseRule):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (ForgetsState, "decide bit for bit alike|decides bit for bit alike"),
+        (ForgetsState, "decide bit for bit alike|makes bit-identical decisions"),
         (DiscardsNan, "nan in logits is refused with InputError, got an answer"),
         (RefusesWithoutRow, "names row"),
         (DependsOnBatch, "decide row by row equals decide_many"),

@@ -1,6 +1,6 @@
 """DRIP: decide on the device, sample by sample, what is worth keeping for retraining.
 
-This module gives the public nouns of the core. It imports neither torch nor onnxruntime.
+This module exports the public nouns of the core. It imports neither torch nor onnxruntime.
 """
 
 from drip.errors import (

@@ -1,7 +1,7 @@
 """The demonstration: the whole method on real handwritten digits, one sample at a time, with a report.
 
 It runs the public functions that the commands run, and nothing else. It is small enough for a laptop, so its
-accuracies differ between machines by a few tenths of a point; the report says what that allows to conclude.
+accuracies differ between machines by a few tenths of a point; the report says which conclusions this allows.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ def run_demo(config: DemoConfig, on_stage: OnStage = lambda *_: None) -> RunRepo
         folder.
 
     Raises:
-        InputError: An option is out of range, the folder contains other files than an earlier
-            demonstration's, or it cannot be written.
+        InputError: An option is out of range, the folder contains files that are not from an earlier
+            demonstration, or it cannot be written.
     """
-    # One thread, so that results do not depend on the number of cores. On a busy machine, several torch
+    # One thread, so results do not depend on the number of cores. On a busy machine, several torch
     # threads are also far slower than one, because all wait for the slowest at every layer.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -126,7 +126,7 @@ class _Demo:
         )
 
     def prepare_folder(self) -> None:
-        """Create the folder; delete an earlier demonstration's files in it, and nobody else's."""
+        """Create the folder; delete only files of an earlier demonstration in it."""
         out = self._config.out
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -279,7 +279,7 @@ class _Demo:
     def _fit(self, stage: str, positions: IntArray) -> nn.Module:
         """Train from scratch on the training part plus these positions of the production stream.
 
-        From scratch and with the same seed in every arm, so that the arms differ only in their data.
+        From scratch and with the same seed in every arm, so the arms differ only in their data.
         """
         clock = perf_counter()
         parts = [self._examples(self._train), self._examples(self._production[positions])]
@@ -352,7 +352,7 @@ class _Demo:
 
 
 class _Recorder:
-    """A scorer that records its observations, so that the other arms decide on the same stream."""
+    """A scorer that records its observations, so the other arms decide on the same stream."""
 
     def __init__(self, inner: TorchScorer) -> None:
         self.inner = inner

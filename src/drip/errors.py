@@ -1,6 +1,6 @@
 """The errors a caller may catch: one base class, few types, and a stable code for every kind.
 
-Catch by type where the reaction is the same for all of them, and by ``error.code`` where it is not. A
+Catch a type if you handle all its errors the same way, and check ``error.code`` if you do not. A
 message may be reworded in any release; a code never changes its meaning. :data:`CODES` lists them all, and
 the troubleshooting page is made from it.
 """
@@ -230,7 +230,7 @@ class DripError(Exception):
 
 
 class InputError(DripError, ValueError):
-    """An argument or a sample is outside what the function accepts."""
+    """The function does not accept this argument or sample."""
 
     code = "bad-argument"
 
@@ -248,7 +248,7 @@ class ModelError(DripError):
 
 
 class NonFiniteError(ModelError):
-    """A model gives NaN or infinity for this sample; the model itself can be scored."""
+    """The model outputs NaN or infinity for this sample; the model itself works."""
 
     code = "sample-non-finite"
 
@@ -260,13 +260,13 @@ class StoreError(DripError):
 
 
 class SampleTooLargeError(StoreError):
-    """A sample does not fit the store's budget, however much is evicted; nothing of it was written."""
+    """A sample does not fit the store's budget, however much is evicted; none of it was written."""
 
     code = "sample-too-large"
 
 
 class TransactionFullError(StoreError):
-    """A transaction is larger than the store can commit at once; nothing of it was written."""
+    """A transaction is larger than the store can commit at once; none of it was written."""
 
     code = "store-transaction-full"
 

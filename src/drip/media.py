@@ -60,7 +60,7 @@ class InputSpec:
         resize: ``exact`` rejects other sizes; ``stretch`` resizes both sides; ``crop`` resizes the
             shorter side and cuts out the centre. Audio: ``crop`` cuts or zero-pads at the end. Bilinear
             with antialiasing. Transparency and orientation tags are ignored; 16-bit images keep their
-            high byte; an animation gives its first frame.
+            high byte; of an animation, the first frame is used.
         mean: Subtracted per channel, after scaling values to [0, 1] (images) or [-1, 1] (audio).
         std: Divided by, per channel.
         sample_rate_hz: Required rate of audio; 0 for images and arrays.

@@ -56,7 +56,7 @@ class Tally:
         n_seen: Samples taken from the source.
         n_retained: Samples that the rule kept.
         n_discarded: Samples that the rule discarded.
-        n_skipped: Samples that were dropped (``on_error="skip"``): they could not be decoded or scored, or
+        n_skipped: Samples that were skipped (``on_error="skip"``): they could not be decoded or scored, or
             the sink refused them.
         n_quarantined: Samples that went to quarantine for the same reasons (``on_error="quarantine"``).
         bytes_seen: Encoded bytes taken from the source.
@@ -87,7 +87,7 @@ class Tally:
 
     @property
     def retention(self) -> float:
-        """Share of the decided samples that was kept; NaN before the first."""
+        """Keep rate of the decided samples; NaN before the first."""
         decided = self.n_retained + self.n_discarded
         return self.n_retained / decided if decided else float("nan")
 
@@ -130,7 +130,7 @@ def run(
     rule's state and the source's position commit together; a run that was killed continues after the last
     committed batch when it is started again on the same sink.
 
-    An empty batch means that nothing arrived: a source that waits gives one now and then, so that
+    An empty batch means that nothing arrived: a waiting source yields one now and then, so
     ``on_progress`` and ``stop`` are served meanwhile; nothing is committed for it.
 
     A plain iterable of samples is read ahead by up to one batch; give it a method ``batches`` when
@@ -141,16 +141,16 @@ def run(
         source: Where samples come from.
         scorer: Turns decoded inputs into observations.
         rule: A calibrated rule.
-        sink: Takes every sample, kept or not.
+        sink: Receives every sample, kept or not.
         prepare: Bytes and media type to one model input, such as :meth:`InputSpec.prepare`.
         batch_size: Largest number of samples scored at once, at least 1.
-        on_error: What a sample does that cannot be decoded or scored, or that the sink refuses (it can never
-            fit, or has an id, label or text that cannot be kept): ``raise`` stops, ``skip`` drops and counts
-            it, ``quarantine`` hands it to the sink with the reason and counts it.
+        on_error: What happens to a sample that cannot be decoded or scored, or that the sink rejects (it can
+            never fit, or has an id, label or text that cannot be kept): ``raise`` stops, ``skip`` skips and
+            counts it, ``quarantine`` hands it to the sink with the reason and counts it.
         policy_digest: Identifies the policy. The saved state of the rule is restored only if the interrupted
             run had the same one. Empty: the digest of the rule itself.
         on_progress: Called after every batch, an empty one too.
-        stop: Asked after every batch, an empty one too; True ends the run in good order.
+        stop: Asked after every batch, an empty one too; True ends the run cleanly.
 
     Returns:
         The counts of this call.
@@ -159,7 +159,7 @@ def run(
         InputError: an argument is outside its range, or a bad sample with ``on_error="raise"``.
         ModelError: a model that cannot be scored; or with ``on_error="raise"`` a sample with NaN logits.
         PolicyError: the sink's saved state does not belong to the rule.
-        StoreError: the sink cannot take a sample; what was committed before is safe.
+        StoreError: the sink cannot accept a sample; what was committed before is safe.
     """
     _check_arguments(scorer, rule, sink, batch_size, on_error)
     policy_digest = policy_digest or rule_digest(rule)
@@ -243,7 +243,7 @@ def observe(
 
 @dataclass
 class _Observed:
-    """A batch after scoring: the samples that went well, their observations, and the others."""
+    """A batch after scoring: the scored samples, their observations, and the failed ones."""
 
     samples: list[Sample] = field(default_factory=list)
     observations: Observations | None = None
@@ -282,7 +282,7 @@ def _observe(
 
 
 def _score(scorer: Scorer, inputs: list[NDArray[np.float32]], observed: _Observed) -> None:
-    """Score a batch; when it fails, one by one, so that a bad sample does not take others with it."""
+    """Score a batch; if that fails, score one by one, so a bad sample does not affect the others."""
     try:
         observed.observations = _complete(scorer.score(_stacked(inputs)), observed.samples)
     except _OF_THE_SAMPLE:
@@ -403,7 +403,7 @@ def _read_ahead(samples: Iterable[Sample], batch_size: int) -> Iterator[Sequence
 
 
 def _complete(observations: Observations, samples: Sequence[Sample]) -> Observations:
-    """Check that all is finite; add what the scorer cannot know: time, size and hash of the bytes."""
+    """Check that all values are finite; add the time, size and hash, which the scorer cannot know."""
     for name, column in {"logits": observations.logits, **observations.named_scores}.items():
         if not np.isfinite(column).all():
             raise NonFiniteError(f"the model outputs NaN or infinity as {name}; check the scale of the input")

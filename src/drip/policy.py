@@ -1,7 +1,7 @@
 """The policy: a calibrated rule with its provenance, as a readable JSON file.
 
-A policy is all that a device needs besides the model. It names its rule with arguments and state, and says
-for which model, score and input it was calibrated, so that it is never applied to another one.
+A policy is all that a device needs besides the model. It names its rule with arguments and state, and records
+the model, score and input that it was calibrated for, so it is never applied to others.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _SPEC_TYPES: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class RuleSpec:
-    """A selection rule by name, with everything that rebuilds it.
+    """A rule by name, with everything needed to rebuild it.
 
     Attributes:
         name: Name of the rule, such as ``drip`` or ``margin``.
@@ -150,7 +150,7 @@ class Policy:
             retention: Keep rate of every class, in (0, 1): one minus the paper's DPW.
             method: ``min_std`` (section III-A) or ``histogram_peak`` (Algorithm 1).
             min_class_count: A class with fewer scores never discards.
-            provenance: Where scores and model come from.
+            provenance: Origin of the scores and the model.
 
         Raises:
             InputError: an argument is outside its range.
@@ -187,7 +187,7 @@ class Policy:
         """The rule, ready to decide; each call builds a new one.
 
         Raises:
-            PolicyError: an unknown rule or argument, or a state of another version.
+            PolicyError: the rule or an argument is unknown, or the state has a different version.
         """
         return restore_rule(self.rule.name, self.rule.params, self.rule.state, self.rule.state_version)
 
@@ -225,7 +225,7 @@ class Policy:
         return ~is_inside(values, labels, lower, upper)
 
     def require(self, model_digest: str) -> None:
-        """Refuse a model that this policy was not calibrated for.
+        """Reject a model that this policy was not calibrated for.
 
         Args:
             model_digest: SHA-256 of the model's weights, from :func:`drip.scoring.model_digest`.
@@ -356,7 +356,7 @@ def class_histograms(parts: Sequence[NDArray[np.float64]]) -> tuple[Histogram, .
         if not len(part):
             histograms.append(Histogram(0.0, 0.0, ()))
             continue
-        # Halved, so that the range of very large scores does not overflow float64.
+        # Halved, so the range of very large scores does not overflow float64.
         edges = 2.0 * np.linspace(part[0] / 2.0, part[-1] / 2.0, _N_BINS + 1)
         ranks = np.searchsorted(part, edges, side="left")
         ranks[0], ranks[-1] = 0, len(part)

@@ -42,8 +42,8 @@ def fake_observations(n: int, n_classes: int = 10, seed: int = 0) -> Observation
     """Observations like those of a classifier with a pooling head: pooled features times a matrix.
 
     The ``drip`` score follows the largest logit and is never negative; ``contrast`` follows the margin.
-    Classes are unequally frequent. Equal arguments give equal observations, and the classifier depends
-    on ``n_classes`` alone, so that other seeds are fresh data of the same stream.
+    Some classes are more frequent than others. Equal arguments produce equal observations, and the classifier
+    depends on ``n_classes`` alone, so other seeds are fresh data of the same stream.
 
     Args:
         n: Number of rows, at least 0.
@@ -128,7 +128,7 @@ class ListSource:
 class MemorySink:
     """A sink in memory with transactions, quarantine and progress. Nothing survives the process.
 
-    With limits it raises the same errors as a small store, so that a caller's reaction can be tested.
+    With limits it raises the same errors as a small store, so a caller's reaction can be tested.
 
     Args:
         max_sample_bytes: Larger samples raise SampleTooLargeError; None for no limit.
@@ -355,10 +355,10 @@ def check_source(
 ) -> None:
     """Check the contract of :class:`drip.types.Source` on a finite stream of at least 3 samples.
 
-    A rejected sample has a reason. Batches have the asked size at most; an empty one means that nothing
+    A rejected sample has a reason. Batches have at most the requested size; an empty one means that nothing
     arrived, and moves no cursor; the
-    samples do not depend on the size; after a seek to any cursor the stream continues without loss or
-    double; nothing is acknowledged before the consumer came back.
+    samples do not depend on the size; after a seek to any cursor the stream continues without losing or
+    repeating samples; nothing is acknowledged before the consumer comes back.
 
     Args:
         factory: Opens the same stream anew, from its start.
@@ -575,7 +575,7 @@ def _check_equal(what: str, got: Decisions, expected: Decisions) -> None:
         and np.array_equal(_or_zero(got), _or_zero(expected))
         and list(got.reasons) == list(expected.reasons)
     )
-    _hold(same, f"{what} decides bit for bit alike")
+    _hold(same, f"{what} makes bit-identical decisions")
 
 
 def _or_zero(decisions: Decisions) -> Any:

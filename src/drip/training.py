@@ -1,6 +1,6 @@
 """Training: the first model, and the next one from the training set plus what a store kept.
 
-Deliberately small: one optimiser and one schedule, so that two models of a comparison differ only in their
+Deliberately small: one optimiser and one schedule, so two models of a comparison differ only in their
 data.
 """
 
@@ -39,8 +39,9 @@ class TrainConfig:
         batch_size: Examples per step, at least 2.
         learning_rate: Peak of the one-cycle schedule, positive.
         weight_decay: Decoupled weight decay, at least 0.
-        seed: Seed of initial weights and order. Equal seeds give equal models on one machine; another
-            machine may sum floating-point numbers in another order, and training amplifies that.
+        seed: Seed of initial weights and order. Equal seeds produce equal models on one machine; another
+            machine may sum floating-point numbers in a different order, and training amplifies the
+            difference.
         device: Where to train, such as ``cpu`` or ``cuda``.
         steps: Total optimiser steps, at least 1, to compare sets of different sizes at equal work; None
             derives them from ``epochs``.

@@ -91,7 +91,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Observations(Sequence[Observation]):
-    """Columns of n observations; an integer index or iteration gives :class:`Observation`.
+    """Columns of n observations; an integer index or iteration yields :class:`Observation`.
 
     Attributes:
         classes: Predicted classes, int64, shape (n,).
@@ -198,7 +198,7 @@ class Observations(Sequence[Observation]):
 
 @dataclass(frozen=True)
 class Decisions(Sequence[Decision]):
-    """Columns of n decisions; iterating or indexing gives :class:`Decision`.
+    """Columns of n decisions; iterating or indexing yields :class:`Decision`.
 
     Attributes:
         retain: bool, shape (n,).
@@ -308,8 +308,8 @@ class Source(Protocol):
     """A stream of samples in batches, with an honest statement of its delivery guarantee.
 
     Code after a ``yield`` in :meth:`batches` runs only when every sample of the batch has been
-    committed by the sink, so that a source may acknowledge there: at-least-once delivery. A source that
-    waits yields an empty batch about every second while nothing arrives, so that the consumer can stop or
+    committed by the sink, so a source may acknowledge there: at-least-once delivery. A source that
+    waits yields an empty batch about every second while nothing arrives, so the consumer can stop or
     report; nothing is committed for it, and it moves no cursor.
     """
 
@@ -351,12 +351,12 @@ class DurableSink(Protocol):
 
     **This transaction is full.** Any write, or the end of the block, raises TransactionFullError if the sink
     cannot commit so much at once. The caller must let the error leave the block, which rolls back all of it.
-    Then it retries the writes in two halves, each in a transaction of its own, and so on down to a single
+    Then it retries the writes in two halves, each in a separate transaction, and so on down to a single
     write. If even a single write is too much, it is repeated outside of a transaction, where the sink may
     commit the evictions that it needs first. If that raises as well, the error is final.
 
     A kill between two halves delivers the first half again. So a sink ignores a put that it has recorded
-    already: same sample id, same content, same policy. The caller saves the progress last, so that it never
+    already: same sample id, same content, same policy. The caller saves the progress last, so it never
     gets ahead of the samples.
 
     Any other error is final, such as a full disk: the caller lets it leave the block and stops.

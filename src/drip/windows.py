@@ -65,7 +65,7 @@ class Window:
 def window_size(n: int, fraction: float) -> int:
     r"""Number of scores in a window: :math:`w = \max(2, \lfloor pn + 1/2 \rfloor)`.
 
-    ``fraction`` (p) is read as the decimal number that prints, not as the nearest binary one, so that
+    ``fraction`` (p) is read as the decimal number that prints, not as the nearest binary one, so
     0.29 of 100 is 29 and halves round up as on paper. Never more than n.
 
     Args:
@@ -247,7 +247,7 @@ def fit_window(
         return Window(inf, -inf, n, 0.0, 0.0, scale, reason.replace("%", " %"))
     expected = held
     if n > 2:
-        # Ranks are assigned to the parts at random, so that no part is a regular grid.
+        # Ranks are assigned to the parts at random, so no part is a regular grid.
         part = np.random.default_rng(n).permutation(np.arange(n) % _N_PARTS)
         inside = n_fresh = 0
         for left_out in range(min(n, _N_PARTS) if n <= _MANY else 1):

@@ -10,7 +10,7 @@ SOURCE_URL = "https://github.com/drip-edge/drip/"
 RAW_URL = "https://raw.githubusercontent.com/drip-edge/drip/main/"
 
 GENERATED = ("reference/cli.md", "reference/benchmarks.md", "appendix/", "reference/api/")
-"""Pages below docs/ that nobody writes by hand, so that their length is the length of the product."""
+"""Pages below docs/ that nobody writes by hand, so their length is the length of the product."""
 
 PAGES = sorted(
     page for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")] if DOCS / "templates" not in page.parents

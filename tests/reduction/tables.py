@@ -20,7 +20,7 @@ def fails(code="bad-argument", kind=InputError):
 
 @st.composite
 def grids(draw, max_rows=24, max_columns=3, n_classes=3, largest=4):
-    """Whole numbers, so that distances are exact and ties and repeated rows common; at least two classes."""
+    """Whole numbers, so distances are exact and ties and repeated rows common; at least two classes."""
     n = draw(st.integers(4, max_rows))
     d = draw(st.integers(1, max_columns))
     values = draw(hnp.arrays(np.float64, (n, d), elements=st.integers(-largest, largest).map(float)))

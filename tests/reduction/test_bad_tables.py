@@ -171,7 +171,7 @@ def test_wrong_parameters_of_a_method_are_rejected_by_name(name, params):
 @pytest.mark.parametrize("scale", [1e-140, 1e100, 1e149])
 @pytest.mark.parametrize("kernel", ["gaussian", "linear"])
 def test_prototypes_of_a_table_of_any_scale_are_those_of_the_scaled_one(kernel, scale):
-    near = 2.0 ** np.floor(np.log2(scale))  # exact in binary, so that no rounding differs
+    near = 2.0 ** np.floor(np.log2(scale))  # exact in binary, so no rounding differs
     expected = ProtoDash(0.5, kernel=kernel, random_state=0).fit(*TABLE)
     found = ProtoDash(0.5, kernel=kernel, random_state=0).fit(TABLE[0] * near, TABLE[1])
     assert found.ranking_.tolist() == expected.ranking_.tolist()

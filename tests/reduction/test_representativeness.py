@@ -66,7 +66,7 @@ def test_kept_rows_are_at_distance_zero_in_many_dimensions_far_from_the_origin()
 
 def test_neighbours_whose_expanded_squares_are_lost_in_rounding_are_told_apart():
     rng = np.random.default_rng(2)
-    sides = np.repeat([[-1e3], [1e3]], 20, axis=0)  # far from the mean, so that centring does not help
+    sides = np.repeat([[-1e3], [1e3]], 20, axis=0)  # far from the mean, so centring does not help
     wide = sides + 1e-6 * rng.normal(size=(40, 30))
     distances, rows = nearest(wide[::2], wide[1::2], "euclidean")
     gaps = np.linalg.norm(wide[::2, None] - wide[None, 1::2], axis=2)

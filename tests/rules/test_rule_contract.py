@@ -239,7 +239,7 @@ def test_reasons_are_short_constant_words(name):
 
 
 class BrightestFeature(ThresholdRule):
-    """A rule on features; its name is set on the instance, so that it does not count as exported."""
+    """A rule on features; its name is set on the instance, so it does not count as exported."""
 
     @property
     def needs(self):

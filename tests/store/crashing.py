@@ -1,6 +1,6 @@
 """Kills writers: forks a child that puts and acknowledges, kills it some time later, looks at what is left.
 
-Run as a program, so that what is forked is small: crashing.py FOLDER SEED N_KILLS. Prints a JSON line a kill.
+Run as a program, so what is forked is small: crashing.py FOLDER SEED N_KILLS. Prints a JSON line a kill.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def write(path: Path, budget_bytes: int, seed: int, acknowledge: int) -> None:
 
 
 def put(store: RetentionStore, number: int) -> None:
-    """The same sample for the same number, so that a put that is repeated after a kill is a redelivery."""
+    """The same sample for the same number, so a put that is repeated after a kill is a redelivery."""
     rng = random.Random(number)
     data = number.to_bytes(8, "big") + rng.randbytes(rng.choice([10, 400, 3000, 9000]))
     store.put(sample(f"s{number}", data), observation(number % 3), keep(rng.random()) if number % 4 else DROP)

@@ -200,7 +200,7 @@ def test_frames_of_a_rolled_back_transaction_are_truncated(connection, space, tm
     space.truncate_log()
     connection.execute("BEGIN")
     for _ in range(3):
-        write(connection, LAYOUT.cache_pages)  # more than the cache holds, so that the log gets it
+        write(connection, LAYOUT.cache_pages)  # more than the cache holds, so the log gets it
     connection.execute("ROLLBACK")
     assert n_frames(tmp_path) > LAYOUT.cache_pages
     assert space.checkpoint(wait=True)

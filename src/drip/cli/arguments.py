@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 INTERRUPTED = "interrupted; everything committed is safe, the same command continues"
 
 MAX_THREADS = 256
-"""More than any device has cores. The runtime starts every thread it is asked for, and each costs memory."""
+"""More than any device has cores. The runtime starts every requested thread, and each costs memory."""
 
 MAX_BATCH_SIZE = 1024
 """A batch is decoded and scored in memory as a whole, and committed only at its end."""
@@ -136,7 +136,7 @@ def parse_input_spec(text: str, default: InputSpec | None = None) -> InputSpec:
 
     Args:
         text: Such as ``3x224x224 resize=crop mean=0.485,0.456,0.406 std=0.229,0.224,0.225``.
-        default: Gives resize, mean, std and rate where the text does not; :class:`InputSpec`'s own
+        default: Provides resize, mean, std and rate where the text does not; :class:`InputSpec`'s own
             defaults when None.
 
     Raises:

@@ -1,7 +1,7 @@
-"""A TOML file that gives options of commands: one table per command, keys are the options' long names.
+"""A TOML file with options for commands: one table per command, keys are the options' long names.
 
-The file is checked as a whole against the command tree, also the tables of commands that do not run: a
-misspelt key must not stay unnoticed until a device is in the field.
+The file is checked as a whole against the command tree, including the tables of commands that do not run: a
+misspelt key must not go unnoticed until a device is in the field.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _single(where: str, value: Any, parameter: Any) -> Any:
         fits, wanted = is_number and isinstance(value, int), "a whole number"
     elif kind.startswith("float"):
         fits, wanted = is_number, "a number"
-    elif hasattr(parameter.type, "func"):  # a parser of our own, such as of a rate or a size
+    elif hasattr(parameter.type, "func"):  # one of our parsers, such as for a rate or a size
         fits, wanted = isinstance(value, str) or is_number, "text or a number"
         value = str(value)
     else:

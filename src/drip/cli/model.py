@@ -35,7 +35,7 @@ FileArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file.
 
 
 class Output(StrEnum):
-    """Outputs that a model file has on request."""
+    """Optional outputs of a model file."""
 
     CONTRAST = "contrast"
     FEATURES = "features"

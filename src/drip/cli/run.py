@@ -113,7 +113,7 @@ def run(
     require_file(store)
     require_status_path(status_file)
     # Signals first: a SIGTERM while the model loads must also end the run in order. The status comes last,
-    # so that its end is written before anything else can fail.
+    # so its end is written before anything else can fail.
     with stop_on_signals() as stop, progress_bar("deciding") as update, RunStatus(status_file) as status:
         require_inputs(policy)
         load = load_model_file if is_model_file(model) else load_torch_model

@@ -59,7 +59,7 @@ def load(
             into the cache. Default: the folder that DRIP_DATA names, then the cache.
         download: Download the set into the cache if it is not found.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
-        progress: Called during a download with the bytes so far and the bytes of the whole.
+        progress: Called during a download with the bytes so far and the total.
 
     Raises:
         InputError: an unknown name, the set is not found, or a file is damaged.

@@ -74,7 +74,7 @@ class ImageDataset:
             )
 
     def encoded_sizes(self, rows: _Rows) -> IntArray:
-        """Bytes of each row as :meth:`samples` gives it, int64, shape (n,).
+        """Encoded size of each row in :meth:`samples`, in bytes, int64, shape (n,).
 
         Complexity: without :attr:`encoded`, every row is encoded; about 0.1 ms per row of 32 x 32.
         """
@@ -88,7 +88,7 @@ def check_columns(n: int, **columns: Sequence[object] | IntArray | None) -> None
     """Check that every column has one entry per sample.
 
     Raises:
-        InputError: a column of another length.
+        InputError: a column has a different length.
 
     >>> check_columns(2, labels=[0, 1], groups=None)
     """
@@ -100,7 +100,7 @@ def check_columns(n: int, **columns: Sequence[object] | IntArray | None) -> None
 
 
 def duplicate_groups(images: NDArray[np.uint8]) -> IntArray | None:
-    """One group per distinct image, so that exact copies are never on both sides of a split.
+    """One group per distinct image, so exact copies are never on both sides of a split.
 
     Groups are numbered in the order of their first row.
 
@@ -179,7 +179,7 @@ class AudioDataset:
             )
 
     def encoded_sizes(self, rows: _Rows) -> IntArray:
-        """Bytes of each row as :meth:`samples` gives it, int64, shape (n,).
+        """Encoded size of each row in :meth:`samples`, in bytes, int64, shape (n,).
 
         Complexity: without :attr:`encoded`, every row is encoded; about 1 ms per second of audio.
         """

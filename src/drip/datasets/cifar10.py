@@ -66,7 +66,7 @@ def load_cifar10(
     """CIFAR-10: 32 x 32 colour images of ten classes, 50,000 for training and 10,000 for testing.
 
     Read from ``cifar-10-python.tar.gz``, from the folder ``cifar-10-batches-py`` of that archive, or from
-    ``cifar10_lossless_webp.tar``: 120 strips of 500 images with the images' original names. All three give
+    ``cifar10_lossless_webp.tar``: 120 strips of 500 images with the images' original names. All three contain
     the same rows.
 
     Args:
@@ -74,7 +74,7 @@ def load_cifar10(
             into the cache. Default: the folder that DRIP_DATA names, then the cache.
         download: Download the set into the cache if it is not found.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
-        progress: Called during a download with the bytes so far and the bytes of the whole.
+        progress: Called during a download with the bytes so far and the total.
         source: What to download: the original archive, or a copy of it elsewhere.
 
     Returns:
@@ -180,7 +180,7 @@ def _sorted_batches(read: Callable[[str], bytes]) -> _Columns:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Loads arrays and plain values only, so that no code in a downloaded file can run.
+    """Loads arrays and plain values only, so no code in a downloaded file can run.
 
     A pickle may name any function to call. The three names that a pickled array needs are replaced by
     today's numpy ones; any other name is an error.

@@ -56,7 +56,7 @@ def load_mnist(
             cache, if one of them exists.
         download: Download the files into the cache if they are not found.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
-        progress: Called during a download with the bytes so far and the bytes of the whole.
+        progress: Called during a download with the bytes so far and the total.
         sources: What to download: the four original files, or copies of them elsewhere.
 
     Returns:

@@ -87,7 +87,7 @@ def load_speech_commands(
             into the cache. Default: the folder that DRIP_DATA names, then the cache.
         download: Download the set into the cache if it is not found.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
-        progress: Called during a download with the bytes so far and the bytes of the whole.
+        progress: Called during a download with the bytes so far and the total.
         sources: What to download for each version: the original archives, or copies of them elsewhere.
 
     Returns:
@@ -130,7 +130,7 @@ def load_speech_commands(
 
 
 def _fetched(source: RemoteFile, cache: str | Path | None, progress: Progress | None) -> Iterator[Path]:
-    """The downloaded archive; a generator, so that nothing is downloaded if a local archive is enough."""
+    """The downloaded archive; a generator, so nothing is downloaded if a local archive is enough."""
     yield fetch(source, cache_folder(cache), progress)
 
 

@@ -21,7 +21,7 @@ def split_rows(
     a part by at most the largest group; a part can be empty if a group is larger than the part. The order of
     rows within a part is random.
 
-    Published results refer to rows of these partitions, so a seed must give the same rows for ever.
+    Published results refer to rows of these partitions, so a seed must select the same rows forever.
 
     Args:
         n: Number of rows.

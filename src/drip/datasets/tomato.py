@@ -144,7 +144,7 @@ def fetch_leaves(source: LeafSource, cache_folder: Path, progress: Progress | No
         progress: Called after every original with the bytes so far and an estimate of all.
 
     Raises:
-        DripError: no network, no such file, another content, no space.
+        DripError: there is no network, the file does not exist or has changed, or the disk is full.
     """
     target = cache_folder / ARCHIVE
     if target.is_file():
@@ -166,7 +166,7 @@ def downscaled(source: LeafSource, folder: Path) -> Iterator[bytes]:
 
     Raises:
         OSError: an original is missing or cannot be decoded.
-        ValueError: an original has another content.
+        ValueError: an original has different content.
     """
     for leaf in source.leaves():
         content = place_below(folder, leaf.source_path).read_bytes()
@@ -215,9 +215,9 @@ def load_tomato(
     600 photographs per class, 373 of the mosaic virus, without augmented copies. Read from
     ``plantvillage_tomato10_128.zip``, or from the 256 x 256 originals in the folders of the repository that
     :data:`SOURCE` names. Originals are checked against their git digest, downscaled (Lanczos) and encoded as
-    JPEG of quality 90, as the archive was; a download leaves such an archive in the cache. Another version of
-    the JPEG library may give other bytes, with pixels that differ by a few levels. The samples are the JPEG
-    files of 128 x 128.
+    JPEG of quality 90, as the archive was; a download leaves such an archive in the cache. A different
+    version of the JPEG library may produce different bytes, with pixels that differ by a few levels. The
+    samples are the JPEG files of 128 x 128.
 
     Groups keep photographs of one leaf together as far as the PlantVillage names allow:
 
@@ -227,7 +227,7 @@ def load_tomato(
       32 counter values of one series. Only leaves at the edge of a block are split: at most about one in
       eight.
     - The names of 2,174 photographs are unknown (all of bacterial spot, spider mites and target spot, 374 of
-      Septoria leaf spot), and one name has neither number. Each is a group of its own: other photographs of
+      Septoria leaf spot), and one name has neither number. Each is a separate group: other photographs of
       its leaf may be on the other side of a split.
 
     Args:
@@ -235,7 +235,7 @@ def load_tomato(
             into the cache. Default: the folder that DRIP_DATA names, then the cache.
         download: Download the set into the cache if it is not found.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
-        progress: Called during a download with the bytes so far and the bytes of the whole, estimated from
+        progress: Called during a download with the bytes so far and the total, estimated from
             the photographs so far.
         source: Where the originals are downloaded from, and their list.
 

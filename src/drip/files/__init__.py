@@ -1,4 +1,4 @@
-"""Files that are whole or untouched: atomic writing, digests, and the types of entries in JSON files."""
+"""Files that are complete or untouched: atomic writing, digests, and the types of entries in JSON files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sha256_hex(data: bytes) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and without spaces: equal values give equal bytes, so digests are stable.
+    """JSON with sorted keys and without spaces: equal values become equal bytes, so digests are stable.
 
     Raises:
         ValueError: NaN or infinite numbers, which JSON cannot express.
@@ -36,7 +36,7 @@ def canonical_json(value: Any) -> bytes:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the directory's entries durable (fsync), so that a rename survives a power cut."""
+    """Make the directory's entries durable (fsync), so a rename survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -49,8 +49,8 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` that replaces it when the block ends without an error.
 
     The order is write, fsync, rename, fsync of the folder: readers see the old file or the new one, never a
-    part of it, also after a power cut. When the block raises, the temporary file is removed. If ``path`` is a
-    link, the file that it leads to is replaced.
+    part of it, even after a power cut. When the block raises, the temporary file is removed. If ``path`` is a
+    link, its target is replaced.
 
     Raises:
         DripError: the folder does not exist or cannot be written, ``path`` is a folder, a device or a
@@ -94,7 +94,7 @@ def _check_replaceable(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by a file with ``data``; see :func:`atomic_writer`."""
+    """Replace ``path`` with a file that contains ``data``; see :func:`atomic_writer`."""
     with atomic_writer(path) as handle:
         handle.write(data)
 
@@ -109,7 +109,7 @@ def expect_types(what: str, part: Any, **types: Any) -> None:
 
     Raises:
         KeyError: an entry is missing.
-        TypeError: an entry has another type.
+        TypeError: an entry has the wrong type.
 
     >>> expect_types("point", {"x": 1}, x=float)
     """

@@ -41,7 +41,7 @@ DATA_VARIABLE = "DRIP_DATA"
 CACHE_VARIABLE = "DRIP_CACHE"
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes so far and the bytes of the whole."""
+"""Called with the bytes so far and the total."""
 
 Members = Iterator[tuple[str, Callable[[], bytes]]]
 """Names with a function that reads the member. In a compressed tar, call it before taking the next name."""
@@ -76,7 +76,7 @@ def data_places(folder: str | Path | None, cache: str | Path | None) -> list[Pat
     """The folders to search, in order: only ``folder`` if it is given, else DRIP_DATA, then the cache.
 
     If the caller names a folder and the set is not in it, that is an error: silently using another copy would
-    give results on other data than the caller thinks.
+    produce results on different data from what the caller expects.
     """
     if folder is not None:
         return [Path(folder)]
@@ -92,7 +92,7 @@ def first_found(places: list[Path], find: Callable[[Path], _Found | None]) -> _F
 def missing(
     name: str, wanted: str, places: list[Path], n_bytes: int, function: str = "drip.datasets.load"
 ) -> InputError:
-    """The error for a data set that is in none of the places, with the call that downloads it.
+    """The error for a data set that was not found, with the call that downloads it.
 
     >>> print(missing("cifar10", "cifar-10-python.tar.gz", [Path("/data")], 170_498_071))
     data set cifar10: cifar-10-python.tar.gz does not exist in /data;
@@ -140,8 +140,8 @@ def fetch(source: RemoteFile, cache: Path, progress: Progress | None = None) -> 
 
     Raises:
         InputError: a URL or a path that is not allowed.
-        DripError: no network, no such file, another content, no space. A part that can be continued is kept,
-            a wrong one is removed.
+        DripError: there is no network, the file does not exist or has changed, or the disk is full. A part
+            that can be continued is kept, a wrong one is removed.
     """
     target = place_below(cache, source.path)
     if _is_complete(target, source):
@@ -195,7 +195,7 @@ def locked(target: Path) -> Iterator[None]:
 
 
 def open_url(url: str, first_byte: int = 0) -> Any:
-    """The response to a URL from a byte on; its status is 206 if the server supports that.
+    """The response to a URL, starting at a byte; its status is 206 if the server supports that.
 
     Raises:
         InputError: a scheme other than http, https and file.
@@ -357,7 +357,7 @@ def _writing(place: Path) -> Iterator[None]:
 class Session:
     """A connection that stays open over many files. With a proxy, every file opens its own.
 
-    One connection for 5,773 photographs saves as many TLS handshakes.
+    One connection for 5,773 photographs saves that many TLS handshakes.
 
     Args:
         base_url: URL that the paths are appended to, with a slash at the end.

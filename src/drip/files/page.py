@@ -1,8 +1,8 @@
 """The house style of a report: one self-contained HTML page that loads nothing and runs no script.
 
-Both wings write their reports with it, so that a run and a reduction look alike. A report is a single
-file because people mail it or copy it off a device: pictures are data URIs, the style sheet is inlined,
-and a content security policy in the page forbids the browser to load anything else.
+Both wings write their reports with it, so the reports of a run and of a reduction look alike. A report is a
+single file because people mail it or copy it off a device: pictures are data URIs, the style sheet is
+inlined, and a content security policy in the page forbids the browser to load anything else.
 """
 
 from __future__ import annotations

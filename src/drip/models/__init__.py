@@ -1,6 +1,6 @@
 """The papers' networks with random weights, and loading of a user's own model; nothing is downloaded.
 
-EfficientNet-B0 and MobileNetV2 have torchvision's ``state_dict`` key names, so that its weights load.
+EfficientNet-B0 and MobileNetV2 have torchvision's ``state_dict`` key names, so its weights load.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from drip.errors import missing_extra
 
 try:
-    import torch  # noqa: F401  # checked here, so that the error names the command that installs it
+    import torch  # noqa: F401  # checked here, so the error names the command that installs it
 except ImportError as error:
     raise missing_extra("drip.models", "torch", "torch") from error
 

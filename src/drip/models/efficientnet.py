@@ -1,4 +1,4 @@
-"""EfficientNet-B0 with torchvision's layer names, so that its ``state_dict`` files load unchanged."""
+"""EfficientNet-B0 with torchvision's layer names, so its ``state_dict`` files load unchanged."""
 
 from __future__ import annotations
 

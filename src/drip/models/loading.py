@@ -77,7 +77,7 @@ def _load_weights(model: nn.Module, factory: str, weights: Path) -> None:
 class Tail(nn.Module):
     """The last feature stages of an image network, average pooling and its classifier.
 
-    Parameters keep their names, so that a tail's ``state_dict`` loads into the whole network with
+    Parameters keep their names, so a tail's ``state_dict`` loads into the whole network with
     ``strict=False``.
 
     Args:

@@ -11,8 +11,8 @@ from drip.errors import ModelError
 class SmallCNN(nn.Module):
     """Three blocks of convolution, batch normalisation and ReLU, then average pooling and a linear layer.
 
-    The first two blocks halve the image with max pooling, so 28 x 28 pixels give a 7 x 7 feature
-    map of ``4 * width`` channels. For this head the score needs no backward pass.
+    The first two blocks halve the image with max pooling, so 28 x 28 pixels become a 7 x 7 feature map of ``4
+    * width`` channels. For this head the score needs no backward pass.
 
     Args:
         in_channels: Channels of the image: 1 for MNIST, 3 for CIFAR-10.
@@ -46,8 +46,8 @@ class AudioCNN(nn.Module):
     """One-dimensional network for raw audio: four convolution blocks and a fully connected head.
 
     Each block is Conv1d, batch normalisation, ReLU and max pooling by 4; the head is dropout and two
-    linear layers. The paper gives no sizes: the first kernel spans 5 ms at 16 kHz, and one second
-    gives a feature map of ``8 * width`` channels and 15 positions.
+    linear layers. The paper does not state sizes: the first kernel spans 5 ms at 16 kHz, and one second
+    becomes a feature map of ``8 * width`` channels and 15 positions.
 
     Args:
         n_classes: Number of classes, at least 2.
@@ -81,7 +81,8 @@ class AudioCNN(nn.Module):
             *_block_1d(2 * width, 4 * width),
             *_block_1d(4 * width, 8 * width),
         )
-        # The first convolution gives floor(n / 4) + 1 positions, and each of the four poolings a quarter.
+        # The first convolution outputs floor(n / 4) + 1 positions, and each of the four poolings keeps a
+        # quarter.
         n_positions = (n_samples // 4 + 1) // 256
         if n_positions < 1:
             raise ModelError(

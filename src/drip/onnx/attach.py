@@ -1,6 +1,6 @@
-"""Adds score and decision to a classifier's graph: the last step of every export.
+"""Adds the score and the decision to a classifier's graph: the last step of every export.
 
-Needs the package ``onnx``, not torch. What is added are ordinary forward operations, so that any ONNX
+Needs the package ``onnx``, not torch. What is added are ordinary forward operations, so any ONNX
 runtime executes the result.
 """
 
@@ -173,7 +173,7 @@ def _n_classes(graph: Graph, logits: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Writer:
-    """Appends score, decision and the outputs on request."""
+    """Appends the score, the decision and any requested outputs."""
 
     graph: Graph
     head: Head

@@ -113,7 +113,7 @@ def _neg(tape: Tape, _node: Node, gradients: Grads) -> Gradients:
 def _masked(tape: Tape, mask: str, gradient: str | None, otherwise: str | None = None) -> str:
     """The gradient where the mask is true, elsewhere another one or zero.
 
-    Where instead of a product with 0 and 1: an infinite gradient times 0 would be NaN.
+    Uses Where instead of multiplying by 0 and 1: an infinite gradient times 0 would be NaN.
     """
     return tape.graph.add("Where", mask, gradient or "", otherwise or tape.graph.number(0.0))
 
@@ -282,7 +282,7 @@ def _where(tape: Tape, node: Node, gradients: Grads) -> Gradients:
 
 
 def transposed(g: Graph, name: str) -> str:
-    """A tensor with its last two axes exchanged."""
+    """A tensor with its last two axes swapped."""
     rank = g.rank(name)
     return g.add("Transpose", name, perm=[*range(rank - 2), rank - 1, rank - 2])
 
@@ -666,7 +666,7 @@ def _open_end(stop: int, step: int, size: int) -> int | None:
 def _scattered(tape: Tape, value: str, axis: int, indices: NDArray[np.int64], x: str) -> str:
     """Put slices along an axis back to their places in x; slices from the same place are added.
 
-    A product with a matrix of zeros and ones adds them, also before opset 16, where scattering cannot.
+    A product with a matrix of zeros and ones adds them, even before opset 16, where scattering cannot.
     """
     g = tape.graph
     places = np.zeros((len(indices), g.sizes(x)[axis]), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Reads and writes model files whole: digest, metadata, and the policy that can be exchanged."""
+"""Reads and writes complete model files: digest, metadata, and the policy, which can be replaced."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def model_file_digest(model: onnx.ModelProto) -> str:
     numbers joined by ``x``, a zero byte and the little-endian values; then for every node domain,
     operation, inputs and outputs, each name followed by a zero byte and each list by another, and the
     attributes in the order of names as their messages; then the operator sets. Metadata, node names and
-    comments do not enter.
+    comments are not included.
     """
     # A hash of the file's bytes would change with the policy in it, with comments, and with the way a
     # tool stores numbers. Policies carry this digest, so it must depend on what is computed and on
@@ -63,7 +63,8 @@ def model_file_digest(model: onnx.ModelProto) -> str:
             shape = "x".join(map(str, tensor.dims))
             digest.update(f"{tensor.name}\0{tensor.data_type}\0{shape}\0".encode())
             digest.update(_little_endian(tensor))
-    # Nodes stay in the order of the file: several orders execute alike, but tools keep the one they read.
+    # Nodes stay in the order of the file: several orders execute identically, but tools keep the one they
+    # read.
     for node in model.graph.node:
         for part in ((node.domain, node.op_type), node.input, node.output):
             digest.update("".join(f"{name}\0" for name in (*part, "")).encode())
@@ -180,8 +181,8 @@ def read_metadata(path: str | Path) -> ModelMetadata:
 def write_windows(model: onnx.ModelProto, policy: Policy) -> None:
     """Replace the windows that a model's graph compares its score with.
 
-    Only the values of two initialisers change, so that the digest stays and no runtime has to
-    compile another graph.
+    Only the values of two initialisers change, so the digest stays the same and no runtime has to recompile
+    the graph.
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, ends in zip((LOWER, UPPER), windows_of(policy, policy.n_classes), strict=True):
@@ -189,7 +190,7 @@ def write_windows(model: onnx.ModelProto, policy: Policy) -> None:
 
 
 def set_policy(path: str | Path, policy: Policy, *, out: str | Path | None = None) -> ModelMetadata:
-    """Exchange windows and policy of a model file; nothing else in it changes, nor does its digest.
+    """Replace the windows and the policy of a model file; the rest and the digest stay the same.
 
     Args:
         path: The model file.

@@ -1,6 +1,6 @@
 """An ONNX graph to read and to extend: names, constants, measured shapes, cuts; it knows no scores.
 
-Shapes are measured by running the graph instead of being inferred. ONNX's shape inference gives up at the
+Shapes are measured by running the graph instead of being inferred. ONNX's shape inference stops at the
 first Reshape whose sizes are computed, and cannot tell which axes follow the batch.
 """
 
@@ -67,14 +67,15 @@ class Node:
         return {name for name in (*self.inputs, *_captured(self.proto)) if name}
 
     def __str__(self) -> str:
-        """The node for messages."""
+        """The node as text, for messages."""
         return f"{self.op} (node {self.proto.name or self.outputs[0]!r})"
 
 
 def _captured(proto: onnx.NodeProto) -> Iterator[str]:
     """Names that the subgraphs of a node read.
 
-    Names that exist only inside a subgraph are among them. They equal no name outside, so they lead nowhere.
+    Names that exist only inside a subgraph are among them. They do not match any name outside, so they lead
+    nowhere.
     """
     for attribute in proto.attribute:
         for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
@@ -90,7 +91,7 @@ class Shape:
 
     Attributes:
         sizes: At a batch of two, or at the only batch that the graph accepts.
-        growing: Axes that had another size at a batch of three.
+        growing: Axes whose size changes with a batch of three.
         kind: Name of the values' type, such as ``float32``.
     """
 
@@ -100,7 +101,7 @@ class Shape:
 
 
 class Graph:
-    """A model's graph with what derivatives need: producers and readers of tensors, shapes, new nodes.
+    """A model's graph with everything that derivatives need: who writes and reads tensors, shapes, new nodes.
 
     Args:
         model: The model; new nodes are appended to it.
@@ -155,7 +156,7 @@ class Graph:
     def cuts(self, end: str) -> list[str]:
         """Tensors that every path from the input to ``end`` goes through, in the order of execution.
 
-        The nodes are visited in an order of execution. After the node that gives such a tensor, no other
+        The nodes are visited in execution order. After the node that computes such a tensor, no other
         tensor that was computed so far is read again: it is the only one still waiting.
         """
         start = self.model.graph.input[0].name
@@ -298,7 +299,7 @@ def session_of(model: onnx.ModelProto | bytes | str, *, optimised: bool = True) 
 def watching(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     """A copy of a model whose outputs are the named tensors; load it without optimisation.
 
-    An optimised graph may have fused the named tensors away, or have computed them in another order.
+    An optimised graph may have fused the named tensors away, or have computed them in a different order.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

@@ -1,8 +1,8 @@
-"""Finds the head in a graph: the logits, the activation that enters the head, and where its channels are.
+"""Finds the head in a graph: the logits, the activation that enters the head, and its channel axis.
 
 A PyTorch model says where its layers are; an ONNX graph is a list of operations. The head is found from
-its structure: every path from the input to the logits must go through the activation, or the score would
-miss a part of what the classifier uses.
+its structure: every path from the input to the logits must go through the activation, or the score would miss
+part of what the classifier uses.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def find_logits(graph: Graph, output: str, closing_softmax: ClosingSoftmax = "cu
     A softmax is also at the end if its result is only reshaped or cast.
 
     Raises:
-        ExportError: The graph ends with a sigmoid, or with a softmax whose axes are exchanged.
+        ExportError: The graph ends with a sigmoid, or with a softmax whose axes are swapped.
     """
     # Gradients through a softmax vanish for confident samples: their score would be 0 and say nothing.
     if closing_softmax == "keep":
@@ -171,7 +171,7 @@ def _require_float32(graph: Graph, *names: str) -> None:
 
 
 def _class_tokens(n_tokens: int, layer: str) -> int:
-    """0 or 1 class tokens, so that the others form a square grid.
+    """0 or 1 class tokens, so the others form a square grid.
 
     Nothing in a graph marks the class token. In the common vision transformers the patches
     form a square.
@@ -188,7 +188,7 @@ def _class_tokens(n_tokens: int, layer: str) -> int:
 
 
 def _chosen(graph: Graph, logits: str, cuts: list[str]) -> str:
-    """The activation among the tensors that every path goes through."""
+    """The activation: one of the tensors that every path goes through."""
     usable = [name for name in cuts if name in graph.shapes and graph.rank(name) >= 3 and name != logits]
 
     def n_positions(name: str) -> int:

@@ -29,7 +29,7 @@ Activations = Literal["uint8", "int8"]
 
 _TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 _QUANTISED = frozenset(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"))
-# Every operation that the quantiser can handle. ArgMax gives classes, which have no scale.
+# Every operation that the quantiser can handle. ArgMax returns classes, which have no scale.
 _KNOWN = frozenset((*QLinearOpsRegistry, *QDQRegistry)) - {"ArgMax"}
 _PLUMBING = ("Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout", "Add", "Sub", "Cast")
 _POOLS = ("GlobalAveragePool", "AveragePool", "ReduceMean", "GlobalMaxPool")
@@ -59,14 +59,14 @@ def plan_int8(model: onnx.ModelProto, n_float_layers: int = 0) -> Plan:
     """Fold the graph, and choose the nodes that become eight bits.
 
     Score and decision stay float32, and so does the end of the classifier back to its last linear layer:
-    the score reads the same weights, so that a quantised copy would add bytes instead of saving them, and
+    the score reads the same weights, so a quantised copy would add bytes instead of saving them, and
     the logits keep their resolution. Nodes that prepare the input before the first layer stay float32 too.
-    Apart from these only first layers can stay float32: ONNX Runtime 1.31 quantises a float32 layer between
-    quantised ones when it loads the file, with one scale for all channels.
+    Apart from these, only leading layers can stay in float32: ONNX Runtime 1.31 quantises a float32 layer
+    between quantised ones when it loads the file, with one scale for all channels.
 
     Args:
         model: A model file's graph in float32.
-        n_float_layers: Number of first convolutions and linear layers that stay float32, with the nodes
+        n_float_layers: Number of leading convolutions and linear layers that stay in float32, with the nodes
             that follow each.
 
     Raises:
@@ -232,7 +232,7 @@ def _ending(graph: Graph) -> set[str]:
 def _split_weights(model: onnx.ModelProto, chosen: Collection[str]) -> None:
     """Give nodes that stay float32 a copy of the weights that they share with quantised nodes.
 
-    The quantiser replaces a weight for all of its readers, so that the score would read rounded weights.
+    The quantiser replaces a weight for all of its readers, so the score would read rounded weights.
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     shared = {
@@ -253,7 +253,7 @@ def _split_weights(model: onnx.ModelProto, chosen: Collection[str]) -> None:
 
 
 def _floats(model: onnx.ModelProto, names: Iterable[str]) -> tuple[str, ...]:
-    """The float32 tensors among the named ones; shapes and indices have no range."""
+    """Those of the named tensors that are float32; shapes and indices have no range."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     items = (*inferred.value_info, *inferred.input, *inferred.output)
     kinds = {item.name: item.type.tensor_type.elem_type for item in items}

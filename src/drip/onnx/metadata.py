@@ -1,4 +1,4 @@
-"""What a model file says about itself, the windows in it, and which policies fit it.
+"""The metadata of a model file, the windows in it, and the policies that match it.
 
 Needs NumPy only: a device reads all of this without the package ``onnx``. The format is described in
 docs/reference/model-file.md.
@@ -38,7 +38,7 @@ class ModelMetadata:
     """The metadata of a model file.
 
     Attributes:
-        digest: SHA-256 of the file's weights and nodes, without its windows; policies carry it.
+        digest: SHA-256 of the file's weights and nodes, without its windows; policies record it.
         parent_digest: Digest of the model that the file was made from; or empty.
         quantization: How it was quantised, or None.
         score: Definition of the score, as in a policy's provenance.
@@ -46,7 +46,7 @@ class ModelMetadata:
         class_names: In the order of the logits; or empty.
         policy: The policy in the file, or None.
         drip_version: Version of DRIP that wrote the file.
-        n_classes: Number of logits; 0 where the file does not say.
+        n_classes: Number of logits; 0 if the file does not state it.
     """
 
     digest: str
@@ -122,10 +122,10 @@ class ModelMetadata:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """Model digests that a policy for this file may carry.
+        """Model digests that a policy for this file may have.
 
-        A float32 file gives the scores of its parent within 1e-5 of the largest, so that the parent's
-        windows fit it. Eight bits change scores by percents.
+        A float32 file reproduces the scores of its parent within 1e-5 of the largest, so the parent's windows
+        fit it. Eight bits change scores by whole percentage points.
         """
         is_float = self.quantization is None
         return (self.digest, self.parent_digest) if is_float and self.parent_digest else (self.digest,)
@@ -145,8 +145,8 @@ class ModelMetadata:
 
         Raises:
             PolicyError: the policy belongs to another model (code ``policy-other-model``), to another
-                score or input spec (``policy-other-score``), or to the float32 parent of this quantised
-                file (``policy-parent-windows``) without the acceptance.
+                score or input spec (``policy-other-score``), or to the float32 parent of this quantised file
+                without being accepted (``policy-parent-windows``).
         """
         provenance = policy.provenance
         wanted = provenance.model_digest
@@ -186,13 +186,13 @@ def _other_score(key: str, theirs: object, ours: object) -> PolicyError:
 def windows_of(policy: Policy | None, n_classes: int) -> NDArray[np.float32]:
     """Lower and upper ends of the windows as the graph stores them, shape (2, n_classes).
 
-    The lower end is rounded up and the upper end down, so that for every float32 score s the comparison in
+    The lower end is rounded up and the upper end down, so for every float32 score s the comparison in
     the graph decides as the policy does: s >= l exactly where s >= the smallest float32 that is not below
     l. Ends that are float32 scores, as calibration chooses them, do not move. Classes that never discard,
     and all classes of a rule without windows of the DRIP score, have the empty window from +inf to -inf.
 
     Raises:
-        PolicyError: The policy has another number of classes.
+        PolicyError: The policy has a different number of classes.
 
     >>> windows_of(None, 2).tolist()
     [[inf, inf], [-inf, -inf]]
@@ -202,7 +202,7 @@ def windows_of(policy: Policy | None, n_classes: int) -> NDArray[np.float32]:
         return ends
     require_classes(policy, n_classes)
     rule = policy.rule
-    # Windows of another score (contrast, margin) must not be compared with the DRIP score of the graph.
+    # Windows for a different score (contrast, margin) must not be compared with the DRIP score of the graph.
     if rule.name == "drip" and rule.params.get("score", "drip") == "drip":
         for index, window in enumerate(policy.windows):
             if window.discards:
@@ -214,7 +214,7 @@ def require_classes(policy: Policy, n_classes: int) -> None:
     """Check that a policy has the model's number of classes.
 
     Raises:
-        PolicyError: It has another number.
+        PolicyError: It has a different number.
     """
     if policy.n_classes != n_classes:
         raise PolicyError(

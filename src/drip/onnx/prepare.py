@@ -95,7 +95,7 @@ def prepared(model: onnx.ModelProto, shape: tuple[int, ...] | None, output: str 
 
 
 def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model in an opset that new nodes can be written in."""
+    """The model in an opset that supports the new nodes."""
     opset = next((item.version for item in model.opset_import if item.domain in {"", "ai.onnx"}), 0)
     if opset < _OLDEST:
         try:
@@ -199,9 +199,9 @@ def _turn_input(graph: onnx.GraphProto, shape: tuple[int, ...]) -> None:
 
 
 def _free_batch(model: onnx.ModelProto, output: str, shape: tuple[int, ...]) -> bool:
-    """Free the batch axis if each row then gives the same result as alone; else fix it at one.
+    """Free the batch axis if each row then has the same result as alone; otherwise fix it at one.
 
-    Declared axes are no evidence. Exporters write a batch of one for graphs that accept any, and a free
+    Declared axes prove nothing. Exporters write a batch of one for graphs that accept any, and a free
     batch for graphs that mix the rows, for example with a Reshape to constant sizes.
     """
     axis = model.graph.input[0].type.tensor_type.shape.dim[0]
@@ -213,7 +213,7 @@ def _free_batch(model: onnx.ModelProto, output: str, shape: tuple[int, ...]) -> 
         (together,) = run_model(model, x, [output])
         alone = np.concatenate([run_model(model, row[None], [output])[0] for row in x])
         scale = float(np.abs(alone).max())
-        # not exactly equal: matrix products of another size round differently
+        # not exactly equal: matrix products of a different size round differently
         if together.shape == alone.shape and np.abs(together - alone).max() <= 1e-4 * scale:
             return True
     except (ExportError, ValueError):

@@ -125,11 +125,11 @@ def retained_by(policy: Policy, observations: Observations) -> BoolArray:
 
 
 def candidates(policy: Policy, parent: Observations, found: Observations) -> dict[str, Policy]:
-    """The policies that an int8 file may get, by name, the parent's first.
+    """The candidate policies of an int8 file, by name, the parent's first.
 
     ``parent`` keeps the windows. ``scaled`` multiplies every window by the median ratio of the scores of
     its class, int8 over float32, on the same samples: it removes the change of scale that eight bits cause,
-    and does not choose another window. ``refit`` calibrates again on the int8 scores.
+    without choosing a new window. ``refit`` calibrates again on the int8 scores.
 
     Args:
         policy: The parent's.
@@ -177,15 +177,15 @@ def _scaled(policy: Policy, ratios: FloatArray) -> Policy:
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """What quantising found, all on samples that were not used for fitting.
+    """The results of quantising, all on samples that were not used for fitting.
 
     Attributes:
         metadata: Of the written file.
-        windows: The windows that it got: ``parent``, ``scaled`` or ``refit``; see
+        windows: The chosen windows: ``parent``, ``scaled`` or ``refit``; see
             :func:`drip.onnx.quantization.candidates`.
         why: The reason for this choice.
         agreements: Agreement with the parent for each choice of windows.
-        attempts: Kappa by the number of first layers in float32, in the order of trial.
+        attempts: Kappa by the number of leading layers in float32, in the order tried.
     """
 
     metadata: ModelMetadata
@@ -221,11 +221,11 @@ class Settings:
         n_calibration: Number of samples that ranges and biases are computed from.
         per_channel: A scale for every output channel of a weight.
         activations: ``uint8`` or ``int8``.
-        float_layers: Number of first layers that stay float32; None keeps as few as ``min_kappa`` needs.
-        windows: Which windows the file gets; ``best`` decides on held-out samples.
+        float_layers: Number of leading layers that stay in float32; None keeps as few as ``min_kappa`` needs.
+        windows: Which windows to use; ``best`` chooses with held-out samples.
         min_kappa: Minimum of Cohen's kappa of the decisions on held-out samples.
-        held_out: Fraction of the samples that nothing is fitted on.
-        retention: Keep rate of the windows by which a file without a policy is compared.
+        held_out: Fraction of the samples that are not used for fitting.
+        retention: Keep rate of the windows used to compare a file without a policy.
         seed: Seed of the split.
     """
 
@@ -274,9 +274,9 @@ def quantize(
     """Write a model file again with eight-bit weights and activations; needs no torch.
 
     The score, the decision and the last linear layer stay float32. The samples are split at random: one
-    part calibrates, and the decisions on the other are compared with the parent's. If they agree too
-    little, more first layers stay float32. The windows are the parent's, scaled or refitted, whichever
-    agree best. Nothing is written before the agreement is reached.
+    part calibrates, and the decisions on the other are compared with the parent's. If they do not agree
+    enough, more leading layers stay in float32. The windows are the parent's, scaled or refitted, whichever
+    agree best. Nothing is written until the required agreement is reached.
 
     Args:
         path: A model file in float32.
@@ -288,8 +288,8 @@ def quantize(
 
     Raises:
         ExportError: The file is already quantised, all its scores are equal, there are too few samples, or
-            the agreement is not reached; nothing is written.
-        InputError: A sample cannot be decoded; the message has its id.
+            the required agreement is not reached; nothing is written.
+        InputError: A sample cannot be decoded; the message contains its id.
         ModelError: DRIP did not write the file, or it cannot score a sample.
         SourceError: The data cannot be read.
     """
@@ -395,7 +395,7 @@ class _Work:
         self.fit, self.held = split_rows(len(parent), (1 - held_out, held_out), self.settings.seed)
 
     def _substitute(self, parent: Observations) -> Policy:
-        """The policy by which a file without one is compared; it is not written."""
+        """The policy used to compare a file that has none; it is not written."""
         return Policy.fit(
             parent.scores,
             parent.classes,
@@ -406,7 +406,7 @@ class _Work:
     def _calibration_inputs(self, folder: Path) -> NDArray[np.float32]:
         """Prepared inputs of the first samples of the calibration part, in a file.
 
-        In a file, because 256 inputs of 3 x 224 x 224 have 150 MB and are read once per attempt.
+        In a file, because 256 inputs of 3 x 224 x 224 take 150 MB and are read once per attempt.
         """
         spec = self.metadata.spec
         rows = self.fit[: self.settings.n_calibration]
@@ -427,7 +427,7 @@ class _Work:
     def _write(
         self, plan: Plan, ranges: Mapping[str, Range], batches: Callable[[], Iterator[NDArray[np.float32]]]
     ) -> onnx.ModelProto:
-        """The quantised graph, with biases corrected by the error of its first form."""
+        """The quantised graph, with biases corrected by the error of its first version."""
         settings = self.settings
         example = next(batches())
         # Twice: the error of the first version is only known once it exists, and its correction changes
@@ -498,7 +498,7 @@ class _Work:
         windows: str,
         n_layers: int,
     ) -> ModelMetadata:
-        """Write metadata, and policy and windows if the parent has a policy."""
+        """Write the metadata, and the policy and windows if the parent has a policy."""
         settings = self.settings
         details: JsonObject = {
             "format": "qdq",
@@ -533,8 +533,8 @@ class _Work:
 def _are_equal(scores: FloatArray) -> bool:
     """Whether scores differ only by rounding.
 
-    The last batch is smaller, and matrix products of another size round differently: equal inputs do not
-    give exactly equal scores.
+    The last batch is smaller, and matrix products of a different size round differently: equal inputs do not
+    have exactly equal scores.
     """
     return not np.ptp(scores) > 1e-5 * float(np.abs(scores).max())
 
@@ -542,8 +542,8 @@ def _are_equal(scores: FloatArray) -> bool:
 def fewest(holds: Callable[[int], bool], n: int) -> int | None:
     """The smallest number below n for which something holds, provided it holds for all larger ones.
 
-    None if it holds for none. Bisection: each trial quantises the file and scores all samples, and a network
-    may have fifty layers.
+    None if there is no such number. Bisection: each trial quantises the file and scores all samples, and a
+    network may have fifty layers.
 
     >>> fewest(lambda number: number >= 5, 50), fewest(lambda number: False, 50)
     (5, None)

@@ -1,7 +1,7 @@
-"""What quantisation learns from calibration inputs: the range of each tensor, and corrected biases.
+"""The values that quantisation takes from calibration inputs: the range of each tensor, and corrected biases.
 
-Inputs are streamed. Of a batch only counts and sums are kept, because the activations of 256 images are
-larger than the memory of a small machine.
+Inputs are streamed. Only counts and sums are kept from a batch, because the activations of 256 images exceed
+the memory of a small machine.
 """
 
 from __future__ import annotations
@@ -204,10 +204,10 @@ def _is_layer(node: onnx.NodeProto) -> bool:
 
 
 def _twins(layers: Mapping[str, onnx.NodeProto], quantised: onnx.ModelProto) -> Iterator[Twin]:
-    """The twin of every layer whose input and weights are quantised.
+    """The counterpart of every layer whose input and weights are quantised.
 
-    Twins read the inputs of the float32 graph. In the quantised graph a layer's error would include those
-    of all layers before it, which their own biases already compensate.
+    Counterparts read the inputs of the float32 graph. In the quantised graph a layer's error would include
+    those of all layers before it, which their own biases already compensate.
     """
     stored = {tensor.name: tensor for tensor in quantised.graph.initializer}
     made_by = {name: node for node in quantised.graph.node for name in node.output}

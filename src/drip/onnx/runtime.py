@@ -30,7 +30,7 @@ _ERRORS_ONLY = 3  # ONNX Runtime's log level; lower levels warn about what an ex
 class OnnxScorer:
     """Scores inputs with a model file: logits, classes and DRIP scores in one pass.
 
-    Decisions are made from score and logits by the policy's rule, here as with a PyTorch model. The
+    The policy's rule decides from the score and the logits, exactly as with a PyTorch model. The
     graph's own ``retain`` is for other runtimes; :meth:`compare` counts where the two differ.
 
     Args:
@@ -39,7 +39,7 @@ class OnnxScorer:
 
     Raises:
         ModelError: the file does not exist, is damaged, has no DRIP metadata or outputs, has an unknown
-            version, or gives NaN for every input.
+            version, or returns NaN for every input.
     """
 
     def __init__(self, path: str | Path, *, threads: int = 1) -> None:
@@ -67,7 +67,7 @@ class OnnxScorer:
 
     @property
     def digest(self) -> str:
-        """The model digest that policies for this file carry."""
+        """The model digest in policies for this file."""
         return self.metadata.digest
 
     @property
@@ -77,7 +77,7 @@ class OnnxScorer:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """All model digests that a policy for this file may carry."""
+        """All model digests that a policy for this file may have."""
         return self.metadata.digests
 
     @property
@@ -114,7 +114,7 @@ class OnnxScorer:
         """Check that a policy was calibrated on this file's scores.
 
         Raises:
-            PolicyError: as :meth:`ModelMetadata.require`; or another number of classes.
+            PolicyError: as :meth:`ModelMetadata.require`; or a different number of classes.
         """
         self.metadata.require(policy, accept_parent_windows=accept_parent_windows)
         require_classes(policy, self.n_classes)
@@ -139,12 +139,12 @@ class OnnxScorer:
             batch: Inputs, shape (N, \*input shape), floating point, finite; N may be 0.
 
         Raises:
-            InputError: another shape or type, or not finite.
+            InputError: the shape or type is wrong, or a value is not finite.
             NonFiniteError: a logit or score is NaN or infinite; the message names the rows.
             ModelError: ONNX Runtime fails.
         """
         found = self._run(self._checked(batch))
-        # Policies compare in float64, so that Python and a replay from the store decide alike.
+        # Policies compare in float64, so Python and a replay from the store make the same decisions.
         columns = {_SCORES[name]: found[name].astype(np.float64) for name in found if name in _SCORES}
         logits = found["logits"].astype(np.float64)
         for name, column in {"logits": logits, **columns}.items():
@@ -217,7 +217,7 @@ class OnnxScorer:
         """Run zeros and noise before the first sample arrives; returns the number of classes.
 
         Declared shapes are not trusted: exporters leave them open or wrong. Noise is tried besides zeros,
-        because a model that normalises its input may give NaN for zeros alone.
+        because a model that normalises its input may return NaN for zeros alone.
         """
         noise = np.random.default_rng(0).normal(size=(1, *self.spec.shape)).astype(np.float32)
         found = self._run(np.concatenate([np.zeros_like(noise), noise]))

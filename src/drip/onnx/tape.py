@@ -35,8 +35,8 @@ def derivative(*ops: str) -> Callable[[Derivative], Derivative]:
 class Tape:
     """Appends to a graph the gradient of some tensors at an earlier one.
 
-    Gradients have the full shape of their tensor. At a kink the derivative is the one that PyTorch gives,
-    so that both score alike: 0 at 0 for ReLU, and the first of equal values for maxima.
+    Gradients have the full shape of their tensor. At a kink the derivative is PyTorch's, so both compute the
+    same scores: 0 at 0 for ReLU, and the first of equal values for maxima.
 
     Args:
         graph: The graph, measured between ``start`` and the tensors that are differentiated.

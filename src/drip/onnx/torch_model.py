@@ -94,7 +94,7 @@ def export_onnx(
     scorer = TorchScorer(model, layer=layer, heatmap=chosen, contrast=contrast, example=example)
     digest = model_digest(model)
     with ScoringMode(model, locks_of(model)):
-        # Two rows, so that torch does not treat a batch of one as a constant.
+        # Two rows, so torch does not treat a batch of one as a constant.
         x = torch.from_numpy(example[:2] if len(example) > 1 else np.concatenate([example, example]))
         target = find_target(model, x, scorer.layer)
         plain = _plain_graph(model, target, x)
@@ -121,7 +121,7 @@ def export_onnx(
 
 
 def require_equal(data: bytes, scorer: TorchScorer, x: NDArray[np.float32]) -> None:
-    """Check that a model file gives the results of PyTorch.
+    """Check that a model file reproduces the results of PyTorch.
 
     Raises:
         ExportError: A score, logit or feature deviates by more than 1e-5 of the batch's largest, or a

@@ -1,8 +1,8 @@
-"""The weight of each map: its mean gradient, in the fewest nodes that give it exactly, and the proof of it.
+"""The weight of each map: its mean gradient, in the fewest nodes that compute it exactly, and the proof.
 
 Most heads need no differentiation at run time. Pooling and flattening at the start of the head keep each
 map's sum of gradients, so they are skipped; a linear layer after them is folded to its sum over positions;
-rows of the last linear layer are gathered. Only what remains in the middle goes through the tape.
+rows of the last linear layer are gathered. Only the part in the middle goes through the tape.
 """
 
 from __future__ import annotations
@@ -301,7 +301,7 @@ def require_derivative(
 
 
 class _Moved:
-    """A graph with a second input that is added to the activation; gives logits and weights."""
+    """A graph with a second input that is added to the activation; it outputs logits and weights."""
 
     def __init__(self, model: onnx.ModelProto, head: Head, weights: MapWeights) -> None:
         self._head, self._weights = head, weights

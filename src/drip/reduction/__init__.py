@@ -1,7 +1,7 @@
 """Representative subsets of tables: reducers with the interface of scikit-learn and imbalanced-learn.
 
-One method per file: `create("maxmin", fraction=0.1)`. Of the rest of drip this wing only uses types, files
-and errors, so that it can be read and tested alone. No torch, except in `torch_forgetting`.
+One method per file: `create("maxmin", fraction=0.1)`. From the rest of drip, this wing uses only types, files
+and errors, so it can be read and tested alone. No torch, except in `torch_forgetting`.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ Part = TypeVar("Part")
 def kept_total(n: int, fraction: float) -> int:
     r"""Number of rows in a fraction: :math:`\lfloor pn + 1/2 \rfloor`, at least 1.
 
-    ``fraction`` is read as the decimal number that it prints as, so that halves round up as on paper:
+    ``fraction`` is read as the decimal number that it prints as, so halves round up as on paper:
     0.29 as a float is slightly less than 29/100.
 
     Args:
@@ -64,7 +64,7 @@ def kept_total(n: int, fraction: float) -> int:
 
 
 def largest_remainder(shares: list[Fraction], total: int, first: NDArray[Any]) -> IntArray:
-    """Whole numbers that sum to ``total``, each less than one away from its share (shares sum to ``total``).
+    """Integers that sum to ``total``, each less than one away from its share (shares sum to ``total``).
 
     Every share is rounded down; the remaining units go to the largest remainders. Ties go to the larger
     entry of ``first``, then to the earlier share.
@@ -83,8 +83,8 @@ def class_sizes(counts: IntArray, total: int, stratify: Stratify, min_per_class:
     """Number of rows that every class keeps, shape (n_classes,).
 
     ``proportional``: ``total`` is divided by class size (largest remainders). ``balanced``: it is divided
-    equally; a class smaller than its share is kept whole and the others divide the rest. Then every class
-    is raised to ``min_per_class`` rows, or to all its rows, so that the sum may exceed ``total``.
+    equally; a class smaller than its share is kept entirely and the others divide the rest. Then every class
+    is raised to ``min_per_class`` rows, or to all its rows, so the sum may exceed ``total``.
 
     Args:
         counts: Rows of every class, each at least 1, shape (n_classes,).
@@ -192,7 +192,7 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
         epsilon: Representativeness to reach: every class keeps the shortest prefix of its order with which
             each row of the class is within this distance, in ``metric``, of a kept row.
         stratify: ``proportional`` to class sizes (largest remainders), ``balanced`` (equal numbers; small
-            classes whole) or ``global``: one cut over all classes, which may lose some.
+            classes are kept entirely) or ``global``: one selection across all classes, which may lose some.
         min_per_class: Minimum number of rows kept per class, or all its rows; ignored by ``global``.
         metric: ``euclidean`` or ``chebyshev`` (L-infinity), for distances and ``epsilon``. Scale the
             features first, for example to [0, 1].
@@ -373,7 +373,7 @@ class BaseReducer(BaseSampler, ABC):  # type: ignore[misc]  # imbalanced-learn h
 class RankedReducer(BaseReducer):
     """A method that orders the rows of every group and keeps the first ones; smaller subsets are nested.
 
-    Subclasses implement :meth:`_orders`. One fit gives every smaller size: :meth:`at`.
+    Subclasses implement :meth:`_orders`. One fit provides every smaller size: :meth:`at`.
 
     Attributes:
         sample_indices_: Kept rows, ascending, int64.

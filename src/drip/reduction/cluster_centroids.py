@@ -19,11 +19,11 @@ from drip.types import FloatArray, IntArray
 class ClusterCentroids(BaseReducer):
     """Run k-means in every class, with one cluster per row to keep, and return the centroids.
 
-    A class with fewer distinct rows than clusters gives each distinct row once. ``voting="hard"`` keeps the
-    row nearest to every centroid instead (ties: the lower row) and always keeps the full number: the lowest
-    other rows fill it up. k-means is Euclidean; ``metric`` only applies to ``epsilon``. With ``epsilon`` the
-    number of clusters is doubled, then bisected: k-means is not monotonic, so that fewer might do.
-    ``stratify="global"`` needs ``voting="hard"``: a centroid across classes has no label.
+    From a class with fewer distinct rows than clusters, each distinct row is returned once. ``voting="hard"``
+    keeps the row nearest to every centroid instead (ties: the lower row) and always keeps the full number:
+    the lowest other rows fill it up. k-means is Euclidean; ``metric`` only applies to ``epsilon``. With
+    ``epsilon`` the number of clusters is doubled, then bisected: k-means is not monotonic, so fewer
+    might do. ``stratify="global"`` needs ``voting="hard"``: a centroid across classes has no label.
 
     Args:
         voting: ``soft`` for centroids, ``hard`` for rows.

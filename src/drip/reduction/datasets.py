@@ -78,8 +78,8 @@ def table_of(
         class_names: Name of a class by the text of its cell; None uses the text itself.
 
     Raises:
-        ValueError: there are no rows, a column does not exist, a row has another length, or a cell is not a
-            finite number.
+        ValueError: there are no rows, a column does not exist, a row has a different length, or a cell is not
+            a finite number.
 
     >>> table = table_of("Ants", ["mm", "kind"], [["1.5", "red"], ["2", "black"]], "kind")
     >>> table.name, table.values.tolist(), table.labels.tolist(), table.class_names
@@ -155,7 +155,7 @@ def load_dry_bean(
         download: If the set is not found, download the archive of the UCI repository and keep the original
             file in the cache.
         cache: Folder of downloads. Default: DRIP_CACHE, else ``~/.cache/drip``.
-        progress: Called with the bytes downloaded and the total (if the server does not give a total, with
+        progress: Called with the bytes downloaded and the total (if the server does not report a total, with
             the bytes downloaded twice).
         source: The original archive, or a copy elsewhere.
 

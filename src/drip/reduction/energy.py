@@ -1,4 +1,4 @@
-"""Joules of a block of code, and where the number comes from: sensors, or an estimate that is called one.
+"""Joules of a block of code, and the origin of the number: sensors, or an estimate that is labelled as one.
 
 codecarbon's tracker would also fetch carbon intensities and write files; only its sensor classes are used.
 """
@@ -51,9 +51,9 @@ def measure_energy(*, watts: float | None = None, required: bool = False) -> Ite
 
     Sensors are read with codecarbon's classes: RAPL for processor and memory, NVML or AMD SMI for GPUs. They
     count everything that runs on the machine, so measure on an idle one. If the processor has no readable
-    sensor, ``watts`` gives an estimate, :math:`E = t_{cpu} \cdot` ``watts``, which excludes the idle power of
-    the machine. Without ``watts`` there is no estimate: ``joules`` is NaN, or the energy of the GPUs alone,
-    and ``source`` says so.
+    sensor, ``watts`` provides an estimate, :math:`E = t_{cpu} \cdot` ``watts``, which excludes the idle power
+    of the machine. Without ``watts`` there is no estimate: ``joules`` is NaN, or the energy of the GPUs
+    alone, and ``source`` says so.
 
     Args:
         watts: Power of one busy core in W, for the estimate.
@@ -110,7 +110,7 @@ def _cpu_s() -> float:
 
 
 class _Meter(Protocol):
-    """Gives the joules since the last reading."""
+    """Returns the joules since the last reading."""
 
     name: str
 

@@ -140,8 +140,8 @@ class ForgettingEvents(ScoredReducer):
             events: Forgetting events of every row, shape (n,); None to count them.
 
         Raises:
-            InputError: events have another length than X, or neither events nor labels were given; otherwise
-                as for every reducer.
+            InputError: events and X have different lengths, or neither events nor labels were given;
+                otherwise as for every reducer.
         """
         self._events = None if events is None else np.asarray(events)
         return super().fit(X, y)

@@ -1,8 +1,8 @@
-"""Reduces folders of images, within their class or the category of their boxes, by the features of a network.
+"""Reduces folders of images by network features, within their class or box category.
 
-An image set is read first (class folders, YOLO, COCO or no labels), because a mistake in it should be found
-before the features are computed, which takes longest. The network is passed in: this
-wing knows no model format.
+An image set is read first (class folders, YOLO, COCO or no labels), because mistakes in it should be found
+before the features are computed, which takes longest. The network is passed in: this wing knows no model
+format.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MOST_NAMED = 5
 
 
 class FeatureNetwork(Protocol):
-    """A network that computes features of image files; `drip.workflow.features.open_backbone` gives one."""
+    """A network that computes features of image files; `drip.workflow.features.open_backbone` returns one."""
 
     @property
     def name(self) -> str:
@@ -369,8 +369,8 @@ def image_categories(
 
     The category is the set of classes, and whether there is one box or several: ``person + dog, several``. If
     a category has fewer than ``min_images`` images, they move to the category of the class with most boxes in
-    the image (ties: the lower number), ``mostly person, several``; if that is too small too, to ``others,
-    one`` or ``others, several``. Images without boxes are a category of their own.
+    the image (ties: the lower number), ``mostly person, several``; if that is also too small, to ``others,
+    one`` or ``others, several``. Images without boxes form a separate category.
 
     Args:
         boxes: Classes of the boxes of every image.
@@ -482,7 +482,7 @@ def reduce_images(
 
     Images are compared by the features of the network, within their class folder or, with boxes, within the
     category of :func:`image_categories`. Features are not scaled by default. Images that cannot be decoded
-    and files without a pair are ignored and named in the report. Nothing is deleted.
+    and unpaired files are ignored and listed in the report. Nothing is deleted.
 
     Args:
         folder: The folder.
@@ -495,7 +495,7 @@ def reduce_images(
 
     Raises:
         InputError: the set cannot be read, or the method rejects the parameters.
-        ModelError: the network gives no finite features.
+        ModelError: the network does not return finite features.
         DripError: a file cannot be read or written, or already exists.
     """
     how, target = images or ImageOptions(), Path(out)
@@ -629,7 +629,7 @@ def require_empty(folder: Path) -> None:
     """Check that the folder for a copy is new or empty.
 
     Raises:
-        DripError: it is not, or its parent does not exist.
+        DripError: it is neither, or its parent does not exist.
     """
     if (folder.exists() and not folder.is_dir()) or (folder.is_dir() and any(folder.iterdir())):
         raise DripError(f"{folder}: is not an empty folder; choose another path", code="path-exists")

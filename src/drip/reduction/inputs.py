@@ -142,7 +142,7 @@ def classes_of(y: Any, n: int) -> Classes:
     """Classes of a target: labels of any dtype, a column, or one-vs-all columns; None means one class.
 
     Raises:
-        InputError: the target is continuous or multilabel, has another length than X, or lacks a label.
+        InputError: the target is continuous or multilabel, does not have the length of X, or lacks a label.
 
     >>> classes_of(["b", "a", "b"], 3).codes.tolist()
     [1, 0, 1]
@@ -152,7 +152,7 @@ def classes_of(y: Any, n: int) -> Classes:
     array = np.asarray(y)
     if array.dtype.kind in "Of" and any(map(_is_missing, array.ravel().tolist())):
         raise InputError(
-            "y has rows without a label (None or NaN); drop these rows or label them", code="labels-invalid"
+            "y has rows without a label (None or NaN); remove these rows or label them", code="labels-invalid"
         )
     try:
         labels, codes = np.unique(_flat(array), return_inverse=True)

@@ -22,9 +22,9 @@ class MaxMin(RankedReducer):
     r"""Start at a random row of the class, then add :math:`\arg\max_i \min_{s \in S} \|x_i - x_s\|`.
 
     The largest distance to a kept row (the covering radius, the class's epsilon) is at most twice the
-    smallest that any choice of equally many rows reaches. The order is nested and the radius after every
-    pick is known, so that one fit gives the whole curve. Ties: the lower row. Only the start is random.
-    Outliers are kept first, so that classifiers may learn more from other methods at equal size.
+    smallest that any choice of the same number of rows reaches. The order is nested and the radius after
+    every pick is known, so one fit provides the whole curve. Ties: the lower row. Only the start is random.
+    Outliers are kept first, so classifiers may learn more from other methods at equal size.
 
     Parameters and other attributes: :class:`~drip.reduction.base.BaseReducer` and
     :class:`~drip.reduction.base.RankedReducer`. With ``epsilon`` it stops at the first pick that reaches
@@ -102,7 +102,7 @@ def farthest_first(
     """Farthest-point order of rows.
 
     A pick at distance r from the earlier picks can only be the nearest pick of rows within r. Rows are
-    sorted by a projection that never enlarges distances, so that those rows are one contiguous range:
+    sorted by a projection that never enlarges distances, so those rows are one contiguous range:
     later picks look at ever fewer rows.
 
     Args:
@@ -157,7 +157,7 @@ def farthest_first(
 def _direction(points: FloatArray, metric: Metric) -> FloatArray:
     """A unit direction along which rows spread: near the first principal axis, or a coordinate.
 
-    Only the speed depends on it, not the result, so that a few steps of the power method are enough.
+    Only the speed depends on it, not the result, so a few steps of the power method are enough.
     """
     axis: FloatArray = np.zeros(points.shape[1])
     axis[points.std(axis=0).argmax()] = 1.0

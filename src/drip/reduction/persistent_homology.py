@@ -178,9 +178,9 @@ def _core(distances: FloatArray, dimension: int) -> FloatArray:
     """Distances between the vertices that can affect one dimension; empty if there cannot be a bar.
 
     This is what makes the method fast: gudhi then sees a fraction of the vertices. At the distance at which
-    one vertex is joined to all others the complex becomes a cone, without homology, so that longer distances
+    one vertex is joined to all others the complex becomes a cone, without homology, so longer distances
     are cut to this one. Below it, a vertex with fewer than 2q neighbours has a link without homology in the
-    dimensions q - 1 and q (a flag complex needs 2q + 2 vertices for a hole of dimension q), so that removing
+    dimensions q - 1 and q (a flag complex needs 2q + 2 vertices for a hole of dimension q), so removing
     it changes no bar in dimension q.
     """
     if dimension == 0:

@@ -1,4 +1,4 @@
-"""Representative k-means (RKMEANS): equally many rows of every cluster, nearest to its centroid first."""
+"""Representative k-means (RKMEANS): as many rows from each cluster, nearest to its centroid."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class RepresentativeKMeans(RankedReducer):
     """Cluster all rows regardless of class; keep the rows nearest to the centroids, cluster by cluster.
 
     A row's place is its rank by distance to the centroid among the rows of its class in its cluster. Rows
-    are kept by place, then by distance, then by row number, so that every cluster gives equally many rows
-    until it has none left. ``stratify="global"`` ranks all rows together, which is the published method
+    are kept by place, then by distance, then by row number, so every cluster contributes the same number of
+    rows until it is exhausted. ``stratify="global"`` ranks all rows together, which is the published method
     and may lose classes.
 
     Args:

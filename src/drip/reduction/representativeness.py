@@ -148,7 +148,7 @@ def epsilon_representativeness(
 
 def _spread(distances: FloatArray, quantiles: Sequence[float], n_kept: int) -> Spread:
     lost = np.isinf(distances)
-    # Interpolating between a distance and infinity gives NaN, so infinity is replaced and then put back.
+    # Interpolating between a distance and infinity returns NaN, so infinity is replaced and then put back.
     finite = np.where(lost, np.finfo(np.float64).max, distances)
     values = {}
     for share in quantiles:
@@ -235,7 +235,7 @@ def perceptron_certificate(
     A row x and the nearest kept row x' of its class are classified alike if
     :math:`|w \cdot x + b| / \|w\|_* > \|x - x'\|`, with the dual norm :math:`\|w\|_*`: L1 for the L-infinity
     distance, L2 for the Euclidean one. With several classes this must hold for the difference of (w, b)
-    between the predicted class and every other class. Both rows have the same label, so that they are
+    between the predicted class and every other class. Both rows have the same label, so they are
     right or wrong together, and
 
     .. math:: |acc(D) - acc_w(D')| \le \text{fraction of the other rows},

@@ -268,7 +268,7 @@ def _part(name: str, n: int, n_kept: int, spreads: Mapping[str, Spread]) -> Redu
 
 
 def _notes(options: ReduceOptions, subject: Subject, n: int, kept: IntArray, n_added: int) -> tuple[str, ...]:
-    """Where the sizes differ from those asked for."""
+    """Where the sizes differ from the requested ones."""
     notes = []
     if n_added:
         notes.append(f"{n_added} {subject.rows} were added to those of the method, to cover all classes.")

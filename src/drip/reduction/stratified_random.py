@@ -15,7 +15,7 @@ from drip.types import IntArray
 class StratifiedRandom(RankedReducer):
     """Keep random rows from each class, without replacement, in proportion to its size.
 
-    Features are ignored unless ``epsilon`` is given, so that text and NaN are accepted.
+    Features are ignored unless ``epsilon`` is given, so text and NaN are accepted.
     ``stratify="global"`` is simple random sampling.
 
     Parameters and attributes: :class:`~drip.reduction.base.BaseReducer` and

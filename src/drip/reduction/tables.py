@@ -130,7 +130,7 @@ class TableFile:
         columns: Names of the columns.
 
     Raises:
-        InputError: the format is another one, there are no columns or rows, or a column name is repeated.
+        InputError: the format is unknown, there are no columns or rows, or a column name is repeated.
         DripError: the file cannot be read.
     """
 

@@ -23,7 +23,7 @@ class TorchForgetting:
     """Counts how often a classifier forgets each row: call :meth:`update` after every epoch.
 
     All rows are classified in eval mode and without gradients. Afterwards every module is in its previous
-    mode and no random number was drawn, so that the training is not affected. These passes are part of the
+    mode and no random number was drawn, so the training is not affected. These passes are part of the
     method's cost.
 
     Args:

@@ -1,7 +1,7 @@
 """Inline SVG drawings for the report, as strings with escaped text.
 
-The style sheet colours them, so that dark mode and print follow. Shades and line styles carry the meaning
-together with colour, so that a grey print can still be read.
+The style sheet colours them, so dark mode and print follow. Shades and line styles carry the meaning
+together with colour, so a grey print can still be read.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a run showed, in plain sentences that are computed from its numbers.
 
-A small network on a small test set gives another accuracy on another machine: the order of floating-point
+A small network on a small test set has a different accuracy on each machine: the order of floating-point
 sums differs, and training amplifies it. So no sentence depends on which of two arms happens to be ahead by
-less than the uncertainty: it gives the difference with its 99 % confidence interval and says "inconclusive".
+less than the uncertainty: it states the difference with its 99 % confidence interval and says "inconclusive".
 A result against DRIP gets the same words as one in its favour.
 """
 

@@ -39,14 +39,14 @@ _STOPS = np.array(
 # The sum exceeds one on purpose: a bright pixel on a hot spot saturates, and dark images stay visible.
 _HEAT_WEIGHT, _IMAGE_WEIGHT = 0.72, 0.42
 _OVERLAY_SIDE = 112
-"""Pixels of the longer side of an overlay; four times a 28-pixel digit, so that its pixels stay square."""
+"""Pixels of the longer side of an overlay; four times a 28-pixel digit, so its pixels stay square."""
 _LARGEST_SIDE = 256
 _LARGEST_GROUP = 60
 """Cards per group. More would make the page heavy, and nobody looks at them."""
 
 
 def inferno(values: FloatArray) -> FloatArray:
-    """Colours from black through red to pale yellow; lightness rises with the value, also in a grey print.
+    """Colours from black through red to pale yellow; the value sets the lightness.
 
     Args:
         values: In [0, 1], any shape.

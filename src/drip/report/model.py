@@ -141,7 +141,7 @@ class RunReport:
         """Check that the numbers do not contradict each other: the page prints several of them twice.
 
         Raises:
-            InputError: a vector has another length than the test set or the classes, an accuracy differs
+            InputError: a vector's length does not match the test set or the classes, an accuracy differs
                 from its own vector, two arms have the same name, or more was kept than seen.
         """
         names = [arm.name for arm in self.arms]
@@ -236,7 +236,7 @@ def standard_error(accuracy: float, n_test: int) -> float:
 
     Args:
         accuracy: a, in [0, 1], or NaN.
-        n_test: n, at least 0; 0 gives NaN.
+        n_test: n, at least 0; NaN is returned for 0.
 
     >>> round(standard_error(0.9, 900), 6)
     0.01

@@ -186,7 +186,7 @@ def write_html(report: RunReport, path: str | Path) -> None:
 
 
 def to_html(report: RunReport) -> str:
-    """The page as one self-contained HTML document; equal numbers give equal text.
+    """The page as one self-contained HTML document; equal numbers produce equal text.
 
     Everything from the report is escaped, and pictures are data URIs.
 

@@ -111,11 +111,11 @@ def restore_rule(name: str, params: JsonObject, state: JsonObject, state_version
     Args:
         name: One of :func:`available`.
         params: Arguments of its constructor.
-        state: What :meth:`BaseRule.state` gave.
+        state: The result of :meth:`BaseRule.state`.
         state_version: Version of the layout of ``state``.
 
     Raises:
-        PolicyError: an unknown rule or argument, or a state of another version.
+        PolicyError: the rule or an argument is unknown, or the state has a different version.
     """
     try:
         return _rule(name)(**params).restore_version(state, state_version)

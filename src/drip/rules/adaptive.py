@@ -62,13 +62,13 @@ class ComposedRule(BaseRule):
        rate that the controller asks for everything, as after a sudden change of the whole stream.
     2. A near-duplicate of one of the last 256 kept samples is discarded.
     3. A sample whose score is among the highest of the last 500 is kept. A controller sets how many of them, so
-       that the keep rate holds through drift. When the second population has become the larger one, the
+       the keep rate holds through drift. When the second population has become the larger one, the
        distribution has shifted and the model's output means little: a random draw then replaces the score,
        with the same probability, until the stream changes back or the rule is calibrated again.
     4. A class of which less than a quarter of the target was kept recently gets this sample; a class above its
        ceiling does not.
     5. Independently of the above, a small part of all arrivals is kept at random. Its probability is stored,
-       so that what the rule never keeps can be estimated.
+       so what the rule never keeps can be estimated.
 
     Every adaptation is bounded, can be frozen, and is logged: see :attr:`adaptations`.
 
@@ -149,7 +149,7 @@ class ComposedRule(BaseRule):
 
         Each has the number of the ``arrival`` from 1, ``what`` changed and the new ``value``. ``limit`` is the
         threshold of the score, logged when it has moved by a quarter. ``second-population`` and
-        ``distribution-shift`` give the part of the stream that calibration did not contain, logged when the
+        ``distribution-shift`` record the part of the stream that calibration did not contain, logged when the
         rule starts to reject it or to draw at random, and 0 when that ends.
         """
         return self._log.entries

@@ -43,7 +43,7 @@ class BaseRule(ABC):
     """A rule: subclasses say which columns they read, how they calibrate and how they decide.
 
     Subclasses set :attr:`name` and implement :meth:`_decide`; rules that calibrate add :meth:`_calibrate`,
-    :meth:`state` and :meth:`_restore`. ``params`` returns the constructor's arguments, so that a policy
+    :meth:`state` and :meth:`_restore`. ``params`` returns the constructor's arguments, so a policy
     file can rebuild the rule.
     """
 
@@ -119,7 +119,7 @@ class BaseRule(ABC):
         """Restore a state that was saved by the given version of the rule.
 
         Raises:
-            PolicyError: another version than :attr:`state_version`.
+            PolicyError: the version is not :attr:`state_version`.
         """
         # A state of another layout may parse and still mean something else, so the version decides, not the parser.
         if version != self.state_version:
@@ -257,7 +257,7 @@ class ThresholdRule(BaseRule):
 class WindowRule(BaseRule):
     """Discard scores inside the window of the predicted class; the distance to it is the priority.
 
-    The distance is in standard deviations of the class's calibration scores, so that classes are
+    The distance is in standard deviations of the class's calibration scores, so classes are
     comparable. A class that never discards has priority 1, like a sample one deviation outside.
 
     Args:
@@ -265,8 +265,8 @@ class WindowRule(BaseRule):
         method: ``min_std`` (section III-A) or ``histogram_peak`` (Algorithm 1).
         min_class_count: A class with fewer calibration scores never discards.
 
-    Subclasses implement :meth:`score`. Windows of another score than DRIP, or of the kept side, are saved
-    under another :attr:`windows_key`, so that ``Policy.windows`` never confuses them with equation 9.
+    Subclasses implement :meth:`score`. Windows for a score other than DRIP, or of the kept side, are saved
+    under another :attr:`windows_key`, so ``Policy.windows`` never confuses them with equation 9.
 
     References:
         DRIP paper, sections III-A and III-B, equations 6, 7 and 9.
@@ -318,7 +318,7 @@ class WindowRule(BaseRule):
         return {self.windows_key: windows_to_json(self._windows)}
 
     def calibrate_sorted(self, parts: Sequence[FloatArray]) -> Self:
-        """Find the windows from the sorted scores of each class, as :func:`sort_by_class` gives them."""
+        """Find the windows from the sorted scores of each class, as returned by :func:`sort_by_class`."""
         self._set(
             fit_windows(
                 parts,
@@ -381,7 +381,7 @@ class RankedRule(BaseRule):
         min_class_count: A class with fewer calibration scores keeps everything.
 
     Subclasses set :attr:`score_name`. Samples that tie at the threshold are all kept. The priority is in
-    standard deviations of the class's calibration scores, so that classes are comparable.
+    standard deviations of the class's calibration scores, so classes are comparable.
     """
 
     score_name: ClassVar[str]

@@ -1,7 +1,7 @@
 """Random rules and rules that fill quotas: what every other rule is compared with.
 
-Also here: :func:`match_count`, which gives two rules the same number of kept samples, the condition of every
-fair comparison.
+Also here: :func:`match_count`, which lets two rules keep the same number of samples, as every fair comparison
+requires.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ClassBalancedRandomRule(ChanceRule):
 
     The quota m solves sum_c min(n_c, m) = retention * n on the calibration counts n_c; a sample of
     class c is kept with probability min(1, m / n_c). A class that calibration never saw is kept. The
-    priority is 1 - draw / probability: uniform in [0, 1] among the kept samples of every class, so that a
+    priority is 1 - draw / probability: uniform in [0, 1] among the kept samples of every class, so a
     full store evicts from all classes equally, and negative for discarded samples.
     """
 
@@ -148,7 +148,7 @@ class MixedMarginRule(ThresholdRule):
     clearest samples of the classes that it knows best. A class that calibration never saw has rank 1.
 
     State: 101 numbers per class, 1.1 kB of text each. From 50 classes on there are fewer, 5,000 for all
-    classes together but at least 3 each, so that the state stays small with a thousand classes.
+    classes together but at least 3 each, so the state stays small with a thousand classes.
     """
 
     name: ClassVar[str] = "mixed-margin"

@@ -29,7 +29,7 @@ def projected(observations: Observations, name: str, n_features: int | None = No
         n_features: The number d that the rule was calibrated for; None accepts any.
 
     Raises:
-        InputError: another number of features.
+        InputError: the number of features is different.
     """
     assert observations.features is not None  # noqa: S101  # checked as a need
     features = project(observations.features)
@@ -43,7 +43,7 @@ def projected(observations: Observations, name: str, n_features: int | None = No
 
 
 def fixed_order(features: FloatArray, *columns: FloatArray | IntArray) -> IntArray:
-    """Rows in an order that does not depend on the order of arrival, so that sums over them round equally.
+    """Rows in an order that does not depend on the order of arrival, so sums over them round equally.
 
     >>> fixed_order(np.array([[2.0], [1.0], [1.0]]), np.array([0, 1, 0])).tolist()
     [2, 1, 0]
@@ -124,7 +124,7 @@ class ModerateRule(ThresholdRule):
 
     With the distance d of the 64 projected features to the class's mean, the priority is
     :math:`-|d - m_c| / s_c`: :math:`m_c` is the median of the class's calibration distances and
-    :math:`s_c` the median of :math:`|d - m_c|`, so that classes are comparable. A class without calibration
+    :math:`s_c` the median of :math:`|d - m_c|`, so classes are comparable. A class without calibration
     samples gets mean, median and spread of all samples. State: 64 numbers in single precision and 2 more for every
     class, 380 bytes of text.
 
@@ -205,7 +205,7 @@ def _centre_median_scale(features: FloatArray, scale: float) -> tuple[FloatArray
     """Mean, median distance and its spread; ``scale`` where the spread is zero."""
     centre = (
         features.mean(axis=0).astype("<f4").astype(np.float64)
-    )  # rounded as in a saved state, so that a restored rule decides identically
+    )  # rounded as in a saved state, so a restored rule decides identically
     distances = _lengths(features - centre)
     median = float(np.median(distances))
     return centre, median, float(np.median(np.abs(distances - median))) or scale

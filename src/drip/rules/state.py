@@ -57,7 +57,7 @@ def numbers(name: str, values: Any, *shape: int | None) -> FloatArray:
 
     Raises:
         TypeError: not a list, or an entry that is not a number.
-        ValueError: a list of another length, NaN or infinity.
+        ValueError: a list of a different length, NaN or infinity.
         OverflowError: an integer beyond float64.
 
     >>> numbers("mean", [[1, 2]], None, 2)

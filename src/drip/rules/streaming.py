@@ -132,7 +132,7 @@ class InformationGainRule(BaseRule):
 
 
 _RIDGE = 0.01  # as in the paper's code
-_LEAST = 1e-100  # keeps volumes positive, so that all samples are equal where all gradients vanish
+_LEAST = 1e-100  # keeps volumes positive, so all samples are equal where all gradients vanish
 
 
 class VessalRule(ChanceRule):
@@ -215,7 +215,7 @@ class VessalRule(ChanceRule):
     def _gradients(self, observations: Observations, features: FloatArray) -> FloatArray:
         """The sketches g, shape (n, d)."""
         rows = np.ascontiguousarray(observations.logits, np.float64)
-        with np.errstate(over="ignore"):  # a gap beyond float64 gives a ratio of zero
+        with np.errstate(over="ignore"):  # a gap beyond float64 becomes a ratio of zero
             errors = np.exp(rows - rows.max(axis=1, keepdims=True))
         totals = errors.sum(axis=1)
         every = np.arange(len(rows))

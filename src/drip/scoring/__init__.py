@@ -16,7 +16,7 @@ import numpy as np  # noqa: F401  # used by the doctest
 from drip.errors import missing_extra
 
 try:
-    import torch  # noqa: F401  # checked here, so that the error names the command that installs it
+    import torch  # noqa: F401  # checked here, so the error names the command that installs it
 except ImportError as error:
     raise missing_extra("drip.scoring", "torch", "torch") from error
 

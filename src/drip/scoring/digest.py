@@ -15,7 +15,7 @@ def model_digest(model: nn.Module) -> str:
 
     For every entry of the ``state_dict``, in the order of names, the hash covers the name, a zero byte, the
     shape as decimal numbers joined by ``x``, a zero byte, and the values as little-endian float32. Equal
-    weights therefore give equal digests on every device and in every precision that float32 can
+    weights therefore have equal digests on every device and in every precision that float32 can
     represent. Class and code of the model do not matter.
 
     A hash of the saved file would be simpler, but two saves of one model differ: the archive contains its

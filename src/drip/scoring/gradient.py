@@ -163,8 +163,8 @@ def _autograd_pass(logits: Tensor, tapped: Tensor, target: Target) -> Pass:
         seed = torch.zeros_like(logits).scatter_(1, classes.unsqueeze(1), 1.0)
         if rivals is not None:
             seed.scatter_(1, rivals.unsqueeze(1), -1.0)
-        # Rows are independent in eval mode, so one backward of the sum gives every sample its own gradient.
-        # The graph is kept for a second seed (the contrastive score) and freed with the pass.
+        # Rows are independent in eval mode, so one backward pass of the sum computes every sample's own
+        # gradient. The graph is kept for a second seed (the contrastive score) and freed with the pass.
         gradient = gradient_at(tapped, logits, seed, keep_graph=True)
         if gradient is None:
             raise ModelError(
@@ -587,7 +587,7 @@ def _agrees_on(scale: float, offset: float, closed: ClosedForm, example: Tensor)
             run is not None
             and _largest_deviation(_values(run, classes, rivals), expected) <= RELATIVE_TOLERANCE
         )
-    except (RuntimeError, ValueError, ModelError):  # shapes do not fit: it is another kind of head
+    except (RuntimeError, ValueError, ModelError):  # shapes do not fit: it is a different kind of head
         return False
     finally:
         handle.remove()
@@ -626,7 +626,7 @@ def count_linears(logits: Tensor, leaf: Tensor) -> int:
 
     It follows the graph from the logits back to the activation. Module types were the obvious thing to look
     at, but ``forward`` may call functions and methods that no module shows. The graph names every
-    differentiable operation that ran, also a saturation that the example does not reach. Dropout
+    differentiable operation that ran, including a saturation that the example does not reach. Dropout
     in eval mode has no node.
 
     Args:

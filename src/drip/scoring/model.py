@@ -1,9 +1,9 @@
 """Running someone else's model politely: what goes in, what is observed, and nothing left behind.
 
-The model is the user's. It may be in training mode, have hooks of its own, edit its input, be shared by
+The model is the user's. It may be in training mode, have hooks, edit its input, be shared by
 several scorers and threads, or raise anything. This file is the only place of the room that calls it:
 
-- :class:`ScoringMode` evaluates it as in production and restores every flag afterwards, also after an error.
+- :class:`ScoringMode` evaluates it as in production and restores every flag afterwards, even after an error.
 - :func:`run_tapped` and :class:`Tap` observe the output of one layer during a forward pass.
 - :func:`to_input`, :func:`logits_of` and :func:`require_finite` check what enters and what comes out, once.
 """
@@ -44,8 +44,8 @@ def locks_of(model: nn.Module) -> tuple[Lock, ...]:
     Hooks and training flags belong to the model, not to a scorer, so a lock per scorer is not enough: two
     scorers of one model would switch each other's flags. Every module has one lock, which it shares with
     the other modules of the model that it was first scored with. A model, a part of it and a wrapper
-    around it therefore wait for each other. A model that joins several with locks of their own has several;
-    they are numbered, and everyone takes them in this order, which rules out deadlocks.
+    around it therefore wait for each other. A model that joins several such models has several locks; they
+    are numbered, and everyone acquires them in this order, which rules out deadlocks.
 
     >>> part, other = nn.Linear(1, 1), nn.Linear(1, 1)
     >>> locks_of(part) == locks_of(nn.Sequential(part)) != locks_of(other)
@@ -69,8 +69,8 @@ class ScoringMode:
     """Context that evaluates a model as in production and leaves no trace.
 
     Inside, every module is in eval mode and no graph is built. Inference mode is switched off, because
-    tensors created under it cannot enter the head's graph later. Afterwards every module has its own
-    training flag again, also after an error. Other threads that score the model wait.
+    tensors created under it cannot enter the head's graph later. Afterwards every module has its own training
+    flag again, even after an error. Other threads that score the model wait.
 
     This is a class because ``contextlib.contextmanager`` costs several microseconds per entry, a
     noticeable part of a decision of a small model.
@@ -228,7 +228,7 @@ def run_tapped(
         return None
 
     chain = _NamedChain(functions, on_output) if functions else None
-    # Registered last, so that the user's own hooks on the layer run first and are part of its output.
+    # Registered last, so the user's own hooks on the layer run first and are part of its output.
     handle = layer.register_forward_hook(hook)
     try:
         if chain is None:
@@ -252,7 +252,7 @@ class _Hook:
     """A forward hook that is switched on for one pass and off after it.
 
     ``register_forward_hook`` costs ten times as much, because it creates a handle with a fresh id. A hook
-    that stays registered is no alternative: it would be copied, pickled and called with the user's model.
+    that stays registered is not an alternative: it would be copied, pickled and called with the user's model.
     The module's dictionary is looked up each time, since some libraries replace it.
 
     Args:

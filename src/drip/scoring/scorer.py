@@ -84,13 +84,13 @@ class TorchScorer:
 
     Args:
         model: The classifier; returns logits (N, C), or an object or mapping with ``logits``.
-        layer: Dotted name of the target layer; None finds it, and :attr:`layer` tells which.
+        layer: Dotted name of the target layer; None finds it, and :attr:`layer` shows which.
         heatmap: ``raw`` as in the paper's equations, or ``normalised``, which scales each heatmap to
-            [0, 1] before the mean and gives a different score.
+            [0, 1] before the mean and leads to a different score.
         contrast: Also score the map M of f_c1 - f_c2, the two largest logits (lower index first on
             ties), and make ``contrast`` the primary score.
         method: ``gradcam`` (the paper's), ``hirescam``, ``gradcam++`` or ``layercam``.
-        reshape: Brings the layer's output to (N, K, \*positions) if it has another layout, such as
+        reshape: Brings the layer's output to (N, K, \*positions) if its layout is different, such as
             tokens. Square token grids need none.
         example: A few inputs, shape (N, \*input shape), to fix layer and plan at once.
         device: Where to score; the model is moved there. None leaves it where it is.
@@ -304,7 +304,7 @@ class TorchScorer:
     def _guarded(self, x: Tensor, work: Callable[[_Prepared, Tensor], Result]) -> Result:
         """One pass over a batch, with the user's exceptions translated; the first pass fixes the plan.
 
-        A model that raises on the shape it accepted before is broken; on another shape the input is at
+        A model that raises on the shape it accepted before is broken; with a new shape, the input is at
         fault. This is the only way to tell: what ``forward`` raises can be any type.
         """
         fixed = self._prepared or self._prepare(x)
@@ -379,7 +379,7 @@ class TorchScorer:
         require_finite(what, values)
 
     def _on_host(self, choice: Choice, example: Tensor) -> ClosedForm | None:
-        """The plan, if NumPy can carry it out and gives the same for one row and for several."""
+        """The plan, if NumPy can execute it and computes the same for one row as for several."""
         # Only the paper's score: every other map would need a second implementation and its own proof.
         plan = choice.plan
         on_cpu = example.device.type == "cpu" and example.dtype == torch.float32
@@ -460,5 +460,5 @@ def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module
 
 
 def _words(error: Exception) -> str:
-    """Type and message of a exception from other code; the type too, because some messages are empty."""
+    """Type and message of an exception from other code; the type too, because some messages are empty."""
     return f"{type(error).__name__}: {error}"

@@ -88,7 +88,7 @@ class _Run:
         input_shape: Shape of its first input.
         shape: Shape of its output.
         source: The module that created this output. A container returns the tensor of its last part, and
-            only that part tells whether the output is a pooling's or a layer's.
+            only that part shows whether the output comes from a pooling or a layer.
     """
 
     name: str
@@ -105,10 +105,10 @@ def find_target(
 
     Without a name it is the last module output of shape (N, K, *positions) before the head's pooling, under
     its outermost name, that ran once and that the logits depend on exclusively. A branch of a sum does not
-    qualify, since a part of the logits bypasses it; neither do the weights of attention. When ``forward``
-    applies activation functions or max pooling to it outside any module, their result is the target
-    (``conv2+relu``). In token models, with activations (N, T, C), it is the last one whose positions, not
-    only its class token, reach the logits: the input of the last attention block.
+    qualify, because part of the logits bypasses it; nor do attention weights. When ``forward`` applies
+    activation functions or max pooling to it outside any module, their result is the target (``conv2+relu``).
+    In token models, with activations (N, T, C), it is the last one whose positions, not only its class token,
+    reach the logits: the input of the last attention block.
 
     Args:
         model: The classifier, in eval mode.

@@ -84,7 +84,7 @@ def open_publisher(url: str) -> DecisionPublisher:
 
     Raises:
         SourceError: another scheme, a malformed URL, or a broker that refuses the connection for good. A
-            broker that cannot be reached is no error: decisions wait until it can.
+            broker that cannot be reached is not an error: decisions wait until it can.
         DripError: the MQTT client is not installed; the message has the command.
     """
     if split_url(url).scheme not in ("mqtt", "mqtts"):

@@ -17,7 +17,7 @@ class DatasetSource:
     """Chosen rows of a data set, in the given order, as encoded samples.
 
     Delivery: at least once. The cursor has the number of samples yielded so far, the name of the set, and a
-    digest of the rows, so that a position in other rows is not used.
+    digest of the rows, so a position in other rows is not used.
 
     Args:
         dataset: Images or clips with labels.

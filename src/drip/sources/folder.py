@@ -18,7 +18,7 @@ fits."""
 
 
 class FolderSource:
-    """Every image, audio file and array below a folder, in lexical order of the relative paths.
+    """Every image, audio file and array below a folder, in lexical order of their relative paths.
 
     The id of a sample is its relative path, its time the file's modification time. With ``class_names``, the
     name of the folder that contains a file is its label. Pipes and devices are skipped. A file of more than

@@ -68,7 +68,7 @@ def printable(path: Path) -> str:
 
 
 def rejected(place: str, data: bytes, reason: str, *, digest: str | None = None) -> Sample:
-    """A payload that could not be parsed, as a rejected sample, so that nothing disappears unnoticed.
+    """A payload that could not be parsed, as a rejected sample, so nothing disappears unnoticed.
 
     Args:
         place: Where it came from; the front of its id. Or empty.

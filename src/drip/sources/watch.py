@@ -322,7 +322,7 @@ class ConsumedFiles:
             ) from error
 
     def _forget_vanished(self, folder: Path) -> None:
-        """Without this, the record of a folder whose files come and go would grow for ever."""
+        """Without this, the record of a folder whose files come and go would grow forever."""
         if self._connection is None:
             return
         last = b""

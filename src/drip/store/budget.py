@@ -53,7 +53,7 @@ _PINNED_PAGES = 8  # pages that an operation holds besides the cache
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The shares of one budget, fixed while a store is open, so that their sum never exceeds it.
+    """The shares of one budget, fixed while a store is open, so their sum never exceeds it.
 
     ``max_pages * page_size + log_bytes + index_bytes <= budget_bytes``. SQLite refuses to grow the file
     beyond ``max_pages`` (PRAGMA max_page_count); the store resets the log before it outgrows
@@ -141,7 +141,7 @@ class Layout:
     def soft_frames(self) -> int:
         """Length from which the log is reset if no reader is in the way.
 
-        Half of the limit, so that the other half is left for a transaction, and no earlier: a page that many
+        Half of the limit, so the other half is left for a transaction, and no earlier: a page that many
         puts change, such as one of an index over random keys, is then copied into the file once for all of
         them.
         """
@@ -167,7 +167,8 @@ class Layout:
         in_file = self.max_pages - RESERVE_PAGES - FIXED_PAGES - shared - n_pages
         # The last term leaves room to trim the audit.
         in_log = self.log_frames - PUT_FRAMES - 2 * EVICT_FRAMES - self.log_frames // 8
-        # Each page may change a pointer map page, at worst one of its own, but not more than the file has.
+        # Each page may change a pointer map page, at worst a different one for each, but not more than the
+        # file has.
         map_size = self.page_size // 8
         in_log = max(in_log - self.map_pages_of(in_log), in_log * map_size // (2 * map_size + 1))
         return min((min(in_file, in_log) - 2) * self.payload_bytes, _MAX_ROW_BYTES)
@@ -200,9 +201,10 @@ class LogGauge:
     finds the last of them in about a dozen small reads. This also counts frames of a transaction in progress
     that left the page cache, which SQLite does not tell through Python.
 
-    If a transaction changes a page again that had already left the cache, SQLite gives its further frames a
-    salt of zeros, and the commit writes the right one. A rollback leaves the zeros. They are counted as well,
-    which is never too few, until :attr:`has_loose_frames` makes the next checkpoint truncate the log.
+    If a transaction changes a page again that had already left the cache, SQLite marks its further frames
+    with a salt of zeros, and the commit writes the right one. A rollback leaves the zeros. They are counted
+    as well, which is never too few, until :attr:`has_loose_frames` makes the next checkpoint truncate the
+    log.
 
     Only the log may be read this way. Opening and closing the database or its -shm file ourselves would
     release the POSIX locks that SQLite holds on them in this process.
@@ -404,7 +406,7 @@ class Space:
             raise TransactionFullError(message)
 
     def checkpoint(self, *, wait: bool) -> bool:
-        """Copy the log into the file, so that the next commit restarts it; False if a reader blocks it."""
+        """Copy the log into the file, so the next commit restarts it; False if a reader blocks it."""
         if not wait:
             # The timeout applies to checkpoints too; without this every put would wait for a slow reader.
             self._connection.execute("PRAGMA busy_timeout = 0").fetchall()

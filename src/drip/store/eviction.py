@@ -137,7 +137,7 @@ class Evictor:
         return True
 
     def _victims(self) -> Generator[_Victim, None, None]:
-        # A cursor of its own, which the caller closes: this walk usually stops before its last row.
+        # A separate cursor, which the caller closes: this walk usually stops before its last row.
         with closing(self._cursor.connection.execute(_VICTIMS[self._order])) as rows:
             for row in rows:
                 yield _Victim(*row)

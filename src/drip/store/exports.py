@@ -166,7 +166,7 @@ def export_webdataset(
     """Write WebDataset shards: tar files in which the members of a sample share the name before the dot.
 
     A sample has ``<stem>.cls`` (class index, if it has one), ``<stem>.<extension>`` (its bytes) and
-    ``<stem>.json`` (scores, decision, labels), sorted by name. Equal samples give equal bytes, because
+    ``<stem>.json`` (scores, decision, labels), sorted by name. Equal samples produce equal bytes, because
     owners, times and modes are constant. Each shard is synced and renamed into place when it is complete.
 
     Args:
@@ -218,7 +218,7 @@ def export_webdataset(
 
 
 def _is_write_failure(error: BaseException) -> bool:
-    """True for errors of drip.files; errors while reading the records have other types."""
+    """True for errors of drip.files; errors while reading the records have different types."""
     return isinstance(error, OSError) or type(error) is DripError
 
 

@@ -1,6 +1,6 @@
 """Opens a store's file: lock it, connect, create or migrate the tables, apply settings, fit the budget.
 
-Each step is a function of its own, because each may fail and must leave the file usable by the next try.
+Each step is a separate function, because each may fail and must leave the file usable by the next try.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def open_for_reading(path: Path, *, timeout_s: float) -> OpenFile:
     """Open an existing store for reading.
 
     Raises:
-        StoreError: the file does not exist, is not a store, or has another schema version.
+        StoreError: the file does not exist, is not a store, or has a different schema version.
     """
     if not path.exists():
         message = f"{path} does not exist; check the path"
@@ -162,7 +162,7 @@ def _create(connection: sqlite3.Connection, path: Path, asked: dict[str, Any]) -
 
 
 def _use_log(connection: sqlite3.Connection, path: Path) -> None:
-    """Switch to a write-ahead log, so that readers do not block the writer and a put costs one sync."""
+    """Switch to a write-ahead log, so readers do not block the writer and a put costs one sync."""
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         message = (

@@ -207,7 +207,7 @@ class Recorder:
     def record(self, put: Incoming, policy: int) -> None:
         """Write a decision under the policy with this row id."""
         space = self._space
-        # Everything is announced before it is written, so that a transaction that would outgrow the log
+        # Everything is announced before it is written, so a transaction that would outgrow the log
         # fails while it can still be rolled back.
         space.start_operation(put.n_frames)
         if self._ring.is_full:

@@ -264,7 +264,7 @@ def _check_blobs(connection: sqlite3.Connection, problems: list[str]) -> int:
             if data is None:
                 problems.append(f"{name} has no data")
             elif not _is_sound(data, digest) or len(data) != n_bytes:
-                problems.append(f"{name} has other data than when it was kept (hash or size)")
+                problems.append(f"{name} has changed since it was kept (hash or size)")
     # Without data the sample was too large for the quarantine; its hash cannot be checked.
     sql = "SELECT id, sample_id, content_hash, data FROM quarantine WHERE data IS NOT NULL"
     with closing(connection.execute(sql)) as rows:
@@ -292,7 +292,7 @@ def _counter_problems(connection: sqlite3.Connection) -> Iterator[str]:
             )
         if entry.seen != entry.kept + entry.discarded + entry.evicted + entry.duplicates:
             yield f"the counts of class {key} do not add up: {entry.counts()}"
-    # The other direction of the foreign key: a blob that nothing refers to would occupy the budget for ever.
+    # The other direction of the foreign key: a blob that nothing refers to would occupy the budget forever.
     sql = "SELECT count(*) FROM blobs WHERE id NOT IN (SELECT id FROM kept)"
     (n_orphans,) = connection.execute(sql).fetchone()
     if n_orphans:

@@ -130,7 +130,8 @@ def is_there(path: Path) -> bool:
     """Whether there is a store to open. Creates nothing, so a refused path has no lock or log beside it.
 
     Raises:
-        StoreError: the path is not a file, or one of another program or of a newer version of DRIP.
+        StoreError: the path is not a file, or the file belongs to another program or to a newer version of
+        DRIP.
     """
     if not path.exists():
         return False

@@ -23,7 +23,7 @@ _FIND_ORIGINS = "SELECT name, value FROM settings WHERE substr(name, 1, ?) = ?"
 
 _FIND_PROGRESS = "SELECT cursor, selector_state, digest FROM progress JOIN policies ON policies.id = policy"
 _PROGRESS_COLUMNS = ("cursor", "selector_state")
-# Texts are compared in blocks of the row, not of the file: smaller than any page, so that each changed block
+# Texts are compared in blocks of the row, not of the file: smaller than any page, so each changed block
 # costs at most two pages.
 _BLOCK = 256
 # Cursors are padded to a multiple of this, since a row can only be overwritten in place at equal length.
@@ -109,7 +109,7 @@ def merge(
 
 
 # -- origins -----------------------------------------------------------------------------------------------
-# Origins share the table of the settings, because a table of their own would be another file format. Nothing
+# Origins share the table of the settings, because a separate table would change the file format. Nothing
 # outside these three functions knows about it.
 
 

@@ -117,7 +117,7 @@ class RetentionStore:
             eviction: ``"priority"`` (default) or ``"fifo"``.
             audit_rows: Rows of the audit, default 100 000. Its bytes are limited to a quarter of the file as
                 well.
-            audit_logits: Keep logits in the audit (float32, default True), so that rules that read them can
+            audit_logits: Keep logits in the audit (float32, default True), so rules that read them can
                 be replayed.
             synchronous: ``"full"`` or ``"normal"``, see Durability.
             timeout_s: How long to wait for another writer or for a reader, in seconds.
@@ -164,7 +164,7 @@ class RetentionStore:
             timeout_s: How long to wait for a writer, in seconds.
 
         Raises:
-            StoreError: the file does not exist, is damaged, or is of another program or schema version.
+            StoreError: the file does not exist, is damaged, or belongs to another program or schema version.
             InputError: an argument outside its range.
         """
         _require_timeout(timeout_s)
@@ -176,7 +176,7 @@ class RetentionStore:
         """Close the file; the last connection copies the log into it and removes the log."""
         if self._connection is None:
             return
-        # First, so that a failing close leaves a closed store and not a half-open one.
+        # First, so a failing close leaves a closed store and not a half-open one.
         self._connection = self._writer = None
         with explained(self._path, "close"):
             self._close_file()
@@ -274,7 +274,7 @@ class RetentionStore:
         return self._reader.progress()
 
     def note_origin(self, policy_digest: str, origin: Origin) -> None:
-        """Remember what the scores under a policy were computed from, so that a replay can compare it.
+        """Remember what the scores under a policy were computed from, so a replay can compare it.
 
         Args:
             policy_digest: Digest of the policy that decides.

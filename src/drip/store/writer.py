@@ -119,7 +119,7 @@ class Writer:
             self._failure = None
 
     def run(self, rooms: Sequence[Room], n_frames: int, action: Callable[[], None]) -> None:
-        """Run ``action`` in the open transaction, or in one of its own.
+        """Run ``action`` in the open transaction, or in a separate one.
 
         Args:
             rooms: The room that the action needs, in the order in which it asks for it.
@@ -134,7 +134,7 @@ class Writer:
                 self._run_alone(n_frames, action, self.space.soft_frames)
             except TransactionFullError:
                 # A large sample may evict so many small ones that both together outgrow the log. On its own
-                # it can still be put: evict in transactions of their own, then try again.
+                # it can still be put: evict in separate transactions, then try again.
                 for n_pages, priority in rooms:
                     self._make_room_ahead(n_pages, priority)
                 self._run_alone(n_frames, action, 0)
@@ -231,12 +231,12 @@ class Writer:
         """Remember the size of the progress, and of the largest sample that fits beside it."""
         layout = self.space.layout
         self._progress_bytes = progress_bytes
-        # Twice, because B-tree pages may be half empty. The progress is one row on pages of its own.
+        # Twice, because B-tree pages may be half empty. The progress is one row on separate pages.
         n_pages = (progress_bytes + 2 * self._lasting_bytes) // layout.payload_bytes
         self._max_sample_bytes = max(0, layout.max_sample_bytes_beside(n_pages))
 
     def _make_room_ahead(self, n_pages: int, priority: float | None) -> None:
-        """Evict in transactions of their own, each small enough for the log and complete in itself."""
+        """Evict in separate transactions, each small enough for the log and complete in itself."""
         space = self.space
         # An eighth of the log by estimate, because freeing the pages of large samples costs extra frames.
         at_most = max(1, space.layout.log_frames // (8 * EVICT_FRAMES))

@@ -1,6 +1,6 @@
 """A policy from a folder of samples: for a PyTorch model, or on the device for a model file.
 
-Both ways end in one place, so that a policy records the same facts wherever it was made.
+Both ways end in one place, so a policy records the same facts wherever it was made.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def calibrated(
 
 
 def _rule(name: str, retention: float | None, options: Mapping[str, Any]) -> BaseRule:
-    """The rule, not yet calibrated, with the default keep rate unless an option gives another target."""
+    """The rule, not yet calibrated, with the default keep rate unless an option sets another target."""
     for given, argument in (("name", "--rule"), ("retention", "--keep")):
         if given in options:
             raise InputError(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 IMAGENET = InputSpec((3, 224, 224), "stretch", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Input spec of networks pretrained on ImageNet. It stretches images, so that no labelled box is cut off."""
+"""Input spec of networks pretrained on ImageNet. It stretches images, so no labelled box is cut off."""
 
 _BATCH_SIZE = 32
 

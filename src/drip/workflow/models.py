@@ -99,7 +99,7 @@ def scorer_of(policy: Policy, model: nn.Module) -> TorchScorer:
 
     Raises:
         PolicyError: the policy is for another model, lacks the definition of its score, or was
-            calibrated on maps of another shape.
+            calibrated on maps of a different shape.
         InputError: the model does not accept inputs of the policy's input spec.
         ModelError: the model has no such layer.
     """

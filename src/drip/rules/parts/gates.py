@@ -30,14 +30,14 @@ class DuplicateGate:
     arrivals' distances to the kept samples, divided by that of calibration samples to ``memory`` others. As
     long as less than nine tenths of the arrivals are near-duplicates, they hardly influence it. The threshold
     never shrinks below a twentieth of its calibrated value. A scene that only repeats, with less noise than
-    that, therefore stays a near-duplicate for ever; so does what remains visible in very thick fog. A
+    that, therefore stays a near-duplicate forever; so does whatever remains visible in very thick fog. A
     repeated scene with more noise than that looks like fog, and is kept.
 
     Args:
         quantile: Part of the calibration samples that would be rejected, in (0, 1).
         memory: Number of kept samples to remember, at least 1.
 
-    Rows are stored in steps of a 127th of the largest calibration value, one byte per number, so that their
+    Rows are stored in steps of a 127th of the largest calibration value, one byte per number, so their
     squared distances are whole numbers and exact in any order of summation. Where the common mean of all rows
     is many times larger than their differences, the threshold is only a few steps and rounding acts as noise.
 

@@ -33,7 +33,7 @@ def projection(n_features: int, n_numbers: int = N_NUMBERS) -> NDArray[np.float3
 
 
 def project(features: NDArray[np.floating[Any]], n_numbers: int = N_NUMBERS) -> FloatArray:
-    r"""Project rows of features, shape (n, n_numbers); a row alone gives the same as in a batch.
+    r"""Project rows of features, shape (n, n_numbers); a row alone has the same result as in a batch.
 
     Before the projection every feature x becomes :math:`\operatorname{sign}(x) \sqrt{|x|}` and every row is
     scaled to unit length. Activations are skewed and differ in strength from sample to sample, and distances
@@ -170,7 +170,7 @@ def _fit(features: FloatArray, groups: IntArray, n_groups: int) -> tuple[FloatAr
 
 
 def _as_saved(array: NDArray[np.floating[Any]]) -> FloatArray:
-    """Precision and memory layout of a restored state, so that decisions continue bit by bit."""
+    """Precision and memory layout of a restored state, so decisions continue bit by bit."""
     return np.ascontiguousarray(array, "<f4").astype(np.float64)
 
 

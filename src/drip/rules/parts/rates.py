@@ -44,7 +44,7 @@ class RunningQuantile:
     def spread(cls, window: int, values: FloatArray) -> Self:
         """A full window of values, evenly spaced over the ranks of a sample.
 
-        Their order is mixed (with a fixed seed), so that the first values to leave are not one tail of the sample.
+        Their order is mixed (with a fixed seed), so the first values to leave are not one tail of the sample.
 
         Args:
             window: Number of values to hold.

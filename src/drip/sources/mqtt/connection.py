@@ -1,4 +1,4 @@
-"""One MQTT 5 connection, driven by the thread that calls it: without a thread or a queue of its own.
+"""One MQTT 5 connection, driven by the thread that calls it: it has no thread or queue.
 
 paho's own network thread would read messages as fast as they arrive, with QoS 0 without any bound. Here,
 messages that the caller does not ask for stay with the broker, however fast the publisher is.

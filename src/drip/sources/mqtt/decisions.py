@@ -39,11 +39,11 @@ class DecisionPublisher:
 
     Args:
         address: Broker, credentials and the topic to publish to.
-        max_waiting: Messages that are kept; beyond that, the oldest are dropped.
+        max_waiting: Messages that are kept; beyond that, the oldest are discarded.
 
     Attributes:
         n_published: Messages that the broker has acknowledged.
-        n_dropped: Messages that were dropped.
+        n_dropped: Messages that were discarded.
         problem: Why the last attempt failed; empty if it succeeded.
 
     Raises:
@@ -119,7 +119,7 @@ class DecisionPublisher:
             self._pause_s = _SHORTEST_PAUSE_S
 
     def close(self) -> None:
-        """Try once more to send the waiting messages, drop the rest, and disconnect."""
+        """Try once more to send the waiting messages, discard the rest, and disconnect."""
         self._next_s = -math.inf
         n_before = math.inf
         while self._waiting and self.n_waiting < n_before:  # as long as there is progress
@@ -175,7 +175,7 @@ class PublishingSink:
     decisions, so a source acknowledges only afterwards, and decisions that a kill leaves unpublished are
     delivered, decided (equally) and published again. For a source whose position commits with the samples,
     a kill may lose the decisions of one batch. While the broker cannot be reached, the last 10,000 decisions
-    wait in memory; older ones are dropped and counted. A kill loses waiting decisions; the end of the run
+    wait in memory; older ones are discarded and counted. A kill loses waiting decisions; the end of the run
     loses those that a last attempt cannot send. The store's audit has all of them.
 
     Args:

@@ -45,14 +45,14 @@ class MqttSource:
     ``yield``, so only when the store has committed it. A process that dies between commit and
     acknowledgement gets the message again (with the DUP flag), and the store recognises it by id, content
     and policy. While nobody is connected the broker queues messages, within its configuration: Mosquitto
-    drops those beyond ``max_queued_messages`` (1000) and, if killed, loses what it acknowledged since it
+    discards those beyond ``max_queued_messages`` (1000) and, if killed, loses what it acknowledged since it
     last saved its state. Only a publisher that replays prevents that; ``docs/reference/streams.md`` has the
     settings and an example. With ``qos=0`` at most once.
 
     Back-pressure: the broker sends at most ``window`` messages ahead of their acknowledgements and keeps the
-    rest; at most one batch is held here. An empty batch comes every second without a message, also while the
-    connection is being restored. That is tried without end, with random pauses that double up to a minute.
-    The first connection must succeed within ``connect_s`` seconds.
+    rest; at most one batch is held here. An empty batch comes every second without a message, even while the
+    connection is being restored. Reconnecting is tried forever, with random pauses that double up to a
+    minute. The first connection must succeed within ``connect_s`` seconds.
 
     Args:
         address: Broker, topic, session and credentials.
