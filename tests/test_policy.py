@@ -293,7 +293,7 @@ def test_every_part_of_the_wrong_type_is_refused_or_harmless(path):
         (("histograms", 0, "counts"), [1, 2.0], "counts are"),
         (("histograms", 0, "counts"), [True], "counts are"),
         (("histograms", 1), 5, "histogram is 5"),
-        (("histograms", 0, "low"), 1e9, "a histogram is from 1000000000.0 to"),
+        (("histograms", 0, "low"), 1e9, "a histogram ranges from 1000000000.0 to"),
         (("provenance", "class_names"), ["a", "b"], "2 class_names for 3 classes"),
         (("provenance", "n_samples"), -1, "n_samples is -1"),
         (("provenance", "score"), {"beta": 10**400}, "int too large"),

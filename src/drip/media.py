@@ -186,7 +186,7 @@ class InputSpec:
         n_channels, height, width = self.shape
         try:
             with warnings.catch_warnings():
-                # Pillow warns of large images and odd metadata. The size is checked below, before anything
+                # Pillow warns about large images and odd metadata. The size is checked below, before anything
                 # is decoded, and metadata is not read.
                 warnings.simplefilter("ignore")
                 with Image.open(io.BytesIO(data), formats=(_IMAGE_FORMATS[media_type],)) as opened:
@@ -342,7 +342,7 @@ def decode_npy(data: bytes, *, max_values: int = _DEFAULT_MAX_VALUES) -> NDArray
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy warns of headers written by Python 2
+            warnings.simplefilter("ignore")  # numpy warns about headers written by Python 2
             shape, is_fortran, dtype = read_header(stream)
     except Exception as error:  # numpy parses the header as Python source, which fails in many ways
         raise InputError(f"not an npy file ({error})", code="sample-undecodable") from error

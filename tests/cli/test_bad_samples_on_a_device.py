@@ -52,7 +52,7 @@ BAD_PICTURES = {
     "no_tables.jpg": (without_tables(jpeg()), "the image is truncated or corrupt"),
     "bomb.jpg": (declaring(jpeg(), 60_000, 60_000), "3600000000"),
     "bomb.png": (png_declaring(60_000, 60_000), "3600000000"),
-    "wide.jpg": (declaring(jpeg(), 8, 16), "the input spec 8 x 8"),
+    "wide.jpg": (declaring(jpeg(), 8, 16), "the input spec says 8 x 8"),
     "text.jpg": (b"no picture", "not an image/jpeg file"),
 }
 BAD_SOUNDS = {

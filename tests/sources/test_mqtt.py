@@ -160,7 +160,7 @@ def test_bad_payloads_go_to_quarantine_with_their_reason_and_the_others_are_deci
         b"": "the payload is empty",
         digits[5][:100]: "truncated or corrupt",
         png_declaring(60_000, 60_000): "3600000000",
-        png_declaring(28, 9, rows=bytes(29 * 9)): "28 x 9 pixels, the input spec 28 x 28",
+        png_declaring(28, 9, rows=bytes(29 * 9)): "28 x 9 pixels, but the input spec says 28 x 28",
         b"x" * 5000: "the payload has 5000 bytes, more than max_bytes=4000",
     }
     for payload in bad:

@@ -59,7 +59,7 @@ def calibrate(
     context: typer.Context,
     model: ModelArgument,
     *,
-    data: Annotated[Path, typer.Option(help="Folder of samples that resemble production; no labels.")],
+    data: Annotated[Path, typer.Option(help="Folder of unlabelled samples that resemble production.")],
     out: Annotated[Path, typer.Option(help="Policy file to write.")] = Path("policy.json"),
     rule: Annotated[
         str,

@@ -74,7 +74,7 @@ def attach_score(
         contrast: Add the output ``drip_contrast``, the score of the difference of the two largest logits.
             It is always added if the policy's rule reads it.
         features: Add the output ``features``, the mean of each map; likewise.
-        heatmap: ``raw`` as in the paper, or ``normalised``: each heatmap to [0, 1] before the mean.
+        heatmap: ``raw`` as in the paper, or ``normalised``: each heatmap is scaled to [0, 1] before the mean.
         output: Name of the output with the logits, for a model with several outputs.
         closing_softmax: ``cut`` uses the input of a softmax at the end as logits; ``keep`` its result.
         layout: Where ``layer`` has its channels; None reads it from the graph.

@@ -290,7 +290,7 @@ def transposed(g: Graph, name: str) -> str:
 @derivative("Gemm")
 def _gemm(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g = tape.graph
-    # The four cases of transposed factors differ in which side the gradient is on.
+    # The four cases of transposed factors differ in the side of the gradient.
     a, b = node.inputs[:2]
     trans_a, trans_b = attribute(node, "transA", 0), attribute(node, "transB", 0)
     alpha, beta = float(attribute(node, "alpha", 1.0)), float(attribute(node, "beta", 1.0))

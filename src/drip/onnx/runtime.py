@@ -290,7 +290,7 @@ def _input_of(session: Any, shape: tuple[int, ...]) -> tuple[str, bool]:
         )
     if isinstance(batch, int) and batch != 1:
         raise ModelError(
-            f"the model accepts only batches of {batch}, not any number or 1; {EXPORT}",
+            f"the model accepts only batches of {batch}, but must accept any size or single rows; {EXPORT}",
             code="model-outputs",
         )
     return inputs[0].name, batch == 1

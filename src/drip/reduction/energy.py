@@ -64,7 +64,7 @@ def measure_energy(*, watts: float | None = None, required: bool = False) -> Ite
 
     Raises:
         InputError: ``watts`` is not a positive number.
-        DripError: a sensor is required but not available; the message has the reason.
+        DripError: a sensor is required but not available; the message states the reason.
 
     >>> with measure_energy(watts=10.0) as energy:
     ...     total = sum(range(100_000))

@@ -170,7 +170,7 @@ def _kept(
     if indices is not None:
         rows = np.asarray(indices)
         if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows):
-            raise InputError(f"indices must be row numbers, at least one, not {indices!r}")
+            raise InputError(f"indices must be a non-empty list of row numbers, not {indices!r}")
         if rows.min() < 0 or rows.max() >= len(values):
             raise InputError(
                 f"indices must be rows of X in [0, {len(values)}), not {rows.min()} to {rows.max()}"

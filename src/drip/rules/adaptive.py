@@ -181,7 +181,7 @@ class ComposedRule(BaseRule):
         self._check_classes(observations, n_classes)
         self._rule = self._scoring_rule().calibrate(observations)
         self._start(n_classes)
-        # Start with the calibration scores, so that the first arrivals already meet a sensible threshold.
+        # Start with the calibration scores, so the first arrivals already meet a sensible threshold.
         self._recent = RunningQuantile.spread(_WINDOW, self._rule.score(observations))
         if self._params["gates"]:
             features, classes = _features(observations), observations.classes
@@ -259,7 +259,7 @@ class ComposedRule(BaseRule):
             choice = self._choose(value, label, features[row], share)
             # Relative to the target: at a keep rate of 1 % exploration must not become the larger part.
             chance = self._params["exploration"] * self._rate.target_share
-            # Drawn for every arrival, also for kept ones, so that the stored probability is exact.
+            # Drawn for every arrival, also for kept ones, so the stored probability is exact.
             drawn = bool(self._rng.random() < chance)
             priority[row] = choice.priority
             probability[row] = choice.certainty + (1 - choice.certainty) * chance

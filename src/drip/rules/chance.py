@@ -25,7 +25,7 @@ class RandomRule(ChanceRule):
 
     def _decide(self, observations: Observations) -> Decisions:
         n = len(observations)
-        # One draw per observation whatever is decided, so that batches and single decisions use equal draws.
+        # One draw per observation whatever is decided, so batches and single decisions use equal draws.
         retain = self._draw(observations) < self._retention
         return Decisions(retain, np.zeros(n), np.full(n, float(self._retention)), ["random"] * n)
 

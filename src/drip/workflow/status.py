@@ -39,7 +39,7 @@ class RunStatus:
     """The status of one run, as a context manager around the run.
 
     The file is replaced in one step, at most once a second and at the end. A file that cannot be written
-    does not stop the run; :attr:`problem` has the reason.
+    does not stop the run; :attr:`problem` contains the reason.
 
     Args:
         path: The JSON file; None for no file.

@@ -162,7 +162,7 @@ def _fit(features: FloatArray, groups: IntArray, n_groups: int) -> tuple[FloatAr
         means[group] = (mine.sum(axis=0) + _PRIOR * overall) / (len(mine) + _PRIOR)
     away = features - means[groups]
     covariance = away.T @ away / len(features)
-    # Relative to the mean variance, so that it does not depend on the scale of the features.
+    # Relative to the mean variance, so it does not depend on the scale of the features.
     ridge = max(_RIDGE * float(np.trace(covariance)) / len(overall), float(np.finfo(np.float32).tiny))
     factor = np.linalg.cholesky(covariance + ridge * np.eye(len(overall)))
     whitener = np.asarray(np.linalg.inv(factor).T)  # L L^T is the inverse of the covariance

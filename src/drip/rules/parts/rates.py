@@ -218,7 +218,7 @@ class RateController:
         """
         if self._target.retention is None:
             self._follow(time_s, n_bytes)
-        # Added before the decision, so that the first arrival may already be kept.
+        # Added before the decision, so the first arrival may already be kept.
         self._credit = min(self._credit + self._share * self._unit, self._most_credit)
         return min(max(self._share + (self._credit / self._unit - self._share) / _TIME_CONSTANT, 0.0), 1.0)
 
@@ -320,7 +320,7 @@ class ClassShares:
 
     def arrived(self, predicted_class: int) -> None:
         """Count an arrival of a class."""
-        # Forget before counting, so that the newest arrival has weight one.
+        # Forget before counting, so the newest arrival has weight one.
         self._arrived *= exp(-1 / _MEMORY)
         self._kept *= exp(-1 / _MEMORY)
         self._arrived[predicted_class] += 1
