@@ -260,7 +260,8 @@ class InputSpec:
             )
         if rate != self.sample_rate_hz:
             raise InputError(
-                f"the audio has {rate} Hz, but the input spec says {self.sample_rate_hz} Hz; resample it at "
+                f"the audio is sampled at {rate} Hz, but the input spec says {self.sample_rate_hz} Hz; "
+                "resample it at "
                 "the source",
                 code="sample-shape",
             )

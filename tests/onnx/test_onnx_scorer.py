@@ -220,7 +220,7 @@ def test_a_policy_with_another_number_of_classes_is_rejected(known):
     wide = Policy.fit(
         np.arange(8.0), np.arange(8) % 4, n_classes=4, retention=0.6, provenance=policy.provenance
     )
-    with pytest.raises(PolicyError, match="has 4 classes, the model 3") as error:
+    with pytest.raises(PolicyError, match="has 4 classes, but the model has 3") as error:
         OnnxScorer(known.path).require(wide)
     assert error.value.code == "policy-other-classes"
 

@@ -137,7 +137,7 @@ def load_features(model: nn.Module, path: Path | str) -> None:
     ):
         if names:
             raise ModelError(
-                f"{path}: does not fit the model, {len(names)} names {what}, such as {min(names)}; try "
+                f"{path}: does not fit the model: {len(names)} names {what}, such as {min(names)}; try "
                 "first_expansion=True"
             )
     model.load_state_dict(weights, strict=False)

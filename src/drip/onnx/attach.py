@@ -288,7 +288,7 @@ def _outputs(
 
 
 def export_file(source: str | Path, path: str | Path, **options: Any) -> ModelMetadata:
-    """Write an ONNX classifier again with score and decision; needs no torch.
+    """Rewrite an ONNX classifier with a score and a decision; needs no torch.
 
     Args:
         source: The classifier's file.

@@ -271,7 +271,7 @@ def quantize(
     *,
     on_stage: Callable[[str], None] | None = None,
 ) -> QuantizationReport:
-    """Write a model file again with eight-bit weights and activations; needs no torch.
+    """Rewrite a model file with eight-bit weights and activations; needs no torch.
 
     The score, the decision and the last linear layer stay float32. The samples are split at random: one
     part calibrates, and the decisions on the other are compared with the parent's. If they do not agree

@@ -502,7 +502,7 @@ def choose_plan(model: nn.Module, target: Target, example: Tensor) -> Choice:
     # Twice, because a head with randomness in eval mode would make every comparison below meaningless.
     truth = _values(head.run(example), classes, rivals)
     again = _largest_deviation(_values(head.run(example), classes, rivals), truth)
-    if not again <= RELATIVE_TOLERANCE:  # also if it is NaN
+    if not again <= RELATIVE_TOLERANCE:  # also true for NaN
         raise ModelError(
             f"two passes over the same input in eval mode give gradients that differ by {again:.2g}; remove "
             "randomness, or operations without a gradient at this input, from the model's head",
@@ -515,7 +515,7 @@ def choose_plan(model: nn.Module, target: Target, example: Tensor) -> Choice:
         return Choice(head, seconds, errors)
     run = closed.attempt(example)
     error = math.inf if run is None else _largest_deviation(_values(run, classes, rivals), truth)
-    if not error <= RELATIVE_TOLERANCE:  # also if it is NaN
+    if not error <= RELATIVE_TOLERANCE:  # also true for NaN
         return Choice(head, seconds, errors)
     errors[closed.name] = error
     seconds[closed.name] = _best_time(closed, example, classes)
@@ -655,7 +655,7 @@ def count_linears(logits: Tensor, leaf: Tensor) -> int:
 
 
 def _reaches(start: Any, leaf: Tensor) -> bool:
-    """Whether the leaf is reachable from a node of the graph; from the nodes of weights it is not."""
+    """Whether the leaf is reachable from a node of the graph; nodes of weights do not reach it."""
     # A loop, not recursion: graphs of deep heads exceed Python's recursion limit.
     seen, waiting = set(), [start]
     while waiting:

@@ -90,7 +90,7 @@ class ScoringMode:
         """Wait for other threads, then switch to eval mode without a graph."""
         for lock in self._locks:
             lock.__enter__()
-        # Looked up at each entry, after the locks: the user may have called train() or added a layer since.
+        # Looked up at each entry, after locking: the user may have called train() or added a layer since.
         self._training = _in_training(self._model)
         for module in self._training:
             module.training = False
@@ -367,7 +367,7 @@ class Tap:
 
 
 def _require_once(calls: int) -> None:
-    """Check that the target layer ran exactly once: of several runs it is not clear which one to explain."""
+    """Check that the target layer ran exactly once: with several runs, the right one is unknown."""
     if calls != 1:
         raise ModelError(
             f"the target layer ran {calls} times in a forward pass instead of once; choose another layer, or "

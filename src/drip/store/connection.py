@@ -25,7 +25,7 @@ SYNCHRONOUS: tuple[str, ...] = ("full", "normal")
 
 _RETRY_S = 0.01
 
-# What to do about SQLite's primary result codes, with our code of the error. The rest is "store-io".
+# What to do about SQLite's primary result codes, with our error code. The rest is "store-io".
 _ADVICE: dict[int, tuple[str, str]] = {
     sqlite3.SQLITE_BUSY: ("store-busy", "another process is writing to it; stop it or raise timeout_s"),
     sqlite3.SQLITE_LOCKED: ("store-busy", "another process is writing to it; stop it or raise timeout_s"),

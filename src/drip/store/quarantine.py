@@ -84,7 +84,7 @@ class QuarantineRow:
     @property
     def text_bytes(self) -> int:
         """Bytes of the row without the data."""
-        # The id three times, on the safe side of what UTF-8 makes of most characters.
+        # Three bytes per character of the id, because most characters need at most three in UTF-8.
         texts = (self.media_type, self.reason, self.meta or "")
         return len(self.sample_id) * 3 + sum(len(text.encode()) for text in texts) + _OVERHEAD_BYTES
 

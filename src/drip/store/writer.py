@@ -141,7 +141,7 @@ class Writer:
         except sqlite3.Error as error:
             raise explain(error, self._path, "write to") from error
         except (UnicodeEncodeError, OverflowError) as error:
-            # Raised by Python's sqlite3 when it binds a value that the checks before did not look at.
+            # Raised by Python's sqlite3 when it binds a value that no earlier check covers.
             message = f"a text is not UTF-8 or an integer is beyond 64 bits ({error}); correct the sample"
             raise InputError(message, code="sample-rejected") from error
 
