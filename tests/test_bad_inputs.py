@@ -69,7 +69,7 @@ BAD_FILES = {
     "bomb": (lambda _: png_bomb(), "3600000000"),
     "empty": (lambda _: b"", "the image/png file is empty"),
     "gif": (other_format, "it begins with b'GIF8"),
-    "size": (other_size, "the image has 28 x 9 pixels, the input spec 28 x 28"),
+    "size": (other_size, "the image has 28 x 9 pixels, but the input spec says 28 x 28"),
 }
 
 

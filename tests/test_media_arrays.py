@@ -40,7 +40,7 @@ def test_array_is_normalised_per_channel_and_not_scaled():
 def test_array_of_another_shape_is_rejected_with_both_shapes():
     error = error_of(InputSpec((4, 3)), encode_npy(np.zeros((3, 4))), NPY)
     assert error.code == "sample-shape"
-    assert str(error) == "the sample has shape (3, 4), the input spec (4, 3)"
+    assert str(error) == "the sample has shape (3, 4), but the input spec says (4, 3)"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300, -1e300])

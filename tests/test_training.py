@@ -180,7 +180,7 @@ def test_too_few_examples_are_rejected(n):
 def test_a_label_outside_the_classes_is_rejected(label):
     wrong = examples(40, 0)
     wrong.labels[7] = label
-    with pytest.raises(InputError, match="classes 0 to 2") as caught:
+    with pytest.raises(InputError, match="classes are 0 to 2") as caught:
         train(small, wrong, config=QUICK)
     assert caught.value.code == "labels-invalid"
 

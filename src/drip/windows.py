@@ -243,7 +243,7 @@ def fit_window(
     # The densest window exceeds its fraction only through ties, a histogram's also through the width of its bins.
     tied = held if method == "min_std" else _ends(ordered, fraction, "min_std")[2]
     if round(tied * n) > (Fraction(str(fraction)) + Fraction(str(TIE_EXCESS))) * n:
-        reason = f"ties: the window would hold {tied:.1%} of the scores instead of {fraction:.1%}"
+        reason = f"ties: the window would hold {tied:.1%} of the scores, {fraction:.1%} were asked for"
         return Window(inf, -inf, n, 0.0, 0.0, scale, reason.replace("%", " %"))
     expected = held
     if n > 2:

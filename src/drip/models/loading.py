@@ -40,8 +40,8 @@ def load_model(factory: str, weights: str | Path | None) -> nn.Module:
         model = getattr(importlib.import_module(module_name), name)()
     except Exception as error:  # the code is the user's: it may raise anything
         raise ModelError(
-            f"model {factory!r}: cannot be created ({type(error).__name__}: {error}); check name and folder, "
-            "and that the factory needs no arguments"
+            f"model {factory!r}: cannot be created ({type(error).__name__}: {error}); check the name and "
+            "the folder, and that the factory needs no arguments"
         ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(

@@ -226,7 +226,7 @@ def _div(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     quotient = g.add("Div", gradients[0] or "", bottom)
     at_bottom = None
     if tape.active(bottom):
-        # d(a / b) / db = -(a / b) / b: the output is there already
+        # d(a / b) / db = -(a / b) / b: the output is already known
         product = g.add("Neg", g.add("Mul", quotient, node.outputs[0]))
         at_bottom = tape.unbroadcast(product, node, bottom)
     return [tape.unbroadcast(quotient, node, top) if tape.active(top) else None, at_bottom]

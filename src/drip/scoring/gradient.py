@@ -223,7 +223,7 @@ class ClosedForm:
               W_1^\top \bigl(m_1 \circ \cdots W_{L-1}^\top (m_{L-1} \circ W_L[c])\bigr)
 
     Z is the number of positions, W_i the weight of layer i and m_i a mask, 1 where its output is positive.
-    Weights are read at each call: caching them would need a sign of change, and torch's counter does not
+    Weights are read at each call: a cache would have to detect changes, and torch's counter does not
     count edits through ``.data``. Dropout is the identity in eval mode.
 
     ``choose_plan`` decides once whether a head has this form. Each pass checks again, from hooks and values,

@@ -335,7 +335,7 @@ class TorchScorer:
             ) from error
 
     def _prepare(self, x: Tensor) -> _Prepared:
-        """Fix target layer and plan with two samples; inside ScoringMode."""
+        """Choose the target layer and the plan with two samples; inside ScoringMode."""
         # Two samples: with one, an output whose first axis is not the batch would pass unnoticed.
         example = x[:2] if len(x) > 1 else torch.cat((x, x.flip(-1)))
         try:
