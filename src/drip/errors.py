@@ -81,7 +81,7 @@ CODES: Mapping[str, str] = MappingProxyType(
             "The model file was written by a newer version of DRIP. Upgrade DRIP on the device."
         ),
         "model-layer": (
-            "No layer of the model can give a heatmap, or the named layer does not exist. Name another "
+            "No layer of the model yields a heatmap, or the named layer does not exist. Name another "
             "one with `--score layer=NAME`."
         ),
         "model-non-finite": (
