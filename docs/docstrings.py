@@ -14,16 +14,26 @@ import griffe
 _ROLE = re.compile(r":(?:class|func|meth|attr|data|mod|exc):`[~!]?([^`]+)`")
 _DOCTEST = re.compile(r"^(?P<indent> *)>>> .*(?:\n(?P=indent)\S.*|\n(?P=indent)    .*)*", re.MULTILINE)
 
+_LONGEST_VALUE = 60
+
 
 class Docstrings(griffe.Extension):
-    """Rewrites every docstring after it was loaded and leaves out special methods."""
+    """Rewrites every docstring after it was loaded; leaves out special methods and long values."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Roles become code, doctests become fenced blocks."""
         if obj.docstring is None:
             return
+        if obj.is_module:  # the page has its own introduction; these describe the files inside
+            obj.docstring = None
+            return
         text = _ROLE.sub(lambda role: f"`{role[1]}`", obj.docstring.value).replace("``", "`")
         obj.docstring.value = _DOCTEST.sub(_fenced, text)
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        """Long values, such as a table of functions, are no part of the interface."""
+        if len(str(attr.value)) > _LONGEST_VALUE:
+            attr.value = None
 
     def on_class_members(self, *, cls: griffe.Class, **_: Any) -> None:
         """`len(x)` and `x[0]` need no entry; `__init__` is merged into its class."""

@@ -5,12 +5,14 @@ The words are in ``templates/``; here are the numbers that they ask for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
 
 from drip.files import write_atomically
 from experiments import tabular, tabular_report
@@ -95,7 +97,13 @@ def _fill(template: str, numbers: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["code"] = _code
     return environment.get_template(template).render(numbers).rstrip() + "\n"
+
+
+def _code(text: object) -> Markup:
+    """Text with what is between backticks as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704  # escaped
 
 
 def summary(evidence: Evidence) -> dict[str, Any]:
@@ -218,9 +226,8 @@ def _claims(evidence: Evidence) -> list[Judged]:
 def _registered(evidence: Evidence) -> dict[str, Any]:
     """The criteria of the candidate, and what holds of the fallback."""
     rules = plan()["rules"]
-    judged: list[tuple[Criterion, int, bool]] = [
-        (one, sum(cell.is_refuted for cell in cells), bool(cells))
-        for one, cells in cells_of(evidence, rules["candidate"])
+    judged: list[tuple[Criterion, int]] = [
+        (one, sum(cell.is_refuted for cell in cells)) for one, cells in cells_of(evidence, rules["candidate"])
     ]
     fallback = [one for one, _ in cells_of(evidence, rules["fallback"])]
     wins = {
@@ -235,11 +242,11 @@ def _registered(evidence: Evidence) -> dict[str, Any]:
                 "held": one.held,
                 "cells": one.cells,
                 # A cell that does not show what was asked fails the criterion, but need not contradict it.
-                "inconclusive": one.outcome == "does not hold" and is_tested and not contradicted,
+                "contradicted": contradicted,
             }
-            for one, contradicted, is_tested in judged
+            for one, contradicted in judged
         ],
-        "held": sum(one.outcome == "holds" for one, _, _ in judged),
+        "held": sum(one.outcome == "holds" for one, _ in judged),
         "fallback_held": sum(one.outcome == "holds" for one in fallback),
         "wins": wins,
         "cells": len(iid_places()),

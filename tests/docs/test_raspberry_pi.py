@@ -58,6 +58,8 @@ class Places:
                 copy(source, to / source.name if source.is_dir() else to)
         elif program == "ssh":
             (inner,) = rest[1:]
+            if inner == "mkdir -p drip":
+                return
             assert inner.startswith("cd drip && ")
             self.call(inner.removeprefix("cd drip && "))
         elif program == "python3":
@@ -73,7 +75,7 @@ class Places:
     def _path(self, text):
         if text.startswith("pi@device:drip/"):
             return self.device / text.removeprefix("pi@device:drip/")
-        return ROOT / text if text.startswith("examples/") else self.workstation / text
+        return UNIT if text == "drip.service" else self.workstation / text
 
     def on_device(self, arguments):
         done = subprocess.run(

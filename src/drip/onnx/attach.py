@@ -57,8 +57,7 @@ def attach_score(
 ) -> onnx.ModelProto:
     r"""A classifier with the outputs that ``docs/reference/model-file.md`` describes, as a new model.
 
-    .. math:: a_k = \frac1Z \sum_p \frac{\partial f_c}{\partial A_{k,p}}, \quad
-              \mathrm{score} = \frac1Z \sum_p \max\Bigl(0, \sum_k a_k A_{k,p}\Bigr)
+    ``a_k = 1/Z sum_p df_c/dA_kp`` and ``score = 1/Z sum_p max(0, sum_k a_k A_kp)``.
 
     The head, from the activation A to the logits f, is differentiated symbolically, into ordinary forward
     operations of ONNX. The weights a_k are compared with finite differences.

@@ -84,7 +84,7 @@ def cohens_kappa(first: BoolArray, second: BoolArray) -> float:
 
     The plain rate of equal decisions would be 0.52 for two independent series with a keep rate of 0.6.
 
-    .. math:: \kappa = \frac{p_o - p_e}{1 - p_e}, \quad p_e = p_1 p_2 + (1 - p_1)(1 - p_2)
+    ``kappa = (p_o - p_e) / (1 - p_e)``, ``p_e = p_1 p_2 + (1 - p_1)(1 - p_2)``
 
     with p_o the rate of equal decisions and p_1, p_2 the two keep rates. The fraction is not defined for two
     equal constants; their kappa is 1.

@@ -238,7 +238,7 @@ def perceptron_certificate(
     between the predicted class and every other class. Both rows have the same label, so they are
     right or wrong together, and
 
-    .. math:: |acc(D) - acc_w(D')| \le \text{fraction of the other rows},
+    ``|acc(D) - acc_w(D')| <= fraction of the other rows``,
 
     where x' weighs the number of rows it is nearest to. If the smallest margin exceeds epsilon, the
     accuracies are equal: the theorem for perceptrons, without its condition that all weights are equal.

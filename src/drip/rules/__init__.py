@@ -1,4 +1,4 @@
-"""Selection rules, one file each, discovered: `create("margin", retention=0.6)`.
+"""Selection rules, one file per family, discovered: `create("margin", retention=0.6)`.
 
 Rules are data in, decision out: no I/O, no model, no clock, no torch. Other packages add rules through
 the entry-point group `drip.rules`.

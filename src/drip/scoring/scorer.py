@@ -67,8 +67,7 @@ class _Prepared:
 class TorchScorer:
     r"""Scores a classifier's inputs with the mean of a class activation map of the predicted class.
 
-    .. math:: a_k = \frac1Z \sum_p \frac{\partial f_c}{\partial A_{k,p}}, \quad
-              H = \max\Bigl(0, \sum_k a_k A_k\Bigr), \quad \mathrm{score} = \frac1Z \sum_p H_p
+    ``a_k = 1/Z sum_p df_c/dA_kp``, ``H = max(0, sum_k a_k A_k)`` and ``score = 1/Z sum_p H_p``.
 
     A are the K maps with Z positions p that enter the head, f_c is the logit (before softmax) of the
     predicted class c, the lowest index on ties. The model runs forward once per call; only its head,
