@@ -31,10 +31,18 @@ def machine(name: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers and aligned right."""
-    lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
-    lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return "\n".join(lines)
+    """A Markdown table; columns of numbers are aligned right."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    columns = [[row[place] for row in texts if row[place]] for place in range(len(head))]
+    rulers = [
+        "---:" if place and any(map(_starts_with_number, cells)) else "---"
+        for place, cells in enumerate(columns)
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rulers, *texts))
+
+
+def _starts_with_number(cell: str) -> bool:
+    return cell.lstrip("+-\N{MINUS SIGN}")[:1].isdigit()
 
 
 def scoring() -> str:
