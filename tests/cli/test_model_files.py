@@ -106,7 +106,7 @@ def test_windows_in_the_file_that_differ_are_counted_and_the_policy_wins(board, 
     found = json.loads(result.out)["run"]
     assert found["n_disagreements"] == found["n_discarded"] > 0
     (tmp_path / "kept.db").unlink()
-    assert "the policy was used" in drip(*run_options, "--policy", board.policy).out
+    assert "The policy decided" in drip(*run_options, "--policy", board.policy).out
 
 
 def test_a_file_without_a_policy_asks_for_one_before_a_store_is_made(board, drip, run_options, tmp_path):

@@ -269,7 +269,7 @@ def test_data_that_change_while_they_are_read_are_rejected(parent, digits, tmp_p
 
 
 def test_without_agreement_nothing_is_written_and_the_error_lists_the_attempts(parent, digits, tmp_path):
-    with pytest.raises(ExportError, match=r"with 0, .* with 2 first layers") as error:
+    with pytest.raises(ExportError, match=r"with 0, .* with 2 leading layers") as error:
         quantize(parent, digits.calibration, tmp_path / "q.onnx", Settings(min_kappa=1.0))
     assert error.value.code == "quantize-disagrees"
     assert not (tmp_path / "q.onnx").exists()
