@@ -64,7 +64,7 @@ clean:
 .venv-lowest/done: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[device,mqtt,reduction]' \
-		onnx hypothesis packaging pytest pytest-timeout pytest-xdist
+		onnx hypothesis packaging pytest pytest-timeout pytest-xdist webdataset
 	touch $@
 
 .venv/demo.done: pyproject.toml constraints.txt | .venv/bin/python
