@@ -66,6 +66,7 @@ def test_separable_classes_are_learnt():
     assert not model.training
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_weights_and_others_do_not():
     first, second = (train(small, examples(60, 0), config=QUICK) for _ in range(2))
     assert model_digest(first) == model_digest(second)

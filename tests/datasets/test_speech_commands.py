@@ -64,6 +64,7 @@ def whole(subset):
     return load_speech_commands(folder=subset.parent)
 
 
+@pytest.mark.slow
 def test_all_clips_are_there_in_a_fixed_order(whole, subset):
     assert whole.clips.shape == (3600, 16_000)
     assert whole.clips.dtype == np.int16

@@ -18,6 +18,8 @@ from experiments.recipes import RECIPES, Augmentation, Recipe, augmented
 from experiments.views import network_inputs
 from experiments.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 ROWS = np.arange(24)
 LOAD = functools.cache(load)
 

@@ -206,6 +206,7 @@ def test_the_appendix_has_what_knowing_the_labels_gives(tmp_path):
     assert held["unknown-classes"][0][:6] == ("PlantVillage tomato", "energy", "75.00", "7.00", "6", "-0.90")
 
 
+@pytest.mark.slow
 def test_registered_streams_go_on_from_those_of_the_reproduction():
     accuracies = {"streams": {}, "registered": {}}
     for line in Ledger(RESULTS).records():

@@ -33,6 +33,7 @@ def exported(digits, tmp_path_factory):
     return path, model, policy
 
 
+@pytest.mark.slow
 def test_scores_equal_those_of_pytorch(exported, digits):
     path, model, policy = exported
     scorer = OnnxScorer(path)
