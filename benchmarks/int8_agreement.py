@@ -34,6 +34,7 @@ from drip.pipeline import observe
 from drip.policy import Policy, Provenance
 from drip.training import Examples, TrainConfig, train
 from drip.types import Observations
+from drip.windows import complement
 
 DISCARD_FRACTIONS = (0.25, 0.39)
 LEAST_TESTED = 2000
@@ -132,7 +133,7 @@ def run(name: str, settings: Settings) -> Iterator[dict[str, Any]]:
         for fraction in DISCARD_FRACTIONS:
             provenance = Provenance(model_digest=scorer.digest, score=scorer.score_definition)
             policy = Policy.fit(
-                fit.scores, fit.classes, n_classes=scorer.n_classes, discard_fraction=fraction,
+                fit.scores, fit.classes, n_classes=scorer.n_classes, retention=complement(fraction),
                 provenance=provenance,
             )  # fmt: skip
             set_policy(plain, policy, out=parent)
