@@ -47,6 +47,7 @@ _AUDIO_FORMATS = {"audio/wav": ("WAV", "WAVEX"), "audio/flac": ("FLAC",)}
 
 # 256 MiB as float32, and the activations of a network's first layer are many times as large.
 _MAX_INPUT_VALUES = 2**26
+_MAX_SAMPLE_RATE_HZ = 2**31 - 1  # libsndfile has a C int: no file could match a higher rate
 _DEFAULT_MAX_VALUES = 64_000_000
 
 
@@ -92,9 +93,10 @@ class InputSpec:
                 )
         if _float32(self.std).min() <= 0:
             raise _spec_error(f"std must be positive, got {self.std!r}")
-        if not (_is_count(self.sample_rate_hz) and _is_count(self.max_values) and self.max_values > 0):
+        rate_fits = _is_count(self.sample_rate_hz) and self.sample_rate_hz <= _MAX_SAMPLE_RATE_HZ
+        if not (rate_fits and _is_count(self.max_values) and self.max_values > 0):
             raise _spec_error(
-                "sample_rate_hz must be at least 0 and max_values at least 1, "
+                f"sample_rate_hz must be from 0 to {_MAX_SAMPLE_RATE_HZ} and max_values at least 1, "
                 f"got {self.sample_rate_hz!r} and {self.max_values!r}"
             )
         if math.prod(self.shape) > _MAX_INPUT_VALUES:

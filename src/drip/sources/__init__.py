@@ -10,7 +10,7 @@ from drip.errors import SourceError
 from drip.sources.dataset import DatasetSource
 from drip.sources.folder import FolderSource
 from drip.sources.stdin import StdinSource
-from drip.sources.url import folder_in, parse_options, split_url
+from drip.sources.url import folder_in, parse_options, require_no_fragment, split_url
 from drip.sources.watch import WatchedFolderSource
 from drip.types import Source
 
@@ -36,12 +36,18 @@ def _open_mqtt(url: str, class_names: Sequence[str]) -> Source:
 
 def _open_dataset(url: str, class_names: Sequence[str]) -> Source:  # noqa: ARG001  # as all in SCHEMES
     parts = split_url(url)
+    require_no_fragment(parts)
     parse_options(parts.query, {}, "dataset")
-    return DatasetSource.by_name(parts.netloc or parts.path)
+    return DatasetSource.by_name(parts.netloc + parts.path)
+
+
+def _open_file(url: str, class_names: Sequence[str]) -> Source:
+    parse_options(split_url(url).query, {}, "file")
+    return FolderSource(folder_in(url), class_names)
 
 
 SCHEMES: dict[str, Callable[[str, Sequence[str]], Source]] = {
-    "file": lambda url, names: FolderSource(folder_in(url), names),
+    "file": _open_file,
     "watch": WatchedFolderSource.from_url,
     "dataset": _open_dataset,
     "stdin": StdinSource.from_url,

@@ -18,7 +18,7 @@ from drip.sources.messages import (
     sample_of,
     sample_of_json,
 )
-from drip.sources.url import DEFAULT_MAX_BYTES, integer, parse_options, split_url
+from drip.sources.url import DEFAULT_MAX_BYTES, integer, parse_options, require_no_fragment, split_url
 from drip.types import Sample
 
 _HEARTBEAT_S = 1.0
@@ -68,10 +68,14 @@ class StdinSource:
         """``stdin:?format=frames&max_bytes=1000000``; both options are optional.
 
         Raises:
-            SourceError: an unknown option or value.
+            SourceError: an unknown option, value or part.
         """
         defaults = {"format": "lines", "max_bytes": str(DEFAULT_MAX_BYTES)}
-        options = parse_options(split_url(url).query, defaults, "stdin")
+        parts = split_url(url)
+        require_no_fragment(parts)
+        if parts.netloc or parts.path:
+            raise SourceError("stdin: names no host or path; write stdin:?format=frames", code="source-url")
+        options = parse_options(parts.query, defaults, "stdin")
         return cls(options["format"], class_names, max_bytes=integer(options, "max_bytes", 1, 2**31))
 
     @property

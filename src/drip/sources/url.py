@@ -38,7 +38,8 @@ def folder_in(url: str) -> Path:
     """The folder that a URL such as ``watch:/folder`` or ``file:///folder`` names.
 
     Raises:
-        SourceError: it names none. An empty path would silently mean the current folder.
+        SourceError: it names none, or has a part after ``#``. An empty path would silently mean the current
+            folder.
 
     >>> folder_in("watch:my%20photos?poll=2").as_posix(), folder_in("file://localhost/srv").as_posix()
     ('my photos', '/srv')
@@ -46,9 +47,22 @@ def folder_in(url: str) -> Path:
     parts = split_url(url)
     host = "" if parts.netloc.lower() == "localhost" else parts.netloc  # RFC 8089: localhost is this machine
     folder = unquote(host + parts.path)
+    require_no_fragment(parts)
     if not folder:
         raise SourceError(f"{url!r} names no folder; write '.' for the current one", code="source-url")
     return Path(folder)
+
+
+def require_no_fragment(parts: SplitResult) -> None:
+    """Check that a URL has no part after ``#``, which would silently be ignored.
+
+    Raises:
+        SourceError: it has one.
+    """
+    if parts.fragment:
+        raise SourceError(
+            f"{parts.scheme}: accepts nothing after #; write # in a name as %23", code="source-url"
+        )
 
 
 def require_folder(folder: Path) -> None:
