@@ -36,7 +36,7 @@ def test_a_classifier_and_its_backbone_give_the_average_of_the_last_maps(network
 def test_a_network_for_other_inputs_is_refused(network):
     with pytest.raises(ModelError) as caught:
         of_torch(network, InputSpec((3, 28, 28)), "small")
-    assert caught.value.code == "sample-shape"
+    assert caught.value.code == "input-spec-invalid"
 
 
 def test_default_weights_are_needed_and_must_be_some(tmp_path):

@@ -252,7 +252,7 @@ class _Observed:
     def raise_first(self) -> None:
         """Raise the first failure with the sample's id."""
         for sample, error in self.failures:
-            raise type(error)(f"sample {sample.id!r}: {error}") from error
+            raise error.within(f"sample {sample.id!r}") from error
 
 
 def _observe(

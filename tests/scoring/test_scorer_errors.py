@@ -180,7 +180,7 @@ def test_whatever_forward_raises_is_reported_with_its_type(error):
     larger = np.zeros((1, 1, 12, 12), np.float32)
     with pytest.raises(InputError) as caught:
         TorchScorer(model).score(larger)
-    named(caught, "sample-shape", "(1, 1, 12, 12)", type(error).__name__)
+    named(caught, "input-spec-invalid", "(1, 1, 12, 12)", type(error).__name__)
     scorer = TorchScorer(model, example=IMAGES)
     with pytest.raises(InputError) as caught:
         scorer.score(larger)
@@ -247,7 +247,7 @@ def test_batches_of_another_kind_are_rejected(batch, code, words):
 def test_a_first_batch_of_the_wrong_shape_is_rejected():
     with pytest.raises(InputError) as caught:
         TorchScorer(SmallCNN(1, 3)).score(np.zeros((1, 3, 8, 8), np.float32))
-    named(caught, "sample-shape", "(1, 3, 8, 8)")
+    named(caught, "input-spec-invalid", "(1, 3, 8, 8)")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import importlib
 import pickle
 import sys
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def load_model(factory: str, weights: str | Path | None) -> nn.Module:
             f"model {factory!r}: the factory returns a {type(model).__name__}, not a torch.nn.Module"
         )
     if weights is not None:
-        _load_weights(model, factory, Path(weights))
+        load_weights(model, Path(weights), factory)
     # Such a model passes every check of shapes and fails at its first sample with a message about storage.
     for name, values in (*model.named_parameters(), *model.named_buffers()):
         if values.is_meta:
@@ -59,7 +60,17 @@ def load_model(factory: str, weights: str | Path | None) -> nn.Module:
     return model.eval()
 
 
-def _load_weights(model: nn.Module, factory: str, weights: Path) -> None:
+def load_weights(model: nn.Module, weights: Path, name: str) -> None:
+    """Load a ``state_dict`` from a file into a model; no code in the file is executed.
+
+    Args:
+        model: The model, changed in place.
+        weights: The file, from ``torch.save``.
+        name: Name of the model in messages.
+
+    Raises:
+        ModelError: the file does not exist, is damaged, or does not fit the model.
+    """
     if not weights.exists():
         raise ModelError(f"{weights}: does not exist", code="path-missing")
     try:
@@ -71,7 +82,9 @@ def _load_weights(model: nn.Module, factory: str, weights: Path) -> None:
             "torch.save(model.state_dict(), path)"
         ) from error
     except Exception as error:  # torch's reader raises many exception types for a damaged file
-        raise ModelError(f"{weights}: does not fit the model {factory!r}: {error}") from error
+        # A mismatch lists every tensor of the network.
+        reason = shorten(str(error), 300, placeholder=" ...")
+        raise ModelError(f"{weights}: does not fit the model {name!r}: {reason}") from error
 
 
 class Tail(nn.Module):

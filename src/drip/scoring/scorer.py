@@ -345,7 +345,7 @@ class TorchScorer:
             raise InputError(
                 f"the model failed on its first batch, shape {tuple(x.shape)}: {_words(error)}; pass the "
                 "batch axis, channels and size that it expects",
-                code="sample-shape",
+                code="input-spec-invalid",
             ) from error
         logits = logits_of(output, len(example))
         self._require_finite("logits", to_host(logits))

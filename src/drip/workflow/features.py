@@ -45,7 +45,7 @@ class Backbone:
         """Features of the files that can be decoded.
 
         Returns:
-            Features, shape (n, d); the indices of these n files in ``names``; a message for every other file.
+            Features, shape (n, d); the indices of these n files in ``names``; a message forevery other file.
         """
         parts: list[NDArray[np.float32]] = []
         read: list[int] = []
@@ -54,6 +54,9 @@ class Backbone:
             inputs = []
             for place in range(start, min(start + _BATCH_SIZE, len(names))):
                 path = folder / names[place]
+                if path.exists() and not path.is_file():  # reading a pipe would wait forever
+                    problems.append(f"{names[place]}: is not a file and was left out")
+                    continue
                 try:
                     inputs.append(self.spec.prepare(path.read_bytes(), MEDIA_TYPES[path.suffix.lower()]))
                     read.append(place)
@@ -118,7 +121,7 @@ def of_torch(model: nn.Module, spec: InputSpec, name: str) -> Backbone:
     except Exception as error:  # the code is the user's: it may raise anything
         raise ModelError(
             f"{name}: cannot run on inputs of shape {spec.shape}: {error}; check --input-spec",
-            code="sample-shape",
+            code="input-spec-invalid",
         ) from error
     if isinstance(output, Tensor) and output.ndim == 4:
 
@@ -158,9 +161,8 @@ def _of_file(path: str) -> Backbone:
 
 
 def _mobilenet(weights: Path) -> nn.Module:
-    import torch  # noqa: PLC0415
-
     from drip.models import MobileNetV2, load_features  # noqa: PLC0415
+    from drip.models.loading import load_weights  # noqa: PLC0415
 
     if not weights.is_file():
         raise DripError(f"{weights}: does not exist; check the path", code="path-missing")
@@ -176,8 +178,5 @@ def _mobilenet(weights: Path) -> nn.Module:
                 return network
         raise ModelError(problems[0])
     network = MobileNetV2()
-    try:
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch's reader raises many exception types on a damaged file
-        raise ModelError(f"{weights}: not a state_dict of MobileNetV2: {error}") from error
+    load_weights(network, weights, "MobileNetV2")
     return network
