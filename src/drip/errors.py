@@ -97,8 +97,10 @@ CODES: Mapping[str, str] = MappingProxyType(
         "package-missing": (
             "An optional package is not installed. The message shows the command that installs it."
         ),
-        "path-exists": "The output already exists. Choose another path or allow overwriting.",
-        "path-missing": "A file or folder does not exist. Check the path.",
+        "path-exists": "The output already exists. Choose another path, or give --overwrite where the command has it.",
+        "path-missing": (
+            "A file or folder does not exist, or the path is a folder where a file is expected. Check the path."
+        ),
         "path-not-writable": (
             "The output cannot be written: it is a folder, a device, an input of the same command, in a "
             "folder without write permission, or the disk is full."

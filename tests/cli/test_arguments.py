@@ -31,9 +31,15 @@ def test_words_that_are_missing_are_those_of_the_default():
     assert spec == InputSpec((3, 96, 96), "crop", IMAGENET.mean, IMAGENET.std)
 
 
+def test_a_mean_for_other_channels_is_not_inherited():
+    assert parse_input_spec("1x28x28", IMAGENET) == InputSpec((1, 28, 28), "stretch")
+    assert parse_input_spec("1x28x28 mean=0.5", IMAGENET).mean == (0.5,)
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "3x8x8 rate=2147483648", f"3x8x8 rate={'9' * 5000}", "9" * 5000,
         "", "resize=crop", "3,96,96", "3x", "ax8x8", "3x-8x8", "0x8x8", "3x8x8 crop", "3x8x8 resize=tall",
         "3x8x8 resize=", "3x8x8 mean=a", "3x8x8 mean=nan", "3x8x8 mean=1,2", "3x8x8 std=0", "3x8x8 std=-1",
         "3x8x8 rate=-1", "3x8x8 rate=fast", "3x8x8 mean=0 mean=0", "3x8x8 colour=1", "3x60000x60000",

@@ -282,6 +282,94 @@ def test_a_path_that_does_not_exist_is_named(arguments, board, drip, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "{model}", "--source", "{data}", "--store", ""],
+        ["run", "{model}", "--source", "{data}", "--store", "{out}", "--policy", ""],
+        ["calibrate", "{model}", "--data", ""],
+        ["calibrate", "{model}", "--data", "{data}", "--out", ""],
+        ["store", "stats", ""],
+        ["model", "check", ""],
+        ["reduce", "images", "", "--out", "{out}"],
+        ["reduce", "table", "{model}", "--out", ""],
+        ["demo", "--out", ""],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_wrong_usage(arguments, board, refused, tmp_path):
+    places = {"out": tmp_path / "out", "data": board.calibration, "model": board.model.path}
+    refused(*(argument.format(**places) for argument in arguments), code="usage")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "{it}.onnx", "--source", "{data}", "--store", "{out}"],
+        ["run", "{model}", "--policy", "{it}.onnx", "--source", "{data}", "--store", "{out}"],
+        ["calibrate", "{factory}", "--weights", "{it}.onnx", "--data", "{data}", "--input-spec", "3x8x8"],
+        ["model", "check", "{it}.onnx"],
+        ["model", "set-policy", "{model}", "{it}.onnx"],
+        ["model", "export", "{it}.onnx", "--out", "{out}"],
+        ["model", "quantize", "{it}.onnx", "--data", "{data}", "--out", "{out}"],
+        ["replay", "{model}", "{it}.onnx"],
+        ["reduce", "table", "{it}.onnx", "--out", "{out}"],
+        ["reduce", "images", "{data}", "--weights", "{it}.onnx", "--out", "{out}"],
+        ["reduce", "images", "{data}", "--model", "{it}.onnx", "--out", "{out}"],
+        ["reduce", "images", "{data}", "--annotations", "{it}.onnx", "--out", "{out}"],
+        ["--config", "{it}.onnx", "demo"],
+    ],
+    ids=" ".join,
+)
+def test_a_folder_or_a_pipe_is_not_a_file(arguments, kind, board, refused, tmp_path):
+    path = tmp_path / "it.onnx"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    places = {
+        "it": tmp_path / "it", "out": tmp_path / "out", "data": board.calibration, "factory": MODEL,
+        "model": board.model.path,
+    }  # fmt: skip
+    code = "config-invalid" if "--config" in arguments else "path-missing"
+    assert kind in refused(*(argument.format(**places) for argument in arguments), code=code)
+
+
+def test_two_outputs_are_two_files(refused, run_options, tmp_path):
+    place = tmp_path / "kept.db"
+    refused(*run_options, "--status-file", tmp_path / "." / place.name, code="usage")
+    assert not place.exists()
+
+
+def test_a_list_of_images_replaces_no_input(board, digits, refused):
+    base = ["reduce", "images", board.calibration, "--model", MODEL, "--weights", digits.weights]
+    refused(*base, "--out", digits.weights, "--overwrite", code="path-not-writable")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--keep", "0"), ("--keep", "nan"), ("--keep", ""), ("--n-samples", "0"), ("--n-samples", "nan"),
+        ("--epsilon", "nan"), ("--epsilon", "inf"), ("--watts", "nan"), ("--watts", "1e400"),
+        ("--watts", "0"), ("--seed", "9" * 5000),
+    ],
+)  # fmt: skip
+def test_a_reduction_option_outside_its_range_is_wrong_usage(option, value, board, refused, tmp_path):
+    base = ["reduce", "table", board.policy, "--out", tmp_path / "kept.csv"]
+    assert option in refused(*base, option, value, code="usage")
+
+
+@pytest.mark.parametrize("value", ["nan", "-inf", "-1.1", "1.1", ""])
+def test_a_kappa_outside_its_range_is_wrong_usage(value, board, refused, tmp_path):
+    base = ["model", "quantize", board.bare.path, "--data", board.calibration, "--out", tmp_path / "q.onnx"]
+    assert "--min-kappa" in refused(*base, "--min-kappa", value, code="usage")
+
+
+def test_an_output_that_exists_names_the_option_that_replaces_it(drip, tmp_path):
+    (tmp_path / "t.csv").write_text("a\n1\n2\n")
+    (tmp_path / "kept.csv").touch()
+    result = drip("reduce", "table", tmp_path / "t.csv", "--out", tmp_path / "kept.csv")
+    assert (result.error, "--overwrite" in result.err) == ("path-exists", True)
+
+
 # -- sources -------------------------------------------------------------------------------------------
 
 
@@ -314,7 +402,15 @@ def test_a_malformed_url_is_refused_and_not_repeated(url, refused, run_options):
         "mqtt://h/a?client=%00",
         "mqtt://h/a?client=c&client=d",
         "dataset:",
+        "dataset:mnist#x",
+        "dataset://mnist/x",
         "stdin:?format=x",
+        "stdin:nope",
+        "stdin://host",
+        "stdin:#x",
+        "file:///tmp?x=1",
+        "file:///tmp#x",
+        "watch:/tmp#x",
         "",
         "\0",
     ],
@@ -340,6 +436,25 @@ def test_a_model_on_the_meta_device_is_refused(factory, board, drip, tmp_path, m
         assert len(result.err.splitlines()) == 1
     assert not list(tmp_path.glob("*.json")) + list(tmp_path.glob("*.onnx"))
     assert torch.get_default_device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize("command", ["calibrate", "export", "images"])
+def test_a_model_for_other_inputs_has_one_code(command, board, digits, refused, tmp_path):
+    model = ["--weights", digits.weights, "--input-spec", "3x8x8"]
+    commands = {
+        "calibrate": ["calibrate", MODEL, "--data", board.calibration],
+        "export": ["model", "export", MODEL],
+        "images": ["reduce", "images", board.calibration, "--model", MODEL],
+    }
+    refused(*commands[command], *model, "--out", tmp_path / "out", code="input-spec-invalid")
+
+
+def test_wrong_weights_of_the_default_network_are_one_short_line(board, digits, refused, tmp_path):
+    base = ["reduce", "images", board.calibration, "--out", tmp_path / "kept.txt"]
+    for weights in (board.policy, digits.weights):
+        line = refused(*base, "--weights", weights, code="model-not-loadable")
+        assert "weights_only" not in line
+        assert len(line) < 600
 
 
 def test_weights_that_are_none_are_refused_without_advice_to_run_them(board, digits, refused):

@@ -277,15 +277,15 @@ def test_a_file_that_is_no_coco_is_rejected(content, class_folders, drip, tmp_pa
     ("options", "code"),
     [
         (["--method", "best"], "method-unknown"),
-        (["--keep", "1.5"], "bad-argument"),
+        (["--keep", "1.5"], ""),
         (["--n-samples", "21"], "bad-argument"),
-        (["--watts", "0"], "bad-argument"),
+        (["--watts", "0"], ""),
     ],
 )
 def test_wrong_options_stop_before_the_features(options, code, yolo, drip, tmp_path):
     result = drip("reduce", "images", yolo, *NETWORK, "--out", tmp_path / "kept.txt", *options)
-    assert result.code == 1
-    assert f"[{code}]" in result.err
+    assert (result.code, result.error) == (1 if code else 2, code)
+    assert options[0] in result.err or code == "method-unknown"
     assert "reading images" not in result.err
 
 

@@ -10,6 +10,7 @@ import typer
 
 from drip import __version__
 from drip.cli import calibrate, demo, model, reduce, replay, run, store
+from drip.cli.command import Command
 from drip.cli.config import load_config
 from drip.cli.output import print_error
 from drip.errors import DripError, code_of
@@ -30,6 +31,9 @@ app.command("replay")(replay.replay)
 app.add_typer(store.app, name="store")
 app.add_typer(model.app, name="model")
 app.add_typer(reduce.app, name="reduce")
+for _group in (app, store.app, model.app, reduce.app):
+    for _command in _group.registered_commands:
+        _command.cls = Command  # here, so no command can forget it
 
 
 def _version(value: bool) -> None:  # noqa: FBT001  # the callback's signature is typer's

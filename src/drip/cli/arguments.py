@@ -7,10 +7,10 @@ import math
 import re
 import shlex
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,29 +106,68 @@ def parse_rate(text: str) -> float:
     return rate
 
 
-def keep_rate(context: typer.Context, keep: float | None, dpw: float | None) -> float | None:
-    """The keep rate that ``--keep``, or the paper's ``--dpw``, asks for; None when neither was given.
-
-    Args:
-        context: The command's, to tell the command line from the configuration file.
-        keep: The value of ``--keep``.
-        dpw: The value of ``--dpw``, one minus the keep rate.
-
-    Raises:
-        typer.BadParameter: both were given.
-    """
-    if keep is not None and dpw is not None:
-        # One may come from the configuration file: the command line wins.
-        keep_is_typed, dpw_is_typed = (_is_typed(context, name) for name in ("keep", "dpw"))
-        if keep_is_typed == dpw_is_typed:
-            raise typer.BadParameter("--keep and --dpw set the same number; give only one of them")
-        keep, dpw = (keep, None) if keep_is_typed else (None, dpw)
+def keep_rate(keep: float | None, dpw: float | None) -> float | None:
+    """The keep rate that ``--keep``, or the paper's ``--dpw``, asks for; None when neither was given."""
     return keep if dpw is None else complement(dpw)
 
 
-def _is_typed(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+def parse_part(text: str) -> float:
+    """A number in (0, 1]; an option's parser.
+
+    Raises:
+        typer.BadParameter: anything else, such as NaN.
+
+    >>> parse_part("1")
+    1.0
+    """
+    return _number(text, 5e-324, 1, "a number in (0, 1]; write it like 0.1")
+
+
+def parse_kappa(text: str) -> float:
+    """A number from -1 to 1, the range of Cohen's kappa; an option's parser.
+
+    Raises:
+        typer.BadParameter: anything else, such as NaN.
+
+    >>> parse_kappa("0.85")
+    0.85
+    """
+    return _number(text, -1, 1, "a number from -1 to 1; write it like 0.85")
+
+
+def parse_distance(text: str) -> float:
+    """A finite number of at least 0; an option's parser.
+
+    Raises:
+        typer.BadParameter: anything else, such as NaN.
+
+    >>> parse_distance("0.5")
+    0.5
+    """
+    return _number(text, 0, sys.float_info.max, "a number of at least 0; write it like 0.1")
+
+
+def parse_watts(text: str) -> float:
+    """A power from 1 mW to 1 MW in W; an option's parser.
+
+    Raises:
+        typer.BadParameter: anything else, such as NaN.
+
+    >>> parse_watts("8")
+    8.0
+    """
+    return _number(text, 0.001, 1e6, "a power from 0.001 to 1000000 W; write it like 8")
+
+
+def _number(text: str, low: float, high: float, wanted: str) -> float:
+    """A number in [low, high]; the float range of click accepts NaN."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise typer.BadParameter(f"{text!r} is not {wanted}")
+    return value
 
 
 def parse_input_spec(text: str, default: InputSpec | None = None) -> InputSpec:
@@ -136,8 +175,8 @@ def parse_input_spec(text: str, default: InputSpec | None = None) -> InputSpec:
 
     Args:
         text: Such as ``3x224x224 resize=crop mean=0.485,0.456,0.406 std=0.229,0.224,0.225``.
-        default: Provides resize, mean, std and rate where the text does not; :class:`InputSpec`'s own
-            defaults when None.
+        default: Provides resize, mean, std and rate where the text does not, except a mean and std for
+            another number of channels; :class:`InputSpec`'s own defaults when None.
 
     Raises:
         typer.BadParameter: anything else.
@@ -149,9 +188,10 @@ def parse_input_spec(text: str, default: InputSpec | None = None) -> InputSpec:
     """
     shape, *words = text.split() or [""]
     values = _words(words, ("resize", "mean", "std", "rate"))
-    if not re.fullmatch(r"\d+(x\d+)*", shape):
+    # Python does not read numbers of more than 4300 digits
+    if not re.fullmatch(r"\d{1,40}(x\d{1,40})*", shape):
         raise typer.BadParameter(f"{shape!r} is not a shape; write it like 3x96x96 or 1x16000")
-    if "rate" in values and not re.fullmatch(r"\d+", values["rate"]):
+    if "rate" in values and not re.fullmatch(r"\d{1,20}", values["rate"]):
         raise typer.BadParameter(
             f"rate={values['rate']} is not a sample rate in Hz; write it like rate=16000"
         )
@@ -159,8 +199,12 @@ def parse_input_spec(text: str, default: InputSpec | None = None) -> InputSpec:
     given |= {name: _numbers(name, values[name]) for name in ("mean", "std") if name in values}
     given |= {"sample_rate_hz": int(values["rate"])} if "rate" in values else {}
     sides = tuple(int(side) for side in shape.split("x"))
+    if default is not None:
+        names = [name for name in ("mean", "std") if len(getattr(default, name)) in (1, sides[0])]
+        inherited = {name: getattr(default, name) for name in ("resize", "sample_rate_hz", *names)}
+        given = inherited | given
     try:
-        return InputSpec(sides, **given) if default is None else replace(default, shape=sides, **given)
+        return InputSpec(sides, **given)
     except InputError as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -238,6 +282,18 @@ def require_inputs(*paths: Path | str | None) -> None:
             raise DripError(f"{path}: does not exist; check the path", code="path-missing")
 
 
+def require_files(*paths: Path | str | None) -> None:
+    """Check that every given path is a file. Reading a pipe to which nobody writes would never end.
+
+    Raises:
+        DripError: ``path-missing``.
+    """
+    require_inputs(*paths)
+    for path in paths:
+        if path is not None and not Path(path).is_file():
+            raise DripError(f"{path}: is a {_kind(Path(path))}; give a file", code="path-missing")
+
+
 def require_writable(path: Path, *inputs: Path | str | None) -> None:
     """Check that a file can be written at the end, before the work begins.
 
@@ -298,8 +354,13 @@ def require_file(path: Path) -> None:
         DripError: the path is a folder or a device.
     """
     if path.exists() and not path.is_file():
-        kind = "folder" if path.is_dir() else "device or pipe"
-        raise DripError(f"cannot write {path}: it is a {kind}; choose another path", code="path-not-writable")
+        raise DripError(
+            f"cannot write {path}: it is a {_kind(path)}; choose another path", code="path-not-writable"
+        )
+
+
+def _kind(path: Path) -> str:
+    return "folder" if path.is_dir() else "device or pipe"
 
 
 @contextmanager
@@ -341,7 +402,7 @@ def load_model_file(path: str, weights: Path | None, threads: int) -> OnnxScorer
     """
     if weights is not None:
         raise typer.BadParameter("a model file contains its weights; leave out --weights")
-    require_inputs(path)
+    require_files(path)
     from drip.onnx import OnnxScorer
 
     return OnnxScorer(path, threads=threads)
@@ -356,7 +417,7 @@ def load_torch_model(factory: str, weights: Path | None, threads: int = 1) -> nn
     """
     if threads != 1:
         raise typer.BadParameter("--threads is for model files; set OMP_NUM_THREADS for PyTorch")
-    require_inputs(weights)
+    require_files(weights)
     from drip.models import load_model
 
     return load_model(factory, weights)

@@ -56,7 +56,6 @@ _RULES = "; ".join(f"{family}: {', '.join(names)}" for family, names in rule_fam
 
 
 def calibrate(
-    context: typer.Context,
     model: ModelArgument,
     *,
     data: Annotated[Path, typer.Option(help="Folder of unlabelled samples that resemble production.")],
@@ -95,7 +94,7 @@ def calibrate(
     Example: drip calibrate mymodel:build --weights w.pt --data frames/ --input-spec 3x96x96
     """
     names = parse_names(class_names)
-    rate = keep_rate(context, keep, dpw)
+    rate = keep_rate(keep, dpw)
     options = parse_rule_options(rule_option or [])
     require_inputs(data)
     require_writable(out, model, weights)

@@ -28,8 +28,11 @@ def load_config(path: Path, command: Any) -> JsonObject:
     """
     if not path.exists():
         raise DripError(f"{path}: does not exist; check --config or DRIP_CONFIG", code="path-missing")
+    if not path.is_file():
+        kind = "folder" if path.is_dir() else "device or pipe"
+        raise DripError(f"{path}: is a {kind}; give a TOML file", code="config-invalid")
     try:
-        content = tomllib.loads(path.read_bytes().decode())
+        content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # Windows editors write the mark
     except (OSError, ValueError) as error:  # a decoding error and a TOML error are both a ValueError
         raise DripError(f"{path}: cannot be read as TOML: {error}", code="config-invalid") from error
     return _group(str(path), "", content, command.commands)

@@ -25,7 +25,6 @@ _FILES = {"report": "report.html", "model": "model.pt", "policy": "policy.json",
 
 
 def demo(
-    context: typer.Context,
     *,
     out: Annotated[Path, typer.Option(help="Folder for the model, policy, store and report.")] = Path(
         "drip-demo"
@@ -49,7 +48,7 @@ def demo(
     from drip.demo import DemoConfig, run_demo
     from drip.report import write_html
 
-    rate = keep_rate(context, keep, dpw)
+    rate = keep_rate(keep, dpw)
     with progress_stages() as on_stage:
         report = run_demo(DemoConfig(out, seed, 0.6 if rate is None else rate, epochs), on_stage)
     write_html(report, out / _FILES["report"])

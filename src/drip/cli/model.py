@@ -17,8 +17,10 @@ from drip.cli.arguments import (
     is_model_file,
     load_torch_model,
     parse_input_spec,
+    parse_kappa,
     parse_names,
     parse_score,
+    require_files,
     require_inputs,
     require_writable,
 )
@@ -94,7 +96,7 @@ def export(
     words = score or {}
     if "method" in words:
         raise typer.BadParameter("--score method=... is for PyTorch; a model file contains the gradcam score")
-    require_inputs(weights, policy)
+    require_files(weights, policy)
     require_writable(out, model, weights, policy)
     metadata = _write(
         model, weights, policy, out, layer=words.get("layer"), heatmap=words.get("heatmap"),
@@ -114,7 +116,7 @@ def _write(
     if is_model_file(model):
         if weights is not None:
             raise typer.BadParameter("an ONNX file contains its weights; leave out --weights")
-        require_inputs(model)
+        require_files(model)
         from drip.onnx import export_file
 
         definition = {} if policy is None else policy.provenance.score
@@ -151,7 +153,7 @@ def set_policy(
 
     Example: drip model set-policy model.onnx policy.json
     """
-    require_inputs(model, policy)
+    require_files(model, policy)
     if out is not None:
         require_writable(out, policy)
     from drip.onnx import set_policy as replace_policy
@@ -187,7 +189,11 @@ def quantize(
     ] = "best",
     min_kappa: Annotated[
         float,
-        typer.Option(help="Required agreement with the float32 decisions (Cohen's kappa), at most 1.", max=1),
+        typer.Option(
+            parser=parse_kappa,
+            metavar="NUMBER",
+            help="Required agreement with the float32 decisions (Cohen's kappa), at most 1.",
+        ),
     ] = 0.85,
     json_output: JsonOption = False,
 ) -> None:
@@ -197,7 +203,8 @@ def quantize(
 
     Example: drip model quantize model.onnx --data calibration/ --out model.int8.onnx
     """
-    require_inputs(model, None if data.startswith("dataset:") else data)
+    require_files(model)
+    require_inputs(None if data.startswith("dataset:") else data)
     require_writable(out, model)
     from drip.onnx import Settings
     from drip.onnx import quantize as write
@@ -219,7 +226,7 @@ def check(model: FileArgument, *, json_output: JsonOption = False) -> None:
 
     Example: drip model check model.onnx
     """
-    require_inputs(model)
+    require_files(model)
     from drip.onnx import check as check_file
 
     report = check_file(model)

@@ -9,9 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from drip.cli.arguments import JsonOption, parse_input_spec, require_inputs, require_writable
+from drip.cli.arguments import (
+    JsonOption,
+    is_model_file,
+    parse_distance,
+    parse_input_spec,
+    parse_part,
+    parse_watts,
+    require_files,
+    require_inputs,
+    require_writable,
+)
 from drip.cli.output import print_facts, print_json, print_lines, print_table, progress_stages
 from drip.files.format import byte_size, percent, significant
+from drip.media import InputSpec
 
 if TYPE_CHECKING:
     from drip.reduction.report import ReductionReport
@@ -23,6 +34,18 @@ app = typer.Typer(
     help="Reduce a table or a folder of images to a representative subset.", no_args_is_help=True
 )
 
+
+def parse_image_spec(text: str) -> InputSpec:
+    """As :func:`parse_input_spec`, with the defaults of networks pretrained on ImageNet; an option's parser.
+
+    Raises:
+        typer.BadParameter: not an input spec.
+    """
+    from drip.workflow.features import IMAGENET
+
+    return parse_input_spec(text, IMAGENET)
+
+
 MethodOption = Annotated[
     str,
     typer.Option(
@@ -32,10 +55,13 @@ MethodOption = Annotated[
     ),
 ]
 KeepOption = Annotated[
-    float | None, typer.Option(help="Keep rate, in (0, 1]; 0.1 if no size option is given.")
+    float | None,
+    typer.Option(
+        parser=parse_part, metavar="RATE", help="Keep rate, in (0, 1]; 0.1 if no size option is given."
+    ),
 ]
 NumberOption = Annotated[
-    int | None, typer.Option(help="Number of rows or images to keep, instead of --keep.")
+    int | None, typer.Option(help="Number of rows or images to keep, instead of --keep.", min=1)
 ]
 StratifyOption = Annotated[
     Literal["proportional", "balanced", "global"],
@@ -50,7 +76,11 @@ CheckOption = Annotated[
 ]
 WattsOption = Annotated[
     float | None,
-    typer.Option(help="Power of one busy core in W, to estimate the energy without a sensor."),
+    typer.Option(
+        parser=parse_watts,
+        metavar="WATTS",
+        help="Power of one busy core in W, to estimate the energy without a sensor.",
+    ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Random seed for the method.", min=0, max=2**32 - 1)]
 JobsOption = Annotated[int, typer.Option(help="Threads.", min=1, max=MAX_JOBS)]
@@ -81,7 +111,11 @@ def table(
     n_samples: NumberOption = None,
     epsilon: Annotated[
         float | None,
-        typer.Option(help="Largest distance from a row to a kept row of its class; instead of --keep."),
+        typer.Option(
+            parser=parse_distance,
+            metavar="NUMBER",
+            help="Largest distance from a row to a kept row of its class; instead of --keep.",
+        ),
     ] = None,
     stratify: StratifyOption = "proportional",
     metric: Annotated[
@@ -118,8 +152,8 @@ def table(
     from drip.reduction.running import ReduceOptions
     from drip.reduction.tables import TableOptions, reduce_table
 
-    require_inputs(path)
-    require_outputs(path, out, report)
+    require_files(path)
+    require_outputs(out, report, path)
     options = ReduceOptions(
         method, keep, n_samples, epsilon, stratify,
         metric=metric, scale=scale, seed=seed, jobs=jobs, check=check, watts=watts,
@@ -166,8 +200,9 @@ def images(
         ),
     ] = None,
     input_spec: Annotated[
-        str | None,
+        InputSpec | None,
         typer.Option(
+            parser=parse_image_spec,
             metavar="SPEC",
             help='Input of the PyTorch network, such as "3x96x96 resize=crop mean=0.5"; ImageNet by default.',
         ),
@@ -204,16 +239,17 @@ def images(
     """
     from drip.reduction.images import ImageOptions, reduce_images
     from drip.reduction.running import ReduceOptions
-    from drip.workflow.features import IMAGENET, open_backbone
+    from drip.workflow.features import open_backbone
 
-    require_inputs(folder, annotations, weights)
-    require_outputs(folder, out, report)
+    require_inputs(folder)
+    model_file = model if model is not None and is_model_file(model) else None
+    require_files(annotations, weights, model_file)
+    require_outputs(out, report, folder, annotations, weights, model_file)
     options = ReduceOptions(
         method, keep, n_samples, None, stratify, seed=seed, jobs=jobs, check=check, watts=watts
     )
-    spec = parse_input_spec(input_spec, IMAGENET) if input_spec else None
     # Both wings meet here: the reduction wing knows no model, so it gets the network from the device wing.
-    network = open_backbone(model, weights, spec)
+    network = open_backbone(model, weights, input_spec)
     how = ImageOptions(annotations, copy_to, min_images, cover)
     with progress_stages() as update:
         kept = reduce_images(
@@ -231,11 +267,11 @@ def _stage(update: Callable[[str, int, int | None, str], None]) -> Callable[[str
     return lambda stage, done, total: update(stage, done, total, "")
 
 
-def require_outputs(data: Path, out: Path, report: Path | None) -> None:
-    """Check that the outputs can be written, and are neither the input nor each other."""
-    require_writable(out, data)
+def require_outputs(out: Path, report: Path | None, *inputs: Path | str | None) -> None:
+    """Check that the outputs can be written, and are neither an input nor each other."""
+    require_writable(out, *inputs)
     if report is not None:
-        require_writable(report, data)
+        require_writable(report, *inputs)
         if report.resolve() == out.resolve():
             raise typer.BadParameter("--out and --report are the same file; choose different paths")
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from time import gmtime, strftime
 from typing import TYPE_CHECKING
 
-from drip.cli.arguments import JsonOption, PolicyArgument, StoreArgument, require_inputs
+from drip.cli.arguments import JsonOption, PolicyArgument, StoreArgument, require_files
 from drip.cli.output import print_facts, print_json, print_table
 from drip.files.format import byte_size
 
@@ -25,7 +25,7 @@ def replay(store: StoreArgument, policy: PolicyArgument, *, json_output: JsonOpt
     from drip.policy import Policy
     from drip.workflow import replay as replay_store
 
-    require_inputs(policy)
+    require_files(policy)
     report = replay_store(store, Policy.load(policy))
     print_json(asdict(report)) if json_output else print_replay(report)
 

@@ -20,7 +20,7 @@ from drip.cli.arguments import (
     load_torch_model,
     parse_bytes,
     require_file,
-    require_inputs,
+    require_files,
     require_status_path,
     stop_on_signals,
 )
@@ -112,10 +112,12 @@ def run(
     options = RunOptions(budget, eviction, shadow, accept_parent_windows, batch_size, on_error, decisions)
     require_file(store)
     require_status_path(status_file)
+    if status_file is not None and status_file.resolve() == store.resolve():
+        raise typer.BadParameter("--store and --status-file are the same file; choose different paths")
     # Signals first: a SIGTERM while the model loads must also end the run in order. The status comes last,
     # so its end is written before anything else can fail.
     with stop_on_signals() as stop, progress_bar("deciding") as update, RunStatus(status_file) as status:
-        require_inputs(policy)
+        require_files(policy)
         load = load_model_file if is_model_file(model) else load_torch_model
         network = load(model, weights, threads)
         chosen = None if policy is None else Policy.load(policy)

@@ -253,9 +253,9 @@ class Settings:
                     f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}",
                     code="bad-argument",
                 )
-        if self.n_calibration < 1 or (self.float_layers or 0) < 0 or not self.min_kappa <= 1:
+        if self.n_calibration < 1 or (self.float_layers or 0) < 0 or not -1 <= self.min_kappa <= 1:
             raise ExportError(
-                "n_calibration must be at least 1, float_layers at least 0 and min_kappa at most 1, not "
+                "n_calibration must be at least 1, float_layers at least 0 and min_kappa in [-1, 1], not "
                 f"{self.n_calibration}, {self.float_layers} and {self.min_kappa}",
                 code="bad-argument",
             )

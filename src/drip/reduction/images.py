@@ -61,7 +61,7 @@ class FeatureNetwork(Protocol):
             on_progress: Called with the images done and their total.
 
         Returns:
-            Features, shape (n, d); the indices of the n decoded files in ``names``; a sentence for every
+            Features, shape (n, d); the indices of the n decoded files in ``names``; a sentence forevery
             other file.
         """
         ...
@@ -132,7 +132,11 @@ def read_image_set(folder: str | Path, annotations: str | Path | None = None) ->
     labels = {name: _label_path(place, name) for name in names}
     roots = {_label_root(place, name) for name in names}
     found = {
-        path for root in roots if root.is_dir() for path in root.rglob("*.txt") if path.name != _NAMES_FILE
+        path
+        for root in roots
+        if root.is_dir()
+        for path in root.rglob("*.txt")
+        if path.name != _NAMES_FILE and path.is_file()  # a pipe would be read forever
     }
     pairs = {name: path for name, path in labels.items() if path in found}
     if pairs:
@@ -365,7 +369,7 @@ def _yolo_text(boxes: list[Box]) -> str:
 def image_categories(
     boxes: Sequence[tuple[int, ...]], names: Mapping[int, str], *, min_images: int = 1
 ) -> list[str]:
-    """A category for every image, from the classes of its boxes.
+    """A category forevery image, from the classes of its boxes.
 
     The category is the set of classes, and whether there is one box or several: ``person + dog, several``. If
     a category has fewer than ``min_images`` images, they move to the category of the class with most boxes in
@@ -506,10 +510,10 @@ def reduce_images(
     tell = on_progress or (lambda *_: None)
     found = read_image_set(folder, how.annotations)
     if options.n_samples is not None:
-        check_number("n_samples", options.n_samples, len(found.images))
+        check_number("--n-samples", options.n_samples, len(found.images))
     if not found.has_boxes and (how.cover or how.min_images is not None):
         raise InputError(
-            f"{folder}: has no boxes; leave out cover and min_images",
+            f"{folder}: has no boxes; leave out --cover and --min-images",
             code="images-invalid",
         )
     with measure_energy(watts=options.watts) as spent:

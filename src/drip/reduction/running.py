@@ -233,7 +233,7 @@ def require_free(path: Path, *, overwrite: bool) -> None:
     """
     if path.exists() and not overwrite:
         raise DripError(
-            f"{path}: already exists; choose another path or allow overwriting", code="path-exists"
+            f"{path}: already exists; choose another path or give --overwrite", code="path-exists"
         )
 
 

@@ -23,6 +23,7 @@ except ImportError as error:
     raise missing_extra("drip reduce", "polars", "reduction") from error
 
 from drip.files import atomic_writer
+from drip.reduction.inputs import check_number
 from drip.reduction.running import Progress, Reduced, ReduceOptions, Subject, reduce_rows, require_free
 from drip.types import FloatArray, IntArray
 
@@ -86,6 +87,8 @@ def reduce_table(
         )
     require_free(target, overwrite=overwrite)
     options.reducer(None)  # rejects wrong parameters before reading, which may take minutes
+    if options.n_samples is not None:
+        check_number("--n-samples", options.n_samples, table.n_rows)
     named = [*([] if label is None else [label]), *how.ignore]
     table.require_columns(named)
     table.require_whole_rows()
@@ -140,9 +143,9 @@ class TableFile:
         if suffix not in (*SEPARATORS, ".parquet"):
             raise InputError(f"{self.path}: not a .csv, .tsv or .parquet file", code="table-invalid")
         if not self.path.is_file():
-            raise DripError(f"{self.path}: does not exist or is not a file", code="path-missing")
+            raise DripError(f"{self.path}: does not exist, or is not a file", code="path-missing")
         self._is_text = suffix in SEPARATORS
-        self._separator = separator or SEPARATORS.get(suffix, ",")
+        self._separator = SEPARATORS.get(suffix, ",") if separator is None else separator
         if len(self._separator.encode()) != 1:
             raise InputError(f"separator must be one ASCII character, not {self._separator!r}")
         self._names = self._read_names() if self._is_text else []
