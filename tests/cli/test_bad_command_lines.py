@@ -339,6 +339,16 @@ def test_two_outputs_are_two_files(refused, run_options, tmp_path):
     assert not place.exists()
 
 
+def test_images_are_not_copied_to_the_path_of_their_list(board, refused, tmp_path):
+    out = tmp_path / "out"
+    base = ["reduce", "images", board.calibration, "--model", MODEL, "--input-spec", "1x8x8"]
+    assert "--copy-to" in refused(*base, "--out", out, "--copy-to", out, code="usage")
+
+
+def test_a_name_that_is_not_utf_8_is_one_line(refused, run_options, tmp_path):
+    refused(*run_options, "--store", tmp_path / "\udcff", code="bad-argument")
+
+
 def test_a_list_of_images_replaces_no_input(board, digits, refused):
     base = ["reduce", "images", board.calibration, "--model", MODEL, "--weights", digits.weights]
     refused(*base, "--out", digits.weights, "--overwrite", code="path-not-writable")

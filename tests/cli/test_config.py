@@ -145,7 +145,7 @@ def test_an_unknown_key_is_an_error_with_a_near_one(text, hint, config, drip):
     "text",
     [
         "[run", "run = 3\n", "[run]\nshadow = 1\n", "[run]\nshadow = 'yes'\n", "[run]\nbatch-size = true\n",
-        "[run]\nbatch-size = 1.5\n", "[run]\nbatch-size = '8'\n", "[run]\nstore = 3\n",
+        "[run]\nbatch-size = 1.5\n", "[run]\nbatch-size = '8'\n", "[run]\nstore = 3\n", '[run]\nstore = "\\u0000"\n',
         "[run]\nstore = ['a']\n", "[run]\nbudget = true\n", "[run]\neviction = 1\n",
         "[calibrate]\nrule-option = 'seed=1'\n", "[calibrate]\nrule-option = [1]\n",
         "[run]\nbatch-size = 1\nbatch_size = 1\n", "[demo]\nseed = 1979-05-27\n", "\0",

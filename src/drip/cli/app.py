@@ -81,6 +81,9 @@ def main() -> None:
         place = "" if error.filename is None else f"{error.filename}: "
         print_error(f"{place}{error.strerror or error}", code_of(error))
         sys.exit(1)
+    except UnicodeEncodeError as error:  # bytes on the command line that are not UTF-8, where text is stored
+        print_error(f"{error.object!a}: is not UTF-8; choose another name", "bad-argument")
+        sys.exit(1)
     except MemoryError as error:
         print_error(f"out of memory ({error}); use a smaller batch or smaller inputs", code_of(error))
         sys.exit(1)

@@ -103,6 +103,8 @@ def _single(where: str, value: Any, parameter: Any) -> Any:
         value = str(value)
     else:
         fits, wanted = isinstance(value, str), "text"
+    if isinstance(value, str) and "\0" in value:  # no path can have one, and no command line either
+        fits, wanted = False, "text without null characters"
     if not fits:
         raise DripError(f"{where}: must be {wanted}", code="config-invalid")
     return value

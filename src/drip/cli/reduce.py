@@ -244,7 +244,7 @@ def images(
     require_inputs(folder)
     model_file = model if model is not None and is_model_file(model) else None
     require_files(annotations, weights, model_file)
-    require_outputs(out, report, folder, annotations, weights, model_file)
+    require_outputs(out, report, folder, annotations, weights, model_file, copy_to=copy_to)
     options = ReduceOptions(
         method, keep, n_samples, None, stratify, seed=seed, jobs=jobs, check=check, watts=watts
     )
@@ -267,13 +267,17 @@ def _stage(update: Callable[[str, int, int | None, str], None]) -> Callable[[str
     return lambda stage, done, total: update(stage, done, total, "")
 
 
-def require_outputs(out: Path, report: Path | None, *inputs: Path | str | None) -> None:
+def require_outputs(
+    out: Path, report: Path | None, *inputs: Path | str | None, copy_to: Path | None = None
+) -> None:
     """Check that the outputs can be written, and are neither an input nor each other."""
     require_writable(out, *inputs)
     if report is not None:
         require_writable(report, *inputs)
         if report.resolve() == out.resolve():
             raise typer.BadParameter("--out and --report are the same file; choose different paths")
+    if copy_to is not None and copy_to.resolve() in [path.resolve() for path in (out, report) if path]:
+        raise typer.BadParameter("--copy-to is also a file to write; choose different paths")
 
 
 def finish(

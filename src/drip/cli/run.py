@@ -110,6 +110,7 @@ def run(
     from drip.workflow import RunOptions, RunStatus, run_url
 
     options = RunOptions(budget, eviction, shadow, accept_parent_windows, batch_size, on_error, decisions)
+    str(store).encode()  # SQLite opens only UTF-8 names, and would fail after the lock file is made
     require_file(store)
     require_status_path(status_file)
     if status_file is not None and status_file.resolve() == store.resolve():
