@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drip.rules import BaseRule, available, create
+from drip.rules.adaptive import GATES
 from drip.types import Decisions, JsonObject, Observations
 
 _TIMED_DECISIONS = 200
@@ -44,6 +45,8 @@ class Arm:
         be measured again.
         """
         params = self.build(retention, 0).params
+        if params.get("gates") == list(GATES):
+            params["gates"] = True  # as it was recorded, for the same reason
         if "method" not in params:
             return params
         others = {name: value for name, value in params.items() if name not in _WINDOW_SIZE}
@@ -80,6 +83,11 @@ COMPARATORS = frozenset(
 )
 """Rules of the literature, run only as they were meant: online, for equal epochs, on mixed streams."""
 
+_AS_RECORDED: dict[str, tuple[tuple[str, Any], ...]] = dict.fromkeys(
+    ("adaptive-margin", "adaptive-random"), (("gates", True),)
+)
+"""Arguments of rules whose defaults have changed since the lines of these studies were measured."""
+
 _VARIANTS = (
     Arm("drip.normalised", "drip", (_NORMALISED,)),
     Arm("drip.peak", "drip", (_PEAK,)),
@@ -89,7 +97,8 @@ _VARIANTS = (
 
 def rules() -> dict[str, Arm]:
     """Every arm that selects, by name: all rules, then other readings of the published rule."""
-    return {arm.name: arm for arm in (*(Arm(name, name) for name in sorted(available())), *_VARIANTS)}
+    arms = (Arm(name, name, _AS_RECORDED.get(name, ())) for name in sorted(available()))
+    return {arm.name: arm for arm in (*arms, *_VARIANTS)}
 
 
 @dataclass(frozen=True)

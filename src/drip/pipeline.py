@@ -5,6 +5,7 @@ It knows protocols only: no model, no store, no broker. Decisions are made in th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -63,6 +64,7 @@ class Tally:
         bytes_retained: Encoded bytes of the samples that the rule kept.
         seen_by_class: Decided samples per predicted class.
         retained_by_class: Kept samples per predicted class.
+        discarded_by_reason: Discarded samples per reason of the rule, such as the gate that rejected them.
         seconds: Wall-clock seconds by stage: ``prepare``, ``score``, ``decide``, ``store``.
         interrupted: True when the run was asked to stop before the source ended.
         last_id: Id of the last committed sample, or None.
@@ -78,6 +80,7 @@ class Tally:
     bytes_retained: int = 0
     seen_by_class: dict[int, int] = field(default_factory=dict)
     retained_by_class: dict[int, int] = field(default_factory=dict)
+    discarded_by_reason: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("prepare", "score", "decide", "store"), 0.0)
     )
@@ -103,6 +106,10 @@ class Tally:
         for counts, members in ((self.seen_by_class, classes), (self.retained_by_class, classes[kept])):
             for number, count in zip(*np.unique(members, return_counts=True), strict=True):
                 counts[int(number)] = counts.get(int(number), 0) + int(count)
+        for reason, count in Counter(
+            decisions.reasons[row] for row in np.flatnonzero(~kept).tolist()
+        ).items():
+            self.discarded_by_reason[reason] = self.discarded_by_reason.get(reason, 0) + count
 
 
 def prepare_npy(data: bytes, media_type: str) -> NDArray[np.float32]:  # noqa: ARG001  # the type is checked by the format's magic

@@ -10,6 +10,7 @@ from support import raises
 from drip.errors import InputError, PolicyError
 from drip.policy import Policy, RuleSpec
 from drip.rules import create
+from drip.rules.adaptive import GATES
 from drip.rules.parts import ClassShares, RateController, Target
 from drip.rules.state import packed
 from drip.store.codec import steady_json
@@ -126,7 +127,7 @@ def test_the_state_is_bounded_and_goes_on_where_it_was():
 
 
 def test_gates_of_different_features_are_refused():
-    rule = create("adaptive-margin").calibrate(stream(100, seed=0))
+    rule = create("adaptive-margin", gates=True).calibrate(stream(100, seed=0))
     state = rule.state()
     state["duplicates"] |= {"kept": "", "next": 0, "n_features": 5}
     with pytest.raises(PolicyError, match="all gates must be for the same features"):
@@ -146,7 +147,7 @@ def test_a_world_that_was_never_as_in_calibration_does_not_silence_the_device(k)
         logits[np.arange(n), truth] += 3 * draw.random(n)
         return Observations(logits.argmax(1), logits, {"drip": np.zeros(n)}, features=features)
 
-    rule = create("adaptive-margin", retention=0.3).calibrate(world(500, 0, 0.0))
+    rule = create("adaptive-margin", retention=0.3, gates=True).calibrate(world(500, 0, 0.0))
     kept = rule.decide_many(world(8000, 4, shift)).retain
     assert kept[3000:].mean() == pytest.approx(0.3, abs=0.02)
 
@@ -249,13 +250,15 @@ def test_a_state_stays_small_and_a_batch_changes_little_of_it():
 
 
 @pytest.mark.parametrize("n_means", [0, 1, 3])
-@pytest.mark.parametrize("name", ["adaptive-margin", "novelty"])
-def test_another_number_of_means_than_of_classes_is_refused(name, n_means):
-    state = create(name).calibrate(fake_observations(60, 2)).state()
+@pytest.mark.parametrize(
+    ("name", "params"), [("adaptive-margin", {"gates": ["populations"]}), ("novelty", {})]
+)
+def test_another_number_of_means_than_of_classes_is_refused(name, params, n_means):
+    state = create(name, **params).calibrate(fake_observations(60, 2)).state()
     means = np.zeros((n_means, state["gaussians"]["n_features"]))
     damaged = state | {"gaussians": state["gaussians"] | {"means": packed(means)}}
     with pytest.raises(ValueError, match="one mean per class"):
-        create(name).restore(damaged)
+        create(name, **params).restore(damaged)
 
 
 def strange_stream(n, share, seed):
@@ -291,7 +294,7 @@ def test_in_a_changed_world_the_stored_probability_is_the_frequency(is_saturated
     new, _ = strange_stream(12_000, 1.0, seed=2)
     if is_saturated:
         new = replace(new, logits=new.logits * 1e4)
-    rule = create("adaptive-margin", retention=0.3).calibrate(calibration)
+    rule = create("adaptive-margin", retention=0.3, gates=True).calibrate(calibration)
     rule.decide_many(strange_stream(1500, 0.0, seed=1)[0])
     decisions = rule.decide_many(new)
     probability = decisions.keep_probability
@@ -302,7 +305,7 @@ def test_in_a_changed_world_the_stored_probability_is_the_frequency(is_saturated
 
 @pytest.mark.slow
 def test_in_a_changed_world_draws_stay_independent_for_ever():
-    rule = create("adaptive-margin", retention=0.3, exploration=0.0)
+    rule = create("adaptive-margin", retention=0.3, exploration=0.0, gates=True)
     rule.calibrate(strange_stream(1000, 0.0, seed=0)[0])
     rule.decide_many(strange_stream(1500, 0.0, seed=1)[0])
     decisions = rule.decide_many(strange_stream(30_000, 1.0, seed=2)[0])
@@ -318,7 +321,7 @@ def test_in_a_changed_world_draws_stay_independent_for_ever():
 
 
 def test_a_strange_picture_that_is_stuck_is_kept_once():
-    rule = create("adaptive-margin", retention=0.3, exploration=0.0, frozen=True)
+    rule = create("adaptive-margin", retention=0.3, exploration=0.0, frozen=True, gates=True)
     rule.calibrate(strange_stream(1000, 0.0, seed=0)[0])
     rule.decide_many(strange_stream(500, 0.0, seed=1)[0])
     one, _ = strange_stream(1, 1.0, seed=2)
@@ -333,7 +336,7 @@ def test_in_a_changed_world_the_rule_draws_until_the_old_one_returns():
     old, _ = strange_stream(1500, 0.0, seed=1)
     new, _ = strange_stream(3000, 1.0, seed=2)
     new = replace(new, logits=new.logits * np.random.default_rng(3).uniform(0.1, 9.0, 3000)[:, None])
-    rule = create("adaptive-margin", retention=0.3).calibrate(calibration)
+    rule = create("adaptive-margin", retention=0.3, gates=True).calibrate(calibration)
     rule.decide_many(old)
     decisions = rule.decide_many(new)
     kept = decisions.retain
@@ -356,7 +359,7 @@ def test_in_a_changed_world_the_rule_draws_until_the_old_one_returns():
 def test_a_frozen_rule_expects_no_second_population_and_moves_no_limit():
     calibration, _ = strange_stream(1000, 0.0, seed=0)
     rows, _ = strange_stream(2000, 0.2, seed=1)
-    rule = create("adaptive-margin", retention=0.3, frozen=True).calibrate(calibration)
+    rule = create("adaptive-margin", retention=0.3, frozen=True, gates=True).calibrate(calibration)
     before = rule.state()
     rule.decide_many(rows)
     after = rule.state()
@@ -411,7 +414,9 @@ def test_what_is_kept_at_random_says_so():
         ({"exploration": "a"}, r"exploration must be in \[0, 1\), got 'a'"),
         ({"floor": "x"}, r"floor must be in \[0, 1\], got 'x'"),
         ({"ceiling": None}, r"ceiling must be in \(0, 1\], got None"),
-        ({"gates": "no"}, "gates must be True or False, got 'no'"),
+        ({"gates": "no"}, "gates must be names among duplicates, outliers, populations"),
+        ({"gates": ["duplicates", "doubles"]}, "gates must be names among"),
+        ({"gates": 1}, "gates must be names among"),
         ({"frozen": 1}, "frozen must be True or False, got 1"),
         ({"seed": -1}, "seed must be"),
         ({"samples_per_hour": float("inf")}, "samples_per_hour must be a number above 0"),
@@ -426,3 +431,31 @@ def test_arguments_of_the_adaptive_rule_outside_their_range_are_refused(params, 
 def test_a_rule_without_gates_keeps_the_contract_and_reads_no_features():
     observations = fake_observations(400, 4, seed=5)
     check_rule(lambda: create("adaptive-margin", gates=False), replace(observations, features=None))
+
+
+@pytest.mark.parametrize("gates", [(), ("duplicates",), ("outliers",), ("populations",), GATES])
+def test_every_choice_of_gates_saves_only_what_it_needs_and_goes_on_where_it_was(gates):
+    calibration, _ = strange_stream(1000, 0.0, seed=0)
+    rows, _ = strange_stream(1500, 0.2, seed=1)
+    rule = create("adaptive-margin", retention=0.3, gates=gates).calibrate(calibration)
+    check_rule(lambda: create("adaptive-margin", retention=0.3, gates=gates), rows[:400])
+    reasons = set(rule.decide_many(rows).reasons)
+    allowed = {"duplicates": "near-duplicate", "outliers": "outlier", "populations": "second-population"}
+    assert not reasons & {word for name, word in allowed.items() if name not in gates}
+    parts = {"duplicates", "outliers", "population", "gaussians"} & set(rule.state())
+    expected = {name.replace("populations", "population") for name in gates}
+    assert parts == expected | ({"gaussians"} if {"outliers", "populations"} & set(gates) else set())
+    assert rule.needs == {"logits"} | ({"features"} if gates else set())
+
+
+def test_gates_of_earlier_policies_are_all_or_none():
+    assert create("adaptive-margin", gates=True).params["gates"] == list(GATES)
+    assert create("adaptive-margin", gates=False).params["gates"] == []
+    assert create("adaptive-margin").params["gates"] == ["duplicates"]
+
+
+def test_by_default_a_new_camera_is_kept():
+    calibration, _ = strange_stream(1000, 0.0, seed=0)
+    rows, strange = strange_stream(4000, 0.2, seed=1)
+    kept = create("adaptive-margin", retention=0.3).calibrate(calibration).decide_many(rows).retain
+    assert strange[kept].mean() > 0.2

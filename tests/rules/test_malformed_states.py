@@ -36,6 +36,8 @@ def is_meant(name, path, old, new):
     """Whether the rule may have written the new value in the place of the old one."""
     if new is None and name.startswith("adaptive-") and "retention" in path:
         return True  # the default, where no other target is set
+    if path[-1] == "gates":
+        return new in (True, False) or new == []  # all or none of them
     if new == old:
         return True
     if new is None:
@@ -47,6 +49,7 @@ def is_meant(name, path, old, new):
     ("name", "params"),
     [
         *((name, {}) for name in sorted(available())),
+        ("adaptive-margin", {"gates": True}),
         ("adaptive-margin", {"samples_per_hour": 60.0}),
         ("adaptive-margin", {"bytes_per_day": 1e6}),
     ],

@@ -27,7 +27,7 @@ from drip.cli.arguments import (
 from drip.cli.output import print_facts, print_json, print_lines, print_note, progress_bar
 from drip.cli.store import print_stats
 from drip.files.format import byte_size
-from drip.pipeline import OnError
+from drip.pipeline import OnError, Tally
 
 if TYPE_CHECKING:
     from drip.workflow import RunResult
@@ -135,6 +135,13 @@ def run(
         raise result.error
 
 
+def _by_reason(tally: Tally) -> str:
+    """The number of discarded samples, and how many for each reason if there are several."""
+    counts = sorted(tally.discarded_by_reason.items(), key=lambda pair: -pair[1])
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
+    return f"{tally.n_discarded}: {reasons}" if reasons else "0"
+
+
 def print_run(result: RunResult, *, json_output: bool) -> None:
     """The counts of this run and of the store."""
     tally, stats = result.tally, result.stats
@@ -154,6 +161,7 @@ def print_run(result: RunResult, *, json_output: bool) -> None:
         {
             "seen": f"{tally.n_seen} samples, {byte_size(tally.bytes_seen)}",
             "kept": f"{tally.n_retained}{rate}, {byte_size(tally.bytes_retained)}",
+            "discarded": _by_reason(tally),
             "unreadable": f"{tally.n_quarantined} quarantined, {tally.n_skipped} skipped",
             "score and decide": f"{1e3 * per_sample:.2f} ms per sample",
         },

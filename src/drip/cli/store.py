@@ -31,8 +31,14 @@ def stats(store: StoreArgument, *, json_output: JsonOption = False) -> None:
     from drip.store import RetentionStore
 
     with RetentionStore.open_readonly(store) as kept:
-        found = kept.stats()
-    print_json(asdict(found)) if json_output else print_stats(found)
+        found, reasons = kept.stats(), kept.discarded_by_reason()
+    if json_output:
+        print_json({**asdict(found), "discarded_by_reason": reasons})
+        return
+    print_stats(found)
+    if reasons:
+        rows = [[reason, str(count)] for reason, count in reasons.items()]
+        print_table("Discarded by reason, in the audit", ["reason", "samples"], rows)
 
 
 @app.command()

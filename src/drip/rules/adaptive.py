@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from math import isfinite
 from typing import Any, ClassVar, NamedTuple, Self
 from zlib import crc32
@@ -35,6 +36,9 @@ _DRAWN = ("shift-draw", "shift-not-drawn")
 # A saved log refers to these by position: append only.
 _LOGGED = ("limit", "second-population", "distribution-shift")
 
+GATES = ("duplicates", "outliers", "populations")
+"""What a rule of this module can reject before its score is compared."""
+
 
 class _Choice(NamedTuple):
     """What a rule decides on an arrival, before exploration.
@@ -57,14 +61,17 @@ class ComposedRule(BaseRule):
 
     For every arrival, in this order:
 
-    1. An outlier is discarded: a sample farther from its predicted class than calibration samples are, or one
-       of a second population that calibration did not contain. Exception: the rule is so far below its keep
-       rate that the controller asks for everything, as after a sudden change of the whole stream.
-    2. A near-duplicate of one of the last 256 kept samples is discarded.
+    1. The gates ``outliers`` and ``populations``, if they are on, discard what calibration did not contain: a
+       sample farther from its predicted class than calibration samples are, or one of a second population.
+       Exception: the rule is so far below its keep rate that the controller asks for everything, as after a
+       sudden change of the whole stream. Both are off by default, because no statistic of the inputs tells
+       junk from a new camera, and they would discard nearly everything of a new camera.
+    2. The gate ``duplicates`` discards a near-duplicate of one of the last 256 kept samples.
     3. A sample whose score is among the highest of the last 500 is kept. A controller sets how many of them, so
-       the keep rate holds through drift. When the second population has become the larger one, the
-       distribution has shifted and the model's output means little: a random draw then replaces the score,
-       with the same probability, until the stream changes back or the rule is calibrated again.
+       the keep rate holds through drift. With the gate ``populations``: when the second population has become
+       the larger one, the distribution has shifted and the model's output means little. A random draw then
+       replaces the score, with the same probability, until the stream changes back or the rule is calibrated
+       again.
     4. A class of which less than a quarter of the target was kept recently gets this sample; a class above its
        ceiling does not.
     5. Independently of the above, a small part of all arrivals is kept at random. Its probability is stored,
@@ -80,7 +87,7 @@ class ComposedRule(BaseRule):
         samples_per_hour: A target per time instead.
         bytes_per_day: A target per time instead, in encoded bytes.
         exploration: Part of the kept samples that is drawn at random, in [0, 1).
-        gates: Whether to discard outliers, a second population and near-duplicates; needs features.
+        gates: Which of :data:`GATES` discard; each needs features. True is all of them, False none.
         floor: Part of the target that every class gets, in [0, 1]; 0 for none.
         ceiling: Largest part of the kept samples that one class may have, in (0, 1]; 1 for none.
         frozen: Keep the calibrated thresholds and expect no second population; only the keep rate adapts.
@@ -94,7 +101,7 @@ class ComposedRule(BaseRule):
         samples_per_hour: float | None = None,
         bytes_per_day: float | None = None,
         exploration: float = 0.02,
-        gates: bool = True,
+        gates: bool | Collection[str] = ("duplicates",),
         floor: float = 0.25,
         ceiling: float = 1.0,
         frozen: bool = False,
@@ -105,14 +112,14 @@ class ComposedRule(BaseRule):
         self._target = Target(retention, samples_per_hour, bytes_per_day)
         if not is_real(exploration) or not 0 <= exploration < 1:
             raise InputError(f"exploration must be in [0, 1), got {exploration!r}")
-        for name, value in (("gates", gates), ("frozen", frozen)):
-            if not isinstance(value, bool):
-                raise InputError(f"{name} must be True or False, got {value!r}")
+        if not isinstance(frozen, bool):
+            raise InputError(f"frozen must be True or False, got {frozen!r}")
+        self._gates = _gates(gates)
         check_count("seed", seed)
         self._params: JsonObject = {
             **self._target.params,
             "exploration": exploration,
-            "gates": gates,
+            "gates": list(self._gates),
             "floor": floor,
             "ceiling": ceiling,
             "frozen": frozen,
@@ -137,7 +144,7 @@ class ComposedRule(BaseRule):
     @property
     def needs(self) -> frozenset[str]:
         """What the score reads, plus features for the gates."""
-        return self._scoring_rule().needs | ({"features"} if self._params["gates"] else frozenset())
+        return self._scoring_rule().needs | ({"features"} if self._gates else frozenset())
 
     @abstractmethod
     def _scoring_rule(self) -> ThresholdRule:
@@ -167,13 +174,14 @@ class ComposedRule(BaseRule):
             "arrivals": self._arrivals,
             "adaptations": self._log.state(),
         }
-        if self._params["gates"]:
-            state |= {
-                "gaussians": self._gaussians.state(),
-                "outliers": self._outliers.state(),
-                "population": self._population.state(),
-                "duplicates": self._duplicates.state(),
-            }
+        if self._looks_for_strangers:
+            state["gaussians"] = self._gaussians.state()
+        if "outliers" in self._gates:
+            state["outliers"] = self._outliers.state()
+        if "populations" in self._gates:
+            state["population"] = self._population.state()
+        if "duplicates" in self._gates:
+            state["duplicates"] = self._duplicates.state()
         return state
 
     def _calibrate(self, observations: Observations) -> None:
@@ -183,17 +191,20 @@ class ComposedRule(BaseRule):
         self._start(n_classes)
         # Start with the calibration scores, so the first arrivals already meet a sensible threshold.
         self._recent = RunningQuantile.spread(_WINDOW, self._rule.score(observations))
-        if self._params["gates"]:
+        if self._gates:
             features, classes = _features(observations), observations.classes
             order = np.lexsort(
                 (classes, *features.T)
             )  # a fixed order: sums must not depend on the order of arrival
             features, classes = features[order], classes[order]
             coarse = features[:, :N_NUMBERS]
-            self._gaussians.calibrate(coarse, classes, n_classes)
-            self._outliers.calibrate(held_out_distances(coarse, classes, n_classes))
+            if self._looks_for_strangers:
+                self._gaussians.calibrate(coarse, classes, n_classes)
+            if "outliers" in self._gates:
+                self._outliers.calibrate(held_out_distances(coarse, classes, n_classes))
             self._population = PopulationGate(coarse.shape[1])
-            self._duplicates.calibrate(features)
+            if "duplicates" in self._gates:
+                self._duplicates.calibrate(features)
 
     def _restore(self, state: JsonObject) -> None:
         rule = self._scoring_rule().restore(state["utility"])
@@ -204,14 +215,17 @@ class ComposedRule(BaseRule):
         restore_generator(self._rng, state["generator"])
         self._arrivals = count("arrivals", state["arrivals"])
         self._log.restore(state["adaptations"])
-        if self._params["gates"]:
+        if "duplicates" in self._gates:
+            self._duplicates.restore(state["duplicates"])
+        if self._looks_for_strangers:
             self._gaussians.restore(state["gaussians"], self._n_classes)
+        if "outliers" in self._gates:
             self._outliers.restore(state["outliers"])
+        if "populations" in self._gates:
             self._population = PopulationGate(self._gaussians.n_features)
             self._population.restore(state["population"])
-            self._duplicates.restore(state["duplicates"])
-            if min(self._duplicates.n_features, N_NUMBERS) != self._gaussians.n_features:
-                raise ValueError("all gates must be for the same features")
+        if len({min(n, N_NUMBERS) for n in self._gate_widths()}) > 1:
+            raise ValueError("all gates must be for the same features")
         self._rule = rule
 
     def _start(self, n_classes: int) -> None:
@@ -244,7 +258,7 @@ class ComposedRule(BaseRule):
         self._check_arrivals(observations)
         score = self._rule.score(observations)
         n = len(score)
-        gated = self._params["gates"] and n
+        gated = self._gates and n
         features = self._gate_features(observations) if gated else np.empty((n, 0))
         retain, priority, probability = np.zeros(n, np.bool_), np.zeros(n), np.ones(n)
         reasons = []
@@ -271,9 +285,10 @@ class ComposedRule(BaseRule):
 
     def _gate_features(self, observations: Observations) -> FloatArray:
         features = _features(observations)
-        if features.shape[1] != self._duplicates.n_features:
+        width = self._gate_widths()[0]
+        if width != (features.shape[1] if "duplicates" in self._gates else min(features.shape[1], N_NUMBERS)):
             raise InputError(
-                f"the rule {self.name!r} was calibrated with {self._duplicates.n_features} projected "
+                f"the rule {self.name!r} was calibrated with {width} projected "
                 f"features, but this model has {features.shape[1]}; calibrate it with the model that scores the stream",
                 code="policy-other-model",
             )
@@ -281,7 +296,7 @@ class ComposedRule(BaseRule):
 
     def _choose(self, value: float, label: int, features: FloatArray, share: float) -> _Choice:
         priority = self._recent.rank(value)
-        refusal = self._refusal(label, features, share) if self._params["gates"] else None
+        refusal = self._refusal(label, features, share) if self._gates else None
         if refusal is not None:
             return _Choice(False, refusal, 0.0, priority)
         if self._is_shifted:
@@ -311,23 +326,42 @@ class ComposedRule(BaseRule):
     def _refusal(self, label: int, features: FloatArray, share: float) -> str | None:
         """The gate that rejects an arrival, or None; every gate but the last learns from all arrivals."""
         frozen = self._params["frozen"]
-        away = self._gaussians.whitened(features[:N_NUMBERS], label)
+        if self._looks_for_strangers:
+            stranger = self._stranger(self._gaussians.whitened(features[:N_NUMBERS], label))
+            # A share of 1 means that the rule is far below its target; rejecting more would silence the device.
+            if share < 1 and stranger is not None:
+                return stranger
+        # Last, because it remembers kept samples: a rejected outlier must not count as one.
+        if "duplicates" in self._gates and not self._duplicates.passes(features, frozen=frozen):
+            return "near-duplicate"
+        return None
+
+    def _stranger(self, away: FloatArray) -> str | None:
+        """Why calibration did not contain a sample with these whitened differences, or None."""
+        frozen = self._params["frozen"]
         # Outliers and populations see every arrival, kept or not: they estimate the stream, not the selection.
-        is_usual = self._outliers.passes(float(away @ away), frozen=frozen)
+        is_usual = "outliers" not in self._gates or self._outliers.passes(float(away @ away), frozen=frozen)
         is_known = True
-        if not frozen:
+        if "populations" in self._gates and not frozen:
             is_known = self._population.passes(away)
             self._note("second-population", self._population.share if self._population.is_apart else 0.0)
             self._note("distribution-shift", self._population.share if self._is_shifted else 0.0)
-        # A share of 1 means that the rule is far below its target; rejecting more would silence the device.
-        if share < 1 and not (is_usual and is_known):
-            return "second-population" if is_usual else "outlier"
-        # Last, because it remembers kept samples: a rejected outlier must not count as one.
-        return None if self._duplicates.passes(features, frozen=frozen) else "near-duplicate"
+        if not is_usual:
+            return "outlier"
+        return None if is_known else "second-population"
+
+    @property
+    def _looks_for_strangers(self) -> bool:
+        return "outliers" in self._gates or "populations" in self._gates
+
+    def _gate_widths(self) -> list[int]:
+        """Lengths of the rows that the gates were calibrated with: all numbers, or the coarse ones."""
+        widths = [self._duplicates.n_features] if "duplicates" in self._gates else []
+        return widths + ([self._gaussians.n_features] if self._looks_for_strangers else [])
 
     @property
     def _is_shifted(self) -> bool:
-        return bool(self._params["gates"]) and self._population.is_shifted
+        return "populations" in self._gates and self._population.is_shifted
 
     def _note(self, what: str, value: float, at_least: float | None = None) -> None:
         """Log a value that became or ceased to be 0, or moved by ``at_least`` since the last entry."""
@@ -339,8 +373,18 @@ class ComposedRule(BaseRule):
     def _note_kept(self, label: int, features: FloatArray, n_bytes: int) -> None:
         self._rate.kept(n_bytes)
         self._classes.kept(label)
-        if self._params["gates"]:
+        if "duplicates" in self._gates:
             self._duplicates.kept(features)
+
+
+def _gates(given: object) -> tuple[str, ...]:
+    """The names of gates in their fixed order; policies of earlier versions say True or False."""
+    if isinstance(given, bool):
+        return GATES if given else ()
+    names = list(given) if isinstance(given, (list, tuple, set, frozenset)) else [given]
+    if not all(name in GATES for name in names):
+        raise InputError(f"gates must be names among {', '.join(GATES)}, True or False, got {given!r}")
+    return tuple(name for name in GATES if name in names)
 
 
 def _features(observations: Observations) -> FloatArray:

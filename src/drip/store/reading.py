@@ -171,6 +171,11 @@ class Reader:
             classes={key: counters.classes[key].counts() for key in sorted(counters.classes)},
         )
 
+    def discarded_by_reason(self) -> dict[str, int]:
+        """Discards in the audit per reason, the most frequent first; reads every row of the audit."""
+        sql = "SELECT reason, count(*) FROM audit WHERE retain = 0 GROUP BY reason ORDER BY 2 DESC, 1"
+        return dict(self._rows(sql, ()))
+
     def committed_counters(self) -> tuple[ClassCounters, int]:
         """The counters in the file, and how many quarantined samples were deleted for newer ones."""
         with explained(self._path, "read"):

@@ -403,6 +403,11 @@ class RetentionStore:
             counters, dropped = self._writer.counters, self._writer.quarantine_table.dropped
         return self._reader.stats(counters, dropped, self.budget_bytes)
 
+    def discarded_by_reason(self) -> dict[str, int]:
+        """Discards in the audit per reason, the most frequent first: how much each gate rejects, for example."""
+        self._open_connection()
+        return self._reader.discarded_by_reason()
+
     def check(self) -> CheckReport:
         """Look for damage: SQLite's integrity, references, every hash, counters, budget. Reads everything.
 

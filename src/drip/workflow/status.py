@@ -140,6 +140,7 @@ class RunStatus:
             "n_seen": tally.n_seen,
             "n_retained": tally.n_retained,
             "n_discarded": tally.n_discarded,
+            "discarded_by_reason": tally.discarded_by_reason,
             "n_quarantined": tally.n_quarantined,
             "n_skipped": tally.n_skipped,
             "bytes_seen": tally.bytes_seen,
