@@ -64,8 +64,8 @@ class ComposedRule(BaseRule):
     1. The gates ``outliers`` and ``populations``, if they are on, discard what calibration did not contain: a
        sample farther from its predicted class than calibration samples are, or one of a second population.
        Exception: the rule is so far below its keep rate that the controller asks for everything, as after a
-       sudden change of the whole stream. Both are off by default, because no statistic of the inputs tells
-       junk from a new camera, and they would discard nearly everything of a new camera.
+       sudden change of the whole stream. Both are off by default, because inputs
+       alone do not tell junk from a new camera, and they would discard nearly everything of a new camera.
     2. The gate ``duplicates`` discards a near-duplicate of one of the last 256 kept samples.
     3. A sample whose score is among the highest of the last 500 is kept. A controller sets how many of them, so
        the keep rate holds through drift. With the gate ``populations``: when the second population has become
