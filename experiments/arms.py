@@ -47,6 +47,7 @@ class Arm:
         params = self.build(retention, 0).params
         if params.get("gates") == list(GATES):
             params["gates"] = True  # as it was recorded, for the same reason
+            del params["quota"]
         if "method" not in params:
             return params
         others = {name: value for name, value in params.items() if name not in _WINDOW_SIZE}

@@ -11,7 +11,7 @@ from drip.errors import InputError, PolicyError
 from drip.policy import Policy, RuleSpec
 from drip.rules import create
 from drip.rules.adaptive import GATES
-from drip.rules.parts import ClassShares, RateController, Target
+from drip.rules.parts import ClassShares, PopulationGate, RateController, Target
 from drip.rules.state import packed
 from drip.store.codec import steady_json
 from drip.store.settings import changed_spans
@@ -449,13 +449,54 @@ def test_every_choice_of_gates_saves_only_what_it_needs_and_goes_on_where_it_was
 
 
 def test_gates_of_earlier_policies_are_all_or_none():
-    assert create("adaptive-margin", gates=True).params["gates"] == list(GATES)
-    assert create("adaptive-margin", gates=False).params["gates"] == []
-    assert create("adaptive-margin").params["gates"] == ["duplicates"]
+    every, none, usual = (create("adaptive-margin", gates=gates).params for gates in (True, False, GATES))
+    assert (every["gates"], every["quota"]) == (list(GATES), 0.0)
+    assert (none["gates"], none["quota"]) == ([], 0.0)
+    assert usual["quota"] == 2.0
+    assert create("adaptive-margin").params["gates"] == ["duplicates", "populations"]
 
 
-def test_by_default_a_new_camera_is_kept():
+@pytest.mark.parametrize(("quota", "expected"), [(0.0, 0.0), (0.5, 0.1), (1.0, 0.2), (2.0, 0.4), (9.0, 0.5)])
+def test_a_second_population_gets_its_quota_and_the_rate_holds(quota, expected):
     calibration, _ = strange_stream(1000, 0.0, seed=0)
-    rows, strange = strange_stream(4000, 0.2, seed=1)
-    kept = create("adaptive-margin", retention=0.3).calibrate(calibration).decide_many(rows).retain
-    assert strange[kept].mean() > 0.2
+    rows, strange = strange_stream(6000, 0.2, seed=1)
+    rule = create("adaptive-margin", retention=0.2, quota=quota, exploration=0.0).calibrate(calibration)
+    decisions = rule.decide_many(rows)
+    settled = np.arange(6000) >= 1500
+    assert strange[settled & decisions.retain].mean() == pytest.approx(expected, abs=0.06)
+    assert decisions.retain[settled].mean() == pytest.approx(0.2, abs=0.01)
+    words = np.array(decisions.reasons)
+    assert set(words[settled & strange]) <= {
+        "second-population",
+        "near-duplicate",
+        "adaptive-margin",
+        "below-limit",
+    }
+
+
+def test_a_second_population_that_is_one_stuck_picture_is_kept_once():
+    calibration, _ = strange_stream(1000, 0.0, seed=0)
+    rows, strange = strange_stream(3000, 0.2, seed=1)
+    features = rows.features.copy()
+    features[strange] = features[np.flatnonzero(strange)[0]]
+    rows = replace(rows, features=features)
+    rule = create("adaptive-margin", retention=0.3, exploration=0.0).calibrate(calibration)
+    assert rule.decide_many(rows).retain[strange].sum() < 10
+
+
+def test_a_population_that_ended_and_comes_back_has_no_room_saved():
+    gate = PopulationGate(4, quota=2.0)
+    draw = np.random.default_rng(0)
+    for _ in range(2):
+        for row in draw.normal(size=(1500, 4)) + np.array([6.0, 0, 0, 0]) * (draw.random((1500, 1)) < 0.2):
+            gate.passes(row)
+        for row in draw.normal(size=(6000, 4)):
+            gate.passes(row)
+        assert gate.share == 0.0
+        assert not gate.has_room(1.0)
+
+
+@pytest.mark.parametrize("quota", [-1, float("nan"), float("inf"), "2", True])
+def test_a_quota_is_a_number(quota):
+    with raises(InputError, "bad-argument"):
+        create("adaptive-margin", quota=quota)

@@ -34,8 +34,8 @@ def paths(value, path=()):
 
 def is_meant(name, path, old, new):
     """Whether the rule may have written the new value in the place of the old one."""
-    if new is None and name.startswith("adaptive-") and "retention" in path:
-        return True  # the default, where no other target is set
+    if new is None and name.startswith("adaptive-") and {"retention", "quota"} & set(path):
+        return True  # the default
     if path[-1] == "gates":
         return new in (True, False) or new == []  # all or none of them
     if new == old:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, ClassVar, NamedTuple, Self
 from zlib import crc32
 
@@ -31,6 +31,7 @@ from drip.types import Decisions, FloatArray, JsonObject, Observations
 from drip.windows import check_count, is_real
 
 _WINDOW = 500
+_QUOTA = 2.0  # of its part of the stream: enough to learn a new camera, and junk does little harm
 _LOGGED_STEP = 0.25  # in units of the score; smaller moves of the threshold would fill the log in minutes
 _DRAWN = ("shift-draw", "shift-not-drawn")
 # A saved log refers to these by position: append only.
@@ -61,11 +62,12 @@ class ComposedRule(BaseRule):
 
     For every arrival, in this order:
 
-    1. The gates ``outliers`` and ``populations``, if they are on, discard what calibration did not contain: a
-       sample farther from its predicted class than calibration samples are, or one of a second population.
-       Exception: the rule is so far below its keep rate that the controller asks for everything, as after a
-       sudden change of the whole stream. Both are off by default, because inputs
-       alone do not tell junk from a new camera, and they would discard nearly everything of a new camera.
+    1. The gate ``populations`` looks for a second population, which calibration did not contain. Nothing in the
+       inputs tells whether it is junk or a new camera, so it gets a quota: twice its part of the stream, at most
+       half of what is kept, the first arrivals that are not near-duplicates. With ``quota=0`` it is discarded.
+       The gate ``outliers`` discards samples farther from their predicted class than calibration samples are.
+       It is off by default, because it discards a new camera. Exception to both: the rule is so far below its
+       keep rate that the controller asks for everything, as after a sudden change of the whole stream.
     2. The gate ``duplicates`` discards a near-duplicate of one of the last 256 kept samples.
     3. A sample whose score is among the highest of the last 500 is kept. A controller sets how many of them, so
        the keep rate holds through drift. With the gate ``populations``: when the second population has become
@@ -87,7 +89,9 @@ class ComposedRule(BaseRule):
         samples_per_hour: A target per time instead.
         bytes_per_day: A target per time instead, in encoded bytes.
         exploration: Part of the kept samples that is drawn at random, in [0, 1).
-        gates: Which of :data:`GATES` discard; each needs features. True is all of them, False none.
+        gates: Which of :data:`GATES` are on; each needs features. Policies of version 0.1.0 have True for all of
+            them, without a quota, or False for none.
+        quota: Part of the kept samples that a second population may have, relative to its part of the stream.
         floor: Part of the target that every class gets, in [0, 1]; 0 for none.
         ceiling: Largest part of the kept samples that one class may have, in (0, 1]; 1 for none.
         frozen: Keep the calibrated thresholds and expect no second population; only the keep rate adapts.
@@ -101,7 +105,8 @@ class ComposedRule(BaseRule):
         samples_per_hour: float | None = None,
         bytes_per_day: float | None = None,
         exploration: float = 0.02,
-        gates: bool | Collection[str] = ("duplicates",),
+        gates: bool | Collection[str] = ("duplicates", "populations"),
+        quota: float | None = None,
         floor: float = 0.25,
         ceiling: float = 1.0,
         frozen: bool = False,
@@ -115,11 +120,16 @@ class ComposedRule(BaseRule):
         if not isinstance(frozen, bool):
             raise InputError(f"frozen must be True or False, got {frozen!r}")
         self._gates = _gates(gates)
+        if quota is None:
+            quota = 0.0 if isinstance(gates, bool) else _QUOTA
+        if not is_real(quota) or not 0 <= quota < inf:
+            raise InputError(f"quota must be a number of at least 0, got {quota!r}")
         check_count("seed", seed)
         self._params: JsonObject = {
             **self._target.params,
             "exploration": exploration,
             "gates": list(self._gates),
+            "quota": quota,
             "floor": floor,
             "ceiling": ceiling,
             "frozen": frozen,
@@ -202,7 +212,7 @@ class ComposedRule(BaseRule):
                 self._gaussians.calibrate(coarse, classes, n_classes)
             if "outliers" in self._gates:
                 self._outliers.calibrate(held_out_distances(coarse, classes, n_classes))
-            self._population = PopulationGate(coarse.shape[1])
+            self._population = PopulationGate(coarse.shape[1], self._params["quota"])
             if "duplicates" in self._gates:
                 self._duplicates.calibrate(features)
 
@@ -222,7 +232,7 @@ class ComposedRule(BaseRule):
         if "outliers" in self._gates:
             self._outliers.restore(state["outliers"])
         if "populations" in self._gates:
-            self._population = PopulationGate(self._gaussians.n_features)
+            self._population = PopulationGate(self._gaussians.n_features, self._params["quota"])
             self._population.restore(state["population"])
         if len({min(n, N_NUMBERS) for n in self._gate_widths()}) > 1:
             raise ValueError("all gates must be for the same features")
@@ -297,6 +307,10 @@ class ComposedRule(BaseRule):
     def _choose(self, value: float, label: int, features: FloatArray, share: float) -> _Choice:
         priority = self._recent.rank(value)
         refusal = self._refusal(label, features, share) if self._gates else None
+        if refusal == "second-population" and self._population.has_room(self._rate.target_share):
+            self._population.kept()
+            # The model's output means little here. A draw also lets a full store evict from both populations.
+            return _Choice(True, refusal, 1.0, float(self._rng.random()))
         if refusal is not None:
             return _Choice(False, refusal, 0.0, priority)
         if self._is_shifted:
@@ -324,17 +338,21 @@ class ComposedRule(BaseRule):
         return limit
 
     def _refusal(self, label: int, features: FloatArray, share: float) -> str | None:
-        """The gate that rejects an arrival, or None; every gate but the last learns from all arrivals."""
+        """The gate that an arrival does not pass, or None; every gate but the last learns from all arrivals."""
         frozen = self._params["frozen"]
+        stranger = None
         if self._looks_for_strangers:
             stranger = self._stranger(self._gaussians.whitened(features[:N_NUMBERS], label))
             # A share of 1 means that the rule is far below its target; rejecting more would silence the device.
-            if share < 1 and stranger is not None:
+            if share == 1:
+                stranger = None
+            # A second population that has a quota must still pass the next gate.
+            if stranger == "outlier" or (stranger and not self._params["quota"]):
                 return stranger
         # Last, because it remembers kept samples: a rejected outlier must not count as one.
         if "duplicates" in self._gates and not self._duplicates.passes(features, frozen=frozen):
             return "near-duplicate"
-        return None
+        return stranger
 
     def _stranger(self, away: FloatArray) -> str | None:
         """Why calibration did not contain a sample with these whitened differences, or None."""

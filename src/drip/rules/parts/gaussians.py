@@ -181,10 +181,11 @@ _START_SHARE = 0.2
 _LEAST, _MOST = 0.002, 0.35
 _SEPARATION = 20.0
 _POSTERIOR = 0.1
+_MOST_OF_KEPT = 0.5
 
 
 class PopulationGate:
-    r"""Fits two Gaussians of equal covariance to the stream and rejects the second one.
+    r"""Fits two Gaussians of equal covariance to the stream and limits what is kept of the second one.
 
     Rows are whitened differences (:class:`drip.rules.parts.ClassGaussians`): known samples have mean zero and
     unit covariance. A single out-of-distribution sample may look like a known one, but a fifth of the stream
@@ -197,18 +198,26 @@ class PopulationGate:
     2. Meanwhile every row x has the posterior
        :math:`q = \sigma(x^T \nu - \nu^T \nu / 2 + \log \frac{\pi}{1 - \pi})`, and updates
        weight :math:`\pi` and mean :math:`\nu` (expectation maximisation that forgets over 500 rows).
-    3. A row with q above 0.1 is rejected if the two are well separated, :math:`\nu^T \nu > 20` (at most 1.3 %
-       of either is closer to the other), and the second is the smaller one. At :math:`\pi \ge 0.35` the
-       distribution has shifted, and everything passes.
+    3. A row with q above 0.1 belongs to the second population if the two are well separated,
+       :math:`\nu^T \nu > 20` (at most 1.3 % of either is closer to the other), and the second is the smaller
+       one. At :math:`\pi \ge 0.35` the distribution has shifted, and everything passes.
+    4. Whether the second population is junk or a new camera only a person can tell. So it is neither banned nor
+       let through, but may fill a part of what is kept: ``quota`` times its weight, at most one half.
 
-    Complexity: 4 d operations per row. State: 2 d + 4 numbers.
+    Complexity: 4 d operations per row. State: 2 d + 6 numbers.
+
+    Args:
+        n_features: Length d of a row.
+        quota: Part of the kept samples for the second population, relative to its weight; 0 rejects it.
 
     References:
         Fisher (1936), The use of multiple measurements in taxonomic problems; Cappé and Moulines (2009),
         On-line expectation-maximization algorithm for latent data models.
     """
 
-    def __init__(self, n_features: int = 0) -> None:
+    def __init__(self, n_features: int = 0, quota: float = 0.0) -> None:
+        self._quota = quota
+        self._arrivals = self._kept = 0
         self._n = 0
         self._wait = 0
         self._mean = np.zeros(n_features)
@@ -222,7 +231,7 @@ class PopulationGate:
 
     @property
     def is_apart(self) -> bool:
-        """Whether there is a second population that the gate rejects."""
+        """Whether there is a second population that the gate limits."""
         if not _LEAST < self._share < _MOST:
             return False
         return float(self._sum @ self._sum) > _SEPARATION * self._share**2
@@ -245,15 +254,27 @@ class PopulationGate:
             # Wait before the next start: the mean still carries the population that has just ended.
             self._share, self._wait = 0.0, _WINDOW
         if self._share == 0.0:
+            self._arrivals = self._kept = 0
             return True
+        self._arrivals += 1
         posterior, rejects = self._posterior(row), self.is_apart
         self._share += (posterior - self._share) / _WINDOW
         self._sum += (posterior * row - self._sum) / _WINDOW
         return not rejects or posterior <= _POSTERIOR
 
+    def has_room(self, target: float) -> bool:
+        """Whether the second population has kept less than its quota since it began, at this keep rate."""
+        return self._kept < min(self._quota * self._share, _MOST_OF_KEPT) * target * self._arrivals
+
+    def kept(self) -> None:
+        """Count a kept sample of the second population."""
+        self._kept += 1
+
     def state(self) -> JsonObject:
         """Counts, the mean of the last rows, weight and sum of the second population."""
         return {
+            "arrivals": self._arrivals,
+            "kept": self._kept,
             "n": self._n,
             "wait": self._wait,
             "mean": packed(self._mean, "<f8"),
@@ -267,6 +288,8 @@ class PopulationGate:
         self._mean, self._sum = (unpacked(name, state[name], d, dtype="<f8") for name in ("mean", "sum"))
         self._share = number("share", state["share"])
         self._n, self._wait = count("n", state["n"]), count("wait", state["wait"])
+        # Version 0.1.0 had no quota and did not count.
+        self._arrivals, self._kept = (count(name, state.get(name, 0)) for name in ("arrivals", "kept"))
         if not 0 <= self._share <= 1:
             raise ValueError(f"share must be in [0, 1], got {self._share!r}")
 
