@@ -132,7 +132,7 @@ class HeadRegime:
 
     def observe(self, model: Head, rows: IntArray) -> Observations:
         """Scores by the product's own scorer, on the frozen maps."""
-        network = _network(model, flatten=self.bank.flatten)
+        network = linear_network(model, flatten=self.bank.flatten)
         example = self.bank.take_maps(rows[:2])
         raw = TorchScorer(network, layer="features", contrast=True, example=example)
         normalised = TorchScorer(network, layer="features", heatmap="normalised", example=example)
@@ -273,7 +273,7 @@ def _one_cycle(progress: float, peak: float) -> tuple[float, float]:
     return max(rate, peak * 1e-3), 0.9
 
 
-def _network(head: Head, *, flatten: bool) -> nn.Module:
+def linear_network(head: Head, *, flatten: bool) -> nn.Module:
     """The head as a classifier of feature maps."""
     n_classes, n_features = head.weight.shape
     linear = nn.Linear(n_features, n_classes)

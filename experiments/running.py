@@ -16,18 +16,20 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from drip.errors import InputError
-from experiments import dpw, limits, longer, noise, registered, streams, table1, tabular
+from experiments import dpw, limits, longer, noise, registered, situation_study, streams, table1, tabular
 from experiments.arms import PAPER_RULES, rules
 from experiments.cells import Cell, Unit, config_hash
 from experiments.head import head_regime
 from experiments.ledger import Ledger, Record
 from experiments.protocol import groups_have_one_class
 from experiments.regimes import Regime
+from experiments.situation_study import SituationRegime
 from experiments.tabular_workspace import Table, TabularWorkspace
 from experiments.tabular_workspace import arms as reducing_arms
 
 STUDIES: dict[str, ModuleType] = {
-    module.NAME: module for module in (table1, longer, dpw, noise, streams, registered, limits, tabular)
+    module.NAME: module
+    for module in (table1, longer, dpw, noise, streams, registered, limits, situation_study, tabular)
 }
 STREAMED: tuple[str, ...] = ("mnist", "cifar10", "tomato", "speech_commands")
 DATASETS: tuple[str, ...] = (*STREAMED, *tabular.DATASETS)
@@ -41,6 +43,7 @@ DEFAULT_SEEDS = {
     ("streams", "head"): 10,
     ("registered", "head"): 20,
     ("limits", "head"): 20,
+    ("situations", "head"): 10,
     ("tabular", "table"): 10,
 }
 """How many runs each study asks for, by regime."""
@@ -70,7 +73,7 @@ def units(
         Unit(study, regime, dataset, seed)
         for (study, regime), default in DEFAULT_SEEDS.items()
         if study in (studies or STUDIES) and regime in (regimes or REGIMES)
-        for dataset in datasets or _ASKED.get(study, STREAMED)
+        for dataset in datasets or _ASKED.get(study, getattr(STUDIES[study], "DATASETS", STREAMED))
         if dataset in getattr(STUDIES[study], "DATASETS", STREAMED)
         for seed in range(seeds or default)
     ]
@@ -160,7 +163,11 @@ def measure(
     Raises:
         InputError: an arm that does not exist.
     """
-    _require_known("arm", arms, ("baseline", "all", *PAPER_RULES, *rules(), *limits.ARMS, *reducing_arms()))
+    _require_known(
+        "arm",
+        arms,
+        ("baseline", "all", *PAPER_RULES, *rules(), *limits.ARMS, *situation_study.RULES, *reducing_arms()),
+    )
     torch.set_num_threads(1)
 
     def on_progress(view: str, done: int, total: int) -> None:
@@ -185,7 +192,7 @@ def open_regime(
     device: str,
     n_rows: int | None,
     on_progress: Callable[[str, int, int], None],
-) -> Regime | Table:
+) -> Regime | Table | SituationRegime:
     """The regime of a data set, with the views that a study needs; a table for the study of tables.
 
     Raises:
@@ -197,6 +204,8 @@ def open_regime(
         )
     if regime == "table":
         return Table(dataset, n_rows)
+    if study is situation_study:
+        return SituationRegime(dataset, cache_folder, on_progress)
     if regime == "head":
         return head_regime(
             dataset,
@@ -212,7 +221,11 @@ def open_regime(
 
 
 def _measure_unit(
-    console: Console, ledger: Ledger, unit: Unit, regime: Regime | Table, arms: Sequence[str] | None
+    console: Console,
+    ledger: Ledger,
+    unit: Unit,
+    regime: Regime | Table | SituationRegime,
+    arms: Sequence[str] | None,
 ) -> None:
     study = STUDIES[unit.study]
     held = ledger.hashes(unit)

@@ -1,0 +1,261 @@
+"""Study `situations`: which rule pays on the streams that devices really see.
+
+Head only: a linear head on frozen features is trained on the training set plus what a rule kept. Every rule is
+brought to exactly the same count, and compared with a random choice of that count in the same run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+
+from drip.datasets import load
+from drip.rules import BaseRule, create
+from drip.scoring import TorchScorer
+from drip.types import FloatArray, IntArray, JsonObject, Observations
+from experiments.cells import Cell, Unit
+from experiments.head import Head, linear_network
+from experiments.protocol import at_count
+from experiments.situation_views import N_ROWS, bank_of, frames_of, rows_of
+from experiments.situations import (
+    CAMERA,
+    L2,
+    N_CALIBRATION,
+    SITUATIONS,
+    TELEPHONE,
+    Items,
+    Scene,
+    build,
+    fit,
+)
+from experiments.workspace import Outcome
+
+NAME = "situations"
+REGIMES = ("head",)
+KEEP = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
+CURVE = (*KEEP, 0.45, 0.65)
+REPEATS = 4
+_BATCH = 256
+
+PLACES: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
+    {
+        "tomato": tuple(
+            (situation, backbone)
+            for backbone in ("mobilenet", "efficientnet")
+            for situation in SITUATIONS
+            if situation not in ("new-speakers", "telephone")
+        ),
+        "cifar10": tuple(
+            (situation, backbone)
+            for backbone in ("mobilenet", "efficientnet")
+            for situation in ("mixed", "weak", "long-tail")
+        ),
+        "speech_commands": tuple(
+            (situation, "mobilenet") for situation in ("mixed", "weak", "new-speakers", "telephone")
+        ),
+    }
+)
+"""Situations and backbones of every data set."""
+
+DATASETS = tuple(PLACES)
+_VIEWS = {
+    "tomato": ("clean", *CAMERA, "scenes", "foreign"),
+    "cifar10": ("clean",),
+    "speech_commands": ("clean", *TELEPHONE),
+}
+
+
+@dataclass(frozen=True)
+class _Rule:
+    name: str
+    params: tuple[tuple[str, object], ...] = ()
+
+
+RULES: Mapping[str, _Rule] = MappingProxyType(
+    {
+        "margin": _Rule("margin"),
+        "entropy": _Rule("entropy"),
+        "drip": _Rule("drip"),
+        "novelty": _Rule("novelty"),
+        "adaptive-margin": _Rule("adaptive-margin"),
+        # Without an answer a second population gets its quota; this is after the answer "ignore".
+        "adaptive-margin.ignoring": _Rule("adaptive-margin", (("quota", 0.0),)),
+        "adaptive-margin.all-gates": _Rule("adaptive-margin", (("gates", True),)),  # as released in 0.1.0
+    }
+)
+"""Rules by the name of their arm."""
+
+
+def cells(unit: Unit) -> Iterator[Cell]:
+    """Every situation, one after the other: nothing, everything, random choices, then the rules."""
+    for situation, backbone in PLACES[unit.dataset]:
+        place = {"situation": situation, "backbone": backbone}
+        for arm in ("baseline", "all"):
+            yield unit.cell(arm, **place)
+        for keep in CURVE:
+            yield unit.cell("random", **place, retention=keep)
+        for arm in RULES:
+            for keep in KEEP:
+                yield unit.cell(arm, **place, retention=keep)
+
+
+def config(cell: Cell) -> JsonObject:
+    """What the cell's numbers depend on besides the regime."""
+    rule = RULES.get(cell.arm)
+    params = None if rule is None else build_rule(cell.arm, cell.get("retention")).params
+    return {"rule": params, "head": {"l2": L2, "solver": "l-bfgs"}, "calibration": N_CALIBRATION}
+
+
+def build_rule(arm: str, retention: float) -> BaseRule:
+    """The rule of an arm, not yet calibrated."""
+    return create(RULES[arm].name, retention=retention, **dict(RULES[arm].params))
+
+
+class SituationRegime:
+    """The frozen features of one data set, per backbone.
+
+    Args:
+        dataset: Name of the data set.
+        cache_folder: Folder for features.
+        on_progress: Called with view, rows done and rows in all.
+    """
+
+    name = "head"
+
+    def __init__(
+        self, dataset: str, cache_folder: Path, on_progress: Callable[[str, int, int], None] | None = None
+    ) -> None:
+        self._dataset, self._cache, self._on_progress = dataset, cache_folder, on_progress
+        data = load(dataset)
+        self.rows = rows_of(dataset, len(data))
+        self.labels: IntArray = data.labels[self.rows]
+        self.groups = self.rows if data.groups is None else data.groups[self.rows]
+        self.items = cache(self._items)
+
+    @property
+    def config(self) -> JsonObject:
+        """The rows that take part."""
+        return {"dataset": self._dataset, "n_rows": N_ROWS.get(self._dataset, len(self.rows))}
+
+    def _items(self, backbone: str) -> Items:
+        banks = {
+            view: bank_of(self._dataset, view, backbone, self._cache, self._on_progress)
+            for view in _VIEWS[self._dataset]
+        }
+        frames = frames_of(len(self.rows))
+        return Items(banks, self.labels, self.groups, frames.rows, frames.scenes)
+
+
+class SituationWorkspace:
+    """What the cells of one unit share.
+
+    Args:
+        unit: Data set and seed.
+        regime: Its features.
+    """
+
+    def __init__(self, unit: Unit, regime: SituationRegime) -> None:
+        self.unit, self.regime = unit, regime
+        self.bench = lru_cache(maxsize=1)(self._bench)
+
+    def _bench(self, situation: str, backbone: str) -> Bench:
+        return Bench(
+            self.regime.items(backbone), build(situation, self.regime.items(backbone), self.unit.seed)
+        )
+
+
+def workspace(unit: Unit, regime: SituationRegime) -> SituationWorkspace:
+    """What the unit's cells share."""
+    return SituationWorkspace(unit, regime)
+
+
+class Bench:
+    """The deployed head, what it sees, and the last step of every arm in one situation of one run.
+
+    Args:
+        items: The samples.
+        scene: The situation.
+    """
+
+    def __init__(self, items: Items, scene: Scene) -> None:
+        self.items, self.scene = items, scene
+        self._train = items.inputs(scene.train)
+        self._stream = items.inputs(scene.stream)
+        self._test = items.inputs(scene.test)
+        known = np.searchsorted(scene.known, scene.train_labels)
+        self.deployed = fit(self._train, known, len(scene.known))
+        self.calibration = self._observe(scene.calibration)
+        self.stream = self._observe(scene.stream)
+
+    def measure(self, kept: IntArray) -> dict[str, float]:
+        """Train on the training set and what is kept and has a label; score on the test set."""
+        scene, start = self.scene, time.perf_counter()
+        labelled = kept[scene.labels[kept] >= 0]
+        inputs = np.concatenate([self._train, self._stream[labelled]])
+        labels = np.concatenate([scene.train_labels, scene.labels[labelled]])
+        all_known = len(scene.known) == self.items.n_classes
+        head = fit(inputs, labels, self.items.n_classes, self.deployed if all_known else None)
+        return {
+            "accuracy": score(head.logits(self._test), scene),
+            "fit_s": round(time.perf_counter() - start, 3),
+            "n_train": len(labels),
+        }
+
+    def _observe(self, items: IntArray) -> Observations:
+        """What the product's own scorer says of the deployed head."""
+        head = Head(torch.from_numpy(self.deployed.weight), torch.from_numpy(self.deployed.bias), 0)
+        network = linear_network(head, flatten=self.items.flatten)
+        scorer = TorchScorer(network, layer="features", example=self.items.maps(items[:2]))
+        starts = range(0, len(items), _BATCH)
+        return Observations.concatenate(
+            [scorer.score(self.items.maps(items[i : i + _BATCH])) for i in starts]
+        )
+
+
+def score(logits: FloatArray, scene: Scene) -> float:
+    """The situation's metric, in [0, 1]."""
+    predicted, truth = logits.argmax(1), scene.test_labels
+    if scene.metric == "accuracy":
+        return float((predicted == truth).mean())
+    if scene.metric == "recall":
+        (new,) = np.setdiff1d(np.unique(truth), scene.known)
+        return float((predicted[truth == new] == new).mean())
+    hits, sizes = [], []
+    for label in np.unique(truth):
+        hits.append(2 * np.count_nonzero((predicted == label) & (truth == label)))
+        sizes.append(np.count_nonzero(predicted == label) + np.count_nonzero(truth == label))
+    return float(np.mean(np.array(hits) / np.array(sizes)))
+
+
+def run(cell: Cell, bench: SituationWorkspace) -> Outcome:
+    """Measure one cell."""
+    one = bench.bench(cell.get("situation"), cell.get("backbone"))
+    scene, n = one.scene, len(one.scene.stream)
+    facts = {"n_stream": n, "n_test": len(scene.test), "marked": float(scene.marked.mean())}
+    if cell.arm in ("baseline", "all"):
+        kept = np.arange(n if cell.arm == "all" else 0)
+        return Outcome({**one.measure(kept), **facts, "n_kept": len(kept)}, {})
+    keep = cell.get("retention")
+    count = max(1, round(keep * n))
+    # Seeded by the run and the count: arms that need filling up share their luck.
+    draws = [np.random.default_rng([bench.unit.seed, count, repeat]) for repeat in range(REPEATS)]
+    if cell.arm == "random":
+        found = [one.measure(np.sort(draw.choice(n, count, replace=False))) for draw in draws]
+        mean = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
+        return Outcome({**mean, **facts, "n_kept": count}, {})
+    decisions = build_rule(cell.arm, keep).calibrate(one.calibration).decide_many(one.stream)
+    selection = at_count(decisions.retain, count, draws[0])
+    facts |= {
+        "n_kept": count,
+        "native_kept": selection.native,
+        "native_retention": selection.native / n,
+        "marked_kept": float(scene.marked[selection.kept].mean()),
+    }
+    return Outcome({**one.measure(selection.kept), **facts}, {})
