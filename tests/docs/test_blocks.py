@@ -4,13 +4,16 @@ import shlex
 import shutil
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pages import PAGES, ROOT, commands, fences, name
 from typer.testing import CliRunner
 
+import drip.demo
 from drip.cli.app import app
+from drip.datasets import load_mnist
 
 KINDS = {"python", "console", "bash", "text", "toml"}
 # What a page expects to lie in the current folder before its first block.
@@ -35,9 +38,13 @@ def call(command):
 
 @pytest.fixture(scope="module")
 def demonstration(tmp_path_factory):
-    """The folder of `drip demo`, made once."""
+    """The folder of `drip demo`, made once, from a quarter of the packaged digits."""
     folder = tmp_path_factory.mktemp("demo") / "drip-demo"
-    call(f"drip demo --out {folder} --epochs 1")
+    whole = load_mnist()
+    part = replace(whole, images=whole.images[-2500:], labels=whole.labels[-2500:])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drip.demo, "load_mnist", lambda: part)
+        call(f"drip demo --out {folder} --epochs 2")
     return folder
 
 

@@ -10,7 +10,9 @@ ROOT = Path(__file__).parents[2]
 
 def command(folder, *words):
     """Arguments that run on few rows, with everything written below a folder."""
-    options = ["--results", folder / "results", "--cache", folder / "cache"]
+    options = ["--results", folder / "results"]
+    if "--cache" not in words:
+        options += ["--cache", folder / "cache"]
     return [sys.executable, "-m", "experiments", "run", "--regime", "head", *map(str, [*words, *options])]
 
 
