@@ -21,7 +21,7 @@ quick: .venv/dev.done  ## one case of every test function that is not slow: unde
 
 unit: .venv/dev.done
 	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 LOWEST_TESTS := tests/rules tests/store tests/sources tests/test_policy.py tests/test_policy_types.py \
 	tests/test_pipeline.py tests/test_pipeline_resuming.py tests/test_pipeline_bad_samples.py \

@@ -1,4 +1,4 @@
-"""A change to every page of the site before it becomes HTML; mkdocs.yml lists this file as a hook."""
+"""Changes to every page of the site; mkdocs.yml lists this file as a hook."""
 
 from __future__ import annotations
 
@@ -10,3 +10,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return markdown.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}").replace(
         " % ", "\N{NO-BREAK SPACE}% "
     )
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Leave the link to the repository, but let no page ask its host for stars and releases."""
+    return output.replace(' data-md-component="source"', "")

@@ -24,8 +24,17 @@ def pytest_configure(config):
         settings.load_profile("quick")
 
 
+LONG = (
+    *("test_small_runs", "test_torch_models", "test_interrupted_runs", "test_any_onnx", "test_whole_budget"),
+    *("test_crash", "test_adaptive_rules", "test_blocks", "test_measured_pages", "test_raspberry_pi"),
+)
+"""Files that take longest. They start first, or one of them would run alone at the end."""
+
+
 def pytest_collection_modifyitems(config, items):
     """With ``--quick`` keep the first case of every test function: all rooms, every kind of test, few cases."""
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
     if not config.getoption("--quick"):
         return
     kept, seen = [], set()

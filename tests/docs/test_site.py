@@ -53,6 +53,8 @@ def test_nothing_is_loaded_from_another_host(site, pages):
     for path, page in pages.items():
         for address in page.loaded:
             assert "//" not in address.removeprefix("data:"), f"{path.relative_to(site)} loads {address}"
+        # With this mark the theme's script asks the host of the repository for stars and releases.
+        assert 'data-md-component="source"' not in path.read_text(), path
     for style in site.rglob("*.css"):
         assert not re.search(r"url\([\"']?https?:", style.read_text()), style
 
