@@ -15,3 +15,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def on_post_page(output: str, **_: Any) -> str:
     """Leave the link to the repository, but let no page ask its host for stars and releases."""
     return output.replace(' data-md-component="source"', "")
+
+
+def on_post_template(output_content: str, **_: Any) -> str:
+    """The same for pages that are not written in Markdown, such as 404.html."""
+    return on_post_page(output_content)
