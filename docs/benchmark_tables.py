@@ -220,7 +220,7 @@ def store() -> str:
         seconds = sum(run[way] for run in late[-(len(late) // 10) :])
         rows.append(
             (
-                f"the last 100,000 of a million, in thousands{label}",
+                f"the last 100,000 of a million, in batches of 1,000{label}",
                 f"{1e6 * seconds / 100_000:.1f}",
                 f"its own first 100,000: {late_ratio(way)}",
             )

@@ -134,7 +134,7 @@ class _Demo:
             others = sorted(path.name for path in out.iterdir() if path.name not in known)
             if others:
                 raise InputError(
-                    f"{out}: contains {others[0]!r}, which is not a demonstration's; choose a new folder",
+                    f"{out}: contains {others[0]!r}, which no demonstration wrote; choose a new folder",
                     code="path-exists",
                 )
             for name in _FILES:

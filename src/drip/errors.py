@@ -23,7 +23,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         ),
         "broker-lost": (
             "The connection to the MQTT broker was lost and could not be restored. Check the broker and "
-            "the network; a source continues where it stopped."
+            "the network, then run the same command again: it continues where it stopped."
         ),
         "broker-refused": (
             "The MQTT broker permanently refused the connection. Check the user, password, certificate, "
@@ -43,13 +43,13 @@ CODES: Mapping[str, str] = MappingProxyType(
             "A downloaded file has an unexpected size or checksum. It was removed; run the command again."
         ),
         "download-failed": (
-            "A download did not finish. Check the network and run the command again; it continues."
+            "A download did not finish. Check the network and run the command again; the download continues."
         ),
         "energy-sensor-missing": (
-            "The processor's energy counters cannot be read. Measure on another machine, or give watts for "
+            "The processor's energy counters cannot be read. Measure on another machine, or pass watts for "
             "an estimate."
         ),
-        "error": "Something failed that has no specific code. The message says what to do.",
+        "error": "An error that has no specific code. The message says what to do.",
         "export-failed": (
             "The graph cannot be written, or ONNX Runtime does not run it. The message states the reason."
         ),
@@ -58,7 +58,7 @@ CODES: Mapping[str, str] = MappingProxyType(
             "written. Please report the model."
         ),
         "export-unsupported": (
-            "The model uses an operator, layout or head that export cannot follow exactly. Choose another "
+            "The model uses an operator, layout or head that cannot be exported exactly. Choose another "
             "layer, or export from PyTorch."
         ),
         "images-invalid": "The images and their labels do not match. The message names the file.",
@@ -81,8 +81,8 @@ CODES: Mapping[str, str] = MappingProxyType(
             "The model file was written by a newer version of DRIP. Upgrade DRIP on the device."
         ),
         "model-layer": (
-            "No layer of the model yields a heatmap, or the named layer does not exist. Name another "
-            "one with `--score layer=NAME`."
+            "No layer of the model yields a heatmap, or the named layer does not exist. Choose another "
+            "layer with `--score layer=NAME`."
         ),
         "model-non-finite": (
             "The model outputs NaN or infinity even for ordinary inputs. Load a valid checkpoint."
@@ -134,7 +134,8 @@ CODES: Mapping[str, str] = MappingProxyType(
         ),
         "rule-arguments": "The rule does not accept these arguments.",
         "rule-needs": (
-            "The rule reads a score that this model or scorer does not provide. Export or configure it."
+            "The rule reads a score that this model or scorer does not provide. Export the model with that "
+            "score, or use a scorer that provides it."
         ),
         "rule-not-calibrated": "The rule was used before calibration. Calibrate it, or load a policy.",
         "rule-state": (
@@ -146,7 +147,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         ),
         "run-nothing-usable": (
             "No sample of the run could be decoded, scored and kept. `drip store stats` counts the "
-            "quarantine; --on-error raise shows the first reason."
+            "quarantined samples; --on-error raise shows the first reason."
         ),
         "sample-non-finite": (
             "The sample contains NaN or infinity, or the model outputs them for it. Check the sensor and the "
@@ -159,11 +160,11 @@ CODES: Mapping[str, str] = MappingProxyType(
             "The bytes are corrupt, truncated or of an unknown type. `drip run` quarantines such samples."
         ),
         "sample-unknown": (
-            "No kept sample has this key or id, or more than one has it. It may have been evicted; use the "
+            "No kept sample has this key or id, or several have it. The sample may have been evicted; use the "
             "key of a sample that the store returns."
         ),
         "score-unavailable": (
-            "The model cannot be scored with these options. The message says which to change."
+            "The model cannot be scored with these options. The message says which option to change."
         ),
         "source-empty": "The source contains no samples. Check the path and the file types.",
         "source-unavailable": "The source cannot be opened or read. Check the path, the permissions and "
@@ -188,7 +189,7 @@ CODES: Mapping[str, str] = MappingProxyType(
             "and the whole transaction was rolled back."
         ),
         "store-transaction-full": (
-            "The transaction is larger than the store can commit. The pipeline retries in halves."
+            "The transaction is larger than the store can commit. The pipeline splits the batch in half and retries."
         ),
         "store-version": (
             "The store was written by another version of DRIP. Upgrade DRIP; a store of an older version is "

@@ -173,8 +173,7 @@ class InputSpec:
     def _check_count(self, count: int, what: str) -> None:
         if count > self.max_values:
             raise InputError(
-                f"the sample has {count} {what}, more than the {self.max_values} that are decoded; raise "
-                "max_values to accept it",
+                f"the sample has {count} {what}, more than {self.max_values}; raise max_values to accept it",
                 code="sample-too-large",
             )
 
@@ -353,8 +352,7 @@ def decode_npy(data: bytes, *, max_values: int = _DEFAULT_MAX_VALUES) -> NDArray
         raise InputError(f"the array has dtype {dtype}; send real numbers", code="sample-undecodable")
     if any(side < 0 for side in shape) or math.prod(shape) > max_values:
         raise InputError(
-            f"the array has shape {shape}, more than the {max_values} values that are decoded; raise "
-            "max_values to accept it",
+            f"the array of shape {shape} has more than {max_values} values; raise max_values to accept it",
             code="sample-too-large",
         )
     if len(data) - stream.tell() != math.prod(shape) * dtype.itemsize:

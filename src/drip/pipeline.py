@@ -244,7 +244,7 @@ def observe(
         if on_progress is not None:
             on_progress(n_scored)
     if not parts:
-        raise InputError("the source has no samples; check its path", code="source-empty")
+        raise InputError("the source contains no samples; check its path", code="source-empty")
     return Observations.concatenate(parts)
 
 

@@ -276,7 +276,7 @@ class Policy:
         version = content.get("format_version")
         if type(version) is not int or version not in (1, FORMAT_VERSION):
             raise PolicyError(
-                f"policy format version {brief(version)} is unknown, but this DRIP reads 1 and "
+                f"policy format version {brief(version)} is unknown; this DRIP reads versions 1 and "
                 f"{FORMAT_VERSION}; upgrade DRIP or calibrate again",
                 code="policy-version",
             )

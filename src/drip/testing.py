@@ -539,7 +539,7 @@ def _raises(error: type[DripError], what: str, write: Callable[[], object]) -> N
     except DripError as caught:
         _hold(type(caught) is error, f"{what} raises {error.__name__}, got {caught!r}")
     else:
-        raise AssertionError(f"contract broken: {what} raises {error.__name__}, but nothing was raised")
+        raise AssertionError(f"contract broken: {what} must raise {error.__name__}, but nothing was raised")
 
 
 class _RollbackError(Exception):
@@ -589,7 +589,7 @@ def _refused(what: str, use: Callable[..., object], argument: Observations | Obs
         return str(error)
     except DripError as error:
         raise AssertionError(f"{what} must raise InputError, got {error!r}") from error
-    raise AssertionError(f"{what} must raise InputError, got an answer")
+    raise AssertionError(f"{what} must raise InputError, but returned a value")
 
 
 def _with_value(observations: Observations, name: str, row: int, value: float) -> Observations:

@@ -164,7 +164,7 @@ class Observations(Sequence[Observation]):
         features = [row.features for row in rows if row.features is not None]
         if len(features) not in (0, len(rows)):
             raise InputError(
-                f"{len(features)} of {len(rows)} observations have features; use one scorer for all of them"
+                f"only {len(features)} of {len(rows)} observations have features; use one scorer for all of them"
             )
         return cls(
             classes=np.array([row.predicted_class for row in rows], dtype=np.int64),

@@ -343,7 +343,7 @@ def test_a_path_that_is_not_a_file_is_rejected(tmp_path):
         (lambda content: without(content, "quantization"), "model-file-damaged", "quantization"),
         (lambda content: without(content, "input_spec"), "model-file-damaged", "input_spec"),
         (lambda content: {**content, "class_names": ["a", "b"]}, "model-outputs", "2 class names"),
-        (lambda content: {**content, "n_classes": 5, "class_names": []}, "model-outputs", "metadata say 5"),
+        (lambda content: {**content, "n_classes": 5, "class_names": []}, "model-outputs", "metadata says 5"),
         (
             lambda content: {**content, "input_spec": InputSpec((3, 6, 6)).to_json()},
             "input-spec-invalid",

@@ -130,7 +130,7 @@ def test_gates_of_different_features_are_refused():
     rule = create("adaptive-margin", gates=True).calibrate(stream(100, seed=0))
     state = rule.state()
     state["duplicates"] |= {"kept": "", "next": 0, "n_features": 5}
-    with pytest.raises(PolicyError, match="all gates must be for the same features"):
+    with pytest.raises(PolicyError, match="all gates must have the same number of features"):
         Policy(RuleSpec(rule.name, rule.params, state), 3).to_rule()
 
 

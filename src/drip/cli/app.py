@@ -50,7 +50,7 @@ def options(
         Path | None,
         typer.Option(
             envvar="DRIP_CONFIG",
-            help="TOML file with options, one table per command; the command line wins.",
+            help="TOML file with options, one table per command; options on the command line override it.",
         ),
     ] = None,
     version: Annotated[  # noqa: ARG001  # its callback prints it

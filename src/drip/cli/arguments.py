@@ -434,8 +434,8 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="Model file model.onnx, or package.module:factory, a callable that returns a torch.nn.Module; "
-        "the current folder is searched.",
+        help="Model file such as model.onnx, or package.module:factory, where factory returns a torch.nn.Module; "
+        "modules may be in the current folder.",
         show_default=False,
     ),
 ]
@@ -458,7 +458,9 @@ KeepOption = Annotated[
 DpwOption = Annotated[
     float | None,
     typer.Option(
-        parser=parse_rate, metavar="RATE", help="The paper's DPW, one minus the keep rate; instead of --keep."
+        parser=parse_rate,
+        metavar="RATE",
+        help="The paper's DPW: one minus the keep rate. Use instead of --keep.",
     ),
 ]
 InputSpecOption = Annotated[

@@ -52,7 +52,7 @@ def rule_families() -> dict[str, list[str]]:
     return families
 
 
-_RULES = "; ".join(f"{family}: {', '.join(names)}" for family, names in rule_families().items())
+_RULES = "; ".join(f"{', '.join(names)} ({family})" for family, names in rule_families().items())
 
 
 def calibrate(
@@ -86,8 +86,7 @@ def calibrate(
 ) -> None:
     """Calibrate a rule on a folder of samples and write the policy.
 
-    A model file already contains the input spec, score and class names; give these options only with a
-    PyTorch model.
+    A model file already contains the input spec, score and class names; give these options only for a PyTorch model.
 
     Example: drip calibrate model.onnx --data frames/ --keep 0.6
 

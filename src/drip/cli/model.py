@@ -49,8 +49,8 @@ def export(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="ONNX file of any classifier, or package.module:factory, a callable that returns a "
-            "torch.nn.Module; the current folder is searched.",
+            help="ONNX file of any classifier, or package.module:factory, where factory returns a "
+            "torch.nn.Module; modules may be in the current folder.",
             show_default=False,
         ),
     ],
@@ -66,7 +66,7 @@ def export(
         typer.Option(
             parser=parse_input_spec,
             metavar="SPEC",
-            help='Input of the model, channels first, such as "3x96x96 resize=crop mean=0.5 std=0.25".',
+            help='Input spec, channels first, such as "3x96x96 resize=crop mean=0.5 std=0.25".',
             show_default="from the policy or the ONNX file",
         ),
     ] = None,
@@ -75,7 +75,7 @@ def export(
         typer.Option(
             parser=parse_score,
             metavar="SPEC",
-            help='Score, such as "layer=features heatmap=normalised"; in ONNX files, layer is a tensor.',
+            help='Score, such as "layer=features heatmap=normalised"; for an ONNX file, layer names a tensor.',
             show_default="from the policy, or raw",
         ),
     ] = None,
@@ -133,7 +133,7 @@ def _shape(policy: Policy | None, spec: InputSpec | None) -> tuple[int, ...]:
     if spec is not None:
         return spec.shape
     if policy is None or not policy.provenance.input_spec:
-        raise typer.BadParameter("--input-spec is missing, such as --input-spec 3x96x96")
+        raise typer.BadParameter("--input-spec is missing; add it, for example --input-spec 3x96x96")
     return InputSpec.from_json(policy.provenance.input_spec).shape
 
 

@@ -65,7 +65,7 @@ NumberOption = Annotated[
 ]
 StratifyOption = Annotated[
     Literal["proportional", "balanced", "global"],
-    typer.Option(help="How to size each class; global selects across classes and may lose some."),
+    typer.Option(help="How many rows each class keeps; global selects across classes and may lose some."),
 ]
 ReportOption = Annotated[
     Path | None, typer.Option(help="HTML report to write, with sizes, distances and cost.")
@@ -126,7 +126,7 @@ def table(
         typer.Option(help="Scaling of the features for distances; the written cells are not scaled."),
     ] = "minmax",
     separator: Annotated[
-        str | None, typer.Option(help="Column separator; by default the one for the file suffix.")
+        str | None, typer.Option(help="Column separator; by default it depends on the file suffix.")
     ] = None,
     index_column: Annotated[
         str | None, typer.Option(help="Name of an additional first column with row numbers, from 0.")
@@ -170,7 +170,7 @@ def images(
         Path,
         typer.Argument(
             metavar="FOLDER",
-            help="Images in class folders, with YOLO labels (images/ and labels/), with "
+            help="Folder of images: in class folders, with YOLO labels (images/ and labels/), with "
             "--annotations, or without labels.",
             show_default=False,
         ),
@@ -204,7 +204,7 @@ def images(
         typer.Option(
             parser=parse_image_spec,
             metavar="SPEC",
-            help='Input of the PyTorch network, such as "3x96x96 resize=crop mean=0.5"; ImageNet by default.',
+            help='Input spec of the PyTorch network, such as "3x96x96 resize=crop mean=0.5"; ImageNet by default.',
         ),
     ] = None,
     method: MethodOption = "maxmin",

@@ -37,7 +37,7 @@ def run(
     model: ModelArgument,
     *,
     source: Annotated[str, typer.Option(help="Folder of images, audio files or arrays, or a URL.")],
-    store: Annotated[Path, typer.Option(help="Store file; created when it does not exist.")],
+    store: Annotated[Path, typer.Option(help="Store file; created if it does not exist.")],
     policy: Annotated[
         Path | None,
         typer.Option(help="Policy file for this model.", show_default="the policy in the model file"),

@@ -67,7 +67,7 @@ def check(store: StoreArgument, *, json_output: JsonOption = False) -> None:
 def export(
     store: StoreArgument,
     *,
-    to: Annotated[Path, typer.Option(help="New or empty folder to write.")],
+    to: Annotated[Path, typer.Option(help="New or empty folder to write to.")],
     layout: Annotated[
         Literal["folder", "webdataset"],
         typer.Option("--format", help="One folder per class, or WebDataset tar shards."),

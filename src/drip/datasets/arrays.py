@@ -95,7 +95,7 @@ def check_columns(n: int, **columns: Sequence[object] | IntArray | None) -> None
     for name, column in columns.items():
         if column is not None and len(column) != n:
             raise InputError(
-                f"{name} has {len(column)} entries for {n} samples; select the same rows of every column"
+                f"{name} has {len(column)} entries for {n} samples; select the same rows in every column"
             )
 
 

@@ -169,13 +169,13 @@ def _sorted_batches(read: Callable[[str], bytes]) -> _Columns:
             classes += batch[b"labels"]
             names += [name.removesuffix(b".png") for name in batch[b"filenames"]]
         if not len(classes) == len(names) == sum(map(len, pixels)):
-            raise ValueError(f"{len(classes)} labels and {len(names)} names")
+            raise ValueError(f"{len(classes)} labels but {len(names)} names")
         order = sorted(range(len(classes)), key=lambda row: (classes[row], names[row]))
         images.append(np.concatenate(pixels)[order].transpose(0, 2, 3, 1))
         labels.append(np.array(classes, dtype=np.int64)[order])
     every = np.concatenate(labels)
     if len(every) and not (every.min() >= 0 and every.max() < len(CLASS_NAMES)):
-        raise ValueError(f"labels from {every.min()} to {every.max()}")
+        raise ValueError(f"the labels range from {every.min()} to {every.max()}")
     return np.ascontiguousarray(np.concatenate(images)), every
 
 
@@ -194,7 +194,7 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._KNOWN:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+            raise pickle.UnpicklingError(f"the pickle refers to {module}.{name}")
         return self._KNOWN[module, name]
 
 

@@ -183,7 +183,9 @@ def _read(path: Path, words: frozenset[str] | None) -> list[_Clip]:
 def _decode(data: bytes, name: str) -> NDArray[np.int16]:
     pcm, rate = soundfile.read(io.BytesIO(data), dtype="int16")
     if rate != SAMPLE_RATE or pcm.ndim != 1:
-        raise OSError(f"{name} has {rate} Hz and shape {pcm.shape}, not {SAMPLE_RATE} Hz mono")
+        raise OSError(
+            f"{name} has a sample rate of {rate} Hz and shape {pcm.shape}, not {SAMPLE_RATE} Hz mono"
+        )
     clip = np.zeros(N_SAMPLES, dtype=np.int16)
     clip[: len(pcm)] = pcm[:N_SAMPLES]
     return clip

@@ -120,7 +120,7 @@ def parse_index(content: bytes) -> tuple[Leaf, ...]:
     try:
         return tuple(sorted((Leaf(**row) for row in rows), key=lambda leaf: leaf.file))
     except TypeError as error:
-        raise ValueError(f"the list of photographs has the fields {rows.fieldnames}") from error
+        raise ValueError(f"the list of photographs has unexpected fields: {rows.fieldnames}") from error
 
 
 def blob_sha1(content: bytes) -> str:
@@ -310,7 +310,7 @@ def _dataset(leaves: Sequence[Leaf], files: Iterable[bytes]) -> ImageDataset:
     for row, data in enumerate(encoded):
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
             if opened.size != (SIDE, SIDE):
-                raise ValueError(f"{leaves[row].file} has the size {opened.size}, not {SIDE} x {SIDE}")
+                raise ValueError(f"{leaves[row].file} has size {opened.size}, not {SIDE} x {SIDE}")
             images[row] = np.asarray(opened.convert("RGB"))
     classes = sorted({leaf.class_name for leaf in leaves})
     return ImageDataset(

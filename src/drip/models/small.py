@@ -86,7 +86,7 @@ class AudioCNN(nn.Module):
         n_positions = (n_samples // 4 + 1) // 256
         if n_positions < 1:
             raise ModelError(
-                f"n_samples is {n_samples}, too short for four poolings; pad the recordings to 1020 or more",
+                f"n_samples is {n_samples}, too few for four pooling layers; pad the recordings to 1020 or more",
                 code="bad-argument",
             )
         self.classifier = nn.Sequential(

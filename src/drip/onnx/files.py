@@ -105,7 +105,7 @@ def metadata_of(model: onnx.ModelProto) -> ModelMetadata:
     digest = model_file_digest(model)
     if metadata.digest != digest:
         raise ExportError(
-            f"the model is damaged or was changed: its digest is {digest[:12]}..., but its metadata say "
+            f"the model is damaged or was changed: its digest is {digest[:12]}..., but its metadata says "
             f"{metadata.digest[:12]}...; copy the file again, or export it again",
             code="model-file-damaged",
         )

@@ -195,8 +195,8 @@ class Graph:
         value = self.constant(node.input(index))
         if value is None:
             raise ExportError(
-                f"{attribute} of {node} are computed from the input, so it cannot be differentiated; "
-                "simplify the graph, or give a layer after it",
+                f"{attribute} of {node} are computed from the input, so this node cannot be differentiated; "
+                "simplify the graph, or choose a layer after it",
                 code="export-unsupported",
             )
         return tuple(np.atleast_1d(value).astype(int).tolist())

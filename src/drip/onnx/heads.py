@@ -130,7 +130,7 @@ def find_head(
     elif layer not in graph.varying or layer not in graph.ancestors(logits):
         near = ", ".join(cuts[-6:])
         raise ExportError(
-            f"{layer!r} is not a tensor from which the logits are computed; name one such as {near}",
+            f"the logits do not depend on a tensor named {layer!r}; choose one such as {near}",
             code="model-layer",
         )
     nodes = tuple(graph.between(layer, logits))
@@ -148,7 +148,7 @@ def find_head(
         )
     if graph.shapes[layer].growing - {0}:
         raise ExportError(
-            f"the batch is not the first axis of {layer!r} alone; choose another layer", code="model-layer"
+            f"the batch is not exactly the first axis of {layer!r}; choose another layer", code="model-layer"
         )
     if found == "channels_first":
         return Head(layer, logits, found, sizes[1], sizes[2:], 0, nodes)

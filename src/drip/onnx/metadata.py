@@ -79,13 +79,13 @@ class ModelMetadata:
             version = content["format_version"]
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ModelError(
-                f"the metadata are not a JSON object with a format version ({error!r}); copy the file again",
+                f"the metadata is not a JSON object with a format version ({error!r}); copy the file again",
                 code="model-file-damaged",
             ) from error
         # bool is an int in Python: true would pass for version 1
         if type(version) is not int or version not in (1, FORMAT_VERSION):
             raise ModelError(
-                f"model file version {brief(version)} is unknown, but this DRIP reads 1 to {FORMAT_VERSION}; "
+                f"model file version {brief(version)} is unknown; this DRIP reads versions 1 to {FORMAT_VERSION}; "
                 "upgrade DRIP on the device, or export again",
                 code="model-file-version",
             )
@@ -93,7 +93,7 @@ class ModelMetadata:
             return cls._of(content, "input_contract" if version == 1 else "input_spec")
         except (KeyError, TypeError, ValueError, InputError, PolicyError) as error:
             raise ModelError(
-                f"the metadata are invalid: {error!r}; copy the file again", code="model-file-damaged"
+                f"the metadata is invalid: {error!r}; copy the file again", code="model-file-damaged"
             ) from error
 
     @classmethod
@@ -101,13 +101,16 @@ class ModelMetadata:
         policy, names = content["policy"], content["class_names"]
         texts = {key: content[key] or "" for key in ("digest", "parent_digest", "drip_version")}
         if not all(isinstance(text, str) for text in [*texts.values(), *names]):
-            raise TypeError(f"digests and class names are {texts} and {names!r}")
+            raise TypeError(f"digests and class names must be text, not {texts} and {names!r}")
         n_classes = content.get("n_classes", 0)  # the first files of version 1 do not have it
         if type(n_classes) is not int or n_classes < 0 or (names and n_classes not in {0, len(names)}):
-            raise ValueError(f"n_classes is {n_classes!r} with {len(names)} class names")
+            raise ValueError(f"n_classes is {n_classes!r}, but there are {len(names)} class names")
         # an empty digest would equal that of a policy without a model, and any such policy would pass
         if not texts["digest"] or not isinstance(content["score"], dict):
-            raise ValueError(f"digest is {texts['digest']!r} and score {content['score']!r}")
+            raise ValueError(
+                f"digest must not be empty and score must be an object, "
+                f"not {texts['digest']!r} and {content['score']!r}"
+            )
         return cls(
             digest=texts["digest"],
             parent_digest=texts["parent_digest"],

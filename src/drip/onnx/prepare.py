@@ -78,7 +78,7 @@ def prepared(model: onnx.ModelProto, shape: tuple[int, ...] | None, output: str 
             for item in inputs
         )
         raise ExportError(
-            f"the model's inputs are {listed or 'none'}, not one of float32; convert or cut the graph",
+            f"the model must have one float32 input, but has {listed or 'none'}; convert or cut the graph",
             code="export-unsupported",
         )
     source = inputs[0]
@@ -168,7 +168,7 @@ def _input_shape(source: onnx.ValueInfoProto, asked: tuple[int, ...] | None) -> 
         )
     if 0 in shape:
         raise ExportError(
-            f"the model accepts inputs of any size ({shape}, 0 is any); give an input spec with their shape",
+            f"the model accepts inputs of any size ({shape}, 0 is any); give an input spec with a fixed shape",
             code="input-spec-invalid",
         )
     for axis, size in zip(axes[1:], turned if is_last else shape, strict=True):
@@ -224,7 +224,8 @@ def _free_batch(model: onnx.ModelProto, output: str, shape: tuple[int, ...]) -> 
         run_model(model, x[:1], [output])
     except ExportError as error:
         raise ExportError(
-            f"the model runs neither on several inputs nor on one (declared: {declared or 'open'}): {error}",
+            "the model runs neither on several inputs at once nor on a single one "
+            f"(declared: {declared or 'open'}): {error}",
             code="export-unsupported",
         ) from error
     return False

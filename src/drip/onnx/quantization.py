@@ -457,7 +457,7 @@ class _Work:
         found = self._observe(trial)
         if len(found) != len(parent):
             raise ExportError(
-                f"the data changed while they were read: {len(parent)} samples, then {len(found)}; use "
+                f"the data changed during the run: {len(parent)} samples, then {len(found)}; use "
                 "data that does not change",
                 code="quantize-data",
             )

@@ -96,7 +96,7 @@ def _extremes(runs: Iterable[Tensors]) -> dict[str, Range]:
                 )
             found[name] = min(low, least), max(high, most)
     if not found:
-        raise ExportError("there is no calibration input; give samples", code="quantize-data")
+        raise ExportError("there are no calibration samples; give at least one", code="quantize-data")
     return found
 
 

@@ -208,7 +208,7 @@ class OnnxScorer:
         if any(len(part) != len(values) for part in found):
             shapes = {name: part.shape for name, part in zip(self._names, found, strict=True)}
             raise ModelError(
-                f"the outputs do not have {len(values)} rows but the shapes {shapes}; {EXPORT}",
+                f"the outputs must have {len(values)} rows, but have shapes {shapes}; {EXPORT}",
                 code="model-outputs",
             )
         return found
@@ -230,7 +230,7 @@ class OnnxScorer:
             )
         if self.metadata.n_classes not in {0, logits.shape[1]}:
             raise ModelError(
-                f"the model returns {logits.shape[1]} logits, but its metadata say "
+                f"the model returns {logits.shape[1]} logits, but its metadata says "
                 f"{self.metadata.n_classes}; "
                 f"{EXPORT}",
                 code="model-outputs",
@@ -238,7 +238,7 @@ class OnnxScorer:
         names = self.class_names
         if names and len(names) != logits.shape[1]:
             raise ModelError(
-                f"the metadata have {len(names)} class names for {logits.shape[1]} logits; {EXPORT}",
+                f"the metadata has {len(names)} class names for {logits.shape[1]} logits; {EXPORT}",
                 code="model-outputs",
             )
         if not (np.isfinite(logits).all(axis=1) & np.isfinite(scores)).any():
@@ -276,7 +276,7 @@ def _input_of(session: Any, shape: tuple[int, ...]) -> tuple[str, bool]:
     inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type != "tensor(float)":
         raise ModelError(
-            f"the model's inputs are {[(i.name, i.type) for i in inputs]}, not one of float32; {EXPORT}",
+            f"the model must have one float32 input, but has {[(i.name, i.type) for i in inputs]}; {EXPORT}",
             code="model-outputs",
         )
     # Open sides are strings or None and fit any spec; the trial run shows whether the graph accepts them.

@@ -72,7 +72,7 @@ class Tape:
                 continue
             if node.op not in DERIVATIVES:
                 raise ExportError(
-                    f"{node} cannot be differentiated; give a layer after it, or use another head",
+                    f"{node} cannot be differentiated; choose a layer after it, or use another head",
                     code="export-unsupported",
                 )
             # not strict: a derivative may leave out inputs at the end, such as axes
@@ -101,7 +101,7 @@ class Tape:
     def unsupported(self, node: Node, wanted: str) -> ExportError:
         """The error of a node whose operation has a derivative, but not in this use."""
         return ExportError(
-            f"{node} must have {wanted} to be differentiated; give a layer after it, or use another head",
+            f"{node} must have {wanted} to be differentiated; choose a layer after it, or use another head",
             code="export-unsupported",
         )
 

@@ -83,8 +83,8 @@ def export_onnx(
     definition = {} if policy is None else policy.provenance.score
     if definition.get("method", "gradcam") != "gradcam":
         raise ExportError(
-            f"the policy was calibrated with the method {definition['method']!r}, and only 'gradcam' can be "
-            "exported; calibrate with it",
+            f"the policy was calibrated with the method {definition['method']!r}, but only 'gradcam' can be "
+            "exported; calibrate with that method",
             code="export-unsupported",
         )
     layer = layer or definition.get("layer")

@@ -87,7 +87,7 @@ class DistanceEntropy(ScoredReducer):
             if total > kept:
                 raise InputError(
                     f"base_fraction={self.base_fraction!r} is {total} rows, but only {kept} rows are kept; "
-                    "lower it or keep more"
+                    "lower base_fraction or keep more rows"
                 )
         base = class_sizes(counts, total, "proportional")
         return base if sizes is None or self.stratify == "global" else np.minimum(base, sizes)

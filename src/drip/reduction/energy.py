@@ -76,8 +76,8 @@ def measure_energy(*, watts: float | None = None, required: bool = False) -> Ite
     meters, missing = _sensors()
     if required and missing:
         raise DripError(
-            f"the processor's energy cannot be measured: {missing}; measure on another machine, or give "
-            "watts for an estimate and leave out required",
+            f"the processor's energy cannot be measured: {missing}; measure on another machine, or pass "
+            "watts for an estimate and omit required",
             code="energy-sensor-missing",
         )
     energy = Energy()
@@ -97,7 +97,7 @@ def _fill(energy: Energy, parts: dict[str, float], missing: str, watts: float | 
         parts = {**parts, "estimate": energy.cpu_seconds * watts}
         words.append(f"estimate: {energy.cpu_seconds:.3g} s of processor time at {watts:g} W ({missing})")
     elif missing:
-        words.append(f"the processor is not measured: {missing}; give watts for an estimate")
+        words.append(f"the processor is not measured: {missing}; pass watts for an estimate")
     energy.parts = parts
     energy.joules = sum(parts.values()) if parts else nan
     energy.measured = bool(parts) and not missing

@@ -143,7 +143,7 @@ def read_image_set(folder: str | Path, annotations: str | Path | None = None) ->
         return _yolo(place, names, pairs, found - set(pairs.values()), roots)
     if found and any("labels" in root.parts for root in roots):
         raise InputError(
-            f"{min(found)}: no label file (of {len(found)}) has the name of an image; labels must be "
+            f"{min(found)}: none of the {len(found)} label files is named after an image; labels must be "
             f"named like {next(iter(labels.values()))}",
             code="images-invalid",
         )
@@ -324,15 +324,15 @@ def _coco_content(path: Path) -> Any:
         raise DripError(f"{path}: cannot be read: {error}", code="images-invalid") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{path}: not a COCO file of instances ({type(error).__name__}: {error})", code="images-invalid"
+            f"{path}: not a COCO instances file ({type(error).__name__}: {error})", code="images-invalid"
         ) from error
     if wrong:
-        raise InputError(f"{path}: not a COCO file of instances: {str(wrong[0])[:80]}", code="images-invalid")
+        raise InputError(f"{path}: not a COCO instances file: {str(wrong[0])[:80]}", code="images-invalid")
     for part in ("categories", "images"):
         for number, times in Counter(entry["id"] for entry in content[part]).most_common(1):
             if times > 1:
                 raise InputError(
-                    f"{path}: not a COCO file of instances: {times} {part} have the id {number!r}",
+                    f"{path}: not a COCO instances file: {times} {part} have the id {number!r}",
                     code="images-invalid",
                 )
     return content

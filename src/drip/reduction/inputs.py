@@ -208,8 +208,8 @@ def finite_table(name: str, container: Any) -> FloatArray:
         ) from error
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
         raise InputError(
-            f"{name} must be a table of finite numbers with rows and columns, not of shape {values.shape}"
-            f"{'' if np.isfinite(values).all() else ' with NaN or infinity'}",
+            f"{name} must be a table of finite numbers with rows and columns, but it has shape {values.shape}"
+            f"{'' if np.isfinite(values).all() else ' and contains NaN or infinity'}",
             code="table-invalid",
         )
     return values

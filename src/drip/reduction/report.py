@@ -91,10 +91,10 @@ class ReductionReport:
         """Check that the report does not contradict itself.
 
         Raises:
-            InputError: the kept rows of the classes do not sum to the kept rows of all.
+            InputError: the kept rows per class do not add up to the total.
         """
         if sum(part.n_kept for part in self.classes) != self.overall.n_kept:
-            raise InputError("the kept rows of the classes do not sum to the kept rows of all")
+            raise InputError("the kept rows per class do not add up to the total")
 
 
 def write_reduction_html(report: ReductionReport, path: str | Path) -> None:

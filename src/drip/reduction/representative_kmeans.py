@@ -50,7 +50,7 @@ class RepresentativeKMeans(RankedReducer):
         check_whole("n_clusters", k)
         if k > len(table.values):
             raise InputError(
-                f"n_clusters={k} is more than the {len(table.values)} rows of X; give a smaller one"
+                f"n_clusters={k} is more than the {len(table.values)} rows of X; choose a smaller number"
             )
         with threads(self.n_jobs):
             found = cluster(table.values, k, table.seeds[0], max_iter=_MAX_ITER)

@@ -295,7 +295,7 @@ def _planes(
     if n_classes < 2 or weights.shape != (n_planes, n_features) or offsets.shape != (n_planes,):
         raise InputError(
             f"coefficients of shape {weights.shape} with {len(offsets)} intercepts do not fit {n_classes} "
-            f"classes (at least 2) and {n_features} features; give ({n_planes}, {n_features}) with {n_planes}"
+            f"classes (at least 2) and {n_features} features; give shape ({n_planes}, {n_features}) and {n_planes}"
         )
     if n_planes == 1:
         return np.vstack([np.zeros_like(weights), weights]), np.concatenate([[0.0], offsets])

@@ -38,10 +38,10 @@ RECOMMENDED = "drip"
 """The default rule; this is the only place that names it."""
 
 RECOMMENDATION = (
-    "Use the default, `drip`, the paper's rule. The evidence is under review: on well-mixed streams no rule "
-    "is reliably better than a random choice of the same number of samples; on structured streams (a new "
-    "camera, near-duplicates, rare classes) rules differ a lot and are being compared. Until then, no other "
-    "rule is recommended."
+    "Use the default rule, `drip`, which is the rule of the paper. The evidence is under review. On well-mixed "
+    "streams, no rule is reliably better than a random choice of the same number of samples. On structured "
+    "streams (a new camera, near-duplicates, rare classes), the rules differ a lot and are still being "
+    "compared. Until that comparison is finished, no other rule is recommended."
 )
 """Which rule to use: rendered into README, `--help` and the site."""
 
@@ -121,7 +121,7 @@ def restore_rule(name: str, params: JsonObject, state: JsonObject, state_version
         return _rule(name)(**params).restore_version(state, state_version)
     except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise PolicyError(
-            f"the rule {name!r} of the policy cannot be rebuilt: {error}; install the version or package "
+            f"the rule {name!r} of the policy cannot be restored: {error}; install the version or package "
             "that wrote the policy, or calibrate again",
             code=getattr(error, "code", "rule-state"),
         ) from error

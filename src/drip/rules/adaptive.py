@@ -235,7 +235,7 @@ class ComposedRule(BaseRule):
             self._population = PopulationGate(self._gaussians.n_features, self._params["quota"])
             self._population.restore(state["population"])
         if len({min(n, N_NUMBERS) for n in self._gate_widths()}) > 1:
-            raise ValueError("all gates must be for the same features")
+            raise ValueError("all gates must have the same number of features")
         self._rule = rule
 
     def _start(self, n_classes: int) -> None:

@@ -488,8 +488,8 @@ def require_finite(what: str, values: NDArray[np.floating[Any]]) -> None:
     if not np.isfinite(values).all():
         rows = _first_rows(~np.isfinite(values).reshape(len(values), -1).all(1))
         raise NonFiniteError(
-            f"the {what} contain NaN or infinity in rows {rows}; check the scale of these inputs, and if it "
-            "happens for every input the model's weights and running statistics"
+            f"the {what} contain NaN or infinity in rows {rows}; check the scale of these inputs; if "
+            "every input is affected, check the model's weights and running statistics"
         )
 
 

@@ -183,7 +183,7 @@ def _named_target(
     if name not in modules:
         near = difflib.get_close_matches(name, modules, n=4, cutoff=0.4) or list(modules)[:4]
         raise ModelError(
-            f"the model has no layer {layer!r}; did you mean {', '.join(near)}", code="model-layer"
+            f"the model has no layer {layer!r}; choose another, such as {', '.join(near)}", code="model-layer"
         )
     runs = [index for index, call in enumerate(calls) if call.name == name]
     if len(runs) == 1:

@@ -43,7 +43,7 @@ class FolderSource:
         self._paths = dict(sorted(self._find()))
         if not self._paths:
             raise SourceError(
-                f"{folder} has no files with any of the suffixes {', '.join(MEDIA_TYPES)}",
+                f"{folder} contains no files with the suffixes {', '.join(MEDIA_TYPES)}",
                 code="source-empty",
             )
         self._last: str | None = None

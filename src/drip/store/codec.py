@@ -311,7 +311,7 @@ def require_bytes(sample: Sample) -> None:
     """Refuse data that are not bytes.
 
     Raises:
-        InputError: the data are something else.
+        InputError: the data is something else.
     """
     # Exactly bytes: SQLite would store a bytearray too, but its owner may change it after it was hashed.
     if type(sample.data) is not bytes:

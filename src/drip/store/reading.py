@@ -126,7 +126,7 @@ class Reader:
     def quarantined(self) -> Iterator[QuarantinedSample]:
         """The samples in quarantine, from the oldest to the newest, one in memory at a time."""
         last = 0
-        # One row per query, because here the data are in the row itself.
+        # One row per query, because here the data is in the row itself.
         while rows := self._rows(_QUARANTINE, (last, 1)):
             key, sample_id, column, reason, label, n_bytes, repeats, time_s, meta, data = rows[0]
             media_type, rejected = media_type_and_rejection(column, reason)
