@@ -285,7 +285,9 @@ def _full(evidence: Evidence, arm: str) -> Criterion:
         else:
             same_sign = one.comparison.mean * frozen.mean > 0 or not one.is_material
             results[key] = same_sign and one.verdict != INCONCLUSIVE
-    return _judged("with full training of the same sign, and not worse than random", results)
+    return _judged(
+        "with full training, the difference has the same sign and is not worse than random", results
+    )
 
 
 def _streams(evidence: Evidence, arm: str) -> list[Criterion]:
@@ -316,13 +318,14 @@ def _streams(evidence: Evidence, arm: str) -> list[Criterion]:
         }
 
     return [
-        _judged("in every stream not worse than random", not_worse("accuracy")),
+        _judged("not worse than random in any stream", not_worse("accuracy")),
         _judged(
-            "in every stream the worst class not worse than with random", not_worse("worst_class_accuracy")
+            "accuracy of the worst class not lower than with random in any stream",
+            not_worse("worst_class_accuracy"),
         ),
         _judged(
-            f"at most {percent(streams['most_junk'], 0)} % junk in what is kept, where a fifth of the stream "
-            "is junk",
+            f"at most {percent(streams['most_junk'], 0)} % junk among the kept samples if a fifth of the "
+            "stream is junk",
             at_most("junk_kept", streams["most_junk"], streams["junk_in"], np.mean),
         ),
         _judged(

@@ -96,7 +96,7 @@ class SilentUse(BaseRule):
     ("rule", "message"),
     [
         (ForgetsState, "decide bit for bit alike|makes bit-identical decisions"),
-        (DiscardsNan, "nan in logits must raise InputError, got an answer"),
+        (DiscardsNan, "nan in logits must raise InputError, but returned a value"),
         (RefusesWithoutRow, "names row"),
         (DependsOnBatch, "decide row by row equals decide_many"),
         (DependsOnOrder, "does not depend on the order"),

@@ -138,7 +138,7 @@ def refuted(held):
 def test_an_inconclusive_cell_is_told_from_one_that_contradicts(tmp_path):
     # The wave's mean is 0; the interval is about 0.9 points wide, three times what "not worse" allows.
     assert refuted(everything(tmp_path / "wide", 0.012, worst=0.02)) == {
-        "in every stream the worst class not worse than with random": []
+        "accuracy of the worst class not lower than with random in any stream": []
     }
     place = iid_place("tomato", 0.3)
     found = refuted(everything(tmp_path / "worse", -0.01, only=place))
@@ -161,7 +161,7 @@ def test_where_full_training_must_have_the_same_sign_an_interval_below_zero_spea
         ({"distance": 0.0}, "better than random where 61 % and 30 % are kept"),
         ({"distance": -0.01}, "not worse than random in any cell"),
         ({"distance": 0.005}, "not worse than all data where 61 % is kept"),
-        ({"junk": 0.06}, "at most 5 % junk in what is kept"),
+        ({"junk": 0.06}, "at most 5 % junk among the kept samples"),
         ({"trailing": 0.0195}, "keep rate within 2 points of the target"),
     ],
 )

@@ -387,7 +387,7 @@ def test_a_graph_with_two_inputs_is_rejected(known):
     model = onnx.load(str(known.path))
     model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, ["N"]))
     onnx.save(model, str(known.path))
-    with pytest.raises(ModelError, match="not one of float32"):
+    with pytest.raises(ModelError, match="must have one float32 input"):
         OnnxScorer(known.path)
 
 
