@@ -141,8 +141,8 @@ def run(
     ``on_progress`` and ``stop`` are served meanwhile; nothing is committed for it.
 
     A plain iterable of samples is read ahead by up to one batch; give it a method ``batches`` when
-    code after its ``yield`` acknowledges. After an exception build source and rule again: they may
-    have advanced beyond what was committed.
+    code after its ``yield`` acknowledges. After an exception create a new source and rule: they may have
+    advanced beyond the last commit.
 
     Args:
         source: Where samples come from.
@@ -166,7 +166,7 @@ def run(
         InputError: an argument is outside its range, or a bad sample with ``on_error="raise"``.
         ModelError: a model that cannot be scored; or with ``on_error="raise"`` a sample with NaN logits.
         PolicyError: the sink's saved state does not belong to the rule.
-        StoreError: the sink cannot accept a sample; what was committed before is safe.
+        StoreError: the sink cannot accept a sample; earlier commits are safe.
     """
     _check_arguments(scorer, rule, sink, batch_size, on_error)
     policy_digest = policy_digest or rule_digest(rule)

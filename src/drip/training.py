@@ -1,4 +1,4 @@
-"""Training: the first model, and the next one from the training set plus what a store kept.
+"""Train the first model, and the next one on the training set plus the kept samples.
 
 Deliberately small: one optimiser and one schedule, so two models of a comparison differ only in their
 data.

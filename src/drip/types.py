@@ -343,7 +343,7 @@ class Sink(Protocol):
 class DurableSink(Protocol):
     """A sink that survives a kill: puts, quarantine and progress of one transaction commit together.
 
-    Three errors are part of the protocol, because the caller goes on after them:
+    Three errors are part of the protocol, because the caller continues after them:
 
     **This sample cannot be kept.** :meth:`put` raises InputError, or SampleTooLargeError if the sample can
     never fit, however much is evicted. Nothing of this sample was written. The transaction stays usable: the

@@ -60,7 +60,9 @@ def test_models_without_class_logits_are_rejected(after, code, words):
 def test_a_good_message_says_what_is_wrong_and_what_to_do():
     with pytest.raises(ModelError) as caught:
         TorchScorer(SmallCNN(1, 3), layer="featurs", example=IMAGES)
-    assert str(caught.value).startswith("the model has no layer 'featurs'; choose another, such as features, ")
+    assert str(caught.value).startswith(
+        "the model has no layer 'featurs'; choose another, such as features, "
+    )
 
 
 @pytest.mark.parametrize("after", [lambda y: SimpleNamespace(logits=y), lambda y: {"logits": y}])

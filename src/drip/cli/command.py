@@ -1,4 +1,4 @@
-"""The class of all commands: what is checked after parsing, for every command alike."""
+"""The class of all commands; it checks the parsed options in the same way for every command."""
 
 from __future__ import annotations
 

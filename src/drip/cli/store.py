@@ -1,4 +1,4 @@
-"""`drip store`: look at, check and export what was kept."""
+"""`drip store`: inspect, check and export the kept samples."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ class _Reader:
 def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph after ONNX Runtime folded constants and batch normalisations, with all nodes named.
 
-    A batch normalisation that is quantised by itself would round twice; folded, it changes the weights of
+    A batch normalisation that is quantised separately would round twice; folded, it changes the weights of
     the convolution before they are rounded.
     """
     session_of(model)  # raises an ExportError for a graph that does not load

@@ -69,7 +69,7 @@ def score_scales(histograms: Iterable[Histogram], start: float, stop: float) -> 
         return [_wide(part.low, part.high, start, stop) for part in parts]
     low, high = min(part.low for part in filled), max(part.high for part in filled)
     narrowest = min(part.high - part.low for part in filled)
-    # A shared axis lets the classes be compared; below a quarter of its width a histogram is a smear.
+    # With a shared axis, the classes can be compared; below a quarter of its width a histogram is a smear.
     if narrowest >= 0.25 * (high - low):
         return [Scale(low, high, start, stop) for _ in parts]
     return [_wide(part.low, part.high, start, stop) for part in parts]

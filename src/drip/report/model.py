@@ -60,7 +60,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """One production sample with what the model saw in it and what was decided.
+    """One production sample with the model's outputs and the decision.
 
     Attributes:
         image: uint8, shape (height, width) in grey or (height, width, 3) in RGB.

@@ -1,7 +1,7 @@
 """The report as a page: one row per arm, shared by the Markdown table and the HTML, and a section per topic.
 
-The sections follow the questions of a reader: what came out, how sure it is, what the windows look like, what
-was kept, what the model looked at, how long a decision takes, which policy it was.
+The sections answer a reader's questions in order: the result and its uncertainty, the windows, the kept
+samples, the heatmaps, the time per decision, and the policy.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _difference(report: RunReport, arm: Arm, random: Arm | None) -> str:
 
 
 def uncertainty(report: RunReport) -> str:
-    """What the plus-minus signs of the table mean, and what they leave out.
+    """What the plus-minus signs in the table mean, and what they do not cover.
 
     Args:
         report: The numbers of one run.

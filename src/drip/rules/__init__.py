@@ -106,7 +106,7 @@ def _rule(name: str) -> type[BaseRule]:
 
 
 def restore_rule(name: str, params: JsonObject, state: JsonObject, state_version: int = 1) -> BaseRule:
-    """A calibrated rule from what a policy says of it.
+    """Restore a calibrated rule from its description in a policy.
 
     Args:
         name: One of :func:`available`.

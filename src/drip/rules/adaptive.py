@@ -62,9 +62,10 @@ class ComposedRule(BaseRule):
 
     For every arrival, in this order:
 
-    1. The gate ``populations`` looks for a second population, which calibration did not contain. Nothing in the
-       inputs tells whether it is junk or a new camera, so it gets a quota: twice its part of the stream, at most
-       half of what is kept, the first arrivals that are not near-duplicates. With ``quota=0`` it is discarded.
+    1. The gate ``populations`` looks for a second population, which calibration did not contain. The inputs
+       do not show whether it is junk or a new camera, so it gets a quota: twice its part of the stream, but at
+       most half of the kept samples. The first arrivals that are not near-duplicates fill the quota. With
+       ``quota=0`` the second population is discarded.
        The gate ``outliers`` discards samples farther from their predicted class than calibration samples are.
        It is off by default, because it discards a new camera. Exception to both: the rule is so far below its
        keep rate that the controller asks for everything, as after a sudden change of the whole stream.

@@ -1,6 +1,6 @@
 """Rules on class-activation scores: the paper's window per class, its variants, and rankings.
 
-``drip`` is the published rule. The others answer what a part of it contributes: the heatmap
+``drip`` is the published rule. The other rules show what each part of it contributes: the heatmap
 (``max-logit-window``), the side that is kept (``inverse-drip``), the window itself (``lowest-drip``).
 """
 

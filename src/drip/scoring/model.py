@@ -1,4 +1,4 @@
-"""Running someone else's model politely: what goes in, what is observed, and nothing left behind.
+"""Run a user's model, check its inputs, observe its activations, and leave it unchanged.
 
 The model is the user's. It may be in training mode, have hooks, edit its input, be shared by
 several scorers and threads, or raise anything. This file is the only place of the room that calls it:

@@ -67,8 +67,8 @@ class WatchedFolderSource:
 
     Delivery: at least once. After its batch was committed, a file is handled as ``done`` says:
 
-    * ``move:NAME``: moved into the subfolder NAME (default ``move:.done``). Nothing has to be remembered,
-      nothing is destroyed, and a look at the folder shows what was consumed.
+    * ``move:NAME``: moved into the subfolder NAME (default ``move:.done``). No record is needed,
+      nothing is destroyed, and the folder itself shows which files were consumed.
     * ``delete``: removed; for devices, where the store is the only memory.
     * ``keep``: left in place; a small database in the folder (``.drip-consumed``) remembers it by path, size
       and time. Every look costs a query per file: for folders of thousands of files, not of millions.
@@ -136,7 +136,7 @@ class WatchedFolderSource:
 
     @property
     def cursor(self) -> str | None:
-        """None: the folder itself shows what was consumed."""
+        """None: the folder itself shows which files were consumed."""
         return None
 
     def seek(self, cursor: str) -> None:

@@ -132,7 +132,7 @@ class Layout:
 
     @property
     def origins_bytes(self) -> int:
-        """Limit for what is remembered of policies, besides the quarantine and the reserve for splits."""
+        """Limit for the records of policies, in addition to the quarantine and the reserve for splits."""
         # Five sixths: B-tree pages are not full.
         n_pages = self.max_pages - RESERVE_PAGES - FIXED_PAGES - self.max_pages // _QUARANTINE_SHARE
         return n_pages * self.payload_bytes * 5 // 6

@@ -1,4 +1,4 @@
-"""One put: what is checked and encoded before a transaction, and what is written inside it."""
+"""One put: checks and encodes before a transaction, writes inside it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The quarantine: samples that could not be decoded, scored or kept, in a share of the file.
 
-It must accept anything, or one bad sample would stop a run again and again: what is too long or unusable is
-cut instead of refused. Works inside the caller's transaction.
+It must accept anything, or one bad sample would stop a run again and again. Data that is too long or unusable
+is cut instead of rejected. Works inside the caller's transaction.
 """
 
 from __future__ import annotations

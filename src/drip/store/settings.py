@@ -77,7 +77,7 @@ def merge(
     audit_rows: int | None,
     audit_logits: bool | None,
 ) -> Settings:
-    """The given settings; what is None comes from the remembered ones, else from the defaults.
+    """The given settings; each None is replaced with the saved value, or else with the default.
 
     Raises:
         InputError: a value outside its range.

@@ -1,4 +1,4 @@
-"""The writing half of an open store: transactions, and what they write besides decisions.
+"""The writing half of an open store: transactions, and everything they write except decisions.
 
 One writer per store. Every operation is checked before it writes. If one fails after its first write, the
 whole transaction is rolled back: counts and free pages in memory would no longer match the file.
@@ -207,7 +207,7 @@ class Writer:
         self._reload()
 
     def _reload(self) -> None:
-        """Read again what is remembered of the file."""
+        """Read the cached values from the file again."""
         cursor = self._cursor
         (self._data_version,) = cursor.execute("PRAGMA data_version").fetchone()
         self.space.look_up_log()

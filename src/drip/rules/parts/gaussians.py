@@ -185,7 +185,7 @@ _MOST_OF_KEPT = 0.5
 
 
 class PopulationGate:
-    r"""Fits two Gaussians of equal covariance to the stream and limits what is kept of the second one.
+    r"""Fits two Gaussians of equal covariance to the stream and limits how many of the second are kept.
 
     Rows are whitened differences (:class:`drip.rules.parts.ClassGaussians`): known samples have mean zero and
     unit covariance. A single out-of-distribution sample may look like a known one, but a fifth of the stream
@@ -201,8 +201,9 @@ class PopulationGate:
     3. A row with q above 0.1 belongs to the second population if the two are well separated,
        :math:`\nu^T \nu > 20` (at most 1.3 % of either is closer to the other), and the second is the smaller
        one. At :math:`\pi \ge 0.35` the distribution has shifted, and everything passes.
-    4. Whether the second population is junk or a new camera only a person can tell. So it is neither banned nor
-       let through, but may fill a part of what is kept: ``quota`` times its weight, at most one half.
+    4. Only a person can tell whether the second population is junk or a new camera. It is therefore neither
+       banned nor accepted completely, but may fill a part of the kept samples: ``quota`` times its weight, at
+       most one half.
 
     Complexity: 4 d operations per row. State: 2 d + 6 numbers.
 

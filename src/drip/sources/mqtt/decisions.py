@@ -236,7 +236,7 @@ class PublishingSink:
         self._publish()
 
     def _publish(self) -> None:
-        """Publish what is committed; inside a transaction, wait for its end."""
+        """Publish committed decisions; inside a transaction, wait until it ends."""
         if self._depth:
             return
         messages, self._pending = self._pending, []

@@ -45,9 +45,9 @@ class MqttSource:
     ``yield``, so only when the store has committed it. A process that dies between commit and
     acknowledgement gets the message again (with the DUP flag), and the store recognises it by id, content
     and policy. While nobody is connected the broker queues messages, within its configuration: Mosquitto
-    discards those beyond ``max_queued_messages`` (1000) and, if killed, loses what it acknowledged since it
-    last saved its state. Only a publisher that replays prevents that; ``docs/reference/streams.md`` has the
-    settings and an example. With ``qos=0`` at most once.
+    discards messages beyond ``max_queued_messages`` (1000) and, if killed, loses those it acknowledged since
+    it last saved its state. Only a publisher that replays prevents that; ``docs/reference/streams.md`` has
+    the settings and an example. With ``qos=0`` at most once.
 
     Back-pressure: the broker sends at most ``window`` messages ahead of their acknowledgements and keeps the
     rest; at most one batch is held here. An empty batch comes every second without a message, even while the
@@ -82,7 +82,7 @@ class MqttSource:
         return None
 
     def seek(self, cursor: str) -> None:
-        """Do nothing: the broker sends what was not acknowledged."""
+        """Do nothing: the broker resends unacknowledged messages."""
 
     def batches(self, max_samples: int) -> Iterator[list[Sample]]:
         """Lists of up to ``max_samples`` samples, as many as have arrived; an empty one every idle second.
