@@ -17,7 +17,7 @@ from experiments.running import STUDIES
 
 # A busy machine makes these runs long, not wrong.
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
-SEEDS = 3
+SEEDS = 2
 WORDS = ("--study", "dpw", "--dataset", "mnist", "--rows", 300, "--seeds", SEEDS)
 
 
@@ -62,9 +62,9 @@ def test_a_run_that_is_killed_loses_at_most_the_arm_in_flight(tmp_path):
     assert kill_when(child, lambda: any((tmp_path / "cache").glob("*.maps.part")))
     before = lines(tmp_path)
     kills = 0
-    for _ in range(4):
+    for _ in range(3):
         child = start(tmp_path, *WORDS)
-        goal, pause = len(before) + chance.randint(1, 40), chance.uniform(0, 0.03)
+        goal, pause = len(before) + chance.randint(1, 35), chance.uniform(0, 0.03)
 
         def reached(goal=goal, pause=pause):
             if len(lines(tmp_path)) < goal:
@@ -77,7 +77,7 @@ def test_a_run_that_is_killed_loses_at_most_the_arm_in_flight(tmp_path):
         assert after[: len(before)] == before
         assert len(after) >= goal
         before = after
-    assert kills == 4
+    assert kills == 3
     finish(tmp_path, *WORDS)
     assert lines(tmp_path)[: len(before)] == before
     assert ids(tmp_path) == wanted()  # each once, and in the order of the plan

@@ -103,11 +103,10 @@ def test_normalised_heatmaps(name, tmp_path):
     ("make", "shape"),
     [
         (lambda: EfficientNetB0(10), (3, 64, 64)),
-        (lambda: EfficientNetB0(10), (3, 32, 32)),
-        (lambda: MobileNetV2(10), (3, 64, 64)),
+        (lambda: MobileNetV2(10), (3, 32, 32)),
         (lambda: SmallCNN(1, 4, width=4), (1, 28, 28)),
     ],
-    ids=["EfficientNetB0", "EfficientNetB0 of one position", "MobileNetV2", "SmallCNN"],
+    ids=["EfficientNetB0", "MobileNetV2 of one position", "SmallCNN"],
 )
 def test_shipped_models_equal_full_autograd(make, shape, tmp_path):
     torch.manual_seed(0)
