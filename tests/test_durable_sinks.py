@@ -131,11 +131,11 @@ class RecordsTwice(MemorySink):
 @pytest.mark.parametrize(
     ("sink", "message"),
     [
-        (SwallowsTooLarge, "raises SampleTooLargeError, but nothing was raised"),
+        (SwallowsTooLarge, "must raise SampleTooLargeError, but nothing was raised"),
         (WrongError, "raises SampleTooLargeError, got TransactionFullError"),
         (KeepsTooLarge, "the sink keeps"),
         (CommitsHalf, "the sink keeps"),
-        (lambda: MemorySink(max_sample_bytes=500_000), "raises TransactionFullError, but nothing was raised"),
+        (lambda: MemorySink(max_sample_bytes=500_000), "must raise TransactionFullError, but nothing was raised"),
         (RecordsTwice, "the sink keeps"),
     ],
 )

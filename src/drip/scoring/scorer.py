@@ -101,6 +101,7 @@ class TorchScorer:
     References:
         DRIP paper, eqs. 1-5 and 8.
 
+    >>> _ = torch.manual_seed(0)
     >>> head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *head)
     >>> scorer = TorchScorer(net, example=np.zeros((1, 1, 8, 8), dtype=np.float32))
