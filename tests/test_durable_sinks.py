@@ -135,7 +135,10 @@ class RecordsTwice(MemorySink):
         (WrongError, "raises SampleTooLargeError, got TransactionFullError"),
         (KeepsTooLarge, "the sink keeps"),
         (CommitsHalf, "the sink keeps"),
-        (lambda: MemorySink(max_sample_bytes=500_000), "must raise TransactionFullError, but nothing was raised"),
+        (
+            lambda: MemorySink(max_sample_bytes=500_000),
+            "must raise TransactionFullError, but nothing was raised",
+        ),
         (RecordsTwice, "the sink keeps"),
     ],
 )
