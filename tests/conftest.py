@@ -6,8 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 from boards import board, run_options  # noqa: F401  # a fixture is used by its name
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 
+# A busy machine makes examples slow, not wrong.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 # A mutation run wants to know that a test fails, not the smallest example.
 settings.register_profile("mutation", database=None, phases=[Phase.explicit, Phase.generate])
 settings.register_profile("quick", database=None, max_examples=5)
