@@ -102,7 +102,7 @@ SEEDS = {
 
 
 @pytest.mark.parametrize("media_type", sorted(SEEDS))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     edits=st.lists(
         st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=5)), max_size=6
@@ -128,7 +128,7 @@ def test_mutated_bytes_give_a_whole_input_or_an_input_error(media_type, edits, c
 
 
 @pytest.mark.parametrize("media_type", sorted(SEEDS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.binary(max_size=200))
 def test_arbitrary_bytes_give_an_input_error(media_type, data):
     with pytest.raises(InputError):

@@ -336,7 +336,7 @@ CONTENTS = [policy_content(name) for name in sorted(available())]
 
 @pytest.mark.slow
 @given(content=st.sampled_from(CONTENTS), data=st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_what_happened_to_a_policy_file_is_refused_as_such_or_harmless(content, data):
     for _ in range(data.draw(st.integers(1, 3))):
         path = data.draw(st.sampled_from(list(nodes(content))))

@@ -7,7 +7,7 @@ from math import ceil, fsum, log2, sqrt
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drip.windows import (
@@ -234,7 +234,6 @@ def test_histogram_of_a_far_outlier_is_bounded_in_bins():
     assert histogram_peak(wide, 0.3) == brute_histogram(wide.tolist(), 0.3)
 
 
-@settings(deadline=None)
 @given(st.lists(finite, min_size=2, max_size=60), fractions_of_hundred)
 def test_histogram_peak_holds_at_least_the_share_of_any_finite_scores(values, fraction):
     ordered = np.sort(np.array(values))

@@ -12,12 +12,12 @@ from drip.policy import Policy
 from drip.store import RetentionStore
 
 
-@pytest.fixture
-def with_features(tmp_path):
+@pytest.fixture(scope="module")
+def with_features(tmp_path_factory):
     """A model file that gives features, for the rule adaptive-margin and the board's pictures."""
     torch.manual_seed(0)
     model = SmallCNN(SPEC.shape[0], 3, width=4).eval()
-    path = tmp_path / "model.onnx"
+    path = tmp_path_factory.mktemp("with-features") / "model.onnx"
     export_onnx(
         model, None, torch.rand(2, *SPEC.shape).numpy(), path, spec=SPEC, features=True,
         class_names=("ant", "bee", "cow"),

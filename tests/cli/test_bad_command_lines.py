@@ -39,7 +39,7 @@ from drip.models import SmallCNN
 class Endless(SmallCNN):
     def forward(self, x):
         pathlib.Path("begun").touch()
-        time.sleep(30)
+        time.sleep(300)
 """
 
 
@@ -150,9 +150,7 @@ def test_a_demo_that_cannot_be_is_refused(option, refused, tmp_path):
 def test_an_output_that_is_full_is_one_line():
     with Path("/dev/full").open("wb") as full:
         command = [sys.executable, "-c", "from drip.cli import main; main()", "--help"]
-        done = subprocess.run(
-            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
-        )
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "error[os-error]: No space left on device\n"
 
@@ -167,12 +165,11 @@ def test_an_interrupted_calibration_leaves_nothing_and_no_traceback(digits, tmp_
         "--data", digits.calibration, "--input-spec", "1x28x28",
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
     while not (tmp_path / "begun").exists():
-        assert time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert not (tmp_path / "policy.json").exists()

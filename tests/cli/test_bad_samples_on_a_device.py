@@ -134,7 +134,7 @@ def _run_until_all_are_seen(model, options, folder, n_samples):
     try:
         wait_until(lambda: status.exists() and json.loads(status.read_text())["n_seen"] >= n_samples, process)
         process.terminate()
-        assert process.wait(timeout=30) == 130
+        assert process.wait() == 130
     finally:
         process.kill()
         process.communicate()

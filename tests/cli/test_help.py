@@ -85,9 +85,7 @@ def complete(words, cwd):
     environment = {**os.environ, "_DRIP_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words)}
     environment["COMP_CWORD"] = str(len(words) - 1)
     command = [sys.executable, "-m", "drip"]
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=60
-    )
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     return done.stdout.split()
 
@@ -95,9 +93,7 @@ def complete(words, cwd):
 def test_completion_has_a_script_for_bash(tmp_path):
     environment = {**os.environ, "_DRIP_COMPLETE": "source_bash"}
     command = [sys.executable, "-m", "drip"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "complete -o default -F _drip_completion drip" in done.stdout
     script = tmp_path / "drip.bash"
     script.write_text(done.stdout)

@@ -194,7 +194,7 @@ def test_calibrate_and_run_need_neither_torch_nor_onnx(board, run_options, tmp_p
         ["replay", tmp_path / "kept.db", out],
     ):
         process = start(arguments, tmp_path)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate()
         assert (process.returncode, errors) == (0, "")
     assert len(audit(tmp_path / "kept.db")) == N_PRODUCTION
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -45,10 +44,9 @@ def test_a_run_publishes_what_its_audit_says(extra, broker, drip, run_options, t
     next(batches)
     result = drip(*run_options, *extra)
     assert result.code == 0, result.err
-    found, deadline = [], time.monotonic() + 20
+    found = []
     while len(found) < 150:
         found += [json.loads(sample.data) for sample in next(batches)]
-        assert time.monotonic() < deadline
     batches.close()
     rows = audit(tmp_path / "kept.db")
     assert len(rows) == len(found) == 150

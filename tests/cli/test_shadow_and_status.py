@@ -61,6 +61,7 @@ def test_shadow_over_budget_drops_the_oldest_whatever_the_rule_said(drip, run_op
 
 def test_the_status_file_tells_how_the_run_ended(board, drip, run_options, tmp_path):
     path = tmp_path / "status.json"
+    start_s = time.time()
     drip(*run_options, "--status-file", path)
     status = json.loads(path.read_text())
     policy = Policy.load(board.policy)
@@ -70,7 +71,7 @@ def test_the_status_file_tells_how_the_run_ended(board, drip, run_options, tmp_p
     assert status["model_digest"] == board.model.digest
     assert status["last_sample_id"] == "0149.png"
     assert status["store_counts"]["seen"] == N_PRODUCTION
-    assert abs(status["time_s"] - time.time()) < 60
+    assert start_s - 1 <= status["time_s"] <= time.time() + 1
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
@@ -102,7 +103,7 @@ def test_a_full_disk_ends_in_a_failed_status(run_options, tmp_path, status_is_th
         run_options[-1] = mount / "kept.db"
         path = (mount if status_is_there_too else tmp_path) / "status.json"
         process = start([*run_options, "--shadow", "--status-file", path], tmp_path)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate()
         assert process.returncode == 1
         assert "disk is full" in errors
         status = json.loads(path.read_text())

@@ -38,7 +38,7 @@ def test_sigterm_ends_in_good_order_and_the_same_command_continues(many, board, 
     process = start(arguments, tmp_path)
     wait_until(lambda: n_decided(path) >= 20, process)
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate()
     assert process.returncode == 130
     assert "the same command continues" in errors
     n_before = json.loads(output)["run"]["n_seen"]
@@ -46,7 +46,7 @@ def test_sigterm_ends_in_good_order_and_the_same_command_continues(many, board, 
     assert (stopped["state"], stopped["reason"]) == ("stopped", "asked to stop")
     assert stopped["n_seen"] == n_before == len(audit(path)) < 900
     process = start(arguments, tmp_path)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate()
     watcher.is_done = True
     watcher.join()
     found = json.loads(output)
@@ -79,7 +79,7 @@ def test_kills_at_random_moments_lose_nothing_and_double_nothing(many, board, tm
         assert counts[-1] >= target
     assert counts[-1] < 900
     process = start(arguments, tmp_path)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert json.loads(output)["run"]["n_seen"] == 900 - counts[-1]
     rows = audit(path)
@@ -105,11 +105,13 @@ def test_a_watched_folder_is_served_while_nothing_arrives(board, tmp_path):
     wait_until(lambda: json.loads(status.read_text())["time_s"] > first + 1.5, process)
     idle = json.loads(status.read_text())
     assert (idle["state"], idle["n_seen"]) == ("running", N_PRODUCTION)
-    shutil.copy(board.production / "0000.jpg", folder / "again.jpg")
-    (folder / "new.jpg").write_bytes((board.production / "0000.jpg").read_bytes() + b"other")
+    content = (board.production / "0000.jpg").read_bytes()
+    for name, data in (("again.jpg", content), ("new.jpg", content + b"other")):
+        (folder / f".{name}").write_bytes(data)  # hidden until it is whole
+        (folder / f".{name}").rename(folder / name)
     wait_until(lambda: n_decided(path) == N_PRODUCTION + 2, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate()
     assert process.returncode == 130
     assert json.loads(status.read_text())["state"] == "stopped"
     with RetentionStore.open_readonly(path) as store:
@@ -124,7 +126,7 @@ def test_a_stream_in_which_nothing_came_says_so_without_numbers_of_nothing(board
     process = start(["run", board.model.path, *options], tmp_path)
     wait_until(lambda: status.exists() and json.loads(status.read_text())["reason"] != "starting", process)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate()
     assert process.returncode == 130
     assert "No sample arrived before the run was stopped." in output
     assert "nan" not in output

@@ -80,7 +80,7 @@ class Places:
     def on_device(self, arguments):
         done = subprocess.run(
             [self.device / "env/bin/drip", *arguments], cwd=self.device, env=clean(), capture_output=True,
-            text=True, check=False, timeout=120,
+            text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -100,10 +100,8 @@ def unit(device):
 
 
 def wait_for(condition, process):
-    deadline = time.monotonic() + 90
     while not condition():
         assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline, "nothing happened for a minute and a half"
         time.sleep(0.05)
 
 

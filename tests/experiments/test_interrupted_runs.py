@@ -3,20 +3,19 @@
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
-from child_runs import ROOT, environment, finish, start
+from child_runs import finish, start
 from support import require_data
 
+from experiments.__main__ import main
 from experiments.cells import Unit
 from experiments.ledger import Ledger
 from experiments.running import STUDIES
 
-# A busy machine makes these runs long, not wrong.
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 SEEDS = 2
 WORDS = ("--study", "dpw", "--dataset", "mnist", "--rows", 300, "--seeds", SEEDS)
 
@@ -94,8 +93,10 @@ def test_two_runs_at_once_share_the_work(tmp_path):
     assert sorted(ids(tmp_path)) == sorted(wanted())
 
 
-def test_results_of_reduced_size_cannot_replace_the_full_ones(tmp_path):
-    words = [sys.executable, "-m", "experiments", "run", "--rows", "300", "--cache", str(tmp_path)]
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr == "error: --rows 300: its lines would replace the full ones; add --results FOLDER\n"
+def test_results_of_reduced_size_cannot_replace_the_full_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["experiments", "run", "--rows", "300", "--cache", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (
+        ended.value.code == "error: --rows 300: its lines would replace the full ones; add --results FOLDER"
+    )

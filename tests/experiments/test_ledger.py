@@ -181,7 +181,7 @@ from experiments.cells import Unit
 from experiments.ledger import Ledger
 with Ledger(Path(sys.argv[1])).claim(Unit("table1", "head", "mnist", 3)) as mine:
     print(mine, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

@@ -16,8 +16,7 @@ from experiments.reading import Evidence, Place, paper
 from experiments.report import APPENDIX, DATA, PAGE, README_TABLE, gain, render, write
 from experiments.tables import FIGURES, against
 
-# A busy machine makes a page slow, not wrong.
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 DOCS = Path(__file__).parents[2] / "docs"
 
 

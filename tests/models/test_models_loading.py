@@ -170,7 +170,7 @@ def test_a_whole_pickled_model_is_rejected(tmp_path):
         load_model(FACTORY, tmp_path / "model.pt")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.binary(max_size=300))
 def test_arbitrary_bytes_are_rejected(data, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "arbitrary.pt"

@@ -120,7 +120,7 @@ def test_convolution_with_automatic_padding(auto):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kernel=st.integers(1, 4), stride=st.integers(1, 4), dilation=st.integers(1, 3), padding=st.integers(0, 3),
     size=st.integers(10, 16), groups=st.sampled_from([1, 2, 4]),

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812  # its usual name
 import drip.onnx.derivatives  # noqa: F401  # registers them
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kernel=st.integers(1, 4), stride=st.integers(1, 4), size=st.integers(8, 13), ceil=st.booleans(),
     ties=st.booleans(), data=st.data(),
@@ -34,7 +34,7 @@ def test_max_pooling_in_one_dimension():
     assert_equal_to_autograd(nodes, {}, normal(2, 3, 17), lambda v: F.max_pool1d(v, 3, 2, 0, 2))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(kernel=st.integers(1, 4), stride=st.integers(1, 4), size=st.integers(8, 13), data=st.data())
 def test_any_average_pooling(kernel, stride, size, data):
     padding = data.draw(st.integers(0, kernel // 2))

@@ -460,11 +460,12 @@ def test_the_error_without_onnxruntime_has_the_command_that_installs_it():
 
 @pytest.mark.slow
 def test_importing_is_quick_enough_for_a_device(capsys):
-    code = "import time\nt = time.perf_counter()\nimport drip.cli, drip.onnx\nprint(time.perf_counter() - t)"
+    # Processor time: a busy machine adds nothing to it.
+    code = "import time\nt = time.process_time()\nimport drip.cli, drip.onnx\nprint(time.process_time() - t)"
     seconds = min(
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
         for _ in range(3)
     )
     with capsys.disabled():
-        sys.stdout.write(f"[drip.cli and drip.onnx import in {seconds:.2f} s] ")
+        sys.stdout.write(f"[drip.cli and drip.onnx import in {seconds:.2f} s of processor time] ")
     assert seconds < 5

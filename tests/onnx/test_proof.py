@@ -12,12 +12,11 @@ from drip.onnx.tape import DERIVATIVES
 OPS = {"flatten_fc": "Relu", "hardswish_mlp": "HardSwish", "tokens": "LayerNormalization"}
 
 
-@pytest.fixture(params=OPS)
+@pytest.fixture(scope="module", params=OPS)
 def case(request):
-    """A classifier whose head goes through the tape, and an operation of that head."""
+    """A classifier's file, whose head goes through the tape, and an operation of that head."""
     model, batch, _ = build(request.param)
-    data = plain_onnx(model, batch.shape[1:], free=request.param != "tokens")
-    return onnx.load_from_string(data), OPS[request.param]
+    return plain_onnx(model, batch.shape[1:], free=request.param != "tokens"), OPS[request.param]
 
 
 def scaled(op, by):
@@ -35,7 +34,8 @@ def scaled(op, by):
 
 
 def test_a_wrong_derivative_is_found(case, monkeypatch):
-    plain, op = case
+    data, op = case
+    plain = onnx.load_from_string(data)
     attach_score(plain)
     monkeypatch.setitem(DERIVATIVES, op, scaled(op, 1.2))
     with pytest.raises(ExportError) as error:
@@ -44,7 +44,8 @@ def test_a_wrong_derivative_is_found(case, monkeypatch):
 
 
 def test_a_graph_that_does_not_run_is_rejected(case, monkeypatch):
-    plain, op = case
+    data, op = case
+    plain = onnx.load_from_string(data)
     monkeypatch.setitem(DERIVATIVES, op, lambda tape, _node, _gradients: [tape.graph.number([[1.0, 2.0]])])
     with pytest.raises(ExportError) as error:
         attach_score(plain)

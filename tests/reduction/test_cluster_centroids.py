@@ -12,7 +12,7 @@ from drip.reduction.kmeans import cluster
 
 
 @given(grids(), st.integers(0, 50), st.sampled_from([0.2, 0.5, 1.0]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_points_are_as_many_as_the_house_rule_says_or_the_distinct_rows_of_the_class(table, seed, fraction):
     values, labels = table
     sampler = ClusterCentroids(fraction, random_state=seed)

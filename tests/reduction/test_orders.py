@@ -37,7 +37,7 @@ def farthest_first_by_definition(values, rows, start, metric):
 
 @pytest.mark.parametrize("metric", METRICS)
 @given(grids(), st.integers(0, 100))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_maxmin_order_and_radii_are_those_of_the_definition(metric, table, seed):
     values, labels = table
     sampler = MaxMin(ALL, metric=metric, random_state=seed).fit(values, labels)
@@ -66,7 +66,7 @@ def test_maxmin_skips_no_row_that_a_pick_changes_on_generic_data(metric):
 
 @pytest.mark.parametrize("metric", METRICS)
 @given(grids(), st.integers(0, 100))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_maxmin_weights_count_the_rows_nearest_to_each_pick(metric, table, seed):
     values, labels = table
     sampler = MaxMin(0.4, metric=metric, random_state=seed).fit(values, labels)
@@ -79,7 +79,7 @@ def test_maxmin_weights_count_the_rows_nearest_to_each_pick(metric, table, seed)
 
 
 @given(grids(), st.integers(0, 100), st.sampled_from([0.3, 0.5, 1.0]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_distance_entropy_keeps_the_base_and_then_the_largest_entropies(table, seed, fraction):
     values, labels = table
     sampler = DistanceEntropy(fraction, random_state=seed, temperature=2.0).fit(values, labels)
@@ -152,7 +152,7 @@ def test_matrix_decomposition_scores_and_cut_are_those_of_the_definition(stratif
 
 @pytest.mark.parametrize("metric", METRICS)
 @given(grids())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_moderate_coreset_orders_by_the_gap_to_the_median_distance(metric, table):
     values, labels = table
     sampler = ModerateCoreset(ALL, metric=metric).fit(values, labels)

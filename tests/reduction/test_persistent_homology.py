@@ -40,7 +40,7 @@ def longest_bar_by_reduction(distances, dimension):
 
 @pytest.mark.parametrize("dimension", [0, 1, 2])
 @given(hnp.arrays(np.float64, st.tuples(st.integers(2, 9), st.just(3)), elements=st.integers(-3, 3)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_longest_bar_is_that_of_the_standard_algorithm(dimension, points):
     distances = cdist(points, points)
     expected = longest_bar_by_reduction(distances, dimension)
@@ -72,7 +72,7 @@ def test_bar_ends_where_a_centre_joins_all():
 @pytest.mark.parametrize("mode", ["restricted", "multi"])
 @pytest.mark.parametrize("landmarks", ["representative", "vital"])
 @given(table=grids(max_rows=16, n_classes=2, largest=2), seed=st.integers(0, 50))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_order_is_by_bar_with_super_outliers_last(mode, landmarks, table, seed):
     values, labels = table
     sampler = PersistentHomologyLandmarks(

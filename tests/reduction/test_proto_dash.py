@@ -40,7 +40,7 @@ def best_weights(kernel, target, members):
 @given(
     hnp.arrays(np.float64, st.tuples(st.integers(2, 7), st.integers(1, 3)), elements=st.integers(-20, 20)),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_pick_has_the_largest_gradient_and_all_weights_are_optimal(sigma, whole):
     points = whole / 10.0
     found = greedy_prototypes(points, len(points), sigma, TOLERANCE)

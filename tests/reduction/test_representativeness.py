@@ -16,7 +16,7 @@ METRICS = ["chebyshev", "euclidean"]
 
 @pytest.mark.parametrize("metric", METRICS)
 @given(grids(), st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_number_is_that_of_the_definition(metric, table, seed):
     values, labels = table
     rng = np.random.default_rng(seed)
@@ -140,7 +140,7 @@ def test_accuracy_of_a_linear_classifier_lies_within_its_certificate(metric, n_c
 
 @pytest.mark.parametrize("metric", METRICS)
 @given(st.lists(st.floats(-3, 3), min_size=3, max_size=3), st.integers(0, 20), st.sampled_from([1e-7, 1e-3]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_margin_is_the_way_to_the_plane_in_the_metric(metric, plane, seed, little):
     weights, offset = np.array(plane[:2]), plane[2]
     if np.abs(weights).max() < 1e-3:

@@ -23,7 +23,7 @@ PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in {mo
 
 def fresh(code):
     command = [sys.executable, "-W", "error", "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 MODULES = sorted(path.stem for path in Path(drip.reduction.__path__[0]).glob("[a-z]*.py"))

@@ -44,7 +44,7 @@ each_ranked = pytest.mark.parametrize("method", RANKED, ids=lambda method: metho
 
 @each_ranked
 @given(grids(max_rows=16), st.integers(1, 99))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_every_class_keeps_what_the_house_rule_says(method, table, percent):
     values, labels = table
     sampler = method(percent / 100, random_state=0).fit(values, labels)

@@ -164,7 +164,7 @@ def test_seeds_make_streams_of_chance_that_repeat_and_differ(name):
 
 @pytest.mark.slow
 @every_rule
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_any_scores_decide_alike_in_rows_and_batches(name, data):
     finite = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 1.0, 5e-324])

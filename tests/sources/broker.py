@@ -52,12 +52,11 @@ class Broker:
             self._process = subprocess.Popen(
                 [self._program, "-c", self._config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        deadline = time.monotonic() + 10
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                socket.create_connection(("127.0.0.1", self.port)).close()
             except OSError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
+                if self._process.poll() is not None:
                     raise AssertionError(self._log.read_text()) from None
                 time.sleep(0.02)
             else:
@@ -66,7 +65,7 @@ class Broker:
     def stop(self, number=signal.SIGTERM):
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(timeout=20)
+            self._process.wait()
             self._process = None
 
     @property
@@ -114,11 +113,9 @@ class Publisher:
             sent.UserProperty = [(name, str(value)) for name, value in properties.items()]
         return self._client.publish(topic, payload, qos=1, properties=sent).mid
 
-    def send_all(self, payloads, timeout_s=60):
+    def send_all(self, payloads):
         numbers = {self.send(payload) for payload in payloads}
-        deadline = time.monotonic() + timeout_s
         while not numbers <= self._acknowledged:
-            assert time.monotonic() < deadline, "the broker did not acknowledge"
             time.sleep(0.01)
 
     @property

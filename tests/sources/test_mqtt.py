@@ -19,6 +19,7 @@ from drip.datasets import load_mnist
 from drip.errors import DripError
 from drip.pipeline import observe
 from drip.sources import open_source
+from drip.sources.mqtt.connection import MqttConnection
 from drip.store import RetentionStore
 from drip.testing import check_source
 
@@ -44,16 +45,15 @@ def publisher(broker):
     client.close()
 
 
-def take(source, n, max_samples=32, timeout_s=20):
+def take(source, n, max_samples=32):
     """The first n samples, acknowledged."""
-    samples, deadline = [], time.monotonic() + timeout_s
+    samples = []
     batches = source.batches(max_samples)
     for batch in batches:
         samples += batch
         if len(samples) >= n:
             next(batches)
             break
-        assert time.monotonic() < deadline, f"{len(samples)} of {n} samples arrived"
     batches.close()
     return samples
 
@@ -113,6 +113,7 @@ def test_mqtt_is_a_source(broker, publisher, digits, monkeypatch):
 
 def test_message_sets_topic_properties_and_type_of_the_sample(broker, publisher, digits):
     subscribe(broker)
+    start_s = time.time()
     publisher.send(digits[0], "in/a", id="first", label=7, time_s=12.5, place="door")
     publisher.send(b"not looked at", "in/b", content_type="audio/wav")
     publisher.send(b"nor this", "in/c.flac")
@@ -127,7 +128,7 @@ def test_message_sets_topic_properties_and_type_of_the_sample(broker, publisher,
     assert second.media_type == "audio/wav"
     assert third.media_type == "audio/flac"
     assert fourth.id.startswith("in/d/")
-    assert abs(fourth.time_s - time.time()) < 60
+    assert start_s - 1 <= fourth.time_s <= time.time() + 1
     assert (fifth.id, fifth.data, fifth.label) == ("in/e/e", digits[2], 3)
 
 
@@ -179,10 +180,15 @@ def test_bad_payloads_go_to_quarantine_with_their_reason_and_the_others_are_deci
 @pytest.mark.slow
 def test_idle_stream_gives_an_empty_batch_every_second(broker, monkeypatch):
     monkeypatch.undo()
+    waits, turn = [], MqttConnection.turn
+    monkeypatch.setattr(
+        MqttConnection, "turn", lambda self, wait_s: (waits.append(wait_s), turn(self, wait_s))[1]
+    )
     batches = open_source(broker.url()).batches(8)
     start = time.monotonic()
     assert list(islice(batches, 2)) == [[], []]
-    assert 1.5 < time.monotonic() - start < 4
+    assert time.monotonic() - start > 1.5
+    assert max(waits) <= 1
     batches.close()
 
 
@@ -193,12 +199,14 @@ def test_only_uncommitted_messages_are_delivered_again(broker, publisher, digits
     subscribe(broker)
     publisher.send_all(digits[:6])
     batches = open_source(broker.url()).batches(2)
-    first = next(batches)
-    second = next(batches)  # acknowledges the first
+    taken = []
+    while sum(map(len, taken)) < 4:  # a slow broker fills a batch only in part
+        taken.append(next(batches))  # acknowledges the one before
     batches.close()  # like a process that dies before its commit
-    again = take(open_source(broker.url()), 4)
-    assert [sample.data for sample in again] == digits[2:6]
-    assert [sample.data for sample in first + second] == digits[:4]
+    n_committed = sum(map(len, taken[:-1]))
+    again = take(open_source(broker.url()), 6 - n_committed)
+    assert [sample.data for sample in again] == digits[n_committed:6]
+    assert [sample.data for batch in taken for sample in batch] == digits[: sum(map(len, taken))]
     assert next(open_source(broker.url()).batches(2)) == []
 
 
@@ -245,18 +253,15 @@ def test_publisher_that_replays_restores_what_a_killed_broker_lost(
     consumer = threading.Thread(target=consume, args=(broker.url(), tmp_path / "kept", 400, 0.05))
     consumer.start()
     publisher.send_all(digits[:300])
-    deadline = time.monotonic() + 20
     while not seen(tmp_path / "kept"):
-        assert time.monotonic() < deadline
+        assert consumer.is_alive()
     broker.kill()  # messages that it acknowledged and did not save are lost
     broker.start()
-    deadline = time.monotonic() + 20
     while "lost the session" not in caplog.text:
-        assert time.monotonic() < deadline
+        assert consumer.is_alive()
         time.sleep(0.05)
     publisher.send_all(digits[:400])  # the publisher's own record, from its start
-    consumer.join(30)
-    assert not consumer.is_alive()
+    consumer.join()
     with RetentionStore.open_readonly(tmp_path / "kept") as store:
         stored = [record.sample.data for record in store]
         assert store.stats().seen == 400
@@ -271,17 +276,17 @@ def test_example_publisher_replays_what_a_killed_broker_lost(broker, digits, tmp
     batches = open_source(url).batches(50)
     next(batches)
     command = [sys.executable, "-W", "error", example, "127.0.0.1", str(broker.port)]
-    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=30)
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "the broker has them all" in first.stdout
-    received = [sample.data for sample in next(batches)]
+    received = []
+    while len(received) < 50:
+        received += [sample.data for sample in next(batches)]
     broker.kill()
     broker.start()
     # It adds the same digits under new numbers, replays the old ones, and waits for a subscriber.
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as second:
-        deadline = time.monotonic() + 30
         while len(received) < 250 or second.poll() is None:
             received += [sample.data for sample in next(batches)]
-            assert time.monotonic() < deadline
     assert second.returncode == 0
     batches.close()
     assert set(received) == set(digits[:100])
@@ -299,13 +304,11 @@ def test_killed_consumer_and_restarted_broker_lose_no_digit_and_store_none_twice
     sender.start()
     for n_seen in (100, 500, 900, None):
         child = subprocess.Popen(command)
-        deadline = time.monotonic() + 60
         while n_seen is not None and seen(path) < n_seen:
             assert child.poll() is None
-            assert time.monotonic() < deadline
             time.sleep(0.02)
         if n_seen is None:
-            assert child.wait(timeout=60) == 0
+            assert child.wait() == 0
         else:
             child.kill()
             child.wait()
@@ -339,7 +342,7 @@ def test_memory_stays_flat_with_a_fast_publisher_and_a_slow_consumer(broker):
     subscribe(broker, window=32)
     code = (
         "import sys; from broker import Publisher; p = Publisher(int(sys.argv[1]));\n"
-        "p.send_all((b'BM%08d' % i + bytes(5000) for i in range(20_000)), 120); p.close()"
+        "p.send_all((b'BM%08d' % i + bytes(5000) for i in range(20_000))); p.close()"
     )
     publisher = subprocess.Popen(
         [sys.executable, "-c", code, str(broker.port)],
@@ -349,7 +352,8 @@ def test_memory_stays_flat_with_a_fast_publisher_and_a_slow_consumer(broker):
     n_seen, before = 0, 0
     while publisher.poll() is None or n_seen < 2000:
         n_seen += len(next(batches))
-        time.sleep(0.005)
+        # Slower in the end, so that even a publisher on a busy machine is ahead.
+        time.sleep(0.005 if n_seen < 5000 else 0.2)
         if n_seen >= 500 and not before:
             before = resident_bytes()
     batches.close()

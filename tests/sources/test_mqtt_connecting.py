@@ -47,7 +47,7 @@ def secure(tmp_path, certificates, monkeypatch):
 
 
 def secure_url(broker, certificates, host="localhost", **options):
-    query = "&".join(f"{name}={value}" for name, value in {"connect": 1, **options}.items())
+    query = "&".join(f"{name}={value}" for name, value in {"connect": 60, **options}.items())
     return f"mqtts://sensor@{host}:{broker.port}/in/+?client=d&cafile={certificates / 'ca.crt'}&{query}"
 
 
@@ -64,9 +64,9 @@ def test_wrong_password_is_an_error_at_once_and_not_repeated(secure, certificate
     monkeypatch.setenv(PASSWORD_VARIABLE, "wr0ng-secret")
     start = time.monotonic()
     with pytest.raises(SourceError, match=f"Not authorized; check the user .*{PASSWORD_VARIABLE}") as caught:
-        next(open_source(secure_url(secure, certificates, connect=30)).batches(1))
+        next(open_source(secure_url(secure, certificates, connect=300)).batches(1))
     assert caught.value.code == "broker-refused"
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 100  # one attempt
     assert "wr0ng-secret" not in str(caught.value)
 
 

@@ -389,13 +389,11 @@ def test_killed_runs_lose_no_file_and_store_none_twice(tmp_path):
     producer.start()
     for limit in (20, 120, None):
         child = subprocess.Popen([sys.executable, "-c", code])
-        deadline = time.monotonic() + 60
         while limit is not None and len(list(folder.glob(".done/*"))) < limit:
             assert child.poll() is None
-            assert time.monotonic() < deadline
             time.sleep(0.01)
         if limit is None:
-            assert child.wait(60) == 0
+            assert child.wait() == 0
         else:
             child.kill()
             child.wait()
@@ -406,7 +404,7 @@ def test_killed_runs_lose_no_file_and_store_none_twice(tmp_path):
 
 
 def test_file_of_another_process_is_read_with_the_real_clock(tmp_path):
-    batches = open_source(f"watch:{tmp_path}?settle=0.1&poll=0.02").batches(4)
+    batches = open_source(f"watch:{tmp_path}?settle=0.3&poll=0.02").batches(4)
     assert next(batches) == []
     subprocess.run([sys.executable, "-c", f"open({str(tmp_path / 'a.png')!r}, 'w').write('x')"], check=True)
     assert next(batch for batch in batches if batch)[0].data == b"x"

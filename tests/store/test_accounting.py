@@ -398,7 +398,7 @@ def test_a_new_sample_with_the_lowest_priority_is_not_stored(store):
 
 
 def test_a_put_waits_for_a_reader_that_ends_in_time(tmp_path):
-    with RetentionStore.open(tmp_path / "s", budget_bytes=BUDGET, timeout_s=5.0) as store:
+    with RetentionStore.open(tmp_path / "s", budget_bytes=BUDGET, timeout_s=60.0) as store:
         space = store._writer.space
         put(store, "a")
         reader = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)

@@ -7,7 +7,6 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -240,11 +239,10 @@ class Model(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-TestModel = pytest.mark.timeout(600)(Model.TestCase)
+TestModel = Model.TestCase
 TestModel.settings = settings(
     max_examples=40 if Phase.shrink in settings().phases else 8,
     stateful_step_count=40,
-    deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )

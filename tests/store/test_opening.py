@@ -90,7 +90,7 @@ def test_a_second_writer_waits_for_the_first_to_close_and_then_sees_all(store, p
     counts = []
 
     def wait():
-        with RetentionStore.open(path, timeout_s=30) as second:
+        with RetentionStore.open(path, timeout_s=300) as second:
             counts.append(len(second))
 
     waiting = threading.Thread(target=wait)

@@ -168,7 +168,6 @@ def test_many_small_pairs_of_metadata_are_kept_up_to_the_limit(store):
 )
 @settings(
     max_examples=60,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

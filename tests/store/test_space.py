@@ -210,7 +210,7 @@ def test_frames_of_a_rolled_back_transaction_are_truncated(connection, space, tm
     assert 0 < space.log_frames < 5
 
 
-@pytest.mark.parametrize(("wait", "timeout_s"), [(False, 20.0), (True, 0.2)])
+@pytest.mark.parametrize(("wait", "timeout_s"), [(False, 300.0), (True, 0.2)])
 def test_a_checkpoint_blocked_by_a_reader_looks_up_the_log_and_restores_the_timeout(
     connection, reader, tmp_path, wait, timeout_s
 ):
@@ -223,7 +223,7 @@ def test_a_checkpoint_blocked_by_a_reader_looks_up_the_log_and_restores_the_time
     start = time.perf_counter()
     assert not space.checkpoint(wait=wait)
     waited = time.perf_counter() - start
-    assert waited > 0.19 if wait else waited < 10.0
+    assert waited > 0.19 if wait else waited < 100.0
     assert 10 < space.log_frames < 20
     assert connection.execute("PRAGMA busy_timeout").fetchone() == (1000 * timeout_s,)
     reader.execute("COMMIT")
@@ -356,7 +356,7 @@ def test_a_reset_that_must_happen_waits_for_the_reader_and_then_fails(connection
 
 
 def test_a_log_that_just_suffices_does_not_wait(connection, reader, tmp_path):
-    space = patient(connection, tmp_path, 20.0)
+    space = patient(connection, tmp_path, 300.0)
     space.truncate_log()
     write(connection, 20)
     hold(reader)
@@ -364,7 +364,7 @@ def test_a_log_that_just_suffices_does_not_wait(connection, reader, tmp_path):
     space.look_up_log()
     start = time.perf_counter()
     space.prepare_log(LAYOUT.log_frames - space.log_frames, 0)
-    assert time.perf_counter() - start < 10.0
+    assert time.perf_counter() - start < 100.0
     space.close()
 
 
