@@ -170,6 +170,13 @@ def test_a_whole_pickled_model_is_rejected(tmp_path):
         load_model(FACTORY, tmp_path / "model.pt")
 
 
+def test_a_text_file_as_weights_is_reported_without_torchs_message(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ModelError, match=r"notes\.txt: cannot be read as a state_dict") as caught:
+        load_model(FACTORY, tmp_path / "notes.txt")
+    assert caught.value.code == "model-not-loadable"
+
+
 @settings(max_examples=60)
 @given(data=st.binary(max_size=300))
 def test_arbitrary_bytes_are_rejected(data, tmp_path_factory):

@@ -188,6 +188,8 @@ BAD = {
     "more rows than there are": ("a,Class\n1,x\n2,y\n", ["--n-samples", "3"], "bad-argument"),
     "an unknown method": ("a,Class\n1,x\n2,y\n", ["--method", "best"], "method-unknown"),
     "an index that is a column": ("a,Class\n1,x\n2,y\n", ["--index-column", "a"], "bad-argument"),
+    "an index without a name": ("a,Class\n1,x\n2,y\n", ["--index-column", ""], "bad-argument"),
+    "weights without a name": ("a,Class\n1,x\n2,y\n", ["--weight-column", ""], "bad-argument"),
     "two new columns of one name": (
         "a,Class\n1,x\n2,y\n",
         ["--index-column", "i", "--weight-column", "i"],

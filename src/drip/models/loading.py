@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 import sys
 from pathlib import Path
 from textwrap import shorten
@@ -75,13 +74,17 @@ def load_weights(model: nn.Module, weights: Path, name: str) -> None:
         raise ModelError(f"{weights}: does not exist", code="path-missing")
     try:
         # weights_only: a pickle runs code when it is read, and weights are files from strangers.
-        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except pickle.UnpicklingError as error:  # torch's own message advises allowing code execution
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    # torch's reader raises many exception types for a damaged file, such as a KeyError with one byte as its
+    # text, and its message for a pickle advises allowing code execution.
+    except Exception as error:
         raise ModelError(
-            f"{weights}: not a state_dict, or contains more than tensors; save it with "
+            f"{weights}: cannot be read as a state_dict of tensors; save it with "
             "torch.save(model.state_dict(), path)"
         ) from error
-    except Exception as error:  # torch's reader raises many exception types for a damaged file
+    try:
+        model.load_state_dict(state)
+    except Exception as error:  # the content of the file may have any type
         # A mismatch lists every tensor of the network.
         reason = shorten(str(error), 300, placeholder=" ...")
         raise ModelError(f"{weights}: does not fit the model {name!r}: {reason}") from error

@@ -93,6 +93,8 @@ def reduce_table(
     table.require_columns(named)
     table.require_whole_rows()
     for new in (how.index_column, how.weight_column):
+        if new == "":
+            raise InputError("the name of a new column is empty; write one")
         if new is not None and new in table.columns:
             raise InputError(f"the table already has a column {new!r}; choose another name")
     if how.index_column is not None and how.index_column == how.weight_column:
