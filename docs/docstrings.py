@@ -30,6 +30,10 @@ class Docstrings(griffe.Extension):
         text = _ROLE.sub(lambda role: f"`{role[1]}`", obj.docstring.value).replace("``", "`")
         obj.docstring.value = _DOCTEST.sub(_fenced, text)
 
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """The same for the package itself, for which `on_object` is not called."""
+        pkg.docstring = None
+
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
         """Long values, such as a table of functions, are no part of the interface."""
         if len(str(attr.value)) > _LONGEST_VALUE:

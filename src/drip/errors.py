@@ -36,8 +36,8 @@ CODES: Mapping[str, str] = MappingProxyType(
         ),
         "dataset-damaged": "A file of the data set is incomplete or was altered. Download it again.",
         "dataset-missing": (
-            "None of the searched folders contains the data set. Set DRIP_DATA, or let the loader fetch it "
-            "with download=True."
+            "None of the searched folders contains the data set. Set `DRIP_DATA`, or let the loader fetch it "
+            "with `download=True`."
         ),
         "download-damaged": (
             "A downloaded file has an unexpected size or checksum. It was removed; run the command again."
@@ -97,7 +97,9 @@ CODES: Mapping[str, str] = MappingProxyType(
         "package-missing": (
             "An optional package is not installed. The message shows the command that installs it."
         ),
-        "path-exists": "The output already exists. Choose another path, or give --overwrite where the command has it.",
+        "path-exists": (
+            "The output already exists. Choose another path, or give `--overwrite` where the command has it."
+        ),
         "path-missing": (
             "A file or folder does not exist, or the path is a folder where a file is expected. Check the path."
         ),
@@ -123,7 +125,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         ),
         "policy-parent-windows": (
             "The windows were fitted before quantisation. Calibrate on the int8 file, or accept them with "
-            "--accept-parent-windows."
+            "`--accept-parent-windows`."
         ),
         "policy-version": "The policy was written by another version of DRIP. Upgrade, or calibrate again.",
         "quantize-data": (
@@ -147,7 +149,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         ),
         "run-nothing-usable": (
             "No sample of the run could be decoded, scored and kept. `drip store stats` counts the "
-            "quarantined samples; --on-error raise shows the first reason."
+            "quarantined samples; `--on-error raise` shows the first reason."
         ),
         "sample-non-finite": (
             "The sample contains NaN or infinity, or the model outputs them for it. Check the sensor and the "
@@ -173,12 +175,12 @@ CODES: Mapping[str, str] = MappingProxyType(
         "store-budget": "The budget is too small for the store's own records. Give a larger one.",
         "store-busy": (
             "The store is open for writing elsewhere, in another process or in this one. Close it, wait for it "
-            "with timeout_s, or open the store read-only."
+            "with `timeout_s`, or open the store read-only."
         ),
         "store-closed": "The store is closed, open only for reading, or was opened by another thread.",
         "store-damaged": "The file is damaged. `drip store check` lists what is wrong.",
         "store-disk-full": (
-            "The disk is full, or has less than min_free_bytes left. Free some space; what was committed is "
+            "The disk is full, or has less than `min_free_bytes` left. Free some space; what was committed is "
             "safe."
         ),
         "store-invalid": "The file is not a DRIP store.",
