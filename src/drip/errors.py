@@ -98,7 +98,7 @@ CODES: Mapping[str, str] = MappingProxyType(
             "An optional package is not installed. The message shows the command that installs it."
         ),
         "path-exists": (
-            "The output already exists. Choose another path, or give `--overwrite` where the command has it."
+            "The output already exists. Choose another path, or use --overwrite if the command has this option."
         ),
         "path-missing": (
             "A file or folder does not exist, or the path is a folder where a file is expected. Check the path."
@@ -162,7 +162,7 @@ CODES: Mapping[str, str] = MappingProxyType(
             "The bytes are corrupt, truncated or of an unknown type. `drip run` quarantines such samples."
         ),
         "sample-unknown": (
-            "No kept sample has this key or id, or several have it. The sample may have been evicted; use the "
+            "No kept sample has this key or id, or more than one has it. The sample may have been evicted; use the "
             "key of a sample that the store returns."
         ),
         "score-unavailable": (
@@ -226,7 +226,7 @@ class DripError(Exception):
             self.code = code
 
     def within(self, where: str) -> Self:
-        """The same error with the thing it happened to in front: a sample, a file.
+        """The same error, with the name of the sample or file that caused it in front.
 
         >>> str(InputError("too short").within("clip.wav"))
         'clip.wav: too short'

@@ -156,8 +156,8 @@ def run(
             counts it, ``quarantine`` hands it to the sink with the reason and counts it.
         policy_digest: Identifies the policy. The saved state of the rule is restored only if the interrupted
             run had the same one. Empty: the digest of the rule itself.
-        on_progress: Called after every batch, an empty one too.
-        stop: Asked after every batch, an empty one too; True ends the run cleanly.
+        on_progress: Called after every batch, even an empty one.
+        stop: Asked after every batch, even an empty one; True ends the run cleanly.
 
     Returns:
         The counts of this call.

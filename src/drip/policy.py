@@ -281,8 +281,10 @@ class Policy:
                 code="policy-version",
             )
         try:
-            text = canonical_json(content)  # NaN and infinity are nowhere allowed,
-            json.loads(text, parse_int=lambda digits: float(int(digits)))  # nor integers beyond float64
+            text = canonical_json(content)  # NaN and infinity are not allowed
+            json.loads(
+                text, parse_int=lambda digits: float(int(digits))
+            )  # anywhere, nor are integers beyond float64
             digest = sha256_hex(text)
             if version == 1:
                 content = _from_version_1(content)

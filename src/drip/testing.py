@@ -1,6 +1,6 @@
 """Contract checks and fakes for authors of rules, sources and sinks.
 
-Gets instances and knows shapes and errors only; nothing in drip imports it. Checks raise AssertionError.
+It gets instances and checks only shapes and errors; nothing in drip imports it. Checks raise AssertionError.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class MemorySink:
         return [sample.id for sample, _, decision in self.puts if decision.retain]
 
     def put(self, sample: Sample, observation: Observation, decision: Decision) -> None:
-        """Remember the three, unless this decision is a redelivery."""
+        """Record sample, observation and decision, unless this is a redelivery."""
         if self._max_sample_bytes is not None and len(sample.data) > self._max_sample_bytes:
             raise SampleTooLargeError(
                 f"sample {sample.id!r}: {len(sample.data)} bytes, but the limit is {self._max_sample_bytes}"

@@ -53,7 +53,7 @@ class Observation:
     """Everything that a rule may look at: one row of :class:`Observations`.
 
     Attributes:
-        predicted_class: Index of the index of the largest logit; the lowest index on ties.
+        predicted_class: Index of the largest logit; the lowest index on ties.
         logits: Class scores before softmax, shape (n_classes,).
         scores: Scalars by name, such as ``drip`` or ``contrast``.
         features: Pooled features, shape (n_features,), or None.
@@ -375,7 +375,7 @@ class DurableSink(Protocol):
         ...
 
     def quarantine(self, sample: Sample, reason: str) -> None:
-        """Put a sample into quarantine that could not be decoded, scored or kept. Accepts any sample.
+        """Quarantine a sample that could not be decoded, scored or kept. Accepts any sample.
 
         Raises:
             TransactionFullError: the transaction is full: roll back, halve and retry.

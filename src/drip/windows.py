@@ -156,7 +156,7 @@ def densest_window(ordered: FloatArray, fraction: float) -> tuple[int, int]:
 def histogram_peak(ordered: FloatArray, fraction: float) -> tuple[int, int]:
     """Ranks of the scores around the fullest histogram bin (Algorithm 1).
 
-    Bins are as wide as the rule of Freedman and Diaconis asks (at most 100,000 of them). From the
+    Bin widths follow the rule of Freedman and Diaconis (at most 100,000 bins). From the
     fullest bin (the first on ties) the range grows by the fuller of its two neighbours (the left on
     ties) until at least ``fraction`` of the scores are inside.
 
@@ -226,7 +226,7 @@ def fit_window(
         min_class_count: Scores below which the class never discards.
 
     References:
-        DRIP paper, section III-A step 4; decision A5 and A6.
+        DRIP paper, section III-A step 4; decisions A5 and A6.
 
     >>> window = fit_window(np.arange(100.0), 0.25)
     >>> window.lower, window.upper, window.calibration_discard

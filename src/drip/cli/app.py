@@ -20,7 +20,7 @@ app = typer.Typer(
     help="Decide on the device, sample by sample, what is worth keeping for retraining.",
     epilog="First look: drip demo. Then: drip calibrate, drip run, drip store stats.",
     no_args_is_help=True,
-    rich_markup_mode=None,  # rich's boxes leave half of 80 columns to the help texts
+    rich_markup_mode=None,  # rich's boxes would leave only half of 80 columns for the help texts
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -77,11 +77,11 @@ def main() -> None:
     except FileNotFoundError as error:
         print_error(f"{error.filename}: does not exist; check the path", code_of(error))
         sys.exit(1)
-    except OSError as error:  # such as a full disk, on which the output is redirected
+    except OSError as error:  # such as a full disk to which the output is redirected
         place = "" if error.filename is None else f"{error.filename}: "
         print_error(f"{place}{error.strerror or error}", code_of(error))
         sys.exit(1)
-    except UnicodeEncodeError as error:  # bytes on the command line that are not UTF-8, where text is stored
+    except UnicodeEncodeError as error:  # the command line has bytes that are not UTF-8
         print_error(f"{error.object!a}: is not UTF-8; choose another name", "bad-argument")
         sys.exit(1)
     except MemoryError as error:

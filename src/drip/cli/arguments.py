@@ -47,7 +47,7 @@ _BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def parse_bytes(text: str) -> int:
-    """A size such as ``500MB``, ``2GB``, ``64MiB`` or ``1000000`` in bytes; an option's parser.
+    """Parse a size such as ``500MB``, ``2GB``, ``64MiB`` or ``1000000`` into bytes.
 
     Raises:
         typer.BadParameter: anything else.
@@ -88,7 +88,7 @@ def parse_rule_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_rate(text: str) -> float:
-    """A number between 0 and 1, neither of them included; an option's parser.
+    """Parse a number between 0 and 1, both excluded.
 
     Raises:
         typer.BadParameter: anything else, such as NaN.
@@ -112,7 +112,7 @@ def keep_rate(keep: float | None, dpw: float | None) -> float | None:
 
 
 def parse_part(text: str) -> float:
-    """A number in (0, 1]; an option's parser.
+    """Parse a number in (0, 1].
 
     Raises:
         typer.BadParameter: anything else, such as NaN.
@@ -124,7 +124,7 @@ def parse_part(text: str) -> float:
 
 
 def parse_kappa(text: str) -> float:
-    """A number from -1 to 1, the range of Cohen's kappa; an option's parser.
+    """Parse a number from -1 to 1, the range of Cohen's kappa.
 
     Raises:
         typer.BadParameter: anything else, such as NaN.
@@ -136,7 +136,7 @@ def parse_kappa(text: str) -> float:
 
 
 def parse_distance(text: str) -> float:
-    """A finite number of at least 0; an option's parser.
+    """Parse a finite number of at least 0.
 
     Raises:
         typer.BadParameter: anything else, such as NaN.
@@ -148,7 +148,7 @@ def parse_distance(text: str) -> float:
 
 
 def parse_watts(text: str) -> float:
-    """A power from 1 mW to 1 MW in W; an option's parser.
+    """Parse a power from 1 mW to 1 MW, in W.
 
     Raises:
         typer.BadParameter: anything else, such as NaN.
@@ -232,7 +232,7 @@ def parse_score(text: str) -> dict[str, str]:
 
 
 def _words(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Words ``name=value``, each name once and one of the given ones."""
+    """Parse words ``name=value``; each name must be one of the given ones and appear once."""
     found: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -348,7 +348,7 @@ def require_status_path(path: Path | None) -> None:
 
 
 def require_file(path: Path) -> None:
-    """Check that a path can be a file, before anything is made beside it.
+    """Check that a path can become a file, before anything is written next to it.
 
     Raises:
         DripError: the path is a folder or a device.
@@ -394,11 +394,11 @@ def is_model_file(model: str) -> bool:
 
 
 def load_model_file(path: str, weights: Path | None, threads: int) -> OnnxScorer:
-    """The scorer of a model file; no torch is loaded.
+    """The scorer of a model file, without loading torch.
 
     Raises:
         typer.BadParameter: weights were given too.
-        DripError: no such file, or no package to run it.
+        DripError: the file does not exist, or the package that runs it is not installed.
     """
     if weights is not None:
         raise typer.BadParameter("a model file contains its weights; leave out --weights")
@@ -413,7 +413,7 @@ def load_torch_model(factory: str, weights: Path | None, threads: int = 1) -> nn
 
     Raises:
         typer.BadParameter: a number of threads.
-        DripError: no such factory or weights, or no torch.
+        DripError: the factory or the weights do not exist, or torch is not installed.
     """
     if threads != 1:
         raise typer.BadParameter("--threads is for model files; set OMP_NUM_THREADS for PyTorch")

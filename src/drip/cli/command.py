@@ -61,7 +61,7 @@ class Command(TyperCommand):
             ctx.params["rule_option"] = others
 
     def _fit_model(self, ctx: Any) -> None:
-        """Ignore configured options for the other kind of model than the typed one."""
+        """Ignore configured options that do not apply to the kind of model on the command line."""
         if _source(ctx, "model") != "COMMANDLINE" or ctx.params["model"] is None:
             return
         if not ctx.params["model"].lower().endswith(".onnx"):

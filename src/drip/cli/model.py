@@ -109,7 +109,7 @@ def export(
 def _write(
     model: str, weights: Path | None, policy_path: Path | None, out: Path, **options: Any
 ) -> ModelMetadata:
-    """Write the model file; its metadata."""
+    """Write the model file and return its metadata."""
     from drip.policy import Policy
 
     policy = None if policy_path is None else Policy.load(policy_path)

@@ -36,7 +36,7 @@ app = typer.Typer(
 
 
 def parse_image_spec(text: str) -> InputSpec:
-    """As :func:`parse_input_spec`, with the defaults of networks pretrained on ImageNet; an option's parser.
+    """Parse an input spec, with the defaults of networks pretrained on ImageNet.
 
     Raises:
         typer.BadParameter: not an input spec.

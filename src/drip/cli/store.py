@@ -133,7 +133,7 @@ def _write_shards(kept: RetentionStore, to: Path, labels: Labels, names: tuple[s
 
 
 def _by_whom(stats: StoreStats) -> str:
-    """How many samples only shadow mode keeps; empty for a store without it."""
+    """The number of samples kept only because of shadow mode; empty if there are none."""
     if not stats.kept_shadowed:
         return ""
     n_retained = stats.kept - stats.kept_shadowed

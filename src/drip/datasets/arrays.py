@@ -33,7 +33,7 @@ class ImageDataset:
         media_type: Media type of the samples; ``image/png`` if ``encoded`` is None.
 
     Raises:
-        InputError: labels, groups or files that are not one per image.
+        InputError: there is not exactly one label, group or file per image.
     """
 
     name: str
@@ -138,7 +138,7 @@ class AudioDataset:
         media_type: Media type of the samples; ``audio/flac`` if ``encoded`` is None.
 
     Raises:
-        InputError: labels, groups or files that are not one per clip.
+        InputError: there is not exactly one label, group or file per clip.
     """
 
     name: str

@@ -76,8 +76,8 @@ def load_speech_commands(
     Version 0.01 has 64,721 clips of 30 words, version 0.02 105,829 clips of 35 words. Read from the original
     archives or from ``speech_commands_9words.zip``: 400 clips of version 0.01 each of down, eight, five, go,
     left, one, right, up and zero. Clips that are shorter than a second are padded with zeros at the end.
-    Samples from FLAC files are those files; WAV files are encoded as FLAC. A clip takes 32 kB of memory, all
-    of version 0.02 3.4 GB.
+    Samples from FLAC files are those files; WAV files are encoded as FLAC. A clip takes 32 kB of memory; all
+    of version 0.02 takes 3.4 GB.
 
     Args:
         words: The words to load, in any order. None: all words in the archive.

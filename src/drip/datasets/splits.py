@@ -33,7 +33,7 @@ def split_rows(
         The rows of each part, int64.
 
     Raises:
-        InputError: shares that are not positive or do not sum to 1, groups that are not one per row.
+        InputError: shares are not positive or do not sum to 1, or there is not one group number per row.
 
     References:
         DRIP paper, section IV-A.1.

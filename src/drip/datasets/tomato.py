@@ -1,7 +1,7 @@
 """Tomato leaves: 5,773 photographs of PlantVillage, with groups of photographs of the same leaf.
 
-The set has no original archive. The package has the list of the photographs with their digests; a download
-gets them one by one from a public repository, and writes them into an archive of 128 x 128 pixels.
+The set has no original archive. The package contains the list of the photographs with their digests; a
+download gets them one by one from a public repository, and writes them into an archive of 128 x 128 pixels.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def parse_index(content: bytes) -> tuple[Leaf, ...]:
 
 
 def blob_sha1(content: bytes) -> str:
-    """The digest by which git knows a file.
+    """The digest that git uses for a file.
 
     >>> blob_sha1(b"")
     'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'

@@ -1,4 +1,4 @@
-"""Files that are complete or untouched: atomic writing, digests, and the types of entries in JSON files."""
+"""Atomic writing, so a file is either complete or untouched; digests; type checks of JSON entries."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ def svg(width: float, height: float, kind: str, label: str, parts: Iterable[str]
     """A drawing with a label for screen readers.
 
     Args:
-        width: Of the view box, in its units; the style sheet decides the size on screen.
-        height: Of the view box.
+        width: Width of the view box, in its units; the style sheet decides the size on screen.
+        height: Height of the view box.
         kind: Class name in the style sheet.
         label: Plain text that says what the drawing shows.
         parts: SVG elements.

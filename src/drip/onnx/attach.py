@@ -1,7 +1,7 @@
 """Adds the score and the decision to a classifier's graph: the last step of every export.
 
-Needs the package ``onnx``, not torch. What is added are ordinary forward operations, so any ONNX
-runtime executes the result.
+Needs the package ``onnx``, not torch. It adds only ordinary forward operations, so any ONNX runtime executes
+the result.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no problem."""
+        """True if there are no problems."""
         return not self.problems
 
 

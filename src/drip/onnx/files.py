@@ -85,7 +85,7 @@ def _little_endian(tensor: onnx.TensorProto) -> bytes:
 
 
 def write_metadata(model: onnx.ModelProto, metadata: ModelMetadata) -> ModelMetadata:
-    """Put metadata into a model, with the digest of its present graph, and return them."""
+    """Put metadata into a model, with the digest of its current graph, and return it."""
     metadata = replace(metadata, digest=model_file_digest(model))
     others = [(item.key, item.value) for item in model.metadata_props if item.key != KEY]
     del model.metadata_props[:]
@@ -98,8 +98,8 @@ def metadata_of(model: onnx.ModelProto) -> ModelMetadata:
     """The metadata of a model.
 
     Raises:
-        ModelError: The model has none, or they cannot be read.
-        ExportError: The model was changed after they were written.
+        ModelError: The model has no metadata, or it cannot be read.
+        ExportError: The model was changed after the metadata was written.
     """
     metadata = ModelMetadata.parse({item.key: item.value for item in model.metadata_props})
     digest = model_file_digest(model)
@@ -119,7 +119,7 @@ def score_outputs(model: onnx.ModelProto) -> frozenset[str]:
 
 
 def check_policy(policy: Policy, metadata: ModelMetadata, n_classes: int, provides: Iterable[str]) -> None:
-    """Check that a policy was calibrated on this model and this score of it.
+    """Check that a policy was calibrated on this model and its score.
 
     Raises:
         PolicyError: The policy belongs to another file.

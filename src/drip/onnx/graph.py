@@ -1,4 +1,4 @@
-"""An ONNX graph to read and to extend: names, constants, measured shapes, cuts; it knows no scores.
+"""An ONNX graph to read and to extend: names, constants, measured shapes, cuts. It knows no scores.
 
 Shapes are measured by running the graph instead of being inferred. ONNX's shape inference stops at the
 first Reshape whose sizes are computed, and cannot tell which axes follow the batch.

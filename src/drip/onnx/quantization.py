@@ -1,7 +1,6 @@
 """Quantises a model file, and measures on held-out samples how well it agrees with its float32 parent.
 
-The agreement is one of decisions, not of accuracy: a device must keep the samples that the float32 file
-would keep.
+It compares decisions, not accuracy: a device must keep the samples that the float32 file would keep.
 """
 
 from __future__ import annotations

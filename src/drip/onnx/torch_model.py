@@ -195,7 +195,7 @@ class _WithActivation(nn.Module):
 
 
 def _plain_graph(model: nn.Module, target: Target, x: Tensor) -> onnx.ModelProto:
-    """The model's graph with outputs ``logits`` and ``activation``; its batch is free if torch can."""
+    """The model's graph with outputs ``logits`` and ``activation``; free batch axis if torch can export one."""
     wrapped = _WithActivation(model, target).eval()
     reasons = []
     # models that reshape to a fixed number of rows export for one row only

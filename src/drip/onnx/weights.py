@@ -1,4 +1,4 @@
-"""The weight of each map: its mean gradient, in the fewest nodes that compute it exactly, and the proof.
+"""The weight of each map: its mean gradient, in the fewest nodes that compute it exactly, and its check.
 
 Most heads need no differentiation at run time. Pooling and flattening at the start of the head keep each
 map's sum of gradients, so they are skipped; a linear layer after them is folded to its sum over positions;
@@ -25,7 +25,7 @@ from drip.types import BoolArray, FloatArray
 
 _PASSIVE = frozenset(("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze"))
 
-# The proof by finite differences. A step of 0.3 % of the mean activation is a compromise between crossing
+# The check by finite differences. A step of 0.3 % of the mean activation is a compromise between crossing
 # kinks (larger steps) and the rounding of float32 (smaller ones). 5 % still tells a wrong derivative, which
 # is off by a factor or a missing term, from the curvature of the head.
 _N_ROWS = 6
@@ -42,7 +42,7 @@ class MapWeights:
 
     Attributes:
         name: Tensor of shape (N, K).
-        factor: The weights are this many times the tensor. It is multiplied into the score, one number per
+        factor: The weights are the tensor times this factor. It is multiplied into the score, one number per
             sample, instead of into K weights.
     """
 

@@ -1,4 +1,4 @@
-"""Joules of a block of code, and the origin of the number: sensors, or an estimate that is labelled as one.
+"""The energy of a block of code in joules, and its origin: sensors, or an estimate that is labelled as one.
 
 codecarbon's tracker would also fetch carbon intensities and write files; only its sensor classes are used.
 """

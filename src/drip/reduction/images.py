@@ -61,7 +61,7 @@ class FeatureNetwork(Protocol):
             on_progress: Called with the images done and their total.
 
         Returns:
-            Features, shape (n, d); the indices of the n decoded files in ``names``; a sentence forevery
+            Features, shape (n, d); the indices of the n decoded files in ``names``; a sentence for every
             other file.
         """
         ...
@@ -369,7 +369,7 @@ def _yolo_text(boxes: list[Box]) -> str:
 def image_categories(
     boxes: Sequence[tuple[int, ...]], names: Mapping[int, str], *, min_images: int = 1
 ) -> list[str]:
-    """A category forevery image, from the classes of its boxes.
+    """A category for every image, from the classes of its boxes.
 
     The category is the set of classes, and whether there is one box or several: ``person + dog, several``. If
     a category has fewer than ``min_images`` images, they move to the category of the class with most boxes in

@@ -141,8 +141,8 @@ class ProtoDash(RankedReducer):
     exceeds ``tolerance`` times the largest of mu, the picks represent the class fully; the other rows
     follow by gradient, with weight zero. Ties: the lower row.
 
-    The published code uses the inner product as kernel, which needs only ten to twenty picks to get there;
-    from then on it ranks by the noise of a solver. It also discards the weights. Here the kernel is
+    The published code uses the inner product as kernel. With it, ten to twenty picks represent the
+    class fully, and the noise of a solver ranks the rest. It also discards the weights. Here the kernel is
     Gaussian, :math:`\exp(-\|x - x'\|^2 / 2 \sigma^2)`.
 
     Args:

@@ -121,7 +121,7 @@ def distance(value: float) -> str:
 
 
 def energy_text(report: ReductionReport) -> str:
-    """Joules and how they are known, such as ``12.3 J, measured``."""
+    """Joules and their origin, such as ``12.3 J, measured``."""
     kind = _energy_kind(report)
     return f"{significant(report.joules)} J, {kind}" if kind else MISSING
 

@@ -1,4 +1,4 @@
-"""Representative k-means (RKMEANS): as many rows from each cluster, nearest to its centroid."""
+"""Representative k-means (RKMEANS): the same number of rows from each cluster, those nearest to its centroid."""
 
 from __future__ import annotations
 

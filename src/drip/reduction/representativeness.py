@@ -73,7 +73,7 @@ class Representativeness:
         return [label for label, spread in self.per_class.items() if not spread.n_kept]
 
     def counts(self) -> IntArray:
-        """Number of rows that every kept row represents, being their nearest, shape (n_kept,)."""
+        """Number of rows to which each kept row is the nearest, shape (n_kept,)."""
         return np.bincount(self.nearest[self.nearest >= 0], minlength=self.overall.n_kept)
 
 

@@ -253,8 +253,8 @@ def _never(report: RunReport) -> str:
 def _surprise(report: RunReport) -> str:
     """The class whose keep rate differs most from what calibration expected.
 
-    Only if by more than three standard errors: of ten classes the largest deviation passes two of them by
-    chance in one run of three, and three of them in one of forty.
+    Only if it differs by more than three standard errors: by chance, the largest of ten deviations exceeds
+    two standard errors in one run of three, and three in one of forty.
     """
     worst: tuple[float, int, float, float, int] | None = None
     for index, window in enumerate(report.windows):

@@ -80,7 +80,7 @@ def create(name: str, *, retention: float | None = None, **params: Any) -> BaseR
         params: Further arguments of the rule.
 
     Raises:
-        InputError: no such rule, or arguments that it does not take.
+        InputError: the rule does not exist, or does not accept these arguments.
 
     >>> create("margin", retention=0.5).params
     {'retention': 0.5}

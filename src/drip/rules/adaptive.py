@@ -70,9 +70,9 @@ class ComposedRule(BaseRule):
        It is off by default, because it discards a new camera. Exception to both: the rule is so far below its
        keep rate that the controller asks for everything, as after a sudden change of the whole stream.
     2. The gate ``duplicates`` discards a near-duplicate of one of the last 256 kept samples.
-    3. A sample whose score is among the highest of the last 500 is kept. A controller sets how many of them, so
-       the keep rate holds through drift. With the gate ``populations``: when the second population has become
-       the larger one, the distribution has shifted and the model's output means little. A random draw then
+    3. A sample whose score is among the highest of the last 500 is kept. A controller sets how many of them
+       are kept, so the keep rate holds through drift. With the gate ``populations``: when the second population
+       has become the larger one, the distribution has shifted and the model's output means little. A random draw then
        replaces the score, with the same probability, until the stream changes back or the rule is calibrated
        again.
     4. A class of which less than a quarter of the target was kept recently gets this sample; a class above its
@@ -82,13 +82,13 @@ class ComposedRule(BaseRule):
 
     Every adaptation is bounded, can be frozen, and is logged: see :attr:`adaptations`.
 
-    Subclasses name the score. The priority is the rank of the score among the last ones, or of the draw where
-    a draw replaces it.
+    Subclasses name the score. The priority is the rank of the score among the last 500, or of the draw that
+    replaces it.
 
     Args:
         retention: Keep rate, in (0, 1); excludes the next two.
-        samples_per_hour: A target per time instead.
-        bytes_per_day: A target per time instead, in encoded bytes.
+        samples_per_hour: A target in samples per hour, instead of a keep rate.
+        bytes_per_day: A target in encoded bytes per day, instead of a keep rate.
         exploration: Part of the kept samples that is drawn at random, in [0, 1).
         gates: Which of :data:`GATES` are on; each needs features. Policies of version 0.1.0 have True for all of
             them, without a quota, or False for none.

@@ -178,7 +178,7 @@ def require_scores(rule: Rule, provides: Iterable[str], advice: str) -> None:
     Args:
         rule: The rule.
         provides: Names of the columns that observations will have: ``logits``, ``features``, score names.
-        advice: What to do where one is missing.
+        advice: What to do if one is missing.
 
     Raises:
         InputError: with the missing names and the advice; code ``rule-needs``.
@@ -347,7 +347,7 @@ class WindowRule(BaseRule):
         self._unit = np.array([window.scale or 1.0 for window in windows])
 
     def _distances(self, observations: Observations) -> tuple[BoolArray, BoolArray, FloatArray]:
-        """Whether inside the window, whether of a class that discards, and the distance in deviations."""
+        """Whether each score is inside its window, whether its class discards, and its distance in deviations."""
         if not self._windows:
             raise self._uncalibrated()
         self._check_classes(observations, len(self._windows))

@@ -224,7 +224,7 @@ def _ranks(values: FloatArray, percentiles: FloatArray) -> FloatArray:
 
 
 def _unique(percentiles: FloatArray, shares: FloatArray, *, last: bool) -> tuple[FloatArray, FloatArray]:
-    """Percentiles without repeats, each with the first or the last rank that has it."""
+    """Percentiles without repeats, each with its first or its last rank."""
     if last:
         values, rows = np.unique(percentiles[::-1], return_index=True)
         return values, shares[::-1][rows]

@@ -1,4 +1,4 @@
-"""The gradient of the head: two exact ways to it, and how one of them is chosen.
+"""The gradient of the head: two exact ways to compute it, and the choice between them.
 
 The score needs dy/dA, the gradient of a logit at the target activation A. Autograd through the whole model,
 as CAM packages do it, computes far more than that. Two *plans* compute only what is needed:

@@ -1,7 +1,7 @@
 """Run a user's model, check its inputs, observe its activations, and leave it unchanged.
 
 The model is the user's. It may be in training mode, have hooks, edit its input, be shared by
-several scorers and threads, or raise anything. This file is the only place of the room that calls it:
+several scorers and threads, or raise anything. This is the only module of the package that calls it:
 
 - :class:`ScoringMode` evaluates it as in production and restores every flag afterwards, even after an error.
 - :func:`run_tapped` and :class:`Tap` observe the output of one layer during a forward pass.
@@ -303,7 +303,7 @@ class Tap:
     """Observes the target layer and the calls of some later modules, pass after pass.
 
     It does the same as :func:`run_tapped` with hooks that are made once, because this runs for every sample
-    of a stream. It keeps nothing of a pass. Two passes at once would mix their tensors, so the caller
+    of a stream. Nothing of a pass is kept. Two passes at once would mix their tensors, so the caller
     holds the model's locks.
 
     Args:

@@ -1,4 +1,4 @@
-"""Bytes from outside to samples: ids, the JSON header, media types by magic bytes, rejected samples.
+"""Turns bytes from outside into samples: ids, the JSON header, media types by magic bytes, rejected samples.
 
 Shared by the sources that read files and messages. The content of a message never ends a stream: a payload
 that cannot be parsed becomes a rejected sample, which is counted and kept in quarantine.
@@ -71,7 +71,7 @@ def rejected(place: str, data: bytes, reason: str, *, digest: str | None = None)
     """A payload that could not be parsed, as a rejected sample, so nothing disappears unnoticed.
 
     Args:
-        place: Where it came from; the front of its id. Or empty.
+        place: Where it came from; the first part of its id. Or empty.
         data: The payload, or its first bytes if it is too large.
         reason: What is wrong with it.
         digest: SHA-256 of the whole payload if ``data`` is only a part of it.
@@ -97,7 +97,7 @@ def sample_of(
     """The sample of a header and a payload; a rejected sample if the header is not valid.
 
     Args:
-        place: Where it came from; the front of its id. Or empty.
+        place: Where it came from; the first part of its id. Or empty.
         header: ``id``, ``media_type``, ``label``, ``time_s`` and ``meta``, all optional: the default id is
             the content's digest, the default media type follows from the first bytes.
         data: The encoded bytes.

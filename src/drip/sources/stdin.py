@@ -35,8 +35,8 @@ class StdinSource:
     arrives.
 
     Delivery: at most once. A pipe has no acknowledgement: data that was written into it and not yet committed
-    is lost when the process dies. For more, the writer sends again from its own record: the store ignores
-    content that it already has.
+    is lost when the process dies. For a stronger guarantee, the writer must send data again from its own
+    record: the store ignores content that it already has.
 
     Args:
         form: ``lines`` or ``frames``.
@@ -45,7 +45,7 @@ class StdinSource:
         descriptor: File descriptor to read; None reads standard input.
 
     Raises:
-        SourceError: an unknown form.
+        SourceError: an unknown format.
     """
 
     def __init__(

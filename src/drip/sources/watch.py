@@ -37,7 +37,7 @@ from drip.types import Sample
 State = tuple[int, int, int, int]
 """Size, time of modification, time of change and inode. A file whose state changes is a new file."""
 
-_WINDOW = 10_000  # files that one look remembers: bounds the memory, however many are in the folder
+_WINDOW = 10_000  # files that one poll remembers: bounds the memory, however many are in the folder
 _TOO_LARGE = ".too-large"
 _CREATE = "CREATE TABLE IF NOT EXISTS consumed (path BLOB PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID"
 
@@ -56,9 +56,9 @@ class WatchedFolderSource:
 
     A file is complete when it is not empty and its size, times and inode stayed the same for ``settle_s``
     seconds of a monotonic clock. Writers that pause for longer write under a hidden name or another suffix
-    and rename. Existing files are read first; each look yields older modification times first. Nothing
+    and rename. Existing files are read first; each poll yields older modification times first. Nothing
     depends on that order: no file is lost if its name sorts earlier, its time is older, or the wall clock
-    jumps back. A look that finds nothing yields an empty batch.
+    jumps back. A poll that finds nothing yields an empty batch.
 
     Links to files are read, links to folders not followed. Hidden files and folders and other suffixes are
     skipped. A file that vanishes before it is read is skipped. A file that cannot be read is logged, and
@@ -71,7 +71,7 @@ class WatchedFolderSource:
       nothing is destroyed, and the folder itself shows which files were consumed.
     * ``delete``: removed; for devices, where the store is the only memory.
     * ``keep``: left in place; a small database in the folder (``.drip-consumed``) remembers it by path, size
-      and time. Every look costs a query per file: for folders of thousands of files, not of millions.
+      and time. Every poll costs a query per file: for folders of thousands of files, not of millions.
 
     A kill between commit and move delivers the file again, which the store recognises. A cursor in the order
     of times or names would need no move, but would lose a file that is written late under an early time or
@@ -82,7 +82,7 @@ class WatchedFolderSource:
         class_names: Names of the classes in the order of the logits; a file in a folder with such a name gets
             its label.
         settle_s: How long a file must stay the same, in seconds.
-        poll_s: Time between looks, in seconds.
+        poll_s: Time between polls, in seconds.
         done: What to do with a consumed file, see above.
         max_bytes: Largest file.
 
@@ -143,7 +143,7 @@ class WatchedFolderSource:
         """Do nothing: consumed files are not found again."""
 
     def batches(self, max_samples: int) -> Iterator[list[Sample]]:
-        """Lists of up to ``max_samples`` samples; an empty one for every look that finds nothing.
+        """Lists of up to ``max_samples`` samples; an empty one for every poll that finds nothing.
 
         Raises:
             SourceError: the folder cannot be listed, or a consumed file cannot be moved or removed.
@@ -210,7 +210,7 @@ class WatchedFolderSource:
         path = found.path
         try:
             with path.open("rb") as file:
-                # One byte more than the size at the last look: a growing file then has a different state.
+                # One byte more than the size at the last poll: a growing file then has a different state.
                 data = file.read(HEAD_BYTES if found.state[0] > self._max_bytes else found.state[0] + 1)
         except FileNotFoundError:
             return None

@@ -85,7 +85,7 @@ def decode_logits(data: bytes | None) -> FloatArray:
 
 
 def encode_reason(reason: str, *, is_shadow: bool) -> str:
-    """The reason of a kept sample as the file has it, with a mark if only shadow mode keeps the sample."""
+    """The reason of a kept sample as stored in the file, with a mark if only shadow mode keeps the sample."""
     if is_shadow:
         return _SHADOW + reason
     return _ESCAPE + reason if reason.startswith((_SHADOW, _ESCAPE)) else reason
@@ -295,7 +295,7 @@ def require_sample(sample: Sample) -> None:
     """Refuse a sample that the file cannot hold.
 
     Raises:
-        InputError: an id that is not 1 to 512 bytes of text, or data that are not bytes.
+        InputError: an id that is not 1 to 512 bytes of text, or data that is not bytes.
     """
     try:
         n_bytes = len(sample.id.encode())
@@ -308,7 +308,7 @@ def require_sample(sample: Sample) -> None:
 
 
 def require_bytes(sample: Sample) -> None:
-    """Refuse data that are not bytes.
+    """Refuse data that is not bytes.
 
     Raises:
         InputError: the data is something else.

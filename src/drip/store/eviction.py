@@ -82,7 +82,8 @@ class Evictor:
     """Evicts kept samples to free pages.
 
     ``priority``: the lowest priority first, the oldest among equals. A new sample with a lower priority than
-    one of those that would have to go is not stored instead. ``fifo``: the oldest first, whatever is new.
+    one of those that would have to go is not stored instead. ``fifo``: the oldest first, whatever the new
+    sample is.
     """
 
     def __init__(

@@ -85,8 +85,8 @@ def open_for_reading(path: Path, *, timeout_s: float) -> OpenFile:
 def _lacks_index_only(error: sqlite3.OperationalError, path: Path) -> bool:
     """True for a cleanly closed store in a folder where SQLite cannot create the log's index.
 
-    Such a file is complete in itself and may be read as immutable. With a log beside it that would miss
-    what only the log has.
+    Such a file is complete in itself and may be read as immutable. With a log beside it, that would miss what
+    only the log contains.
     """
     primary = error.sqlite_errorcode & 0xFF
     log = path.with_name(path.name + "-wal")

@@ -95,7 +95,7 @@ class Incoming:
 
     @property
     def kept_reason(self) -> str:
-        """The reason as the table of kept samples has it."""
+        """The reason as stored in the table of kept samples."""
         return codec.encode_reason(self.reason, is_shadow=not self.retain)
 
 
@@ -355,7 +355,7 @@ class Recorder:
                 space.free_pages -= n_pages
 
     def _retain(self, put: Incoming, policy: int) -> None:
-        """Give content that only shadow mode kept the decision of the rule that retains it."""
+        """Replace the decision on content that only shadow mode kept with that of the rule that retains it."""
         values = {
             "digest": put.digest,
             "priority": put.priority,

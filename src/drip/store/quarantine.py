@@ -57,7 +57,7 @@ class QuarantineRow:
         """Cut a sample to size.
 
         Raises:
-            InputError: an id, media type or reason that is not text, or data that are not bytes.
+            InputError: an id, media type or reason that is not text, or data that is not bytes.
 
         >>> QuarantineRow.of(Sample("a", b"", "image/png", meta={"x": "y" * 5000}), "broken").reason
         'broken [cut: meta, 1 of 1 pairs left out]'
@@ -176,7 +176,7 @@ class Quarantine:
         is_whole = n_bytes == sample.text_bytes + len(sample.data)
         row = (
             # Number of arrival. SQLite's own choice would start again at 1 when the table gets empty, and
-            # keys must grow with age.
+            # keys must increase over time.
             self.dropped + self.rows + 1,
             sample.sample_id,
             digest,

@@ -58,7 +58,7 @@ class StoredSample:
     """A kept sample with the decision on it.
 
     Attributes:
-        key: Number of the decision in this store: unique, growing, and the same in the audit.
+        key: Number of the decision in this store: unique, increasing, and the same in the audit.
         sample: The sample exactly as it arrived; ``sample.label`` is the label that came with it.
         decision: The rule's decision.
         predicted_class: The model's prediction.
@@ -148,7 +148,7 @@ class AuditRow:
 
     @property
     def observation(self) -> Observation:
-        """The observation as far as the audit has it: without features, logits rounded to float32."""
+        """The observation as far as the audit contains it: without features, logits rounded to float32."""
         return Observation(
             predicted_class=self.predicted_class,
             logits=np.array(self.logits, dtype=np.float64),
@@ -163,7 +163,7 @@ class QuarantinedSample:
     """A sample that could not be decoded, scored or kept.
 
     Attributes:
-        key: Number of the row, growing with age.
+        key: Number of the row, increasing over time.
         sample: The sample; ``data`` is empty if it is larger than the quarantine's share.
         reason: Why it is in quarantine.
         n_bytes: Size of the sample as it arrived.

@@ -17,8 +17,8 @@ from drip.store.connection import connect
 APPLICATION_ID = 0x44524950  # "DRIP"
 VERSION = 3
 
-# The number of a decision is the key of all its rows: audit.id = kept.id = blobs.id. It grows with age, so
-# age, the outcome of an evicted sample and the place of its blob need no further index.
+# The number of a decision is the key of all its rows: audit.id = kept.id = blobs.id. It increases over time,
+# so age, the outcome of an evicted sample and the place of its blob need no further index.
 # An eviction does not touch the audit, which would cost it another page: a row with outcome KEPT and without
 # a kept row was evicted.
 # Blobs have their own table: SQLite rewrites the whole row on UPDATE, so labelling a sample of one megabyte

@@ -165,7 +165,7 @@ def read_origins(cursor: sqlite3.Cursor) -> dict[str, Origin]:
 
 @dataclass(frozen=True, slots=True)
 class ProgressRow:
-    """A progress as the file has it: cursor and rule state as ASCII JSON, and the digest of the policy.
+    """A progress as stored in the file: cursor and rule state as ASCII JSON, and the digest of the policy.
 
     Progress is saved with every batch and some rule states are large. So the texts keep their length when
     only numbers change, and :meth:`overwrite` writes just the blocks that differ.

@@ -54,7 +54,7 @@ class RetentionStore:
 
     **Eviction.** ``"priority"`` evicts the sample with the lowest priority, the oldest first among equals. A
     new sample that is itself the lowest, or for which evicting all lower ones would not free enough, is not
-    stored; the audit has it as evicted. ``"fifo"`` evicts the oldest sample.
+    stored; the audit records it as evicted. ``"fifo"`` evicts the oldest sample.
 
     **Once.** A decision with the same sample id, content and policy as one in the audit is a redelivery (for
     example after a resume) and is ignored, unless it keeps more than the first one:
@@ -230,7 +230,7 @@ class RetentionStore:
         self._open_writer().put(sample, observation, decision, keep=keep)
 
     def quarantine(self, sample: Sample, reason: str) -> None:
-        """Put a sample into quarantine that could not be decoded or scored, or that :meth:`put` refused.
+        """Quarantine a sample that could not be decoded or scored, or that :meth:`put` refused.
 
         The quarantine has an eighth of the file; the oldest samples make room and are counted. A sample
         larger than that is listed without its data. Content that is already there is counted, not stored
@@ -241,7 +241,7 @@ class RetentionStore:
         of what was cut. A label or time that is not a number becomes unknown.
 
         Raises:
-            InputError: an id, media type or reason that is not text, or data that are not bytes.
+            InputError: an id, media type or reason that is not text, or data that is not bytes.
             TransactionFullError: the transaction outgrows the share of the log.
             StoreError: as for :meth:`put`.
         """

@@ -45,7 +45,7 @@ class Backbone:
         """Features of the files that can be decoded.
 
         Returns:
-            Features, shape (n, d); the indices of these n files in ``names``; a message forevery other file.
+            Features, shape (n, d); the indices of these n files in ``names``; a message for every other file.
         """
         parts: list[NDArray[np.float32]] = []
         read: list[int] = []

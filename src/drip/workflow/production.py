@@ -75,8 +75,8 @@ class RunOptions:
         batch_size: Largest number of samples scored and committed together.
         on_error: What to do with a sample that cannot be decoded or scored; see
             :func:`drip.pipeline.run`.
-        decisions_url: Where to publish decisions, see :func:`drip.sources.open_publisher`; empty for
-            nowhere.
+        decisions_url: Where to publish decisions, see :func:`drip.sources.open_publisher`; empty to publish
+            nothing.
     """
 
     budget_bytes: int | None = None

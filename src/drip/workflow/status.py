@@ -91,7 +91,7 @@ class RunStatus:
         self._write("running", "")
 
     def fail(self, error: DripError) -> None:
-        """Say that the run failed although it ends without an exception."""
+        """Record that the run failed although it ends without an exception."""
         self._failure = error
 
     def line(self, tally: Tally) -> str:

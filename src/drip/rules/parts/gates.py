@@ -172,7 +172,7 @@ def nearest_distances(features: NDArray[np.floating[Any]]) -> FloatArray:
     return nearest
 
 
-_MOST = 0.3  # where more arrivals are outliers, the threshold is outdated, not the stream strange
+_MOST = 0.3  # if more arrivals are outliers, the threshold is outdated
 
 
 class OutlierGate:

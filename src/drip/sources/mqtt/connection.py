@@ -81,7 +81,7 @@ class MqttConnection:
 
         Raises:
             ConnectionLostError: the broker cannot be reached, or is busy.
-            SourceError: trying again cannot help: password, certificate, protocol.
+            SourceError: retrying cannot help, for example with a wrong password, certificate or protocol.
         """
         self._answer = self._farewell = None
         self.messages.clear()  # they were not acknowledged, so the broker sends them again
@@ -139,7 +139,10 @@ class MqttConnection:
         )
 
     def acknowledge(self, message: Message) -> None:
-        """Let the broker forget a message. Without a connection it is sent again, which does no harm."""
+        """Acknowledge a message, so the broker deletes it.
+
+        Without a connection it is sent again, which does no harm.
+        """
         if message.qos:
             self._client.ack(message.mid, message.qos)
 
@@ -147,7 +150,7 @@ class MqttConnection:
         """Send with QoS 1, and wait until the broker has acknowledged all of them.
 
         Raises:
-            ConnectionLostError: it does not in time; some may have arrived.
+            ConnectionLostError: it did not acknowledge them in time; some may have arrived.
         """
         self._sent.clear()
         numbers = {self._client.publish(topic, payload, qos=1).mid for payload in payloads}

@@ -84,7 +84,7 @@ class DecisionPublisher:
         """Connect; a broker that cannot be reached is tried again with the first message.
 
         Raises:
-            SourceError: trying again cannot help: password, certificate, protocol.
+            SourceError: retrying cannot help, for example with a wrong password, certificate or protocol.
         """
         try:
             self._connected()
@@ -92,7 +92,7 @@ class DecisionPublisher:
             self._failed(error)
 
     def add(self, messages: Sequence[bytes]) -> None:
-        """Send these after the messages that wait already."""
+        """Send these after the messages that are already waiting."""
         self._waiting.extend(messages)
         self.flush()
         while len(self._waiting) > self._max_waiting:
