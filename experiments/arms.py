@@ -33,9 +33,11 @@ class Arm:
 
     def build(self, retention: float, seed: int) -> BaseRule:
         """The rule for a retention, not yet calibrated; arms that draw, draw apart from one another."""
-        draws = "seed" in inspect.signature(available()[self.rule]).parameters
-        seeded = {"seed": zlib.crc32(self.name.encode()) + seed} if draws else {}
-        return create(self.rule, retention=retention, **dict(self.params), **seeded)
+        accepts = inspect.signature(available()[self.rule]).parameters
+        seeded = {"seed": zlib.crc32(self.name.encode()) + seed} if "seed" in accepts else {}
+        # As it was recorded: the default is now 50, and another argument would give every line another hash.
+        counted = {"min_class_count": 20} if "min_class_count" in accepts else {}
+        return create(self.rule, retention=retention, **{**counted, **dict(self.params), **seeded})
 
     def config(self, retention: float) -> JsonObject:
         """The arguments of the rule, as result files name them.

@@ -178,23 +178,21 @@ def test_model_with_one_class_is_an_error(drip, calibrate_options, users_model):
     assert "one logit per sample" in result.err
 
 
-def test_class_without_calibration_samples_never_discards(
+def test_class_without_calibration_samples_has_the_window_of_all_classes(
     drip, digits, calibrate_options, run_options, tmp_path
 ):
     calibrate_options[calibrate_options.index(digits.calibration)] = digits.calibration / "1"
     assert drip(*calibrate_options).code == 0
     windows = json.loads((tmp_path / "new-policy.json").read_text())["rule"]["state"]["windows"]
     empty = {number for number, window in enumerate(windows) if window["n"] == 0}
-    assert all(
-        windows[number]["never_because"].startswith("too few calibration scores: 0") for number in empty
-    )
+    assert all(windows[number]["pooled"] for number in empty)
+    (ends,) = {(windows[number]["lower"], windows[number]["upper"]) for number in empty}
     run_options[5] = tmp_path / "new-policy.json"
     assert drip(*run_options).code == 0
     with RetentionStore.open_readonly(tmp_path / "kept.db") as store:
         rows = [row for row in store.audit() if row.predicted_class in empty]
     assert rows
-    assert all(row.decision.retain for row in rows)
-    assert {row.decision.reason for row in rows} == {"class-never-discards"}
+    assert all(row.decision.retain is not (ends[0] <= row.scores["drip"] <= ends[1]) for row in rows)
 
 
 CONSTANT = """

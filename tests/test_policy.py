@@ -24,10 +24,12 @@ DELETED = object()
 
 def small_policy(**arguments):
     rng = np.random.default_rng(4)
-    scores = np.concatenate([rng.normal(0, 1, 40), rng.normal(5, 2, 30), np.zeros(5)])
-    classes = np.repeat([0, 1, 2], [40, 30, 5])
+    # One window, one pooled window, one class that never discards.
+    scores = np.concatenate([rng.normal(0, 1, 40), rng.normal(5, 2, 30), np.zeros(40)])
+    classes = np.repeat([0, 1, 2], [40, 30, 40])
     arguments = {
         "n_classes": 3,
+        "min_class_count": 35,
         "retention": 0.6,
         "provenance": {"model_digest": "ab" * 32},
         **arguments,
@@ -64,24 +66,24 @@ def test_fit_keeps_windows_provenance_and_histograms():
         "score": "drip",
         "min_class_count": 10,
     }
-    assert policy.provenance == Provenance(model_digest="ab" * 32, n_samples=75)
-    assert [sum(histogram.counts) for histogram in policy.histograms] == [40, 30, 5]
+    assert policy.provenance == Provenance(model_digest="ab" * 32, n_samples=110)
+    assert [sum(histogram.counts) for histogram in policy.histograms] == [40, 30, 40]
     assert [window.discards for window in policy.windows] == [True, True, False]
     rng = np.random.default_rng(4)
     parts = sort_by_class(
-        np.concatenate([rng.normal(0, 1, 40), rng.normal(5, 2, 30), np.zeros(5)]),
-        np.repeat([0, 1, 2], [40, 30, 5]),
+        np.concatenate([rng.normal(0, 1, 40), rng.normal(5, 2, 30), np.zeros(40)]),
+        np.repeat([0, 1, 2], [40, 30, 40]),
         3,
     )
     assert policy.windows == fit_windows(parts, fraction=0.4, method="histogram_peak", min_class_count=10)
 
 
 def test_fit_takes_provenance_in_every_form():
-    assert small_policy(provenance=None).provenance == Provenance(n_samples=75)
+    assert small_policy(provenance=None).provenance == Provenance(n_samples=110)
     own = Provenance(layer="conv", n_samples=3)
     assert small_policy(provenance=own).provenance is own
     named = small_policy(provenance={"class_names": ["a", "b", "c"], "data": "D1c"}).provenance
-    assert named == Provenance(class_names=("a", "b", "c"), data="D1c", n_samples=75)
+    assert named == Provenance(class_names=("a", "b", "c"), data="D1c", n_samples=110)
 
 
 def test_fit_refuses_what_is_outside_its_range():
@@ -243,6 +245,30 @@ def test_a_policy_of_format_version_1_decides_as_it_did_and_keeps_its_digest(tmp
     assert json.loads((tmp_path / "policy.json").read_text())["format_version"] == FORMAT_VERSION
 
 
+VERSION_2 = json.loads((Path(__file__).parent / "data" / "policies_version_2.json").read_text())
+
+
+@pytest.mark.parametrize("name", sorted(VERSION_2))
+def test_a_policy_from_before_pooled_windows_decides_as_it_did_and_keeps_its_digest(tmp_path, name):
+    was = VERSION_2[name]
+    policy = Policy.from_json(was["policy"])
+    rule = policy.to_rule()
+    retain = rule.decide_many(fake_observations(200, 3, seed=2)).retain
+    assert np.flatnonzero(retain).tolist() == was["kept_rows"]
+    policy.save(tmp_path / "policy.json")
+    again = Policy.of(rule, n_classes=3, provenance=policy.provenance)
+    assert {one.digest for one in (policy, Policy.load(tmp_path / "policy.json"), again)} == {was["digest"]}
+
+
+def test_a_pooled_window_survives_the_file_and_only_it_says_so(tmp_path):
+    policy = small_policy()
+    policy.save(tmp_path / "policy.json")
+    assert Policy.load(tmp_path / "policy.json").windows == policy.windows
+    assert [window.pooled for window in policy.windows] == [False, True, False]
+    written = json.loads((tmp_path / "policy.json").read_text())["rule"]["state"]["windows"]
+    assert [window.get("pooled") for window in written] == [None, True, None]
+
+
 CONTENT = small_policy(provenance={"class_names": ["a", "b", "c"]}).to_json()
 LEAVES = [path for path in nodes(CONTENT) if "counts" not in path[:-1] or path[-1] == 0]
 
@@ -283,6 +309,8 @@ def test_every_part_of_the_wrong_type_is_refused_or_harmless(path):
         (("rule", "state", "windows", 1, "lower"), None, "lower of window of class 1 is None, not float"),
         (("rule", "state", "windows", 2, "lower"), 0.0, "lower of window of class 2 is 0.0, not NoneType"),
         (("rule", "state", "windows", 2, "never_because"), None, "lower of window of class 2 is None"),
+        (("rule", "state", "windows", 1, "pooled"), "x", "pooled of window of class 1 is 'x', not bool"),
+        (("rule", "state", "windows", 2, "pooled"), True, "window of class 2 is pooled and never discards"),
         (("rule", "state", "windows", 0, "upper"), nan, "JSON compliant"),
         (("rule", "state", "windows", 0, "n"), 1.5, "n of window of class 0 is 1.5, not int"),
         (("rule", "state", "windows"), [], "0 windows for 3 classes"),

@@ -1,6 +1,8 @@
 """Scores sorted by class, windows of all classes, and arguments that are refused."""
 
+from dataclasses import replace
 from math import inf
+from statistics import pstdev
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from drip.windows import (
     check_scores,
     fit_window,
     fit_windows,
+    pool,
     sort_by_class,
 )
 
@@ -53,15 +56,81 @@ def test_windows_of_all_classes_come_in_their_order():
     scores = np.concatenate([rng.normal(0, 1, 100), rng.normal(50, 1, 100)])
     parts = sort_by_class(scores, np.repeat([2, 0], 100), 3)
     high, empty, low = fit_windows(parts, fraction=0.3)
-    assert fit_windows(parts, fraction=0.3, method="histogram_peak") == tuple(
-        fit_window(part, 0.3, "histogram_peak") for part in parts
-    )
+    peaks = fit_windows(parts, fraction=0.3, method="histogram_peak")
+    assert peaks[::2] == tuple(fit_window(part, 0.3, "histogram_peak") for part in parts[::2])
+    assert peaks[1] == replace(fit_window(pool(parts), 0.3, "histogram_peak"), n=0, pooled=True)
     assert fit_windows(parts, fraction=0.3, method="histogram_peak")[0] != high
     assert high.lower > 40
     assert low.upper < 10
-    assert empty.never_because == "too few calibration scores: 0, the minimum is 20"
+    assert empty == replace(fit_window(pool(parts), 0.3), n=0, pooled=True)
     assert fit_windows(parts, fraction=0.3, method="histogram_peak")[0].calibration_discard >= 0.3
-    assert not fit_windows(parts, fraction=0.3, min_class_count=101)[0].discards
+    assert fit_windows(parts, fraction=0.3, min_class_count=101)[0].pooled
+
+
+def brute_force(scores, fraction):
+    """Ends of the run with the smallest standard deviation, with nothing from the package."""
+    ordered = sorted(scores)
+    size = max(2, int(fraction * len(ordered) + 0.5))
+    runs = [ordered[start : start + size] for start in range(len(ordered) - size + 1)]
+    best = min(runs, key=pstdev)
+    return best[0], best[-1]
+
+
+@given(
+    sizes=st.lists(st.integers(0, 12), min_size=2, max_size=5).filter(lambda sizes: sum(sizes) >= 8),
+    min_class_count=st.integers(0, 14),
+    seed=st.integers(0, 10_000),
+)
+def test_a_small_class_has_the_window_of_all_scores_and_others_their_own(sizes, min_class_count, seed):
+    parts = [
+        np.sort(np.random.default_rng((seed, label)).normal(label, 1, n)) for label, n in enumerate(sizes)
+    ]
+    together = [score for part in parts for score in part.tolist()]
+    for part, window in zip(
+        parts, fit_windows(parts, fraction=0.5, min_class_count=min_class_count), strict=True
+    ):
+        small = len(part) < max(min_class_count, 2)
+        chosen_from = together if small else part.tolist()
+        assert window.n == len(part)
+        if not window.discards:  # one score too many in a window of few counts as ties
+            assert len(chosen_from) < 10
+            assert not window.pooled
+            continue
+        assert window.pooled == small
+        assert (window.lower, window.upper) == brute_force(chosen_from, 0.5)
+        held = sum(window.lower <= score <= window.upper for score in chosen_from)
+        assert window.calibration_discard == held / len(chosen_from)
+        assert window.scale == pytest.approx(pstdev(chosen_from))
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        (
+            [np.zeros(0), np.zeros(0)],
+            "0, the minimum is 50; all classes together: too few calibration scores: 0",
+        ),
+        (
+            [np.zeros(1), np.zeros(0)],
+            "1, the minimum is 50; all classes together: too few calibration scores: 1",
+        ),
+        (
+            [np.ones(9), np.ones(60)],
+            "9, the minimum is 50; all classes together: ties: the window would hold",
+        ),
+    ],
+)
+def test_a_small_class_never_discards_where_all_scores_have_no_window(parts, reason):
+    window = fit_windows(parts, fraction=0.4)[0]
+    assert window.never_because.startswith(f"too few calibration scores: {reason}")
+    assert (window.lower, window.upper, window.n) == (inf, -inf, len(parts[0]))
+    assert not window.pooled
+
+
+def test_ties_of_a_large_class_are_not_replaced_by_the_pooled_window():
+    tied, own = fit_windows([np.ones(60), np.linspace(2.0, 9.0, 200)], fraction=0.4)
+    assert tied.never_because.startswith("ties")
+    assert own.discards
 
 
 @pytest.mark.parametrize("value", [0, 1, 0.0, 1.0, -0.1, 1.5, float("nan"), inf, True, "0.4", None])

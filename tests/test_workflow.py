@@ -15,7 +15,8 @@ from drip.errors import InputError, ModelError, PolicyError, SourceError
 from drip.media import InputSpec
 from drip.models import SmallCNN, load_model
 from drip.policy import Policy
-from drip.scoring import model_digest
+from drip.rules import create
+from drip.scoring import TorchScorer, model_digest
 from drip.sources import FolderSource
 from drip.store import RetentionStore
 from drip.workflow import ScoreOptions, calibrate_folder, run_stream, scorer_of
@@ -58,6 +59,26 @@ def test_progress_counts_to_the_number_of_files(digits, model):
     calibrate_folder(model, digits.calibration, SPEC, on_progress=lambda *step: seen.append(step))
     assert seen[-1] == (300, 300)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.fixture(scope="module")
+def scored_digits(model):
+    """Observations of 4,000 real digits that the network was not trained on."""
+    whole = load_mnist()
+    return TorchScorer(model).score(
+        whole.inputs(np.arange(len(whole.labels) - 8000, len(whole.labels) - 4000))
+    )
+
+
+@pytest.mark.parametrize("retention", [0.6, 0.3, 0.1])
+def test_two_hundred_calibration_samples_hold_the_keep_rate(scored_digits, retention):
+    rates = []
+    for seed in range(6):  # single draws of 200 differ by more than what is tested
+        rows = np.random.default_rng(seed).permutation(len(scored_digits))
+        rule = create("drip", retention=retention).calibrate(scored_digits[rows[:200]])
+        assert any(window.pooled for window in rule.windows)
+        rates.append(rule.decide_many(scored_digits[rows[200:]]).retain.mean())
+    assert np.mean(rates) == pytest.approx(retention, abs=0.07)
 
 
 @pytest.mark.parametrize(

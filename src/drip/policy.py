@@ -149,7 +149,7 @@ class Policy:
             n_classes: Number of classes, at least 2.
             retention: Keep rate of every class, in (0, 1): one minus the paper's DPW.
             method: ``min_std`` (section III-A) or ``histogram_peak`` (Algorithm 1).
-            min_class_count: A class with fewer scores never discards.
+            min_class_count: A class with fewer scores uses the window of all classes together.
             provenance: Origin of the scores and the model.
 
         Raises:

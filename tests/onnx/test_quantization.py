@@ -24,6 +24,7 @@ from drip.pipeline import observe
 from drip.policy import Policy
 from drip.rules import create
 from drip.sources import FolderSource
+from drip.testing import fake_observations
 from drip.types import Sample
 
 pytestmark = pytest.mark.slow
@@ -430,6 +431,19 @@ def test_scaled_windows_follow_a_change_of_scale_exactly(parent, digits):
     assert inside < 0.05  # rounding at the ends of the windows
     assert cohens_kappa(before, retained_by(given["parent"], other)) < 0.8
     assert list(given) == ["parent", "scaled", "refit"]
+
+
+def test_a_pooled_window_of_a_class_with_few_samples_is_scaled_by_the_ratio_of_all_classes():
+    seen = fake_observations(300, 4, seed=1)
+    rows = np.flatnonzero((seen.classes != 2) | (np.arange(300) < 30))  # fewer than 20 of class 2
+    seen = seen[rows]
+    other = replace(seen, named_scores={**seen.named_scores, "drip": seen.scores * 1.5})
+    policy = Policy.fit(seen.scores, seen.classes, n_classes=4, retention=0.6)
+    assert 0 < policy.windows[2].n < 20
+    assert policy.windows[2].pooled
+    scaled = candidates(policy, seen, other)["scaled"].windows[2]
+    assert scaled.upper == pytest.approx(1.5 * policy.windows[2].upper, rel=1e-12)
+    assert scaled.pooled
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 53])

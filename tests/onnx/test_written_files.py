@@ -75,10 +75,26 @@ def test_calibration_scores_at_the_ends_of_windows_are_discarded(path):
     found, scores, classes = observed(path)
     at_ends = [
         np.flatnonzero((classes == c) & ((scores == w.lower) | (scores == w.upper)))
-        for c, w in enumerate(policy.windows) if w.discards
+        for c, w in enumerate(policy.windows) if w.discards and not w.pooled
     ]  # fmt: skip
+    assert at_ends
     assert all(len(rows) >= 2 for rows in at_ends)
     assert not found["retain"][np.concatenate(at_ends)].any()
+
+
+def test_pooled_windows_are_in_the_graph_too(path):
+    metadata = read_metadata(path)
+    _, scores, classes = observed(path)
+    policy = Policy.fit(
+        scores, classes, n_classes=5, retention=0.6, min_class_count=1000,
+        provenance=Provenance(model_digest=metadata.digest, score=metadata.score),
+    )  # fmt: skip
+    assert all(window.pooled for window in policy.windows)
+    set_policy(path, policy)
+    assert read_metadata(path).policy == policy
+    retain = observed(path)[0]["retain"]
+    assert retain.tolist() == policy.retains(scores, classes).tolist()
+    assert not retain.all()
 
 
 def test_a_policy_of_the_parent_fits_a_float32_file(path):

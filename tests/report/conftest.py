@@ -25,9 +25,9 @@ def arm(name, n_right, n_kept, *, wrong_first=0, errors=None, paired=True):
 
 
 def policy(class_names=("cat", "dog", "<emu>")):
-    """Three classes: one with a window, one with too few scores, one without any."""
-    scores = np.concatenate([np.linspace(0.0, 1.0, 100) ** 2, np.linspace(0.4, 0.6, 7)])
-    classes = np.repeat([0, 1], [100, 7])
+    """Three classes: one with a window, one with too many equal scores, one without any scores."""
+    scores = np.concatenate([np.linspace(0.0, 1.0, 100) ** 2, np.full(56, 0.5), np.linspace(0.4, 0.6, 4)])
+    classes = np.repeat([0, 1], [100, 60])
     return Policy.fit(
         scores,
         classes,

@@ -198,8 +198,18 @@ def test_an_empty_stream_is_reported(make_report):
 
 def test_classes_that_never_discard_are_listed_with_the_reason(make_report):
     text = said(make_report())
-    assert "2 of 3 classes never discard: dog (too few calibration scores: 7, the minimum is 20)" in text
-    assert "and <emu> (too few calibration scores: 0" in text
+    assert "1 of 3 class never discards: dog (ties: the window would hold" in text
+
+
+def test_classes_with_a_pooled_window_are_listed(make_report):
+    listed = "too few calibration samples and the window of all classes together"
+    assert f"1 of 3 class has {listed}: <emu>." in said(make_report())
+    policy = Policy.fit(np.arange(20.0), np.zeros(20, dtype=np.int64), n_classes=9, retention=0.7)
+    counts = np.full(9, 200)
+    text = said(make_report(policy=policy, class_counts_seen=counts, class_counts_kept=0 * counts))
+    assert f"9 of 9 classes have {listed}: " in text
+    assert "and 3 more." in text
+    assert "differs most" not in text  # no class is expected to keep as much as all together
 
 
 def test_many_classes_that_never_discard_are_summed_up(make_report):

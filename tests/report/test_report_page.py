@@ -206,10 +206,15 @@ def test_unknown_numbers_are_written_as_missing(make_report):
     assert not re.search(r'="[^"]*\b(nan|inf)\b', re.sub(r'src="[^"]*"', "", page))
 
 
-def test_a_class_without_scores_shows_why_it_never_discards(make_report):
+def test_a_class_without_scores_shows_the_pooled_window(make_report):
     page = words(to_html(make_report()))
     assert page.count("no calibration scores") == 1
-    assert page.count("too few calibration scores: 0, the minimum is 20") >= 2
+    assert page.count("too few scores: window and keep rates of all classes together") == 1
+    assert "window of all classes together from" in to_html(make_report())
+
+
+def test_a_class_that_never_discards_shows_why(make_report):
+    assert words(to_html(make_report())).count("ties: the window would hold") >= 2
 
 
 def test_a_rule_without_windows_leaves_the_window_section_out(make_report):

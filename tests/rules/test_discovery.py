@@ -86,7 +86,7 @@ def test_rules_of_other_packages_come_through_entry_points(fresh):
 DEFAULTS = {
     "retention": 0.6,
     "method": "min_std",
-    "min_class_count": 20,
+    "min_class_count": 50,
     "score": "drip",
     "seed": 0,
 }

@@ -16,7 +16,7 @@ rules = pytest.mark.parametrize(("name", "score"), [("lowest-drip", "drip"), ("l
 @pytest.mark.parametrize("retention", [0.1, 0.5, 0.77])
 def test_the_lowest_scores_of_every_class_are_kept(name, score, retention):
     calibration = fake_observations(700, 4, seed=1)
-    rule = create(name, retention=retention).calibrate(calibration)
+    rule = create(name, retention=retention, min_class_count=30).calibrate(calibration)
     assert rule.needs == {score}
     decisions = rule.decide_many(calibration)
     assert set(decisions.reasons) == {name, "above-limit"}
@@ -33,24 +33,24 @@ def test_the_lowest_scores_of_every_class_are_kept(name, score, retention):
 
 
 @rules
-def test_a_class_with_few_scores_keeps_everything(name, score):
+@pytest.mark.parametrize("min_class_count", [0, 19, 20, 50])
+def test_a_class_with_few_scores_has_the_threshold_of_all_scores(name, score, min_class_count):
     observations = fake_observations(600, 3, seed=1)
     rows = {label: np.flatnonzero(observations.classes == label) for label in range(3)}
-    calibration = observations[np.concatenate([rows[0][:20], rows[1][:19]])]
-    rule = create(name, retention=0.1).calibrate(calibration)
-    limits = rule.state()["limits"]
-    assert limits[0] is not None
-    assert limits[1:] == [None, None]
+    calibration = observations[np.concatenate([rows[0][:70], rows[1][:19]])]
+    rule = create(name, retention=0.1, min_class_count=min_class_count).calibrate(calibration)
     decisions = rule.decide_many(observations)
-    assert decisions.retain[rows[1]].all()
-    assert decisions.retain[rows[2]].all()
-    assert not decisions.retain[rows[0]].all()
-    np.testing.assert_array_equal(decisions.priority[rows[2]], -observations.named_scores[score][rows[2]])
-    assert create(name, min_class_count=19).calibrate(calibration).state()["limits"][1] is not None
-    everything = create(name, min_class_count=0).calibrate(calibration).state()["limits"]
-    assert everything[2] is None
-    lonely = observations[np.append(rows[0][:20], rows[1][:1])]
-    assert create(name, min_class_count=0).calibrate(lonely).state()["limits"][1] is not None
+    column, together = observations.named_scores[score], sorted(calibration.named_scores[score])
+    for label, n in enumerate((70, 19, 0)):
+        own = sorted(column[rows[label][:n]])
+        used = own if n >= max(min_class_count, 1) else together
+        limit = used[int(0.1 * len(used) + 0.5) - 1]
+        assert rule.state()["limits"][label] == limit
+        assert decisions.retain[rows[label]].tolist() == (column[rows[label]] <= limit).tolist()
+        mean = fsum(used) / len(used)
+        scale = sqrt(fsum((value - mean) ** 2 for value in used) / len(used))
+        expected = (mean - column[rows[label]]) / scale
+        np.testing.assert_allclose(decisions.priority[rows[label]], expected, rtol=1e-9, atol=1e-12)
 
 
 @rules

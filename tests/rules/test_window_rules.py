@@ -15,8 +15,11 @@ from drip.testing import fake_observations
 
 
 def stream_with_a_rare_class(n=600, seed=1):
+    """One class with few samples, so its window is pooled, and one with equal scores, which never discards."""
     observations = fake_observations(n, 4, seed=seed)
-    return observations[np.flatnonzero((observations.classes != 2) | (np.arange(n) < 20))]
+    rare = observations[np.flatnonzero((observations.classes != 2) | (np.arange(n) < 20))]
+    scores = np.where(rare.classes == 1, 0.5, rare.scores)
+    return replace(rare, named_scores={**rare.named_scores, "drip": scores})
 
 
 @pytest.mark.parametrize("method", ["min_std", "histogram_peak"])
@@ -121,13 +124,23 @@ def test_drip_reads_the_score_that_it_is_told():
         create("drip", score="x").calibrate(observations)
 
 
-def test_windows_are_empty_before_calibration_and_settable_by_count():
+def test_windows_are_empty_before_calibration_and_one_for_all_classes_below_the_minimum():
     rule = create("drip", min_class_count=10**6)
     assert rule.windows == ()
-    rule.calibrate(fake_observations(100, 3))
+    calibration, stream = fake_observations(100, 3), fake_observations(30, 3)
+    rule.calibrate(calibration)
+    assert all(window.pooled for window in rule.windows)
+    (ends,) = {(window.lower, window.upper) for window in rule.windows}
+    scores = stream.scores
+    assert rule.decide_many(stream).retain.tolist() == ((scores < ends[0]) | (scores > ends[1])).tolist()
+
+
+@pytest.mark.parametrize("name", ["drip", "inverse-drip", "max-logit-window"])
+def test_one_calibration_sample_is_too_few_for_any_window(name):
+    rule = create(name).calibrate(fake_observations(1, 3))
     decisions = rule.decide_many(fake_observations(30, 3))
     assert decisions.retain.all()
-    assert set(decisions.reasons) == {"class-never-discards"}
+    assert decisions.priority.tolist() == ([-1.0] if name == "inverse-drip" else [1.0]) * 30
 
 
 def test_a_class_whose_scores_were_constant_keeps_everything():

@@ -34,6 +34,7 @@ from drip.cli.output import print_facts, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from drip.policy import Policy
+    from drip.windows import Window
 
 
 def rule_families() -> dict[str, list[str]]:
@@ -147,8 +148,14 @@ def print_policy(policy: Policy, path: Path) -> None:
                 f"{window.upper:.4g}" if window.discards else "-",
                 str(window.n),
                 f"{1 - window.expected_discard:.1%}",
-                f"never discards ({window.never_because})" if window.never_because else "",
+                _note(window),
             ]
             for name, window in zip(names, policy.windows, strict=True)
         ],
     )
+
+
+def _note(window: Window) -> str:
+    if window.pooled:
+        return "window of all classes together (too few samples)"
+    return "" if window.discards else f"never discards ({window.never_because})"

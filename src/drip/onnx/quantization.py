@@ -6,7 +6,7 @@ It compares decisions, not accuracy: a device must keep the samples that the flo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from drip.policy import Policy, class_histograms
 from drip.rules import WindowRule, create
 from drip.sources import open_source
 from drip.types import BoolArray, FloatArray, IntArray, JsonObject, Observations, Sample
-from drip.windows import check_fraction, sort_by_class, windows_to_json
+from drip.windows import Window, check_fraction, sort_by_class, windows_to_json
 
 WindowChoice = Literal["best", "parent", "scaled", "refit"]
 Samples = Callable[[], Iterable[Sample]]
@@ -139,7 +139,7 @@ def candidates(policy: Policy, parent: Observations, found: Observations) -> dic
     rule = create(policy.rule.name, **policy.rule.params)
     # Rules without windows, such as margin, have nothing to scale; their state is kept or calibrated again.
     if "windows" in policy.rule.state and isinstance(rule, WindowRule):
-        given["scaled"] = _scaled(policy, _ratios(parent, found, rule, policy.n_classes))
+        given["scaled"] = _scaled(policy, _ratios(parent, found, rule, policy.windows))
     rule.calibrate(found)
     given["refit"] = Policy.of(rule, n_classes=policy.n_classes, provenance=policy.provenance)
     # reports show these histograms beside the windows, so they must be of the int8 scores
@@ -148,14 +148,22 @@ def candidates(policy: Policy, parent: Observations, found: Observations) -> dic
     return {name: replace(one, histograms=histograms) for name, one in given.items()}
 
 
-def _ratios(parent: Observations, found: Observations, rule: WindowRule, n_classes: int) -> FloatArray:
-    """Median ratio of the scores per class; 1 for a class with fewer than 20 samples."""
+def _ratios(
+    parent: Observations, found: Observations, rule: WindowRule, windows: Sequence[Window]
+) -> FloatArray:
+    """Median ratio of the scores per class.
+
+    A class with fewer than 20 samples has the ratio of all classes together if its window is pooled, else 1.
+    """
     before, after = rule.score(parent), rule.score(found)
     # A score of 0 has no ratio, and a sample that changed its class compares two different heatmaps.
     usable = (parent.classes == found.classes) & (before > 0) & (after > 0)
-    ratios = np.ones(n_classes)
-    for index in range(n_classes):
+    ratios = np.ones(len(windows))
+    for index, window in enumerate(windows):
         rows = usable & (parent.classes == index)
+        # A pooled window follows the scores that it was fitted on; left as it is, it would miss the change of scale.
+        if window.pooled and rows.sum() < _MIN_PAIRS:
+            rows = usable
         if rows.sum() >= _MIN_PAIRS:
             # the median: a few scores near 0 have ratios of any size
             ratios[index] = np.median(after[rows] / before[rows])

@@ -112,7 +112,8 @@ def class_histogram(histogram: Histogram, window: Window, scale: Scale, name: st
             for x in (left, right)
         ]
         parts.append(_limit_labels(window, left, right))
-        told = f"window from {significant(window.lower)} to {significant(window.upper)}"
+        whose = " of all classes together" if window.pooled else ""
+        told = f"window{whose} from {significant(window.lower)} to {significant(window.upper)}"
     else:
         parts.append(
             f'<text class="never" x="{(PANEL_START + PANEL_STOP) / 2:.1f}" y="15" text-anchor="middle">'

@@ -65,6 +65,7 @@ def findings(report: RunReport) -> list[str]:
         _errors(report),
         _retention(report),
         _never(report),
+        _pooled(report),
         _surprise(report),
         _bytes(report),
         _time(report),
@@ -250,6 +251,20 @@ def _never(report: RunReport) -> str:
     return f"{len(reasons)} of {n_classes} {verb}: {_join(listed)}."
 
 
+def _pooled(report: RunReport) -> str:
+    names = [report.class_name(index) for index, window in enumerate(report.windows) if window.pooled]
+    if not names:
+        return ""
+    listed = names[:_MAX_LISTED]
+    if len(names) > _MAX_LISTED:
+        listed.append(f"{len(names) - _MAX_LISTED} more")
+    verb = "class has" if len(names) == 1 else "classes have"
+    return (
+        f"{len(names)} of {len(report.windows)} {verb} too few calibration samples and the window of all "
+        f"classes together: {_join(listed)}."
+    )
+
+
 def _surprise(report: RunReport) -> str:
     """The class whose keep rate differs most from what calibration expected.
 
@@ -259,7 +274,8 @@ def _surprise(report: RunReport) -> str:
     worst: tuple[float, int, float, float, int] | None = None
     for index, window in enumerate(report.windows):
         n_seen = int(report.class_counts_seen[index])
-        if not window.discards or not n_seen or not window.n:
+        # A pooled window holds its part of all classes together; of one class it may hold any part.
+        if not window.discards or window.pooled or not n_seen or not window.n:
             continue
         actual = 1.0 - int(report.class_counts_kept[index]) / n_seen
         # The expectation is an estimate from window.n scores, so the errors of both samples count.

@@ -69,8 +69,8 @@ class GalleryItem:
         label: True class index, or None when unknown.
         score: DRIP score.
         retained: True when the sample was kept.
-        distance: To the nearer end of the class's window, in standard deviations of the class's
-            calibration scores; positive outside, 0 or negative inside. Ignored for a class
+        distance: To the nearer end of the class's window, in standard deviations of the
+            calibration scores that it was fitted on; positive outside, 0 or negative inside. Ignored for a class
             that never discards.
     """
 

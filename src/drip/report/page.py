@@ -352,7 +352,10 @@ def _classes_section(report: RunReport) -> str:
         drawing = (
             figures.class_histogram(histograms[index], window, scales[index], name) if histograms else ""
         )
-        why = "" if window.discards else f'<p class="why">{text(window.never_because)}</p>'
+        note = "too few scores: window and keep rates of all classes together" if window.pooled else ""
+        if not window.discards:
+            note = str(window.never_because)
+        why = f'<p class="why">{text(note)}</p>' if note else ""
         panels.append(
             f'<figure class="{"" if window.discards else "keeps"}"><figcaption><b>{text(name)}</b> '
             f"<small>{count(window.n)} scores</small></figcaption>{drawing}{why}<dl>{listed}</dl></figure>"

@@ -33,6 +33,7 @@ from drip.windows import (
     fit_windows,
     is_inside,
     mean_and_deviation,
+    pool,
     sort_by_class,
     windows_from_json,
     windows_to_json,
@@ -257,13 +258,14 @@ class ThresholdRule(BaseRule):
 class WindowRule(BaseRule):
     """Discard scores inside the window of the predicted class; the distance to it is the priority.
 
-    The distance is in standard deviations of the class's calibration scores, so classes are
-    comparable. A class that never discards has priority 1, like a sample one deviation outside.
+    The distance is in standard deviations of the scores that the window was fitted on, so classes are
+    comparable: those of the class, or of all classes together where the class has too few. A class that
+    never discards has priority 1, like a sample one deviation outside.
 
     Args:
         retention: Keep rate of every class, in (0, 1): one minus the paper's DPW.
         method: ``min_std`` (section III-A) or ``histogram_peak`` (Algorithm 1).
-        min_class_count: A class with fewer calibration scores never discards.
+        min_class_count: A class with fewer calibration scores uses the window of all classes together.
 
     Subclasses implement :meth:`score`. Windows for a score other than DRIP, or of the kept side, are saved
     under another :attr:`windows_key`, so ``Policy.windows`` never confuses them with equation 9.
@@ -378,10 +380,11 @@ class RankedRule(BaseRule):
 
     Args:
         retention: Keep rate of every class, in (0, 1).
-        min_class_count: A class with fewer calibration scores keeps everything.
+        min_class_count: A class with fewer calibration scores uses the threshold, mean and deviation of all
+            classes together.
 
     Subclasses set :attr:`score_name`. Samples that tie at the threshold are all kept. The priority is in
-    standard deviations of the class's calibration scores, so classes are comparable.
+    standard deviations of the calibration scores, so classes are comparable.
     """
 
     score_name: ClassVar[str]
@@ -404,7 +407,10 @@ class RankedRule(BaseRule):
         return {"retention": self._retention, "min_class_count": self._min_class_count}
 
     def state(self) -> JsonObject:
-        """Threshold (null where everything is kept), mean and standard deviation of every class."""
+        """Threshold, mean and standard deviation of every class.
+
+        A threshold of null keeps everything. Calibration no longer writes it, but older policies have it.
+        """
         if self._limits is None:
             raise self._uncalibrated()
         return {
@@ -417,12 +423,14 @@ class RankedRule(BaseRule):
         parts = sort_by_class(
             observations.named_scores[self.score_name], observations.classes, observations.logits.shape[1]
         )
+        together = pool(parts)
         limits, means, scales = [], [], []
         for part in parts:
-            # Too few scores make a quantile meaningless; keeping everything of a rare class is the safe side.
-            enough = len(part) >= max(self._min_class_count, 1)
-            limits.append(float(part[count_to_keep(len(part), self._retention) - 1]) if enough else inf)
-            mean, scale = mean_and_deviation(part)
+            # A quantile of few scores is noise, and to keep all of them misses the keep rate by far when
+            # calibration samples are few. Mean and deviation follow, or priorities would have another unit.
+            used = part if len(part) >= max(self._min_class_count, 1) else together
+            limits.append(float(used[count_to_keep(len(used), self._retention) - 1]))
+            mean, scale = mean_and_deviation(used)
             means.append(mean)
             scales.append(scale or 1.0)
         self._limits, self._means, self._scales = np.array(limits), np.array(means), np.array(scales)

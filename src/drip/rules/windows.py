@@ -25,7 +25,7 @@ class DripRule(WindowRule):
     Args:
         retention: Keep rate of every class, in (0, 1): one minus the paper's DPW.
         method: ``min_std`` (section III-A) or ``histogram_peak`` (Algorithm 1).
-        min_class_count: Calibration scores below which a class never discards.
+        min_class_count: A class with fewer calibration scores uses the window of all classes together.
         score: Name of the score: ``drip``, or ``contrast`` for the contrastive map.
 
     References:
