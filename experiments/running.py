@@ -166,7 +166,7 @@ def measure(
     _require_known(
         "arm",
         arms,
-        ("baseline", "all", *PAPER_RULES, *rules(), *limits.ARMS, *situation_study.RULES, *reducing_arms()),
+        ("baseline", "all", *PAPER_RULES, *rules(), *limits.ARMS, *situation_study.ARMS, *reducing_arms()),
     )
     torch.set_num_threads(1)
 

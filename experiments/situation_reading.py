@@ -47,7 +47,7 @@ class Needs:
     high: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """One arm at one place and keep rate.
 
@@ -58,8 +58,9 @@ class Result:
         random: Mean value of random choices of the same count, in [0, 1].
         difference: The arm minus random, paired by run.
         all_minus_random: Everything kept minus random, paired by run: what there is to gain.
-        needs: How many times as many random samples do the same.
         marked: Mean part of what is kept that the situation is about; None where it marks nothing.
+        values: The arm's value of every run, shape (n,).
+        curve: Random's values at nothing, :data:`CURVE` and everything, shape (n, len(CURVE) + 2).
     """
 
     place: Place
@@ -68,24 +69,68 @@ class Result:
     random: float
     difference: Comparison
     all_minus_random: Comparison
-    needs: Needs
     marked: float | None
+    values: FloatArray
+    curve: FloatArray
+
+    @property
+    def differences(self) -> FloatArray:
+        """The arm minus random of every run, shape (n,)."""
+        return self.values - self.curve[:, 1 + CURVE.index(self.keep)]
+
+    @property
+    def ratio(self) -> float:
+        """How many times as many random samples lead to the same mean value."""
+        return ratio(float(self.values.mean()), self.curve.mean(0), self.keep)
+
+    def needs(self) -> Needs:
+        """The ratio with its bootstrap interval."""
+        return random_needs(self.values, self.curve, self.keep)
 
 
-def results(records: Iterable[Record]) -> list[Result]:
-    """Every arm at every place and keep rate that the records hold; runs without a counterpart are left out."""
-    runs: dict[tuple[Place, str, float], dict[int, Mapping[str, float]]] = defaultdict(dict)
+Runs = dict[tuple[Place, str, float], dict[int, Mapping[str, float]]]
+"""Metrics by place, arm, keep rate (0 where the arm has none) and run."""
+
+
+def runs_of(records: Iterable[Record]) -> Runs:
+    """The records of the study, by place."""
+    runs: Runs = defaultdict(dict)
     for record in records:
         cell = record.cell
-        if cell.unit.study == NAME:
+        if cell.unit.study == NAME and not cell.get("labelled"):
             place = Place(cell.unit.dataset, cell.get("situation"), cell.get("backbone"))
             runs[place, cell.arm, cell.get("retention", 0.0)][cell.unit.seed] = record.metrics
+    return runs
+
+
+def by_situation(runs: Runs) -> Runs:
+    """Means over the places of every situation; a run that lacks one of them is left out."""
+    places: dict[str, set[Place]] = defaultdict(set)
+    for place, _, _ in runs:
+        places[place.situation].add(place)
+    found: Runs = {}
+    for name, arm, keep in {(place.situation, arm, keep) for place, arm, keep in runs}:
+        parts = [runs.get((place, arm, keep), {}) for place in places[name]]
+        seeds = set.intersection(*(set(part) for part in parts))
+        found[Place("", name, ""), arm, keep] = {
+            seed: {
+                metric: float(np.mean([part[seed][metric] for part in parts]))
+                for metric in ("accuracy", "marked", "marked_kept")
+                if all(metric in part[seed] for part in parts)
+            }
+            for seed in sorted(seeds)
+        }
+    return found
+
+
+def results(runs: Runs) -> list[Result]:
+    """Every arm at every place and keep rate; runs without a counterpart are left out."""
     found = []
-    for (place, arm, keep), mine in runs.items():
+    for (place, arm, keep), mine in sorted(runs.items(), key=str):
         if arm in ("baseline", "all", "random"):
             continue
-        needed = [runs[place, "random", step] for step in CURVE]
-        everything, nothing = runs[place, "all", 0.0], runs[place, "baseline", 0.0]
+        needed = [runs.get((place, "random", step), {}) for step in CURVE]
+        everything, nothing = runs.get((place, "all", 0.0), {}), runs.get((place, "baseline", 0.0), {})
         seeds = sorted(set(mine).intersection(everything, nothing, *needed))
         if len(seeds) < 2:
             continue
@@ -103,8 +148,9 @@ def results(records: Iterable[Record]) -> list[Result]:
                 float(random.mean()),
                 compare(values - random),
                 compare(curve[:, -1] - random),
-                random_needs(values, curve, keep),
                 float(np.mean(marked)) if any(mine[seed]["marked"] for seed in seeds) else None,
+                values,
+                curve,
             )
         )
     return found
@@ -162,7 +208,7 @@ def _monotone(curve: FloatArray) -> FloatArray:
 
 def median_needs(found: Iterable[Result]) -> float:
     """Median ratio over results; an infinite one counts as the largest."""
-    ratios = sorted(one.needs.ratio for one in found)
+    ratios = sorted(one.ratio for one in found)
     middle = ratios[len(ratios) // 2]
     lower = ratios[(len(ratios) - 1) // 2]
     return (lower + middle) / 2 if isfinite(middle) else lower if isfinite(lower) else inf

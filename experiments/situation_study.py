@@ -17,9 +17,14 @@ import numpy as np
 import torch
 
 from drip.datasets import load
-from drip.rules import BaseRule, create
+from drip.rules import BaseRule
+from drip.rules.adaptive import AdaptiveMarginRule
+from drip.rules.chance import ClassBalancedRandomRule
+from drip.rules.features import NoveltyRule
+from drip.rules.uncertainty import MarginRule
+from drip.rules.windows import DripRule
 from drip.scoring import TorchScorer
-from drip.types import FloatArray, IntArray, JsonObject, Observations
+from drip.types import BoolArray, FloatArray, IntArray, JsonObject, Observations
 from experiments.cells import Cell, Unit
 from experiments.head import Head, linear_network
 from experiments.protocol import at_count
@@ -35,6 +40,7 @@ from experiments.situations import (
     build,
     fit,
 )
+from experiments.spread import SpreadMarginRule, spread_store
 from experiments.workspace import Outcome
 
 NAME = "situations"
@@ -72,50 +78,75 @@ _VIEWS = {
 }
 
 
+_CAMERAS = ("new-camera", "telephone", "camera-from-a-day")
+_EVERYWHERE = tuple(SITUATIONS)
+
+
 @dataclass(frozen=True)
-class _Rule:
-    name: str
+class Arm:
+    """A way to choose what is kept.
+
+    Attributes:
+        rule: The rule; None for the store that evicts, which decides at the end.
+        params: Its arguments besides the keep rate.
+        situations: Where it is measured.
+    """
+
+    rule: type[BaseRule] | None
     params: tuple[tuple[str, object], ...] = ()
+    situations: tuple[str, ...] = _EVERYWHERE
 
 
-RULES: Mapping[str, _Rule] = MappingProxyType(
+ARMS: Mapping[str, Arm] = MappingProxyType(
     {
-        "margin": _Rule("margin"),
-        "entropy": _Rule("entropy"),
-        "drip": _Rule("drip"),
-        "novelty": _Rule("novelty"),
-        "adaptive-margin": _Rule("adaptive-margin"),
+        "adaptive-margin": Arm(AdaptiveMarginRule),
+        "adaptive-margin.duplicates": Arm(AdaptiveMarginRule, (("gates", ("duplicates",)),)),
+        "adaptive-margin.all-gates": Arm(AdaptiveMarginRule, (("gates", True),)),  # as released in 0.1.0
         # Without an answer a second population gets its quota; this is after the answer "ignore".
-        "adaptive-margin.ignoring": _Rule("adaptive-margin", (("quota", 0.0),)),
-        "adaptive-margin.all-gates": _Rule("adaptive-margin", (("gates", True),)),  # as released in 0.1.0
+        "adaptive-margin.ignoring": Arm(AdaptiveMarginRule, (("quota", 0.0),), (*_CAMERAS, "junk")),
+        "spread-margin": Arm(SpreadMarginRule),
+        "spread-store": Arm(None),
+        "margin": Arm(MarginRule),
+        "novelty": Arm(NoveltyRule),
+        "drip": Arm(DripRule),
+        "class-balanced-random": Arm(ClassBalancedRandomRule),
     }
 )
-"""Rules by the name of their arm."""
+"""What is compared, by name."""
 
 
 def cells(unit: Unit) -> Iterator[Cell]:
     """Every situation, one after the other: nothing, everything, random choices, then the rules."""
     for situation, backbone in PLACES[unit.dataset]:
         place = {"situation": situation, "backbone": backbone}
-        for arm in ("baseline", "all"):
-            yield unit.cell(arm, **place)
+        for end in ("baseline", "all"):
+            yield unit.cell(end, **place)
         for keep in CURVE:
             yield unit.cell("random", **place, retention=keep)
-        for arm in RULES:
-            for keep in KEEP:
-                yield unit.cell(arm, **place, retention=keep)
+        for name, arm in ARMS.items():
+            if situation in arm.situations:
+                for keep in KEEP:
+                    yield unit.cell(name, **place, retention=keep)
 
 
 def config(cell: Cell) -> JsonObject:
     """What the cell's numbers depend on besides the regime."""
-    rule = RULES.get(cell.arm)
-    params = None if rule is None else build_rule(cell.arm, cell.get("retention")).params
+    arm = ARMS.get(cell.arm)
+    params = None if arm is None or arm.rule is None else build_rule(arm, cell.get("retention")).params
     return {"rule": params, "head": {"l2": L2, "solver": "l-bfgs"}, "calibration": N_CALIBRATION}
 
 
-def build_rule(arm: str, retention: float) -> BaseRule:
+def build_rule(arm: Arm, retention: float) -> BaseRule:
     """The rule of an arm, not yet calibrated."""
-    return create(RULES[arm].name, retention=retention, **dict(RULES[arm].params))
+    assert arm.rule is not None  # noqa: S101  # the store that evicts has none
+    return arm.rule.for_retention(retention, **dict(arm.params))
+
+
+def select(arm: Arm, keep: float, count: int, bench: Bench) -> BoolArray:
+    """Which arrivals an arm keeps, shape (n,)."""
+    if arm.rule is None:
+        return spread_store(bench.calibration, bench.stream, count)
+    return build_rule(arm, keep).calibrate(bench.calibration).decide_many(bench.stream).retain
 
 
 class SituationRegime:
@@ -250,8 +281,7 @@ def run(cell: Cell, bench: SituationWorkspace) -> Outcome:
         found = [one.measure(np.sort(draw.choice(n, count, replace=False))) for draw in draws]
         mean = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
         return Outcome({**mean, **facts, "n_kept": count}, {})
-    decisions = build_rule(cell.arm, keep).calibrate(one.calibration).decide_many(one.stream)
-    selection = at_count(decisions.retain, count, draws[0])
+    selection = at_count(select(ARMS[cell.arm], keep, count, one), count, draws[0])
     facts |= {
         "n_kept": count,
         "native_kept": selection.native,

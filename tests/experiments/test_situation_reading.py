@@ -8,7 +8,14 @@ from scipy.optimize import minimize
 
 from experiments.cells import Unit
 from experiments.ledger import Record
-from experiments.situation_reading import Place, _monotone, random_needs, ratio, results
+from experiments.situation_reading import (
+    Place,
+    _monotone,
+    random_needs,
+    ratio,
+    results,
+    runs_of,
+)
 from experiments.situation_study import CURVE, KEEP
 
 STEPS = np.array([0.0, *CURVE, 1.0])
@@ -34,7 +41,7 @@ def made_up(gain, n=8):
 
 
 def test_differences_are_paired_by_run():
-    found = results(made_up(0.02))
+    found = results(runs_of(made_up(0.02)))
     assert {one.keep for one in found} == set(KEEP)
     for one in found:
         assert one.place == Place("tomato", "junk", "mobilenet")
@@ -45,16 +52,16 @@ def test_differences_are_paired_by_run():
 
 
 def test_random_needs_as_many_more_as_its_curve_says():
-    by_keep = {one.keep: one.needs for one in results(made_up(0.04))}
+    by_keep = {one.keep: one.needs() for one in results(runs_of(made_up(0.04)))}
     assert by_keep[0.1].ratio == pytest.approx(2.0, rel=0.02)  # 0.04 more is reached with 0.2 of the stream
     assert by_keep[0.1].low <= by_keep[0.1].ratio <= by_keep[0.1].high
-    assert {one.needs.ratio for one in results(made_up(0.5))} == {inf}
-    assert all(one.needs.ratio < 1 for one in results(made_up(-0.001)))
+    assert {one.ratio for one in results(runs_of(made_up(0.5)))} == {inf}
+    assert all(one.ratio < 1 for one in results(runs_of(made_up(-0.001))))
 
 
 def test_a_run_without_its_random_choices_is_left_out():
     records = [one for one in made_up(0.02) if one.cell.unit.seed != 3 or one.cell.arm != "random"]
-    assert {one.difference.n for one in results(records)} == {7}
+    assert {one.difference.n for one in results(runs_of(records))} == {7}
 
 
 def test_the_monotone_curve_is_the_nearest_one():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.bank import Bank
-from experiments.situation_study import CURVE, KEEP, PLACES, RULES, score
+from experiments.situation_study import ARMS, CURVE, KEEP, PLACES, score
 from experiments.situations import (
     FIRST_DEVELOPMENT_SEED,
     N_CALIBRATION,
@@ -136,4 +136,4 @@ def test_the_grid_has_every_situation_and_a_curve_of_random_choices():
     named = {situation for places in PLACES.values() for situation, _ in places}
     assert named == set(SITUATIONS)
     assert set(KEEP) <= set(CURVE)
-    assert "adaptive-margin" in RULES
+    assert "adaptive-margin" in ARMS
