@@ -170,6 +170,33 @@ def test_a_second_population_is_found_and_rejected():
     assert gate.share == pytest.approx(0.2, abs=0.05)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (0.2, 0.2)])
+def test_two_hundred_calibration_samples_raise_no_alarm_and_hide_no_population(seed, share, expected):
+    draw = np.random.default_rng(seed)
+    centres, mixing = 3 * draw.normal(size=(10, 64)), np.eye(64) + 0.1 * draw.normal(size=(64, 64))
+
+    def rows(n):
+        classes = draw.integers(0, 10, n)
+        return centres[classes] + draw.normal(size=(n, 64)) @ mixing, classes
+
+    features, classes = rows(200)
+    gaussians = ClassGaussians().calibrate(features, classes, 10)
+    gate = PopulationGate(64, held_out=held_out_distances(features, classes, 10))
+    fresh, classes = rows(3000)
+    strange = draw.random(3000) < share
+    fresh[strange] += 3 * draw.normal(size=64)
+    whitened = [gaussians.whitened(row, label) for row, label in zip(fresh, classes.tolist(), strict=True)]
+    rejected = ~np.array([gate.passes(row) for row in whitened])
+    assert rejected[~strange].mean() < 0.01
+    assert rejected.mean() == pytest.approx(expected, abs=0.03)
+    # As in version 0.1.0, which took the calibration samples for the truth.
+    old = PopulationGate(64)
+    for row in whitened:
+        old.passes(row)
+    assert old.share > gate.share or share
+
+
 def test_a_second_population_that_comes_late_goes_and_comes_back_is_found_each_time():
     calm = with_strangers(3000, 0.0, 0.0, seed=1)
     visit = with_strangers(3000, 0.2, 8.0, seed=2)

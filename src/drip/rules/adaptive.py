@@ -121,6 +121,7 @@ class ComposedRule(BaseRule):
         if not isinstance(frozen, bool):
             raise InputError(f"frozen must be True or False, got {frozen!r}")
         self._gates = _gates(gates)
+        self._as_released = gates is True  # in 0.1.0, without a quota and without the noise of calibration
         if quota is None:
             quota = 0.0 if isinstance(gates, bool) else _QUOTA
         if not is_real(quota) or not 0 <= quota < inf:
@@ -211,9 +212,12 @@ class ComposedRule(BaseRule):
             coarse = features[:, :N_NUMBERS]
             if self._looks_for_strangers:
                 self._gaussians.calibrate(coarse, classes, n_classes)
-            if "outliers" in self._gates:
-                self._outliers.calibrate(held_out_distances(coarse, classes, n_classes))
-            self._population = PopulationGate(coarse.shape[1], self._params["quota"])
+            held_out = held_out_distances(coarse, classes, n_classes) if self._looks_for_strangers else None
+            if "outliers" in self._gates and held_out is not None:
+                self._outliers.calibrate(held_out)
+            self._population = PopulationGate(
+                coarse.shape[1], self._params["quota"], None if self._as_released else held_out
+            )
             if "duplicates" in self._gates:
                 self._duplicates.calibrate(features)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import exp, log
+from math import exp, log, sqrt
 from typing import Any, Self
 
 import numpy as np
@@ -176,7 +176,8 @@ def _as_saved(array: NDArray[np.floating[Any]]) -> FloatArray:
 
 _WINDOW = 500
 _FIRST = 100
-_SHIFT_ON, _SHIFT_OFF = 3.0, 2.0
+_BEGINS, _ENDS = 2.0, 1.5  # known samples reach 1.4, a fifth of a mild new camera 3
+_BEGAN, _ENDED = 3.0, 2.0  # policies of version 0.1.0
 _START_SHARE = 0.2
 _LEAST, _MOST = 0.002, 0.35
 _SEPARATION = 20.0
@@ -187,14 +188,15 @@ _MOST_OF_KEPT = 0.5
 class PopulationGate:
     r"""Fits two Gaussians of equal covariance to the stream and limits how many of the second are kept.
 
-    Rows are whitened differences (:class:`drip.rules.parts.ClassGaussians`): known samples have mean zero and
-    unit covariance. A single out-of-distribution sample may look like a known one, but a fifth of the stream
-    cannot: it moves the mean of the last rows, and the direction of that move separates the two (Fisher's
-    discriminant).
+    Rows are whitened differences (:class:`drip.rules.parts.ClassGaussians`), divided by the standard deviation
+    that they have on held-out calibration samples: known samples have mean zero and unit covariance. A single
+    out-of-distribution sample may look like a known one, but a fifth of the stream cannot: it moves the mean
+    of the last rows, and the direction of that move separates the two (Fisher's discriminant).
 
-    1. With the mean m of about the last 500 rows, n of them, :math:`T = n\, m^T m / d` is about 1 for known
-       samples (Hotelling's T-squared). Above 3, a second population begins with mean
-       :math:`\nu = m / 0.2` and weight 0.2; below 2 it ends.
+    1. With the mean m of about the last 500 rows, n of them, :math:`T = m^T m / (d (1/n + 1/n_0))` is about 1
+       for known samples (Hotelling's T-squared of two samples: the mean of the :math:`n_0` calibration samples
+       is an estimate too). Above 2, a second population begins with mean :math:`\nu = m / 0.2` and weight 0.2;
+       below 1.5 it ends.
     2. Meanwhile every row x has the posterior
        :math:`q = \sigma(x^T \nu - \nu^T \nu / 2 + \log \frac{\pi}{1 - \pi})`, and updates
        weight :math:`\pi` and mean :math:`\nu` (expectation maximisation that forgets over 500 rows).
@@ -210,14 +212,24 @@ class PopulationGate:
     Args:
         n_features: Length d of a row.
         quota: Part of the kept samples for the second population, relative to its weight; 0 rejects it.
+        held_out: Squared whitened distances of held-out calibration samples to their class, shape
+            (n_0,); None for policies of version 0.1.0, which assumed that calibration knows everything.
 
     References:
         Fisher (1936), The use of multiple measurements in taxonomic problems; Cappé and Moulines (2009),
         On-line expectation-maximization algorithm for latent data models.
     """
 
-    def __init__(self, n_features: int = 0, quota: float = 0.0) -> None:
+    def __init__(self, n_features: int = 0, quota: float = 0.0, held_out: FloatArray | None = None) -> None:
         self._quota = quota
+        # Calibrated on 200 samples, new ones vary half as much again, and their mean differs from the estimate.
+        # Taken for a second population, that would raise an alarm on every stream.
+        self._deviation, self._n_calibration = 1.0, 0
+        if held_out is not None:
+            self._deviation, self._n_calibration = (
+                sqrt(float(held_out.mean()) / n_features) or 1.0,
+                len(held_out),
+            )
         self._arrivals = self._kept = 0
         self._n = 0
         self._wait = 0
@@ -244,14 +256,20 @@ class PopulationGate:
 
     def passes(self, row: FloatArray) -> bool:
         """Whether one row, shape (d,), belongs to the known population; updates the fit with it."""
+        row = row / self._deviation
         # The variance of a mean with forgetting 1/w is that of 2w - 1 equal weights.
         self._n = min(self._n + 1, 2 * _WINDOW - 1)
         self._wait = max(self._wait - 1, 0)
         self._mean += max(1 / self._n, 1 / _WINDOW) * (row - self._mean)
-        shift = self._n * float(self._mean @ self._mean) / len(row)
-        if self._share == 0.0 and shift > _SHIFT_ON and self._n >= _FIRST and not self._wait:
+        shift = float(self._mean @ self._mean) / len(row)
+        if self._n_calibration:
+            shift /= 1 / self._n + 1 / self._n_calibration
+            begins, ends = shift > _BEGINS, shift < _ENDS
+        else:
+            begins, ends = self._n * shift > _BEGAN, self._n * shift < _ENDED
+        if self._share == 0.0 and begins and self._n >= _FIRST and not self._wait:
             self._share, self._sum = _START_SHARE, self._mean.copy()
-        elif self._share and (shift < _SHIFT_OFF or self._share < _LEAST):
+        elif self._share and (ends or self._share < _LEAST):
             # Wait before the next start: the mean still carries the population that has just ended.
             self._share, self._wait = 0.0, _WINDOW
         if self._share == 0.0:
@@ -272,8 +290,10 @@ class PopulationGate:
         self._kept += 1
 
     def state(self) -> JsonObject:
-        """Counts, the mean of the last rows, weight and sum of the second population."""
+        """What calibration set, counts, the mean of the last rows, weight and sum of the second population."""
         return {
+            "deviation": self._deviation,
+            "calibration": self._n_calibration,
             "arrivals": self._arrivals,
             "kept": self._kept,
             "n": self._n,
@@ -290,7 +310,12 @@ class PopulationGate:
         self._share = number("share", state["share"])
         self._n, self._wait = count("n", state["n"]), count("wait", state["wait"])
         # Version 0.1.0 had no quota and did not count.
-        self._arrivals, self._kept = (count(name, state.get(name, 0)) for name in ("arrivals", "kept"))
+        self._arrivals, self._kept, self._n_calibration = (
+            count(name, state.get(name, 0)) for name in ("arrivals", "kept", "calibration")
+        )
+        self._deviation = number("deviation", state.get("deviation", 1.0))
+        if self._deviation <= 0:
+            raise ValueError(f"deviation must be above 0, got {self._deviation!r}")
         if not 0 <= self._share <= 1:
             raise ValueError(f"share must be in [0, 1], got {self._share!r}")
 
