@@ -86,8 +86,8 @@ def troubleshooting_page() -> str:
 def choosing_page() -> str:
     """The answer to "which rule?", from the one place that has it."""
     families: dict[str, list[str]] = {}
-    for name, rule in sorted(rules.available().items()):
-        reads = ", ".join(sorted(rule().needs)) or "only the predicted class"
+    for name in rules.OFFERED:
+        reads = ", ".join(sorted(rules.create(name).needs)) or "only the predicted class"
         families.setdefault(reads, []).append(name)
     return _template(
         "choose-a-rule.md.j2",

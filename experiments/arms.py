@@ -1,15 +1,14 @@
-"""What is compared: every rule that drip finds, and variants of the published one."""
+"""What is compared: the rules that drip offers, those that it keeps for research, and variants of the published one."""
 
 from __future__ import annotations
 
-import inspect
 import time
 import tracemalloc
 import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from drip.rules import BaseRule, available, create
+from drip.rules import OFFERED, BaseRule, create
 from drip.rules.adaptive import GATES
 from drip.types import Decisions, JsonObject, Observations
 
@@ -23,7 +22,7 @@ class Arm:
 
     Attributes:
         name: The arm.
-        rule: Name among :func:`drip.rules.available`.
+        rule: Name for :func:`drip.rules.create`.
         params: Arguments besides retention and seed, as pairs.
     """
 
@@ -33,7 +32,7 @@ class Arm:
 
     def build(self, retention: float, seed: int) -> BaseRule:
         """The rule for a retention, not yet calibrated; arms that draw, draw apart from one another."""
-        accepts = inspect.signature(available()[self.rule]).parameters
+        accepts = create(self.rule).params
         seeded = {"seed": zlib.crc32(self.name.encode()) + seed} if "seed" in accepts else {}
         # As it was recorded: the default is now 50, and another argument would give every line another hash.
         counted = {"min_class_count": 20} if "min_class_count" in accepts else {}
@@ -70,6 +69,27 @@ PAPER_RULES = {
 }
 """The paper's arms (A1, A5): raw or normalised heatmap, window of III-A or peak of Algorithm 1."""
 
+RESEARCH_RULES = (
+    "adaptive-random",
+    "coverage",
+    "energy",
+    "gradient-norm",
+    "information-gain",
+    "inverse-drip",
+    "least-confidence",
+    "lowest-contrast",
+    "lowest-drip",
+    "margin-window",
+    "max-logit-window",
+    "mixed-margin",
+    "moderate",
+    "reservoir",
+    "soft-margin",
+    "variable-uncertainty",
+    "vessal",
+)
+"""Rules of the recorded studies that drip does not offer, from :mod:`drip.rules.extra`."""
+
 COMPARATORS = frozenset(
     (
         "coverage",
@@ -100,7 +120,8 @@ _VARIANTS = (
 
 def rules() -> dict[str, Arm]:
     """Every arm that selects, by name: all rules, then other readings of the published rule."""
-    arms = (Arm(name, name, _AS_RECORDED.get(name, ())) for name in sorted(available()))
+    names = sorted((*OFFERED, *RESEARCH_RULES))
+    arms = (Arm(name, name, _AS_RECORDED.get(name, ())) for name in names)
     return {arm.name: arm for arm in (*arms, *_VARIANTS)}
 
 

@@ -18,7 +18,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from drip.rules.uncertainty import EnergyRule, MarginRule
+from drip.rules.extra import EnergyRule
+from drip.rules.uncertainty import MarginRule
 from drip.types import FloatArray, IntArray, JsonObject, Observations
 from experiments import registered, streams
 from experiments.cells import Cell, Unit

@@ -20,8 +20,7 @@ from drip.datasets import load
 from drip.rules import BaseRule
 from drip.rules.adaptive import AdaptiveMarginRule
 from drip.rules.chance import ClassBalancedRandomRule
-from drip.rules.features import NoveltyRule
-from drip.rules.uncertainty import MarginRule
+from drip.rules.uncertainty import MarginRule, NoveltyRule
 from drip.rules.windows import DripRule
 from drip.scoring import TorchScorer
 from drip.types import BoolArray, FloatArray, IntArray, JsonObject, Observations

@@ -21,6 +21,7 @@ PUBLIC = (
     "drip.reduction",
     "drip.reduction.datasets",
     "drip.rules",
+    "drip.rules.extra",
     "drip.scoring",
     "drip.sources",
     "drip.store",

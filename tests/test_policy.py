@@ -15,7 +15,7 @@ from support import raises
 
 from drip.errors import DripError, InputError, PolicyError
 from drip.policy import FORMAT_VERSION, Histogram, Policy, Provenance, RuleSpec, class_histograms
-from drip.rules import available
+from drip.rules import available, create
 from drip.testing import fake_observations
 from drip.windows import fit_windows, sort_by_class
 
@@ -118,7 +118,7 @@ def test_a_rule_without_windows_says_so():
 
 
 def test_windows_of_what_is_kept_are_not_taken_for_windows_of_what_is_discarded():
-    rule = available()["inverse-drip"]().calibrate(fake_observations(300, 3))
+    rule = create("inverse-drip").calibrate(fake_observations(300, 3))
     with pytest.raises(PolicyError, match="'inverse-drip'"):
         Policy.of(rule, n_classes=3).retains(np.array([0.0]), np.array([0]))
 

@@ -5,7 +5,7 @@ from support import replaced
 
 from drip.errors import PolicyError
 from drip.policy import Policy, Provenance
-from drip.rules import available
+from drip.rules import available, create
 from drip.testing import fake_observations
 
 PROVENANCE = Provenance(
@@ -36,7 +36,7 @@ OTHERS = (None, True, False, 3, 0.5, "x", "yes", [], ["x"], [None], [True], {}, 
 
 def content_of(name):
     """The content of a policy of a rule, with every part of the provenance."""
-    rule = available()[name]().calibrate(fake_observations(60, 3))
+    rule = create(name).calibrate(fake_observations(60, 3))
     return Policy.of(rule, n_classes=3, provenance=PROVENANCE).to_json()
 
 

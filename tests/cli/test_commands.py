@@ -93,9 +93,7 @@ def test_calibrate_prints_the_policy_as_json(digits, drip, tmp_path):
     assert json.loads(result.out)["rule"]["params"] == {"retention": 0.75}
 
 
-@pytest.mark.parametrize(
-    "rule", ["lowest-contrast", "random", "reservoir", "class-balanced-random", "entropy"]
-)
+@pytest.mark.parametrize("rule", ["lowest-contrast", "random", "class-balanced-random", "entropy"])
 def test_every_kind_of_rule_goes_from_calibration_to_a_store(rule, digits, drip, tmp_path):
     policy, store = tmp_path / "policy.json", tmp_path / "kept.db"
     model = [MODEL, "--weights", digits.weights]

@@ -46,7 +46,7 @@ def test_calibrate_on_the_device_writes_the_files_policy(board, drip, tmp_path):
     OnnxScorer(board.bare.path).require(policy)
 
 
-@pytest.mark.parametrize("rule", ["margin", "reservoir", "class-balanced-random", "max-logit-window"])
+@pytest.mark.parametrize("rule", ["margin", "class-balanced-random", "max-logit-window"])
 def test_any_rule_is_calibrated_on_the_device_and_runs(rule, board, drip, tmp_path):
     out = tmp_path / "policy.json"
     options = ["--data", board.calibration, "--out", out, "--rule", rule, "--dpw", "0.3"]

@@ -24,9 +24,7 @@ def shadowed(board, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(
-    "rule", ["drip", "margin", "entropy", "random", "reservoir", "class-balanced-random", "inverse-drip"]
-)
+@pytest.mark.parametrize("rule", ["drip", "margin", "entropy", "random", "class-balanced-random"])
 def test_replay_gives_the_numbers_of_a_fresh_run(rule, board, shadowed, drip, tmp_path):
     policy, fresh = tmp_path / "new.json", tmp_path / "fresh.db"
     options = ["--data", board.calibration, "--rule", rule, "--dpw", "0.7", "--out", policy]

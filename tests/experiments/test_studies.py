@@ -9,9 +9,9 @@ import pytest
 from made_up import made_up_regime
 
 from drip.errors import InputError
-from drip.rules import available
+from drip.rules import OFFERED
 from experiments import dpw, noise, running, streams, table1
-from experiments.arms import COMPARATORS, PAPER_RULES, Arm, decide, rules
+from experiments.arms import COMPARATORS, PAPER_RULES, RESEARCH_RULES, Arm, decide, rules
 from experiments.cells import Unit
 from experiments.head import HeadRegime
 from experiments.ledger import RESULTS, Ledger
@@ -52,15 +52,17 @@ def measured():
     return {cell: table1.run(cell, bench) for cell in table1.cells(unit)}, bench
 
 
-def test_every_rule_that_drip_finds_is_an_arm_and_has_cells():
-    assert set(available()) <= set(rules())
+def test_every_rule_is_an_arm_and_has_cells():
+    names = {*OFFERED, *RESEARCH_RULES}
+    assert len(names) == 25
+    assert names <= set(rules())
     for arm in rules():
         rules()[arm].build(0.3, 0)
     assert rules()["drip"] == Arm("drip", "drip")
     for study, dataset in ((table1, "mnist"), (streams, "cifar10")):
         arms = {cell.arm for cell in study.cells(Unit(study.NAME, "head", dataset, 0))}
-        assert set(available()) - (COMPARATORS if study is streams else set()) <= arms
-    assert set(available()) >= COMPARATORS
+        assert names - (COMPARATORS if study is streams else set()) <= arms
+    assert names >= COMPARATORS
     for unit in running.units():
         ids = [cell.id for cell in running.STUDIES[unit.study].cells(unit)]
         assert len(set(ids)) == len(ids)

@@ -142,7 +142,7 @@ def observations(path, **more):
     return Observations(classes, found["logits"].astype(np.float64), {"drip": scores, **more}, "drip", None)
 
 
-@pytest.mark.parametrize("name", ["margin", "random", "inverse-drip", "max-logit-window", "reservoir"])
+@pytest.mark.parametrize("name", ["margin", "random", "inverse-drip", "max-logit-window"])
 def test_the_graph_keeps_every_sample_for_rules_without_windows_of_the_score(path, name):
     set_policy(path, fitted(path))
     rule = create(name, retention=0.5).calibrate(observations(path))
@@ -170,8 +170,6 @@ def test_a_rule_that_reads_a_missing_output_is_rejected(path):
     [
         ("lowest-contrast", {}, "drip_contrast"),
         ("adaptive-margin", {"gates": True}, "features"),
-        ("gradient-norm", {}, "features"),
-        ("information-gain", {}, "features"),
     ],
 )
 def test_export_adds_the_output_that_the_rule_reads(name, params, output, tmp_path):

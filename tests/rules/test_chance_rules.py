@@ -13,40 +13,6 @@ from drip.rules.chance import equal_quota
 from drip.testing import fake_observations
 
 
-def test_the_reservoir_holds_every_subset_of_a_stream_equally_often():
-    stream, capacity = fake_observations(6, 3), 2
-    counts = np.zeros((6, 6), dtype=np.int64)
-    rule = create("reservoir", seed=5)
-    n_repeats = 6000
-    for _ in range(n_repeats):
-        held = []
-        for index, decision in enumerate(rule.decide_many(stream)):
-            assert decision.retain
-            held.append((decision.priority, index))
-            held = sorted(held)[-capacity:]
-        first, second = sorted(index for _, index in held)
-        counts[first, second] += 1
-    pairs = counts[np.triu_indices(6, 1)]
-    expected = n_repeats / 15
-    chi_square = ((pairs - expected) ** 2 / expected).sum()
-    assert chi_square < 36.12  # 14 degrees of freedom, one in a thousand
-    assert counts.sum() == n_repeats
-
-
-def test_reservoir_priorities_are_uniform():
-    priorities = np.sort(create("reservoir", seed=2).decide_many(fake_observations(5000, 2)).priority)
-    distance = np.abs(priorities - (np.arange(5000) + 0.5) / 5000).max()
-    assert distance < 1.95 / np.sqrt(5000)  # Kolmogorov-Smirnov, one in a thousand
-
-
-def test_a_reservoir_with_a_rate_keeps_the_highest_priorities():
-    decisions = create("reservoir", retention=0.3).decide_many(fake_observations(3000, 2))
-    assert decisions.retain.tolist() == (decisions.priority >= 0.7).tolist()
-    assert decisions.keep_probability.tolist() == [0.3] * 3000
-    assert set(decisions.reasons) == {"reservoir"}
-    assert create("reservoir").params == {"retention": 1.0, "seed": 0}
-
-
 def test_random_keeps_at_its_rate_with_priority_zero():
     decisions = create("random", retention=0.3).decide_many(fake_observations(4000, 2))
     assert decisions.retain.mean() == pytest.approx(0.3, abs=0.03)
@@ -58,7 +24,7 @@ def test_random_keeps_at_its_rate_with_priority_zero():
 
 def test_a_retention_of_one_keeps_everything():
     stream = fake_observations(500, 3)
-    for name in ("random", "reservoir", "class-balanced-random"):
+    for name in ("random", "class-balanced-random"):
         decisions = create(name, retention=1).calibrate(stream).decide_many(stream)
         assert decisions.retain.all()
         assert decisions.keep_probability.tolist() == [1.0] * 500
@@ -66,8 +32,6 @@ def test_a_retention_of_one_keeps_everything():
 
 def test_draws_are_those_of_the_seeded_generator():
     expected = np.random.Generator(np.random.PCG64(7)).random(20)
-    rule = create("reservoir", seed=7)
-    assert rule.decide_many(fake_observations(20, 2)).priority.tolist() == expected.tolist()
     retained = create("random", seed=7).decide_many(fake_observations(20, 2)).retain
     assert retained.tolist() == (expected < 0.6).tolist()
 

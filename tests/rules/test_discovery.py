@@ -8,7 +8,7 @@ from support import raises
 
 import drip.rules
 from drip.errors import InputError
-from drip.rules import BaseRule, available, create, load_all
+from drip.rules import OFFERED, BaseRule, ThresholdRule, available, create, load_all
 from drip.rules.base import deterministic
 
 
@@ -27,11 +27,12 @@ def rules():
 
 @pytest.mark.usefixtures("fresh")
 def test_every_rule_is_found_under_its_own_name():
-    files = {module.name for module in pkgutil.iter_modules(drip.rules.__path__)} - {"base", "state", "parts"}
+    files = {module.name for module in pkgutil.iter_modules(drip.rules.__path__)}
+    files -= {"base", "extra", "parts", "state"}
     assert {rule.__module__.rpartition(".")[2] for rule in rules().values()} == files
     assert all(rule.name == name for name, rule in rules().items())
     assert all("name" in vars(rule) for rule in rules().values())
-    assert {"drip", "inverse-drip", "margin", "random", "reservoir"} <= set(rules())
+    assert sorted(rules()) == sorted(OFFERED)
 
 
 def test_modules_are_looked_for_once(fresh):
@@ -46,6 +47,19 @@ def test_a_rule_that_is_defined_later_is_found():
         name = "test-later"
 
     assert available()["test-later"] is Later
+
+
+def test_a_users_rule_comes_before_one_for_researchers_with_the_same_name():
+    class Mine(ThresholdRule):
+        name = "vessal"
+
+        def score(self, observations):
+            return observations.logits[:, 0]
+
+    try:
+        assert available()["vessal"] is type(create("vessal")) is Mine
+    finally:
+        Mine.name = "test-mine"
 
 
 class _Entry:
@@ -92,7 +106,7 @@ DEFAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(rules()) - {"reservoir"}))
+@pytest.mark.parametrize("name", OFFERED)
 def test_defaults_are_those_of_the_paper_and_equal_in_all_rules(name):
     params = available()[name]().params
     common = params.keys() & DEFAULTS.keys()
@@ -100,7 +114,7 @@ def test_defaults_are_those_of_the_paper_and_equal_in_all_rules(name):
     assert {key: params[key] for key in common} == {key: DEFAULTS[key] for key in common}
 
 
-@pytest.mark.parametrize("name", sorted(set(rules()) - {"keep-all"}))
+@pytest.mark.parametrize("name", sorted(set(OFFERED) - {"keep-all"}))
 def test_the_asked_retention_is_a_parameter(name):
     params = create(name, retention=0.7).params
     assert params.get("retention", 0.7) == 0.7

@@ -1,4 +1,4 @@
-"""DRIP, its inverse and the maximum-logit window: inside, outside, limits, priorities."""
+"""The window of DRIP: inside, outside, limits, priorities."""
 
 from dataclasses import replace
 from math import inf
@@ -66,10 +66,9 @@ def test_priority_is_the_distance_in_standard_deviations():
     assert words == {"inside-window", "outside-window", "class-never-discards"}
 
 
-@pytest.mark.parametrize("name", ["drip", "inverse-drip"])
-def test_the_limits_themselves_are_inside(name):
+def test_the_limits_themselves_are_inside():
     calibration = fake_observations(500, 3, seed=1)
-    rule = create(name).calibrate(calibration)
+    rule = create("drip").calibrate(calibration)
     window = rule.windows[1]
     edges = [np.nextafter(window.lower, -inf), window.lower, window.upper, np.nextafter(window.upper, inf)]
     stream = replace(
@@ -77,40 +76,7 @@ def test_the_limits_themselves_are_inside(name):
         classes=np.ones(4, dtype=np.int64),
         named_scores={"drip": np.array(edges)},
     )
-    outside = [True, False, False, True]
-    expected = outside if name == "drip" else [not value for value in outside]
-    assert rule.decide_many(stream).retain.tolist() == expected
-
-
-@pytest.mark.parametrize("retention", [0.9, 0.6, 0.3])
-def test_inverse_keeps_what_drip_with_the_complement_discards(retention):
-    calibration, stream = stream_with_a_rare_class(), fake_observations(500, 4, seed=2)
-    inverse = create("inverse-drip", retention=retention).calibrate(calibration)
-    drip = create("drip", retention=complement(retention)).calibrate(calibration)
-    assert inverse.windows == drip.windows
-    kept, other = inverse.decide_many(stream), drip.decide_many(stream)
-    never = ~np.array([window.discards for window in drip.windows])[stream.classes]
-    assert never.any()
-    assert kept.retain.tolist() == (~other.retain | never).tolist()
-    assert kept.retain[never].all()
-    assert other.retain[never].all()
-    assert kept.priority.tolist() == (-other.priority).tolist()
-    assert set(kept.reasons) == {"inside-window", "outside-window"}
-    assert [word == "inside-window" for word in kept.reasons] == kept.retain.tolist()
-    assert not np.signbit(kept.priority[kept.retain & ~never]).any()
-
-
-def test_the_maximum_logit_window_is_drip_on_the_largest_logit():
-    calibration, stream = fake_observations(500, 4, seed=1), fake_observations(300, 4, seed=2)
-
-    def with_logit(observations):
-        return replace(observations, named_scores={"drip": np.sort(observations.logits, axis=1)[:, -1]})
-
-    rule = create("max-logit-window", retention=0.7).calibrate(calibration)
-    drip = create("drip", retention=0.7).calibrate(with_logit(calibration))
-    assert rule.needs == {"logits"}
-    assert rule.windows == drip.windows
-    assert list(rule.decide_many(stream)) == list(drip.decide_many(with_logit(stream)))
+    assert rule.decide_many(stream).retain.tolist() == [True, False, False, True]
 
 
 def test_drip_reads_the_score_that_it_is_told():
@@ -135,12 +101,11 @@ def test_windows_are_empty_before_calibration_and_one_for_all_classes_below_the_
     assert rule.decide_many(stream).retain.tolist() == ((scores < ends[0]) | (scores > ends[1])).tolist()
 
 
-@pytest.mark.parametrize("name", ["drip", "inverse-drip", "max-logit-window"])
-def test_one_calibration_sample_is_too_few_for_any_window(name):
-    rule = create(name).calibrate(fake_observations(1, 3))
+def test_one_calibration_sample_is_too_few_for_any_window():
+    rule = create("drip").calibrate(fake_observations(1, 3))
     decisions = rule.decide_many(fake_observations(30, 3))
     assert decisions.retain.all()
-    assert decisions.priority.tolist() == ([-1.0] if name == "inverse-drip" else [1.0]) * 30
+    assert decisions.priority.tolist() == [1.0] * 30
 
 
 def test_a_class_whose_scores_were_constant_keeps_everything():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,23 +35,8 @@ if TYPE_CHECKING:
     from drip.windows import Window
 
 
-def rule_families() -> dict[str, list[str]]:
-    """Names of this package's rules by module, which is their family.
-
-    Rules of other packages are left out: help must not depend on whether those can be imported.
-    """
-    families = {}
-    for module in pkgutil.iter_modules(drip.rules.__path__):
-        content = vars(importlib.import_module(f"drip.rules.{module.name}"))
-        kinds = [kind for kind in content.values() if isinstance(kind, type)]
-        own = [kind for kind in kinds if kind.__module__ == f"drip.rules.{module.name}"]
-        names = [name for kind in own if isinstance(name := vars(kind).get("name"), str)]
-        if names:
-            families[module.name] = names
-    return families
-
-
-_RULES = "; ".join(f"{', '.join(names)} ({family})" for family, names in rule_families().items())
+# Rules of other packages have no names here: help must not depend on whether those can be imported.
+_RULES = f"{', '.join(drip.rules.OFFERED)}; and those of packages that you install"
 
 
 def calibrate(
@@ -63,7 +46,7 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="Policy file to write.")] = Path("policy.json"),
     rule: Annotated[
         str,
-        typer.Option(autocompletion=complete_rule, help=f"{drip.rules.RECOMMENDATION} All rules: {_RULES}."),
+        typer.Option(autocompletion=complete_rule, help=f"{drip.rules.RECOMMENDATION} Rules: {_RULES}."),
     ] = drip.rules.RECOMMENDED,
     keep: KeepOption = None,
     dpw: DpwOption = None,

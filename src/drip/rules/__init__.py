@@ -1,4 +1,4 @@
-"""Selection rules, one file per family, discovered: `create("margin", retention=0.6)`.
+"""Selection rules by name: `create("margin", retention=0.6)`; one file per family.
 
 Rules are data in, decision out: no I/O, no model, no clock, no torch. Other packages add rules through
 the entry-point group `drip.rules`.
@@ -19,6 +19,7 @@ from drip.rules.base import BaseRule, RankedRule, ThresholdRule, WindowRule, req
 from drip.types import JsonObject
 
 __all__ = [
+    "OFFERED",
     "RECOMMENDATION",
     "RECOMMENDED",
     "BaseRule",
@@ -34,6 +35,18 @@ __all__ = [
 
 ENTRY_POINTS = "drip.rules"
 
+OFFERED = (
+    "adaptive-margin",
+    "class-balanced-random",
+    "drip",
+    "entropy",
+    "keep-all",
+    "margin",
+    "novelty",
+    "random",
+)
+"""Rules of this package that users choose from; the others are in ``drip.rules.extra``, for researchers."""
+
 RECOMMENDED = "drip"
 """The default rule; this is the only place that names it."""
 
@@ -47,14 +60,24 @@ RECOMMENDATION = (
 
 
 def available() -> dict[str, type[BaseRule]]:
-    """Every rule by name: built-in, registered by other packages, and defined in the running program.
+    """The rules to choose from: :data:`OFFERED`, registered by other packages, defined in the running program.
 
     >>> sorted(available())[:3]
-    ['adaptive-margin', 'adaptive-random', 'class-balanced-random']
+    ['adaptive-margin', 'class-balanced-random', 'drip']
     """
+    return {name: rule for name, rule in _rules().items() if _is_offered(rule)}
+
+
+def _rules() -> dict[str, type[BaseRule]]:
+    """Every rule by name, offered or not."""
     load_all()
     root: Any = BaseRule  # abstract: only its named descendants are rules
-    return {rule.name: rule for rule in _concrete(root)}
+    # Offered rules last: a user's rule takes precedence over one of researchers with the same name.
+    return {rule.name: rule for rule in sorted(_concrete(root), key=_is_offered)}
+
+
+def _is_offered(rule: type[BaseRule]) -> bool:
+    return rule.name in OFFERED or not rule.__module__.startswith(f"{__name__}.")
 
 
 @cache
@@ -75,7 +98,7 @@ def create(name: str, *, retention: float | None = None, **params: Any) -> BaseR
     """A rule by name, not yet calibrated.
 
     Args:
-        name: One of :func:`available`.
+        name: One of :func:`available`, or a rule of ``drip.rules.extra``.
         retention: Keep rate, in (0, 1); every rule accepts it.
         params: Further arguments of the rule.
 
@@ -97,10 +120,11 @@ def create(name: str, *, retention: float | None = None, **params: Any) -> BaseR
 
 
 def _rule(name: str) -> type[BaseRule]:
-    rules = available()
+    rules = _rules()
     if name not in rules:
-        near = get_close_matches(name, rules, n=1) if isinstance(name, str) else []
-        hint = f"; did you mean {near[0]!r}?" if near else f"; choose one of {', '.join(sorted(rules))}"
+        offered = sorted(available())
+        near = get_close_matches(name, offered, n=1) if isinstance(name, str) else []
+        hint = f"; did you mean {near[0]!r}?" if near else f"; choose one of {', '.join(offered)}"
         raise InputError(f"there is no rule {name!r}{hint}", code="rule-unknown")
     return rules[name]
 
@@ -109,7 +133,7 @@ def restore_rule(name: str, params: JsonObject, state: JsonObject, state_version
     """Restore a calibrated rule from its description in a policy.
 
     Args:
-        name: One of :func:`available`.
+        name: One of :func:`available`, or a rule of ``drip.rules.extra``.
         params: Arguments of its constructor.
         state: The result of :meth:`BaseRule.state`.
         state_version: Version of the layout of ``state``.

@@ -6,13 +6,11 @@ from abc import abstractmethod
 from collections.abc import Collection
 from math import inf, isfinite
 from typing import Any, ClassVar, NamedTuple, Self
-from zlib import crc32
 
 import numpy as np
 
 from drip.errors import InputError
 from drip.rules.base import BaseRule, ThresholdRule
-from drip.rules.chance import MixedMarginRule
 from drip.rules.parts import (
     AdaptationLog,
     ClassGaussians,
@@ -27,6 +25,7 @@ from drip.rules.parts import (
 )
 from drip.rules.parts.gaussians import N_FINE, N_NUMBERS, project
 from drip.rules.state import count, restore_generator
+from drip.rules.uncertainty import MixedMarginRule
 from drip.types import Decisions, FloatArray, JsonObject, Observations
 from drip.windows import check_count, is_real
 
@@ -416,33 +415,9 @@ def _features(observations: Observations) -> FloatArray:
 
 
 class AdaptiveMarginRule(ComposedRule):
-    """A :class:`ComposedRule` with the score of :class:`drip.rules.chance.MixedMarginRule`."""
+    """A :class:`ComposedRule` with the score of :class:`drip.rules.uncertainty.MixedMarginRule`."""
 
     name: ClassVar[str] = "adaptive-margin"
 
     def _scoring_rule(self) -> ThresholdRule:
         return MixedMarginRule()
-
-
-class AdaptiveRandomRule(ComposedRule):
-    """A :class:`ComposedRule` without any preference between samples.
-
-    The score is a checksum of logits and seed in [0, 1): as good as a random draw, but the same whenever the
-    same sample arrives again.
-    """
-
-    name: ClassVar[str] = "adaptive-random"
-
-    def _scoring_rule(self) -> ThresholdRule:
-        return _Checksum(self._params["seed"])
-
-
-class _Checksum(ThresholdRule):
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self._start = crc32(str(seed).encode())
-
-    def score(self, observations: Observations) -> FloatArray:
-        rows = np.ascontiguousarray(observations.logits, "<f8")
-        # A checksum, not a generator: the same sample gets the same score again, so repeats stay comparable.
-        return np.array([crc32(row.tobytes(), self._start) / 2**32 for row in rows], np.float64)

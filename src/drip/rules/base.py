@@ -510,19 +510,3 @@ def softmax_ratios(logits: FloatArray) -> FloatArray:
     with np.errstate(over="ignore"):  # a gap beyond float64 is a ratio of zero
         gaps = rows - rows.max(axis=1, keepdims=True)
     return np.sort(np.exp(gaps), axis=1)[:, ::-1]
-
-
-def drawn(draw: FloatArray, probability: FloatArray, kept: str) -> Decisions:
-    """Keep a sample where its draw, uniform in [0, 1), is below its probability.
-
-    The priority is 1 - draw / probability. A store over budget that evicts the lowest priorities then keeps
-    every sample with its own probability times one common factor, as long as none reaches 1.
-
-    >>> drawn(np.array([0.3, 0.3]), np.array([0.6, 0.2]), "coin").retain.tolist()
-    [True, False]
-    """
-    # Strictly below: a probability of 0 never keeps, and a draw never reaches 1.
-    retain = draw < probability
-    with np.errstate(over="ignore"):
-        priority = within_float64(1.0 - draw / np.maximum(probability, np.finfo(np.float64).tiny))
-    return Decisions(retain, priority, probability, [kept if row else "not-drawn" for row in retain.tolist()])

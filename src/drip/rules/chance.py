@@ -11,11 +11,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from drip.errors import InputError
-from drip.rules.base import BaseRule, ChanceRule, ThresholdRule, deterministic
-from drip.rules.state import numbers, packed, unpacked
-from drip.rules.uncertainty import MarginRule
+from drip.rules.base import BaseRule, ChanceRule, deterministic
+from drip.rules.state import numbers
 from drip.types import BoolArray, Decisions, FloatArray, IntArray, JsonObject, Observations
-from drip.windows import sort_by_class
 
 
 class RandomRule(ChanceRule):
@@ -28,29 +26,6 @@ class RandomRule(ChanceRule):
         # One draw per observation whatever is decided, so batches and single decisions use equal draws.
         retain = self._draw(observations) < self._retention
         return Decisions(retain, np.zeros(n), np.full(n, float(self._retention)), ["random"] * n)
-
-
-class ReservoirRule(ChanceRule):
-    """Give each sample a uniform random priority and keep those above 1 - retention.
-
-    A full store evicts the lowest priorities, so it always holds a uniform sample without replacement of
-    everything that arrived (the default keep rate is 1).
-
-    References:
-        Vitter (1985), Random sampling with a reservoir; Li (1994), random priorities.
-    """
-
-    name: ClassVar[str] = "reservoir"
-
-    def __init__(self, retention: float = 1.0, seed: int = 0) -> None:
-        super().__init__(retention, seed)
-
-    def _decide(self, observations: Observations) -> Decisions:
-        n = len(observations)
-        priority = self._draw(observations)
-        return Decisions(
-            priority >= 1.0 - self._retention, priority, np.full(n, float(self._retention)), ["reservoir"] * n
-        )
 
 
 class ClassBalancedRandomRule(ChanceRule):
@@ -132,104 +107,6 @@ class KeepAllRule(BaseRule):
     def _decide(self, observations: Observations) -> Decisions:
         n = len(observations)
         return deterministic(np.ones(n, dtype=np.bool_), np.zeros(n), "keep-all", "")
-
-
-_POINTS = 101
-_FEWEST = 3
-_ALL_POINTS = 5000
-
-
-class MixedMarginRule(ThresholdRule):
-    """Keep the samples whose margin is small among all and among those of their predicted class.
-
-    The score is the mean of two ranks in [0, 1] of 1 - (p_1 - p_2): among all calibration samples and
-    among those of the same predicted class (percentiles, linear in between). The first alone spends the
-    whole budget on the two or three classes that the model confuses; the second alone keeps even the
-    clearest samples of the classes that it knows best. A class that calibration never saw has rank 1.
-
-    State: 101 numbers per class, 1.1 kB of text each. From 50 classes on there are fewer, 5,000 for all
-    classes together but at least 3 each, so the state stays small with a thousand classes.
-    """
-
-    name: ClassVar[str] = "mixed-margin"
-
-    def __init__(self, retention: float = 0.6) -> None:
-        super().__init__(retention)
-        self._margin = MarginRule(retention)
-        self._overall: FloatArray | None = None
-        self._within: FloatArray
-
-    def score(self, observations: Observations) -> FloatArray:
-        """Shape (n,): mean of the two ranks.
-
-        Raises:
-            PolicyError: the rule was not calibrated.
-        """
-        if self._overall is None:
-            raise self._uncalibrated()
-        self._check_classes(observations, len(self._within))
-        values = self._margin.score(observations)
-        overall = _ranks(values, self._overall)
-        # A class without calibration samples counts as most uncertain.
-        within = np.ones(len(values))
-        for label in np.unique(observations.classes).tolist():
-            mine = observations.classes == label
-            if np.isfinite(self._within[label, 0]):
-                within[mine] = _ranks(values[mine], self._within[label])
-        return (overall + within) / 2
-
-    def state(self) -> JsonObject:
-        """The threshold, and the percentiles of every class (null without samples) and of all samples."""
-        state = super().state()
-        assert self._overall is not None  # noqa: S101  # calibration sets both together
-        rows = [packed(row, "<f8") if np.isfinite(row[0]) else None for row in self._within]
-        return {**state, "percentiles": [*rows, packed(self._overall, "<f8")]}
-
-    def _calibrate(self, observations: Observations) -> None:
-        n_classes = observations.logits.shape[1]
-        self._check_classes(observations, n_classes)
-        values = self._margin.score(observations)
-        # Both ranks come from the same calibration scores, so their mean is comparable between classes.
-        self._overall = np.quantile(values, np.linspace(0, 1, _POINTS))
-        shares = np.linspace(0, 1, min(_POINTS, max(_FEWEST, _ALL_POINTS // n_classes)))
-        self._within = np.full((n_classes, len(shares)), np.nan)
-        for label, mine in enumerate(sort_by_class(values, observations.classes, n_classes)):
-            if len(mine):
-                self._within[label] = np.quantile(mine, shares)
-        super()._calibrate(observations)
-
-    def _restore(self, state: JsonObject) -> None:
-        *texts, everything = state["percentiles"]
-        self._overall = _percentiles(everything)
-        rows = [None if text is None else _percentiles(text) for text in texts]
-        length = next((len(row) for row in rows if row is not None), 1)
-        nothing = np.full(length, np.nan)
-        self._within = np.stack([nothing if row is None else row for row in rows])
-        super()._restore(state)
-
-
-def _percentiles(text: Any) -> FloatArray:
-    points = unpacked("percentiles", text, None, dtype="<f8")
-    if len(points) < _FEWEST or (np.diff(points) < 0).any():
-        raise ValueError(f"there must be at least {_FEWEST} percentiles in ascending order")
-    return points
-
-
-def _ranks(values: FloatArray, percentiles: FloatArray) -> FloatArray:
-    """Part of the calibration samples below each value; the middle of a tie of percentiles."""
-    shares = np.linspace(0, 1, len(percentiles))
-    low = np.interp(values, *_unique(percentiles, shares, last=False))
-    high = np.interp(values, *_unique(percentiles, shares, last=True))
-    return (low + high) / 2
-
-
-def _unique(percentiles: FloatArray, shares: FloatArray, *, last: bool) -> tuple[FloatArray, FloatArray]:
-    """Percentiles without repeats, each with its first or its last rank."""
-    if last:
-        values, rows = np.unique(percentiles[::-1], return_index=True)
-        return values, shares[::-1][rows]
-    values, rows = np.unique(percentiles, return_index=True)
-    return values, shares[rows]
 
 
 def match_count(retain: BoolArray, count: int, seed: int) -> IntArray:
