@@ -166,7 +166,16 @@ def measure(
     _require_known(
         "arm",
         arms,
-        ("baseline", "all", *PAPER_RULES, *rules(), *limits.ARMS, *situation_study.ARMS, *reducing_arms()),
+        (
+            "baseline",
+            "all",
+            *PAPER_RULES,
+            *rules(),
+            *limits.ARMS,
+            *situation_study.ARMS,
+            *situation_study.ORDERS,
+            *reducing_arms(),
+        ),
     )
     torch.set_num_threads(1)
 

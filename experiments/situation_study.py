@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from drip.datasets import load
+from drip.labelling import labelling_order
 from drip.rules import BaseRule
 from drip.rules.adaptive import AdaptiveMarginRule
 from drip.rules.chance import ClassBalancedRandomRule
@@ -46,6 +47,10 @@ NAME = "situations"
 REGIMES = ("head",)
 KEEP = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 CURVE = (*KEEP, 0.45, 0.65)
+LABELLED = (0.01, 0.02, 0.05)
+LABELLED_OF = 0.2
+"""Of the stream: what is labelled in the cells on the order of labelling, and what is kept there."""
+ORDERS = ("labels.random", "labels.proposed")
 REPEATS = 4
 _BATCH = 256
 
@@ -126,11 +131,14 @@ def cells(unit: Unit) -> Iterator[Cell]:
             if situation in arm.situations:
                 for keep in KEEP:
                     yield unit.cell(name, **place, retention=keep)
+        for order in ORDERS:
+            for labelled in LABELLED:
+                yield unit.cell(order, **place, retention=LABELLED_OF, labelled=labelled)
 
 
 def config(cell: Cell) -> JsonObject:
     """What the cell's numbers depend on besides the regime."""
-    arm = ARMS.get(cell.arm)
+    arm = ARMS["adaptive-margin"] if cell.arm in ORDERS else ARMS.get(cell.arm)
     params = None if arm is None or arm.rule is None else build_rule(arm, cell.get("retention")).params
     return {"rule": params, "head": {"l2": L2, "solver": "l-bfgs"}, "calibration": N_CALIBRATION}
 
@@ -280,6 +288,8 @@ def run(cell: Cell, bench: SituationWorkspace) -> Outcome:
         found = [one.measure(np.sort(draw.choice(n, count, replace=False))) for draw in draws]
         mean = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
         return Outcome({**mean, **facts, "n_kept": count}, {})
+    if cell.arm in ORDERS:
+        return _labelled(cell, one, draws, facts)
     selection = at_count(select(ARMS[cell.arm], keep, count, one), count, draws[0])
     facts |= {
         "n_kept": count,
@@ -288,3 +298,19 @@ def run(cell: Cell, bench: SituationWorkspace) -> Outcome:
         "marked_kept": float(scene.marked[selection.kept].mean()),
     }
     return Outcome({**one.measure(selection.kept), **facts}, {})
+
+
+def _labelled(cell: Cell, one: Bench, draws: list[np.random.Generator], facts: dict[str, float]) -> Outcome:
+    """Measure an order of labelling on what the candidate keeps."""
+    n, count = len(one.scene.stream), max(1, round(cell.get("labelled") * len(one.scene.stream)))
+    rule = build_rule(ARMS["adaptive-margin"], cell.get("retention")).calibrate(one.calibration)
+    decisions = rule.decide_many(one.stream)
+    kept = at_count(decisions.retain, max(1, round(cell.get("retention") * n)), draws[0]).kept
+    if cell.arm == "labels.random":
+        chosen = [np.sort(draw.permutation(kept)[:count]) for draw in draws]
+    else:
+        populations = [2 if decisions.reasons[row] == "second-population" else 1 for row in kept.tolist()]
+        chosen = [np.sort(kept[labelling_order(one.stream[kept], populations, count)])]
+    found = [{**one.measure(rows), "marked_kept": float(one.scene.marked[rows].mean())} for rows in chosen]
+    mean = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
+    return Outcome({**mean, **facts, "n_kept": count}, {})

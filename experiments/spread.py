@@ -6,7 +6,7 @@ beyond the cap everything counts as new, so neither chases junk or far outliers.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -69,9 +69,10 @@ def spread_store(calibration: Observations, stream: Observations, count: int) ->
 
 
 class SpreadMarginRule(AdaptiveMarginRule):
-    """``adaptive-margin`` whose score is multiplied by the capped distance to the nearest kept sample."""
+    """``adaptive-margin`` whose score is multiplied by the capped distance to the nearest kept sample.
 
-    name: ClassVar[str] = "spread-margin"
+    It has no name of its own: every rule with one is an arm of the other studies.
+    """
 
     def _calibrate(self, observations: Observations) -> None:
         super()._calibrate(observations)
