@@ -46,7 +46,7 @@ def board(tmp_path_factory):
     calibration = write_pictures(root / "calibration", 300, seed=1)
     production = write_pictures(root / "production", N_PRODUCTION, seed=2)
     bare = make_model(root / "bare.onnx", SPEC, seed=3)
-    policy = calibrate_file(OnnxScorer(bare.path), calibration)
+    policy = calibrate_file(OnnxScorer(bare.path), calibration, rule="drip")
     policy.save(root / "policy.json")
     bounds = ([w.lower for w in policy.windows], [w.upper for w in policy.windows])
     model = make_model(root / "model.onnx", SPEC, seed=3, policy=policy, windows=bounds)

@@ -57,5 +57,5 @@ def make_digits(root):
     calibration = write_folder(root / "calibration", dataset, range(1000, 1300))
     production = write_folder(root / "production", dataset, range(2000, 2000 + N_PRODUCTION))
     policy = root / "policy.json"
-    calibrate_folder(model, calibration, dataset.spec).save(policy)
+    calibrate_folder(model, calibration, dataset.spec, rule="drip").save(policy)
     return Digits(weights, calibration, production, policy)

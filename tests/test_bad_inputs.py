@@ -43,7 +43,7 @@ def run_options(digits, production, tmp_path):
 def calibrate_options(digits, tmp_path):
     return [
         "calibrate", MODEL, "--weights", digits.weights, "--data", digits.calibration,
-        "--input-spec", SHAPE, "--out", tmp_path / "new-policy.json",
+        "--input-spec", SHAPE, "--rule", "drip", "--out", tmp_path / "new-policy.json",
     ]  # fmt: skip
 
 

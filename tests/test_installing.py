@@ -61,7 +61,8 @@ def test_the_installed_package_runs_on_a_device(device, board, tmp_path):
     assert call(drip, "--version").startswith("drip ")
     assert call(device / "bin/python", "-m", "drip", "--version").startswith("drip ")
     policy, store = tmp_path / "policy.json", tmp_path / "kept.db"
-    call(drip, "calibrate", board.bare.path, "--data", board.calibration, "--keep", "0.6", "--out", policy)
+    options = ["--data", board.calibration, "--rule", "drip", "--keep", "0.6", "--out", policy]
+    call(drip, "calibrate", board.bare.path, *options)
     call(drip, "run", board.bare.path, "--policy", policy, "--source", board.production, "--store", store)
     stats = json.loads(call(drip, "store", "stats", store, "--json"))
     assert stats["seen"] == len(list(board.production.iterdir()))

@@ -108,7 +108,7 @@ def test_bad_samples_are_quarantined_by_name_and_all_others_are_decided(kind, wa
     policy = tmp_path / "policy.json"
     good = tmp_path / "good"
     make(good)
-    assert drip("calibrate", model.path, "--data", good, "--out", policy).code == 0
+    assert drip("calibrate", model.path, "--data", good, "--rule", "drip", "--out", policy).code == 0
     options = ["--policy", policy, "--store", tmp_path / "kept.db"]
     if watched:
         options += ["--source", f"watch:{folder}?settle=0.05&poll=0.05"]

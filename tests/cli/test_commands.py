@@ -65,7 +65,7 @@ def test_calibrate_writes_a_policy_of_the_model_and_prints_its_windows(digits, d
     out = tmp_path / "policy.json"
     result = drip(
         "calibrate", MODEL, "--weights", digits.weights, "--data", digits.calibration, "--input-spec", SHAPE,
-        "--out", out, "--class-names", "zero,one,two,three,four,five,six,seven,eight,nine",
+        "--rule", "drip", "--out", out, "--class-names", "zero,one,two,three,four,five,six,seven,eight,nine",
     )  # fmt: skip
     assert result.code == 0
     policy, expected = Policy.load(out), Policy.load(digits.policy)

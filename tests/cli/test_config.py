@@ -71,7 +71,8 @@ def test_keep_and_dpw_are_one_number_of_which_the_typed_one_wins(
     text, options, expected, config, board, drip, tmp_path
 ):
     path = config(f"[calibrate]\n{text}\n")
-    calibrate = ["calibrate", board.bare.path, "--data", board.calibration, "--out", tmp_path / "p.json"]
+    calibrate = ["calibrate", board.bare.path, "--data", board.calibration, "--rule", "drip"]
+    calibrate += ["--out", tmp_path / "p.json"]
     assert drip("--config", path, *calibrate, *options).code == 0
     assert Policy.load(tmp_path / "p.json").rule.params["retention"] == expected
     assert drip(*calibrate, "--keep", "0.5", "--dpw", "0.5").code == 2
@@ -90,7 +91,11 @@ def test_keep_and_dpw_are_one_number_of_which_the_typed_one_wins(
             'rule-option = ["samples_per_hour=60"]',
             ["--rule", "adaptive-random", "--keep", "0.5"],
         ),
-        ("calibrate", 'weights = "w.pt"\ninput-spec = "3x8x8"\nscore = "layer=a"\nclass-names = "a,b"', []),
+        (
+            "calibrate",
+            'weights = "w.pt"\ninput-spec = "3x8x8"\nscore = "layer=a"\nclass-names = "a,b"',
+            ["--rule", "drip"],
+        ),
         ("run", 'weights = "w.pt"', []),
     ],
 )

@@ -34,7 +34,8 @@ def expected_decisions(board, policy):
 
 def test_calibrate_on_the_device_writes_the_files_policy(board, drip, tmp_path):
     out = tmp_path / "policy.json"
-    result = drip("calibrate", board.bare.path, "--data", board.calibration, "--out", out, "--dpw", "0.4")
+    options = ["--data", board.calibration, "--rule", "drip", "--out", out, "--dpw", "0.4"]
+    result = drip("calibrate", board.bare.path, *options)
     assert result.code == 0, result.err
     policy = Policy.load(out)
     assert policy.windows == Policy.load(board.policy).windows
@@ -189,7 +190,7 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(content, drip, run_optio
 def test_calibrate_and_run_need_neither_torch_nor_onnx(board, run_options, tmp_path):
     out = tmp_path / "policy.json"
     for arguments in (
-        ["calibrate", board.bare.path, "--data", board.calibration, "--out", out],
+        ["calibrate", board.bare.path, "--data", board.calibration, "--rule", "drip", "--out", out],
         [*run_options, "--policy", out],
         ["replay", tmp_path / "kept.db", out],
     ):
@@ -251,7 +252,7 @@ def test_sound_with_nan_goes_to_quarantine(drip, tmp_path):
     policy = tmp_path / "policy.json"
     calm = Path(shutil.copytree(folder, tmp_path / "calm"))
     (calm / "50.wav").unlink()
-    assert drip("calibrate", model.path, "--data", calm, "--out", policy).code == 0
+    assert drip("calibrate", model.path, "--data", calm, "--rule", "drip", "--out", policy).code == 0
     options = ["--policy", policy, "--source", folder, "--store", tmp_path / "s.db", "--json"]
     found = json.loads(drip("run", model.path, *options).out)
     assert (found["run"]["n_quarantined"], found["store"]["seen"]) == (1, 59)

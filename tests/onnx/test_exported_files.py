@@ -79,7 +79,7 @@ def test_a_stream_is_decided_as_by_pytorch_and_the_graph_agrees(exported, digits
 def test_calibrating_the_file_gives_the_windows_of_its_parent(exported, digits, drip, tmp_path):
     path, _, policy = exported
     out = tmp_path / "policy.json"
-    assert drip("calibrate", path, "--data", digits.calibration, "--out", out).code == 0
+    assert drip("calibrate", path, "--data", digits.calibration, "--rule", "drip", "--out", out).code == 0
     found = Policy.load(out)
     assert found.provenance.model_digest == OnnxScorer(path).digest != policy.provenance.model_digest
     for ours, theirs in zip(found.windows, policy.windows, strict=True):

@@ -499,7 +499,8 @@ def test_the_int8_file_runs_in_production_without_disagreement(written, digits, 
 def test_calibrating_an_int8_file_on_the_device_gives_windows_that_fit_it(written, digits, drip, tmp_path):
     path = tmp_path / "copy.onnx"
     path.write_bytes(written[0].read_bytes())
-    assert drip("calibrate", path, "--data", digits.calibration, "--out", tmp_path / "p.json").code == 0
+    options = ["--data", digits.calibration, "--rule", "drip", "--out", tmp_path / "p.json"]
+    assert drip("calibrate", path, *options).code == 0
     assert drip("model", "set-policy", path, tmp_path / "p.json").code == 0
     found = observe(
         (s for batch in FolderSource(digits.production).batches(9) for s in batch), OnnxScorer(path),
