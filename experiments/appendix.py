@@ -8,32 +8,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
-import numpy as np
-
-from experiments import limits, longer
+from experiments import longer, situation_study
 from experiments.claims import verdicts
 from experiments.ledger import Record
-from experiments.reading import DATASETS, REFERENCES, Evidence, Place, Series, paired, paper
+from experiments.reading import DATASETS, RANDOM, REFERENCES, Evidence, Place, Series, paired, paper
 from experiments.recipes import RECIPES
-from experiments.registered import plan
-from experiments.registered_verdicts import (
-    Found,
-    against_all,
-    against_random,
-    cells_of,
-    full_places,
-    iid_place,
-    iid_places,
-    stream_places,
-    values_of,
-)
 from experiments.running import DEFAULT_SEEDS
 from experiments.statistics import Comparison, holm
-from experiments.streams import RETENTION
 from experiments.table1 import discard_fraction
 from experiments.tables import Grid, against, change, dataset_name, over_setting
 
@@ -66,8 +51,6 @@ _LEVELS = (
     ("native_retention", "kept by the rule itself"),
     ("errors_kept", "errors kept"),
     ("bytes_share", "bytes kept"),
-    ("junk_kept", "junk kept"),
-    ("unique_kept", "different"),
 )
 _COSTS = (("decide_us", "decision, µs", 1), ("decide_peak_bytes", "decision, peak kB", 1000))
 
@@ -112,12 +95,6 @@ def tables(evidence: Evidence) -> list[Table]:
         _table("variations", _VARIED, _variations(evidence)),
         _table("discarded", ("data set", "discarded", "arm", "minus", *TEST), _swept(evidence, "dpw")),
         _table("noise", ("data set", "kind", "spoilt", "arm", "minus", *TEST), _swept(evidence, "noise")),
-        _table("streams", ("data set", "stream", "arm", *TEST), _streams(evidence)),
-        _table("registered-criteria", _CRITERIA, _criteria(evidence)),
-        _table("registered-cells", _CELLS, _cells(evidence)),
-        _table("registered-streams", _REGISTERED_STREAMS, _registered_streams(evidence)),
-        _table("labels-known", ("data set", "kept", "minus", *TEST), _labels_known(evidence)),
-        _table("unknown-classes", _UNKNOWN, _unknown(evidence)),
         _table("levels", _LEVEL_COLUMNS, _levels(evidence)),
     )
     return [table for table in found if table.rows]
@@ -348,136 +325,25 @@ def _swept(evidence: Evidence, study: str) -> Iterator[Sequence[str]]:
                     yield *head, at, arm, reference, *cells
 
 
-def _streams(evidence: Evidence) -> Iterator[Sequence[str]]:
-    for dataset in DATASETS:
-        places = {
-            str(dict(place.settings)["scenario"]): place
-            for place in evidence.places("streams", "head", dataset)
-            if evidence.selecting(place)
-        }
-        for arm, name, cells in _of_grid(against(evidence, places)):
-            yield dataset_name(dataset), name, arm, *cells
-
-
-_CRITERIA = ("rule", "what was registered", "outcome", "cells", "it holds in", "contradicted in", "fails in")
-
-
-def _criteria(evidence: Evidence) -> Iterator[Sequence[str]]:
-    for rule in (plan()["rules"][name] for name in ("candidate", "fallback")):
-        for one, cells in cells_of(evidence, rule):
-            counts = (str(one.cells), str(one.held), str(sum(cell.is_refuted for cell in cells)))
-            yield rule, one.says, one.outcome, *counts, "; ".join(one.failed)
-
-
-_CELLS = (
-    *("rule", "cell", "data set", "kept", *TEST[:4], "verdict", "all data minus random", "± 95 %"),
-    *("minus all data", "± 95 %"),
-)
-
-
-def _cells(evidence: Evidence) -> Iterator[Sequence[str]]:
-    for kind, places in (("head", iid_places()), ("full", full_places()), ("stream", stream_places())):
-        arms = {arm for place in places for arm in evidence.selecting(place)} - {plan()["rules"]["reference"]}
-        for arm in sorted(arms):
-            for place, found in against_random(evidence, arm, places).items():
-                yield arm, kind, *_cell(evidence, arm, place, found)
-
-
-def _cell(evidence: Evidence, arm: str, place: Place, found: Found) -> tuple[str, ...]:
-    settings = dict(place.settings)
-    kept = settings.get("scenario") or share(float(settings.get("retention", "nan")), 0) or "as DRIP"
-    pair = [
-        cells
-        for one in (found.all_data, against_all(evidence, arm, place))
-        for cells in (("", "") if one is None else (share(one.mean), share(one.half)))
-    ]
-    return (dataset_name(place.dataset), str(kept), *comparison(found.comparison)[:4], found.verdict, *pair)
-
-
-_REGISTERED_STREAMS = (
-    *("data set", "stream", "rule", "runs", "worst class minus random", "± 95 %", "kept by the rule itself"),
-    *("junk kept", "different", "rate off, largest"),
-)
-
-
-def _registered_streams(evidence: Evidence) -> Iterator[Sequence[str]]:
-    reference = plan()["rules"]["reference"]
-    for place in stream_places():
-        for arm in evidence.selecting(place):
-            held = evidence.series[place, arm]
-            worst = evidence.difference(place, arm, reference, "worst_class_accuracy")
-            means = [
-                float(values.mean()) if len(values := values_of(evidence, arm, place, metric)) else None
-                for metric in ("native_retention", "junk_kept", "unique_kept")
-            ]
-            off = values_of(evidence, arm, place, "trailing_off")
-            yield (
-                *(dataset_name(place.dataset), str(dict(place.settings)["scenario"]), arm),
-                str(len(held.runs)),
-                *(("", "") if worst is None else (share(worst.mean), share(worst.half))),
-                *map(share, means),
-                share(float(off.max())) if len(off) else "",
-            )
-
-
-def _labels_known(evidence: Evidence) -> Iterator[Sequence[str]]:
-    rules = plan()["rules"]
-    for kept in plan()["iid"]["retentions"]:
-        for dataset in plan()["iid"]["datasets"]:
-            place = iid_place(dataset, kept)
-            yardstick = evidence.get(Place(limits.NAME, "head", dataset).at(retention=kept), limits.YARDSTICK)
-            for reference in (rules["reference"], rules["all"], rules["candidate"]):
-                other = evidence.get(place, reference)
-                if yardstick is not None and other is not None:
-                    cell = paired(yardstick, other)
-                    yield dataset_name(dataset), share(kept, 0), reference, *comparison(cell)
-
-
-_UNKNOWN = ("data set", "most known by", "AUROC", "junk kept", *TEST)
-
-
-def _unknown(evidence: Evidence) -> Iterator[Sequence[str]]:
-    for dataset in plan()["streams"]["datasets"]:
-        place = Place(limits.NAME, "head", dataset).at(scenario=limits.SCENARIO, retention=RETENTION)
-        for measure in limits.MEASURES:
-            series = evidence.get(place, f"known-by-{measure}")
-            if series is not None:
-                found = (share(series.summary(name)[0]) for name in ("auroc", "junk_kept"))
-                cell = evidence.difference(place, series.arm, limits.REFERENCE)
-                yield dataset_name(dataset), measure, *found, *comparison(cell)
-
-
 _LEVEL_COLUMNS = (
     *("study", "training", "data set", "setting", "arm", "runs", "accuracy", "± sd"),
     *(title for _, title in _LEVELS[1:]),
     *(title for _, title, _ in _COSTS),
-    *("kept by tenth of the stream", "accuracy by part of the test"),
 )
 
 
 def _levels(evidence: Evidence) -> Iterator[Sequence[str]]:
-    """Every arm at every setting: no result is left out of the appendix."""
+    """Every arm at every setting: no result is left out of the appendix.
+
+    The arms of the study `situations` have tables of their own.
+    """
     for (place, arm), series in evidence.series.items():
+        if place.study == situation_study.NAME and arm not in (*REFERENCES, RANDOM):
+            continue
         setting = " ".join(f"{name}={value}" for name, value in place.settings)
         yield (
             *(place.study, place.regime, dataset_name(place.dataset), setting, arm, str(len(series.runs))),
             *_level(series, "accuracy"),
             *(share(series.summary(name)[0]) for name, _ in _LEVELS[1:]),
             *(number(series.summary(name)[0] / scale, 1) for name, _, scale in _COSTS),
-            _tenths(series),
-            _parts(series),
         )
-
-
-def _tenths(series: Series) -> str:
-    """Mean kept part of each tenth of a stream, in whole percent."""
-    name = "retention_by_tenth"
-    held = [run.extra[name] for run in series.runs.values() if name in run.extra]
-    return " ".join(f"{100 * part:.0f}" for part in np.mean(held, axis=0)) if held else ""
-
-
-def _parts(series: Series) -> str:
-    parts: Mapping[str, float] = next(iter(series.runs.values())).extra.get("accuracy_by_part", {})
-    if len(parts) < 2:
-        return ""
-    return " ".join(f"{name} {share(series.summary(f'part:{name}')[0], 1)}" for name in parts)

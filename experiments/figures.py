@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 
 from experiments.reading import DATASETS, Evidence, Place, Series
 from experiments.statistics import Comparison, compare
-from experiments.tables import against, dataset_name, kept, percent, signed
-from experiments.tables import grid as grid_of
+from experiments.tables import against, dataset_name, kept, percent
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "drip",
@@ -73,7 +72,6 @@ def figures(evidence: Evidence) -> dict[str, str]:
             "fig5": dpw_curves(evidence, DATASETS, words=_WORDS),
             "fig6": noise_curves(evidence, "cifar10"),
             **{f"rules-{dataset}": forest(evidence, dataset) for dataset in DATASETS},
-            "streams": heat(evidence),
         }
         for name, figure in drawn.items():
             if figure is not None:
@@ -178,50 +176,6 @@ def forest(evidence: Evidence, dataset: str) -> Figure | None:
         axis.grid(visible=False, axis="x")
     axes[0].set_yticks(range(len(arms)), arms)
     axes[0].set_ylim(len(arms) - 0.4, -0.6)
-    figure.supxlabel("accuracy minus random at the same count (points)", fontsize=9)
-    return figure
-
-
-def heat(evidence: Evidence) -> Figure | None:
-    """Streams: every rule minus random, by scenario; the sign is printed, darkness is size."""
-    datasets = [name for name in DATASETS if evidence.values_of("scenario", "streams", "head", name)]
-    grids = {}
-    for dataset in datasets:
-        places = {
-            str(dict(place.settings)["scenario"]): place
-            for place in evidence.places("streams", "head", dataset)
-            if evidence.selecting(place)
-        }
-        every = against(evidence, places)
-        cells = {key: cell for key, cell in every.cells.items() if cell.half is not None}
-        grids[dataset] = grid_of(
-            every.corner,
-            every.rows,
-            [name for name in places if any(column == name for _, column in cells)],
-            cells,
-        )
-    grids = {dataset: grid for dataset, grid in grids.items() if grid.cells}
-    if not grids:
-        return None
-    arms = list(dict.fromkeys(arm for grid in grids.values() for arm in grid.rows))
-    columns = max(len(grid.columns) for grid in grids.values())
-    figure = Figure(figsize=(1.9 + 0.62 * columns * len(grids), 1.3 + 0.24 * len(arms)), layout="constrained")
-    axes = figure.subplots(1, len(grids), sharey=True, squeeze=False).ravel()
-    top = max(abs(cell.mean) for grid in grids.values() for cell in grid.cells.values()) or 1.0
-    for axis, (dataset, grid) in zip(axes, grids.items(), strict=True):
-        shades = np.full((len(arms), len(grid.columns)), np.nan)
-        for (arm, column), cell in grid.cells.items():
-            row, rank = arms.index(arm), grid.columns.index(column)
-            shades[row, rank] = cell.mean
-            color = "white" if abs(cell.mean) > 0.62 * top else "black"
-            text = signed(cell.mean, 1) + grid.marks[arm, column]
-            axis.text(rank + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=color)
-        axis.pcolormesh(np.ma.masked_invalid(shades), cmap="PuOr", vmin=-top, vmax=top)
-        axis.set_title(dataset_name(dataset), fontsize=9)
-        axis.set_xticks(np.arange(len(grid.columns)) + 0.5, grid.columns, rotation=40, ha="right")
-        axis.grid(visible=False)
-    axes[0].set_yticks(np.arange(len(arms)) + 0.5, arms)
-    axes[0].set_ylim(len(arms), 0)
     figure.supxlabel("accuracy minus random at the same count (points)", fontsize=9)
     return figure
 

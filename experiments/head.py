@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drip.datasets import ImageDataset, load
+from drip.datasets import load
 from drip.errors import InputError
 from drip.models import MobileNetV2, load_features
 from drip.scoring import TorchScorer, model_digest
@@ -97,7 +97,6 @@ class HeadRegime:
         config: What the bank depends on.
         recipe: How heads are trained.
         groups: See :class:`experiments.regimes.Regime`.
-        n_foreign: How many different pictures the view ``foreign`` shows; later rows repeat them.
     """
 
     name = "head"
@@ -110,9 +109,7 @@ class HeadRegime:
         config: JsonObject,
         recipe: HeadRecipe,
         groups: IntArray | None = None,
-        n_foreign: int = 0,
     ) -> None:
-        self.n_foreign = n_foreign
         self.labels, self.sizes, self.bank, self.groups = labels, sizes, bank, groups
         self.recipe = recipe
         self.n_classes = int(labels.max()) + 1
@@ -153,7 +150,6 @@ def head_regime(
     cache: Path,
     *,
     views: Sequence[str] = ("clean",),
-    foreign: str | None = None,
     n_rows: int | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> HeadRegime:
@@ -163,14 +159,10 @@ def head_regime(
         dataset: Name among :func:`drip.datasets.load`'s.
         cache: Folder for features.
         views: Names among :data:`experiments.views.VIEWS`.
-        foreign: The data set of the view ``foreign``.
         n_rows: At most so many rows instead of the setup's number, for a quick look.
         on_progress: See :func:`experiments.bank.build_bank`.
     """
     data = load(dataset)
-    other = None if foreign is None else load(foreign)
-    if other is not None and not isinstance(other, ImageDataset):
-        raise InputError(f"foreign {foreign!r}: not a data set of images; name one that is")
     setup = SETUPS[dataset]
     chosen = np.arange(len(data))
     limit = setup.n_rows if n_rows is None else min(n_rows, setup.n_rows)
@@ -180,17 +172,17 @@ def head_regime(
     key = {
         "dataset": dataset,
         "n_rows": len(chosen),
-        "foreign": "",
+        "foreign": "",  # as it was recorded
         "backbone": f"mobilenet_v2[:{setup.last_block + 1}] {model_digest(backbone)[:16]}",
         "input_size": setup.input_size,
         "flatten": setup.flatten,
         "features": "float16",
     }
-    view_keys = {view: _view_key(view, foreign) for view in views if view != "clean"}
+    view_keys = {view: _view_key(view) for view in views if view != "clean"}
     bank = build_bank(
         cache,
         backbone.to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # torch's stub lacks it
-        lambda rows, view: network_inputs(data, chosen[rows], view, setup.input_size, other).contiguous(
+        lambda rows, view: network_inputs(data, chosen[rows], view, setup.input_size).contiguous(
             memory_format=torch.channels_last
         ),
         len(chosen),
@@ -203,13 +195,11 @@ def head_regime(
     groups = None if data.groups is None else data.groups[chosen]
     sizes = encoded_sizes(data, cache)[chosen] if n_rows is None else data.encoded_sizes(chosen)
     config = {**key, **({"views": view_keys} if view_keys else {})}
-    n_foreign = 0 if other is None else min(len(other), len(chosen))
-    return HeadRegime(data.labels[chosen], sizes, bank, config, setup.recipe, groups, n_foreign)
+    return HeadRegime(data.labels[chosen], sizes, bank, config, setup.recipe, groups)
 
 
-def _view_key(view: str, foreign: str | None) -> JsonObject:
-    change = VIEWS[view]
-    return {"foreign": foreign or ""} if change is None else asdict(change)
+def _view_key(view: str) -> JsonObject:
+    return {**asdict(VIEWS[view]), "blur": 0.0, "shift": 0.0, "gain": 0.0}  # as it was recorded
 
 
 def mobilenet_backbone(last_block: int = 18) -> nn.Module:

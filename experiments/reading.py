@@ -251,56 +251,27 @@ def paired(a: Series, b: Series, metric: str = "accuracy") -> Comparison | None:
 
 
 def size_ratio(series: Iterable[Series], seeds: Iterable[int]) -> float | None:
-    """n_test / n_train of the runs, by the smaller training set of a pair; None where a record lacks them.
-
-    Several views of one row count once: they are no independent samples.
-    """
+    """n_test / n_train of the runs, by the smaller training set of a pair; None where a record lacks them."""
     chosen, ratios = list(seeds), []
     for one in series:
         with np.errstate(divide="ignore"):
-            ratios.append(
-                float((one.values("rows_tested", chosen) / one.values("rows_trained", chosen)).mean())
-            )
+            ratios.append(float((one.values("n_test", chosen) / one.values("n_train", chosen)).mean()))
     return max(ratios) if ratios and np.isfinite(ratios).all() else None
 
 
 def number(record: Record, name: str) -> float:
-    """A metric, or one of what follows from a record; NaN where it has none.
-
-    ``part:x`` is the accuracy on part x of the test; what else follows is in ``_DERIVED``.
-    """
+    """A metric, or one of ``_DERIVED``; NaN where the record has none."""
     if name in _DERIVED:
         return _DERIVED[name](record)
-    if name.startswith("part:"):
-        return float(record.extra.get("accuracy_by_part", {}).get(name.removeprefix("part:"), "nan"))
     value = record.metrics.get(name, record.extra.get(name))
     return float(value) if isinstance(value, int | float) else float("nan")
-
-
-def _tenths_spread(record: Record) -> float:
-    tenths = record.extra.get("retention_by_tenth")
-    return max(tenths) - min(tenths) if tenths else float("nan")
-
-
-def _rows_tested(record: Record) -> float:
-    return number(record, "n_test") / max(1, len(record.extra.get("accuracy_by_part", ())))
-
-
-def _rows_trained(record: Record) -> float:
-    held = record.metrics
-    repeated = (1 - held.get("unique_kept", 1.0)) * held.get("n_kept", 0)
-    return number(record, "n_train") - (0 if held.get("junk_kept", 0) else repeated)  # junk does not train
 
 
 _DERIVED: Mapping[str, Callable[[Record], float]] = {
     "savings": lambda record: 1.0 - number(record, "native_retention"),
     "bytes_share": lambda record: number(record, "bytes_kept") / number(record, "bytes_stream"),
-    "tenths_spread": _tenths_spread,
-    "rows_tested": _rows_tested,
-    "rows_trained": _rows_trained,
 }
-"""The part of the stream that the rule itself discards; the part of its bytes that is kept; the largest minus the
-smallest keep rate of the tenths of a stream; the different rows in test and training, whatever their view."""
+"""The part of the stream that the rule itself discards; the part of its bytes that is kept."""
 
 _PAPER_ORDER = {
     arm: rank

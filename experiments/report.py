@@ -15,21 +15,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup, escape
 
 from drip.files import write_atomically
-from experiments import tabular, tabular_report
+from experiments import situation_report, tabular, tabular_report
 from experiments.appendix import WINDOW, Table, retentions, tables
 from experiments.claims import Verdict, verdicts
 from experiments.figures import figures
 from experiments.ledger import Ledger
-from experiments.reading import DATASETS, RANDOM, REFERENCES, Evidence, Place, Series, paper
-from experiments.registered import plan
-from experiments.registered_verdicts import (
-    BETTER,
-    Criterion,
-    against_random,
-    cells_of,
-    iid_place,
-    iid_places,
-)
+from experiments.reading import DATASETS, RANDOM, Evidence, Place, Series, paper
+from experiments.situation_reading import Study, runs_of
 from experiments.statistics import Comparison
 from experiments.tables import FIGURES, against, dataset_name, level, percent, signed
 
@@ -37,10 +29,8 @@ PAGE = "explanation/what-we-measured.md"
 APPENDIX = "appendix/index.html"
 DATA = "appendix/data"
 README_TABLE = "templates/readme_table.md"
-"""Included in the README; it is no page of the site."""
-KEPT = 0.3
-"""Part of the stream that is kept in the tables for readers; the appendix has the other counts."""
-_RULES = ("drip", "margin", "adaptive-margin", "adaptive-random")
+SITUATIONS_TABLE = "templates/situations_table.md"
+"""Included in other pages; they are no pages of the site."""
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -73,11 +63,13 @@ def render(results: Path) -> dict[str, str]:
     """
     records = list(Ledger(results).records())
     evidence = Evidence(record for record in records if record.cell.unit.study != tabular.NAME)
-    drawn, found = figures(evidence), tables(evidence)
-    numbers = summary(evidence)
+    study = Study(runs_of(records))
+    drawn, found = figures(evidence), [*tables(evidence), *situation_report.tables(study)]
+    numbers = {**summary(evidence), "situations": situation_report.summary(study)}
     return {
         PAGE: _fill("what-we-measured.md.j2", numbers),
         README_TABLE: _fill("readme_table.md.j2", numbers),
+        SITUATIONS_TABLE: _fill("situations_table.md.j2", numbers),
         APPENDIX: _fill("appendix.html.j2", {**numbers, "tables": _by_name(found), "figures": sorted(drawn)}),
         **{f"{DATA}/{table.name}.csv": table.csv() for table in found},
         **{f"{FIGURES}/{name}.svg": text for name, text in drawn.items()},
@@ -107,18 +99,12 @@ def _code(text: object) -> Markup:
 
 
 def summary(evidence: Evidence) -> dict[str, Any]:
-    """The numbers of the two pages for readers."""
+    """The numbers of the pages for readers, but for the study of situations."""
     return {
         "n_runs": f"{sum(len(series.runs) for series in evidence.series.values()):,}",
-        "kept": percent(KEPT, 0),
         "full": [row for dataset in DATASETS if (row := _full(evidence, dataset))],
-        "head": [row for dataset in DATASETS if (row := _head(evidence, dataset))],
-        "rules": _RULES,
         "chance": _chance(evidence),
         "claims": _claims(evidence),
-        "registered": _registered(evidence),
-        "candidate": plan()["rules"]["candidate"],
-        "fallback": plan()["rules"]["fallback"],
         "paper": paper(),
     }
 
@@ -141,31 +127,8 @@ def _full(evidence: Evidence, dataset: str) -> dict[str, str] | None:
     }
 
 
-def _head(evidence: Evidence, dataset: str) -> dict[str, Any] | None:
-    """The registered rules on one data set, each at exactly the same count."""
-    place = iid_place(dataset, KEPT)
-    held = {arm: evidence.get(place, arm) for arm in (*REFERENCES, RANDOM, *_RULES)}
-    if not all(held.values()):
-        return None
-    return {
-        "name": dataset_name(dataset),
-        "none": _accuracy(held["baseline"]),
-        "random": _accuracy(held[RANDOM]),
-        "all": _accuracy(held["all"]),
-        "gains": [gain(evidence.difference(place, arm, RANDOM)) for arm in (*_RULES, "all")],
-        "best": max(_mean(evidence, place, arm) for arm in _RULES),
-        "most": _mean(evidence, place, "all"),
-    }
-
-
 def _accuracy(series: Series | None) -> str:
     return "" if series is None else level(series.summary("accuracy")[0], float("nan"))
-
-
-def _mean(evidence: Evidence, place: Place, arm: str) -> float:
-    """Points over random."""
-    found = evidence.difference(place, arm, RANDOM)
-    return 0.0 if found is None else 100 * found.mean
 
 
 def gain(cell: Comparison | None, digits: int = 1) -> str:
@@ -221,33 +184,3 @@ def _claims(evidence: Evidence) -> list[Judged]:
         )
         for one in main.values()
     ]
-
-
-def _registered(evidence: Evidence) -> dict[str, Any]:
-    """The criteria of the candidate, and what holds of the fallback."""
-    rules = plan()["rules"]
-    judged: list[tuple[Criterion, int]] = [
-        (one, sum(cell.is_refuted for cell in cells)) for one, cells in cells_of(evidence, rules["candidate"])
-    ]
-    fallback = [one for one, _ in cells_of(evidence, rules["fallback"])]
-    wins = {
-        rule: sum(one.verdict == BETTER for one in against_random(evidence, rule, iid_places()).values())
-        for rule in (rules["candidate"], rules["fallback"])
-    }
-    return {
-        "criteria": [
-            {
-                "says": one.says,
-                "outcome": one.outcome,
-                "held": one.held,
-                "cells": one.cells,
-                # A cell that does not show what was asked fails the criterion, but need not contradict it.
-                "contradicted": contradicted,
-            }
-            for one, contradicted in judged
-        ],
-        "held": sum(one.outcome == "holds" for one, _ in judged),
-        "fallback_held": sum(one.outcome == "holds" for one in fallback),
-        "wins": wins,
-        "cells": len(iid_places()),
-    }

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from drip.errors import InputError
-from experiments import dpw, limits, longer, noise, registered, situation_study, streams, table1, tabular
+from experiments import dpw, longer, noise, situation_study, table1, tabular
 from experiments.arms import PAPER_RULES, rules
 from experiments.cells import Cell, Unit, config_hash
 from experiments.head import head_regime
@@ -28,8 +28,7 @@ from experiments.tabular_workspace import Table, TabularWorkspace
 from experiments.tabular_workspace import arms as reducing_arms
 
 STUDIES: dict[str, ModuleType] = {
-    module.NAME: module
-    for module in (table1, longer, dpw, noise, streams, registered, limits, situation_study, tabular)
+    module.NAME: module for module in (table1, longer, dpw, noise, situation_study, tabular)
 }
 STREAMED: tuple[str, ...] = ("mnist", "cifar10", "tomato", "speech_commands")
 DATASETS: tuple[str, ...] = (*STREAMED, *tabular.DATASETS)
@@ -40,9 +39,6 @@ DEFAULT_SEEDS = {
     ("longer", "full"): 5,
     ("dpw", "head"): 10,
     ("noise", "head"): 10,
-    ("streams", "head"): 10,
-    ("registered", "head"): 20,
-    ("limits", "head"): 20,
     ("situations", "head"): 10,
     ("tabular", "table"): 10,
 }
@@ -50,7 +46,6 @@ DEFAULT_SEEDS = {
 
 _ASKED: dict[str, tuple[str, ...]] = {
     "noise": ("cifar10", "tomato"),
-    "streams": ("cifar10", "tomato"),
     "tabular": ("dry_bean",),
 }
 
@@ -171,7 +166,6 @@ def measure(
             "all",
             *PAPER_RULES,
             *rules(),
-            *limits.ARMS,
             *situation_study.ARMS,
             *situation_study.ORDERS,
             *reducing_arms(),
@@ -220,7 +214,6 @@ def open_regime(
             dataset,
             cache_folder,
             views=study.views(dataset),
-            foreign=getattr(study, "FOREIGN", {}).get(dataset),
             n_rows=n_rows,
             on_progress=on_progress,
         )

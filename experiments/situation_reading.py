@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from math import inf, isfinite
 
 import numpy as np
 
-from drip.types import FloatArray
+from drip.types import FloatArray, IntArray
 from experiments.ledger import Record
-from experiments.situation_study import CURVE, NAME
+from experiments.situation_study import CURVE, NAME, ORDERS
 from experiments.statistics import Comparison, compare
 
 _DRAWS = 2_000
@@ -59,6 +60,7 @@ class Result:
         difference: The arm minus random, paired by run.
         all_minus_random: Everything kept minus random, paired by run: what there is to gain.
         marked: Mean part of what is kept that the situation is about; None where it marks nothing.
+        seeds: The runs that have everything that is compared.
         values: The arm's value of every run, shape (n,).
         curve: Random's values at nothing, :data:`CURVE` and everything, shape (n, len(CURVE) + 2).
     """
@@ -70,6 +72,7 @@ class Result:
     difference: Comparison
     all_minus_random: Comparison
     marked: float | None
+    seeds: tuple[int, ...]
     values: FloatArray
     curve: FloatArray
 
@@ -89,7 +92,8 @@ class Result:
 
 
 Runs = dict[tuple[Place, str, float], dict[int, Mapping[str, float]]]
-"""Metrics by place, arm, keep rate (0 where the arm has none) and run."""
+"""Metrics by place, arm, keep rate and run. An order of labelling has the part of the stream that is labelled
+instead of the keep rate; nothing and everything have 0."""
 
 
 def runs_of(records: Iterable[Record]) -> Runs:
@@ -97,10 +101,11 @@ def runs_of(records: Iterable[Record]) -> Runs:
     runs: Runs = defaultdict(dict)
     for record in records:
         cell = record.cell
-        if cell.unit.study == NAME and not cell.get("labelled"):
+        if cell.unit.study == NAME:
             place = Place(cell.unit.dataset, cell.get("situation"), cell.get("backbone"))
-            runs[place, cell.arm, cell.get("retention", 0.0)][cell.unit.seed] = record.metrics
-    return runs
+            part = cell.get("labelled", cell.get("retention", 0.0))
+            runs[place, cell.arm, part][cell.unit.seed] = record.metrics
+    return dict(runs)
 
 
 def by_situation(runs: Runs) -> Runs:
@@ -123,11 +128,32 @@ def by_situation(runs: Runs) -> Runs:
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class Study:
+    """The records of the study.
+
+    Attributes:
+        runs: Its metrics.
+    """
+
+    runs: Runs
+
+    @cached_property
+    def results(self) -> list[Result]:
+        """Every arm at every place and keep rate."""
+        return results(self.runs)
+
+    @cached_property
+    def means(self) -> Study:
+        """The same over the places of every situation."""
+        return Study(by_situation(self.runs))
+
+
 def results(runs: Runs) -> list[Result]:
     """Every arm at every place and keep rate; runs without a counterpart are left out."""
     found = []
     for (place, arm, keep), mine in sorted(runs.items(), key=str):
-        if arm in ("baseline", "all", "random"):
+        if arm in ("baseline", "all", "random", *ORDERS):
             continue
         needed = [runs.get((place, "random", step), {}) for step in CURVE]
         everything, nothing = runs.get((place, "all", 0.0), {}), runs.get((place, "baseline", 0.0), {})
@@ -149,6 +175,7 @@ def results(runs: Runs) -> list[Result]:
                 compare(values - random),
                 compare(curve[:, -1] - random),
                 float(np.mean(marked)) if any(mine[seed]["marked"] for seed in seeds) else None,
+                tuple(seeds),
                 values,
                 curve,
             )
@@ -156,17 +183,30 @@ def results(runs: Runs) -> list[Result]:
     return found
 
 
+def labelling(runs: Runs) -> dict[tuple[Place, float], Comparison]:
+    """The proposed order of labelling minus a random one, by place and part of the stream that is labelled."""
+    random, proposed = ORDERS
+    found = {}
+    for (place, arm, labelled), mine in sorted(runs.items(), key=str):
+        other = runs.get((place, random, labelled), {})
+        seeds = sorted(set(mine) & set(other))
+        if arm == proposed and len(seeds) > 1:
+            found[place, labelled] = compare(
+                [mine[seed]["accuracy"] - other[seed]["accuracy"] for seed in seeds]
+            )
+    return found
+
+
 def random_needs(values: FloatArray, curve: FloatArray, keep: float) -> Needs:
-    """How many times as many random samples lead to an arm's mean value.
+    """How many times as many random samples lead to an arm's mean value, with a bootstrap interval over runs.
 
     Args:
         values: The arm's value of every run, shape (n,).
         curve: Random's values at nothing, :data:`CURVE` and everything, shape (n, len(CURVE) + 2).
         keep: Keep rate of the arm.
     """
-    draw = np.random.default_rng(0)
-    picks = draw.integers(0, len(values), (_DRAWS, len(values)))
-    ratios = np.sort([ratio(float(values[rows].mean()), curve[rows].mean(0), keep) for rows in picks])
+    picks = _picks(len(values))
+    ratios = np.sort(_ratios(values[picks].mean(1), _resampled(curve.tobytes(), len(curve)), keep))
     low, high = ratios[round(0.025 * (_DRAWS - 1))], ratios[round(0.975 * (_DRAWS - 1))]
     return Needs(ratio(float(values.mean()), curve.mean(0), keep), float(low), float(high))
 
@@ -181,29 +221,43 @@ def ratio(value: float, curve: FloatArray, keep: float) -> float:
     >>> round(ratio(0.2, steps, 0.1), 3), ratio(1.5, steps, 0.1)
     (2.0, inf)
     """
-    kept = np.array([0.0, *CURVE, 1.0])
-    rising = _monotone(curve)
-    if value > rising[-1]:
-        return inf
-    above = int(np.argmax(rising >= value))
-    if above == 0:
-        return 0.0
-    low, high = rising[above - 1], rising[above]
-    part = (value - low) / (high - low)
-    if above == 1:
-        return float(part * kept[1] / keep)
-    return float(kept[above - 1] * (kept[above] / kept[above - 1]) ** part / keep)
+    return float(_ratios(np.array([value]), _monotone(curve)[None], keep)[0])
 
 
-def _monotone(curve: FloatArray) -> FloatArray:
-    """The non-decreasing sequence nearest to a curve: neighbours that fall are pooled."""
-    blocks: list[list[float]] = []
-    for value in curve.tolist():
-        blocks.append([value, 1.0])
-        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
-            (one, n_one), (other, n_other) = blocks[-2:]
-            blocks[-2:] = [[(one * n_one + other * n_other) / (n_one + n_other), n_one + n_other]]
-    return np.concatenate([np.full(int(n), value) for value, n in blocks])
+def _picks(n: int) -> IntArray:
+    """The runs of every draw, shape (_DRAWS, n)."""
+    return np.random.default_rng(0).integers(0, n, (_DRAWS, n))
+
+
+@lru_cache(maxsize=64)
+def _resampled(curve: bytes, n: int) -> FloatArray:
+    """The mean curve of every draw, made monotone; all arms of a place share it."""
+    return _monotone(np.frombuffer(curve).reshape(n, -1)[_picks(n)].mean(1))
+
+
+def _ratios(values: FloatArray, rising: FloatArray, keep: float) -> FloatArray:
+    """:func:`ratio` of n values, each on its own monotone curve, shape (n,)."""
+    kept, rows = np.array([0.0, *CURVE, 1.0]), np.arange(len(values))
+    above = np.argmax(rising >= values[:, None], axis=1)
+    below = np.maximum(above - 1, 0)
+    low, high = rising[rows, below], rising[rows, above]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        part = (values - low) / (high - low)
+        reached = np.where(
+            above == 1, part * kept[1], kept[below] * (kept[above] / kept[below]) ** part
+        )
+    reached[above == 0] = 0.0
+    reached[values > rising[:, -1]] = inf
+    return np.asarray(reached / keep, np.float64)
+
+
+def _monotone(curves: FloatArray) -> FloatArray:
+    """The non-decreasing curves nearest to curves, shape (..., n): the largest minimum of means around a point."""
+    n = curves.shape[-1]
+    sums = np.concatenate([np.zeros((*curves.shape[:-1], 1)), np.cumsum(curves, -1)], -1)
+    sizes = np.arange(1, n + 1)[None, :] - np.arange(n)[:, None]
+    means = (sums[..., None, 1:] - sums[..., :-1, None]) / np.maximum(sizes, 1)
+    return np.stack([means[..., : at + 1, at:].min(-1).max(-1) for at in range(n)], -1)
 
 
 def median_needs(found: Iterable[Result]) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.situation_reading import Result, Runs, by_situation, median_needs, results
+from experiments.situation_reading import Place, Result, Study, labelling, median_needs
 from experiments.statistics import Comparison, compare, holm
 
 
@@ -39,10 +39,10 @@ class Verdict:
     holds: bool
 
 
-def deciding(runs: Runs, arm: str) -> list[Result]:
+def deciding(study: Study, arm: str) -> list[Result]:
     """The deciding cells of an arm."""
     keep = plan()["cells"]["keep"]
-    return [one for one in results(runs) if one.arm == arm and one.keep in keep]
+    return [one for one in study.results if one.arm == arm and one.keep in keep]
 
 
 def to_gain(cells: Sequence[Result]) -> list[Result]:
@@ -61,22 +61,26 @@ def below_random(cells: Sequence[Result]) -> list[Result]:
     ]
 
 
-def challenge(runs: Runs, challenger: str) -> Comparison:
-    """The challenger minus the candidate: mean over all deciding cells, one value per run."""
-    mine = {(one.place, one.keep): one for one in deciding(runs, challenger)}
-    theirs = {(one.place, one.keep): one for one in deciding(runs, plan()["rules"]["candidate"])}
+def challenge(study: Study, challenger: str) -> Comparison | None:
+    """The challenger minus the candidate: mean over all deciding cells, one value per run.
+
+    None while a cell lacks a run that others have.
+    """
+    mine = {(one.place, one.keep): one for one in deciding(study, challenger)}
+    theirs = {(one.place, one.keep): one for one in deciding(study, plan()["rules"]["candidate"])}
     shared = [key for key in mine if key in theirs]
-    values = [np.subtract(mine[key].differences, theirs[key].differences) for key in shared]
-    return compare(np.mean(values, axis=0))
+    if len({one[key].seeds for one in (mine, theirs) for key in shared}) != 1:
+        return None
+    return compare(np.mean([mine[key].differences - theirs[key].differences for key in shared], axis=0))
 
 
-def verdicts(runs: Runs, arm: str | None = None) -> list[Verdict]:
-    """Every criterion, for the candidate or another arm."""
+def verdicts(study: Study, arm: str | None = None) -> list[Verdict]:
+    """Every criterion, for the candidate or another arm; the order of labelling is the candidate's."""
     asked = plan()["criteria"]
     arm = arm or plan()["rules"]["candidate"]
-    cells = deciding(runs, arm)
+    cells = deciding(study, arm)
     gaining = to_gain(cells)
-    whole = {(one.place.situation, one.arm, one.keep): one for one in results(by_situation(runs))}
+    whole = {(one.place.situation, one.arm, one.keep): one for one in study.means.results}
 
     def mean(situation: str, keep: str | float, name: str = arm) -> float | None:
         one = whole.get((situation, name, float(keep)))
@@ -86,10 +90,12 @@ def verdicts(runs: Runs, arm: str | None = None) -> list[Verdict]:
         return Verdict(name, limit, found, found is not None and found >= limit)
 
     better = [one for one in gaining if one.difference.mean > 0]
-    n_below = len(below_random(cells))
+    n_below = (
+        len(below_random(cells)) if cells and all(one.difference.p is not None for one in cells) else None
+    )
     found = [
         at_least("better_in", asked["better_in"], len(better) / len(gaining) if gaining else None),
-        Verdict("worse_in", asked["worse_in"], n_below, bool(cells) and n_below <= asked["worse_in"]),
+        Verdict("worse_in", asked["worse_in"], n_below, n_below is not None and n_below <= asked["worse_in"]),
         at_least("median_needs", asked["median_needs"], median_needs(gaining) if gaining else None),
     ]
     for name, situation, by in (
@@ -115,4 +121,12 @@ def verdicts(runs: Runs, arm: str | None = None) -> list[Verdict]:
     most = max((inf if one is None or one.marked is None else one.marked for one in kept), default=inf)
     limit = asked["junk_ignored_kept"]
     found.append(Verdict("junk_ignored_kept", limit, None if most == inf else most, most <= limit))
+    if arm == plan()["rules"]["candidate"]:
+        orders = plan()["labels"]
+        gains = labelling(study.means.runs)
+        for situation in orders["in"]:
+            gain = gains.get((Place("", situation, ""), orders["at"]))
+            found.append(
+                at_least(f"labels in {situation}", orders["better_by"], None if gain is None else gain.mean)
+            )
     return found

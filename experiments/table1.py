@@ -22,7 +22,7 @@ RETENTIONS = (0.77, 0.61, 0.3, 0.1)
 ENDS = ("baseline", "all")
 """Arms that select nothing."""
 _PAPER_ARMS = (*PAPER_RULES, "random", "margin")
-_REGISTERED = ("adaptive-margin", "adaptive-random")
+_ADAPTIVE = ("adaptive-margin", "adaptive-random")
 _RELABELLED = ("drip", "random", "margin")
 _RECALIBRATED = ("drip", "drip.normalised")
 _USUAL = {"budget": "epochs", "mode": "online", "labels": "true", "calibration": "d1c"}
@@ -41,7 +41,7 @@ def cells(unit: Unit) -> Iterator[Cell]:
     yield from (unit.cell(arm, budget="epochs") for arm in ENDS)
     yield from (unit.cell(arm, budget="epochs", dpw=dpw) for arm in _PAPER_ARMS)
     if unit.regime == "full":
-        yield from (unit.cell(arm, budget="epochs", dpw=dpw) for arm in _REGISTERED)
+        yield from (unit.cell(arm, budget="epochs", dpw=dpw) for arm in _ADAPTIVE)
         return
     names = tuple(rules())
     yield from _selected(unit, names)

@@ -1,4 +1,4 @@
-"""What a frozen image network sees of a row: the clean picture, or one of the studies' variants."""
+"""What a frozen image network sees of a row: the clean picture, or a noisy one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import conv2d, interpolate, pad
+from torch.nn.functional import interpolate
 
 from drip.datasets import AudioDataset, ImageDataset
 from drip.errors import InputError
@@ -25,48 +26,25 @@ class View:
 
     Attributes:
         noise: Standard deviation of Gaussian noise on every value, clipped to [0, 1].
-        blur: Standard deviation of a Gaussian blur, as a share of the picture's height.
-        shift: Largest shift in either direction, as a share of the height; edges repeat.
-        gain: Largest relative change of brightness.
         seed: Seed of the draws, beside the row.
     """
 
     noise: float = 0.0
-    blur: float = 0.0
-    shift: float = 0.0
-    gain: float = 0.0
     seed: int = 0
 
 
-VIEWS: Mapping[str, View | None] = MappingProxyType(
-    {
-        "clean": View(),
-        "noise": View(noise=0.5, seed=1),  # A13
-        **{
-            f"drift{step}": View(noise=0.04 * step, blur=0.016 * step, seed=10 + step)
-            for step in (1, 2, 3, 4)
-        },
-        **{f"repeat{copy}": View(noise=0.02, shift=0.04, gain=0.1, seed=20 + copy) for copy in (1, 2, 3, 4)},
-        "foreign": None,  # a picture of another data set, at the row modulo its size
-    }
-)
-"""Every variant by name."""
+VIEWS: Mapping[str, View] = MappingProxyType({"clean": View(), "noise": View(noise=0.5, seed=1)})
+"""Every variant by name; the noise is that of A13."""
 
 
-def network_inputs(
-    dataset: ImageDataset | AudioDataset,
-    rows: IntArray,
-    view: str,
-    size: int,
-    foreign: ImageDataset | None = None,
-) -> Tensor:
+def network_inputs(dataset: ImageDataset | AudioDataset, rows: IntArray, view: str, size: int) -> Tensor:
     """Inputs of an ImageNet network, shape (n, 3, height, width), normalised with ImageNet's statistics.
 
     Pictures are changed at their own resolution and then scaled (bilinear) to ``size`` x ``size``; sound
     becomes a log-mel spectrogram with ``size`` rows.
 
     Raises:
-        InputError: a view of sound other than ``clean``, or ``foreign`` without another data set.
+        InputError: an unknown view, or one of sound other than ``clean``.
     """
     if isinstance(dataset, AudioDataset):
         if view != "clean":
@@ -74,7 +52,7 @@ def network_inputs(
         pictures = log_mel(torch.from_numpy(dataset.inputs(rows)[:, 0]), dataset.sample_rate)
         size_of = (size, round(size * pictures.shape[3] / pictures.shape[2] / 32) * 32)
     else:
-        pictures = _pictures(dataset, rows, view, foreign)
+        pictures = _pictures(dataset, rows, view)
         size_of = (size, size)
     pictures = interpolate(pictures, size_of, mode="bilinear", align_corners=False, antialias=True)
     mean, std = (torch.tensor(values)[:, None, None] for values in (_IMAGENET_MEAN, _IMAGENET_STD))
@@ -114,50 +92,17 @@ def _mel_filters(n_bins: int, n_mels: int, sample_rate: int) -> Tensor:
     return torch.from_numpy(np.clip(np.minimum(rising, falling), 0, None).astype(np.float32))
 
 
-def _pictures(dataset: ImageDataset, rows: IntArray, view: str, foreign: ImageDataset | None) -> Tensor:
+def _pictures(dataset: ImageDataset, rows: IntArray, view: str) -> Tensor:
     if view not in VIEWS:
         raise InputError(f"view {view!r}: unknown; choose one of {', '.join(VIEWS)}")
-    change = VIEWS[view]
-    if change is None:
-        if foreign is None:
-            raise InputError("view 'foreign': no other data set was given; name one")
-        other = torch.from_numpy(foreign.inputs(rows % len(foreign)))
-        side = dataset.images.shape[1:3]
-        return interpolate(other, side, mode="bilinear", align_corners=False, antialias=True)
-    return _changed(torch.from_numpy(dataset.inputs(rows)), rows, change)
-
-
-def _changed(pictures: Tensor, rows: IntArray, view: View) -> Tensor:
-    height = pictures.shape[2]
-    if view.blur:
-        pictures = _blurred(pictures, view.blur * height)
-    if view == View():
+    pictures, change = torch.from_numpy(dataset.inputs(rows)), VIEWS[view]
+    if not change.noise:
         return pictures
-    changed = []
-    for picture, row in zip(pictures, rows.tolist(), strict=True):
-        rng = np.random.default_rng([view.seed, row])
-        limit = round(view.shift * height)
-        up, left = rng.integers(-limit, limit + 1, size=2).tolist()
-        gain = 1 + view.gain * rng.uniform(-1, 1)
-        noise = torch.from_numpy(rng.standard_normal(picture.shape, np.float32))
-        changed.append((_shifted(picture, up, left) * gain + view.noise * noise).clamp(0, 1))
-    return torch.stack(changed)
+    noise = [_noise(pictures.shape[1:], change.seed, row) for row in rows.tolist()]
+    return (pictures + change.noise * torch.from_numpy(np.stack(noise))).clamp(0, 1)
 
 
-def _shifted(picture: Tensor, up: int, left: int) -> Tensor:
-    if not up and not left:
-        return picture
-    limit = max(abs(up), abs(left))
-    padded = pad(picture[None], (limit,) * 4, mode="replicate")[0]
-    height, width = picture.shape[1:]
-    return padded[:, limit + up : limit + up + height, limit + left : limit + left + width]
-
-
-def _blurred(pictures: Tensor, deviation: float) -> Tensor:
-    radius = max(1, int(np.ceil(3 * deviation)))
-    offsets = torch.arange(-radius, radius + 1)
-    kernel = torch.exp(-0.5 * (offsets / deviation) ** 2)
-    kernel = (kernel / kernel.sum()).expand(pictures.shape[1], 1, -1)
-    padded = pad(pictures, (radius,) * 4, mode="replicate")
-    rows = conv2d(padded, kernel[:, :, None], groups=pictures.shape[1])
-    return conv2d(rows, kernel[:, :, :, None], groups=pictures.shape[1])
+def _noise(shape: tuple[int, ...], seed: int, row: int) -> NDArray[np.float32]:
+    rng = np.random.default_rng([seed, row])
+    rng.uniform()  # the recorded noise comes after one draw
+    return rng.standard_normal(shape, np.float32)

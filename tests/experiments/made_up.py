@@ -31,4 +31,4 @@ def made_up_regime(
     bank = Bank(tuple(views), tuple(maps), tuple(inputs), flatten)
     sizes = rng.integers(50, 150, n_rows)
     recipe = HeadRecipe(epochs=epochs, batch_size=32)
-    return regime(labels, sizes, bank, {"dataset": "made up", "n_rows": n_rows}, recipe, groups, n_rows)
+    return regime(labels, sizes, bank, {"dataset": "made up", "n_rows": n_rows}, recipe, groups)

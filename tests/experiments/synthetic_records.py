@@ -107,21 +107,9 @@ class Maker:
                 self.add("noise", "head", dataset, arms, shift=shift, more=more, kind=kind, fraction=fraction)
         return self
 
-    def streams(self, dataset):
-        for scenario in ("bursts", "longtail", "foreign", "heldout", "drift", "duplicates"):
-            parts = {"clean": 0.8, "drift4": 0.6} if scenario == "drift" else {"clean": 0.8}
-            extra = {"accuracy_by_part": parts}
-            self.add("streams", "head", dataset, ("baseline", "all"), extra=extra, scenario=scenario)
-            tenths = {"retention_by_tenth": [0.3 + 0.01 * tenth for tenth in range(10)], **extra}
-            more = {"junk_kept": 0.125 if scenario in ("foreign", "heldout") else 0.0, "unique_kept": 0.875}
-            self.add(
-                "streams", "head", dataset, RULES, extra=tenths, more=more, scenario=scenario, retention=0.3
-            )
-        return self
-
     def everything(self):
         for dataset in DPW:
             self.table1("full", dataset).table1("head", dataset).dpw(dataset)
         for dataset in ("cifar10", "tomato"):
-            self.noise(dataset).streams(dataset)
+            self.noise(dataset)
         return self

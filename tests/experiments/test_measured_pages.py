@@ -86,25 +86,6 @@ def test_the_committed_verdicts_are_those_that_were_published_before(committed):
     assert [name for name, verdict in main.items() if verdict == "does not hold"] == [
         *("random-gap", "savings", "dpw-consistent"),
     ]
-    outcomes = {}
-    for row in table(committed, "registered-criteria"):
-        outcomes.setdefault(row["rule"], []).append((row["outcome"], row["it holds in"]))
-    assert outcomes["adaptive-margin"] == [
-        ("does not hold", "5"),
-        ("holds", "12"),
-        ("does not hold", "1"),
-        ("does not hold", "3"),
-        ("does not hold", "11"),
-        ("does not hold", "0"),
-        ("does not hold", "2"),
-        ("holds", "12"),
-    ]
-    assert [outcome for outcome, _ in outcomes["adaptive-random"]].count("holds") == 1
-
-
-def test_the_page_and_the_readme_recommend_no_adaptive_random(committed):
-    assert "`adaptive-random` is not recommended" in committed[PAGE]
-    assert "adaptive-random" not in committed[README_TABLE]
 
 
 def test_the_readme_has_the_table_of_the_records(committed):
@@ -221,21 +202,6 @@ def test_a_known_difference_is_found_with_its_intervals(tmp_path):
     assert gain(cell) == "+3.0 ± 2.9"
 
 
-def test_views_and_near_duplicates_of_a_row_count_once_in_the_correction(tmp_path):
-    Maker(tmp_path).streams("cifar10")
-    evidence = Evidence(Ledger(tmp_path).records())
-
-    def share(scenario):
-        place = Place("streams", "head", "cifar10").at(scenario=scenario, retention=0.3)
-        cell = evidence.difference(place, "margin", "random")
-        return (cell.corrected_half / cell.half) ** 2 * (1 / cell.n) - 1 / cell.n
-
-    # 1000 are tested and 4000 train, of which 1000 were kept, an eighth of them views of another kept row.
-    assert share("duplicates") == pytest.approx(1000 / 3875)
-    assert share("drift") == pytest.approx(500 / 3875)  # tested in two views
-    assert share("foreign") == pytest.approx(1000 / 4000)  # junk does not train, whatever its rows
-
-
 def test_runs_are_paired_by_seed(tmp_path):
     ledger = Ledger(tmp_path)
     for arm, accuracy, seeds in (("random", 0.5, (0, 1, 2, 4)), ("margin", 0.52, (1, 2, 4, 5))):
@@ -288,21 +254,19 @@ def test_below_five_runs_there_is_no_interval_and_no_verdict(tmp_path):
 def test_a_new_rule_appears_in_every_table_where_it_was_run(tmp_path):
     settings = {"budget": "epochs", "mode": "online", "labels": "true", "calibration": "d1c"}
     maker = Maker(tmp_path, effects={"brand-new": 0.03})
-    maker.table1("head", "mnist").table1("full", "mnist").dpw("mnist").noise("cifar10").streams("cifar10")
+    maker.table1("head", "mnist").table1("full", "mnist").dpw("mnist").noise("cifar10")
     changes = ({}, {"mode": "ranked"}, {"budget": "steps"}, {"labels": "predicted"}, {"calibration": "d1"})
     for changed in changes:
         maker.add("table1", "head", "mnist", ["brand-new"], retention=0.3, **{**settings, **changed})
     maker.add("table1", "full", "mnist", ["brand-new"], budget="epochs", dpw=0.39)
     maker.add("dpw", "head", "mnist", ["brand-new"], discard=0.5)
     maker.add("noise", "head", "cifar10", ["brand-new"], kind="label", fraction=0.4)
-    maker.add("streams", "head", "cifar10", ["brand-new"], scenario="drift", retention=0.3)
     rendered = render(tmp_path)
-    for name in ("table1-differences", "rules", "variations", "discarded", "noise", "streams", "levels"):
+    for name in ("table1-differences", "rules", "variations", "discarded", "noise", "levels"):
         assert [row for row in table(rendered, name) if row["arm"] == "brand-new"], name
     changed = {row["changed"] for row in table(rendered, "variations") if row["arm"] == "brand-new"}
     assert changed == {"mode=ranked", "budget=steps", "labels=predicted", "calibration=d1"}
     assert "brand-new" in rendered[f"{FIGURES}/rules-mnist.svg"]
-    assert "brand-new" in rendered[f"{FIGURES}/streams.svg"]
 
 
 def test_runs_of_one_arm_with_two_configurations_are_an_error_that_names_them(tmp_path):
@@ -322,14 +286,6 @@ def test_two_lines_for_one_run_are_an_error(tmp_path):
     ledger.append(record(unit, "margin", 0.5, retention=0.3, mode="online"))
     with pytest.raises(InputError, match="two lines for one run"):
         render(tmp_path)
-
-
-def test_streams_show_junk_duplicates_and_retention_over_time(full):
-    held = [row for row in table(full[0], "levels") if row["study"] == "streams" and row["arm"] == "drip"]
-    by_stream = {row["setting"].split("scenario=")[1]: row for row in held}
-    assert (by_stream["foreign"]["junk kept"], by_stream["foreign"]["different"]) == ("12.50", "87.50")
-    assert by_stream["foreign"]["kept by tenth of the stream"] == "30 31 32 33 34 35 36 37 38 39"
-    assert by_stream["drift"]["accuracy by part of the test"] == "clean 80.0 drift4 60.0"
 
 
 def test_what_was_asked_and_what_was_kept_are_in_the_figures(full):

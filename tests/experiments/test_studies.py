@@ -10,13 +10,12 @@ from made_up import made_up_regime
 
 from drip.errors import InputError
 from drip.rules import OFFERED
-from experiments import dpw, noise, running, streams, table1
-from experiments.arms import COMPARATORS, PAPER_RULES, RESEARCH_RULES, Arm, decide, rules
+from experiments import dpw, noise, running, table1
+from experiments.arms import PAPER_RULES, RESEARCH_RULES, Arm, decide, rules
 from experiments.cells import Unit
 from experiments.head import HeadRegime
 from experiments.ledger import RESULTS, Ledger
 from experiments.noise import NoisyWorkspace
-from experiments.streams import StreamWorkspace
 from experiments.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -59,10 +58,7 @@ def test_every_rule_is_an_arm_and_has_cells():
     for arm in rules():
         rules()[arm].build(0.3, 0)
     assert rules()["drip"] == Arm("drip", "drip")
-    for study, dataset in ((table1, "mnist"), (streams, "cifar10")):
-        arms = {cell.arm for cell in study.cells(Unit(study.NAME, "head", dataset, 0))}
-        assert names - (COMPARATORS if study is streams else set()) <= arms
-    assert names >= COMPARATORS
+    assert names <= {cell.arm for cell in table1.cells(Unit("table1", "head", "mnist", 0))}
     for unit in running.units():
         ids = [cell.id for cell in running.STUDIES[unit.study].cells(unit)]
         assert len(set(ids)) == len(ids)
@@ -157,13 +153,11 @@ def test_the_calibrating_fifth_does_not_train_the_model_that_it_calibrates():
         (table1, "mnist", Workspace),
         (dpw, "mnist", Workspace),
         (noise, "mnist", NoisyWorkspace),
-        (streams, "cifar10", StreamWorkspace),
     ],
 )
 def test_no_row_of_data_set_2_trains_or_is_seen_before_scoring(study, dataset, bench_of, monkeypatch):
     unit = Unit(study.NAME, "head", dataset, 0)
-    views = {table1: ("clean",), dpw: ("clean",), noise: ("clean", "noise"), streams: streams._VIEWS}[study]
-    regime = made_up_regime(800, 5, views, epochs=1, regime=Watched)
+    regime = made_up_regime(800, 5, study.views(dataset), epochs=1, regime=Watched)
     bench = bench_of(unit, regime)
     held_out = set(bench.split.d2_for_calibration.tolist())
 
@@ -171,7 +165,6 @@ def test_no_row_of_data_set_2_trains_or_is_seen_before_scoring(study, dataset, b
         raise InputError("data set 2 was read for calibration")
 
     monkeypatch.setattr("experiments.protocol.Split.d2_for_calibration", property(refused))
-    foreign = set()
     for cell in study.cells(unit):
         if cell.arm not in ARMS:
             continue
@@ -180,12 +173,9 @@ def test_no_row_of_data_set_2_trains_or_is_seen_before_scoring(study, dataset, b
                 study.run(cell, bench)
             continue
         study.run(cell, bench)
-        if cell.get("scenario") == "foreign":  # junk's row is a number only: it shows another data set
-            foreign |= {int(item) for item in bench.scenario("foreign").items if item >= 9 * 800}
     assert not regime.trained & held_out
     assert regime.scored <= held_out
-    own = regime.observed - {item % 800 for item in foreign}
-    assert not own & held_out
+    assert not regime.observed & held_out
     assert len(regime.scored) > 0.5 * len(held_out)
 
 

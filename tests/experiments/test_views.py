@@ -10,7 +10,7 @@ from drip.errors import InputError
 from experiments.views import VIEWS, log_mel, network_inputs
 
 MEAN, STD = (np.array(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-CHANGED = [name for name, view in VIEWS.items() if name not in ("clean", "foreign") and view is not None]
+CHANGED = [name for name in VIEWS if name != "clean"]
 
 
 def pictures(n=12, side=32, colours=True, seed=0):
@@ -22,9 +22,9 @@ def pictures(n=12, side=32, colours=True, seed=0):
     return ImageDataset("made up", fine, np.arange(n) % 3, ("a", "b", "c"))
 
 
-def seen(data, rows, view, size=32, foreign=None):
+def seen(data, rows, view, size=32):
     """Inputs with ImageNet's normalisation taken back."""
-    return network_inputs(data, np.asarray(rows), view, size, foreign).numpy() * STD + MEAN
+    return network_inputs(data, np.asarray(rows), view, size).numpy() * STD + MEAN
 
 
 @pytest.mark.parametrize("colours", [True, False])
@@ -84,47 +84,9 @@ def test_noise_has_the_papers_deviation():
     assert len(middle) / found.size == pytest.approx(0.383, abs=0.01)
 
 
-def test_drift_grows_by_steps():
-    data = pictures()
-    clean = seen(data, np.arange(12), "clean")
-    away = [np.abs(seen(data, np.arange(12), f"drift{step}") - clean).mean() for step in (1, 2, 3, 4)]
-    assert (np.diff(away) > 0).all()
-
-
-def test_blur_smooths_and_keeps_flat_parts():
-    from experiments.views import _blurred
-
-    flat = torch.full((2, 3, 16, 16), 0.7)
-    np.testing.assert_allclose(_blurred(flat, 1.5), flat, atol=1e-6)
-    point = torch.zeros(1, 1, 21, 21)
-    point[0, 0, 10, 10] = 1.0
-    spread = _blurred(point, 1.5)[0, 0]
-    offsets = torch.arange(21) - 10.0
-    assert float(spread.sum()) == pytest.approx(1.0, abs=1e-5)
-    assert float((spread.sum(0) * offsets**2).sum()) == pytest.approx(1.5**2, rel=0.06)
-
-
-@pytest.mark.parametrize(("up", "left"), [(0, 0), (1, 0), (-2, 1), (3, -3)])
-def test_a_shift_moves_the_picture_and_repeats_its_edges(up, left):
-    from experiments.views import _shifted
-
-    picture = torch.arange(30.0).reshape(1, 5, 6)
-    rows, columns = np.clip(np.arange(5) + up, 0, 4), np.clip(np.arange(6) + left, 0, 5)
-    np.testing.assert_array_equal(_shifted(picture, up, left), picture[:, rows][:, :, columns])
-
-
-def test_foreign_pictures_are_the_other_data_sets():
-    data, other = pictures(12, 32), pictures(5, 16, seed=9)
-    found = seen(data, [3, 8], "foreign", 32, other)
-    np.testing.assert_allclose(found[0], found[1])  # both are row 3 of five
-    assert abs(found[0].mean() - other.inputs([3]).mean()) < 0.02
-
-
 def test_what_cannot_be_seen_is_refused():
     with pytest.raises(InputError, match="unknown; choose one of clean"):
         network_inputs(pictures(), np.arange(2), "sepia", 32)
-    with pytest.raises(InputError, match="no other data set"):
-        network_inputs(pictures(), np.arange(2), "foreign", 32)
     with pytest.raises(InputError, match="not for sound"):
         network_inputs(sound(), np.arange(2), "noise", 96)
 
