@@ -119,6 +119,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "policy-other-model": (
             "The policy was calibrated for another model. Calibrate again with this model."
         ),
+        "policy-other-run": "The last run into the store used another policy. Give the policy of that run.",
         "policy-other-score": (
             "The policy was calibrated on another score, layer or input spec. Calibrate again with "
             "this model."
@@ -128,6 +129,10 @@ CODES: Mapping[str, str] = MappingProxyType(
             "`--accept-parent-windows`."
         ),
         "policy-version": "The policy was written by another version of DRIP. Upgrade, or calibrate again.",
+        "population-unknown": (
+            "The store has no population with this number, or its rule does not look for populations. "
+            "`drip populations` lists them."
+        ),
         "quantize-data": (
             "There are too few calibration samples, or they do not vary. Give at least 200 varied samples."
         ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -244,6 +244,15 @@ class Policy:
     def digest(self) -> str:
         """SHA-256 of the policy's content, hexadecimal; stores record it beside every decision."""
         return sha256_hex(canonical_json(self.to_json()))
+
+    @property
+    def family(self) -> str:
+        """SHA-256 of the policy without the answers for populations, hexadecimal.
+
+        A run whose policy changes only in its answers continues with the state that it has.
+        """
+        params = {name: value for name, value in self.rule.params.items() if name != "answers"}
+        return sha256_hex(canonical_json(replace(self, rule=replace(self.rule, params=params)).to_json()))
 
     def to_json(self) -> JsonObject:
         """The content of the policy file."""

@@ -18,7 +18,7 @@ from drip.datasets import load_mnist
 KINDS = {"python", "console", "bash", "text", "toml"}
 # What a page expects to lie in the current folder before its first block.
 EXPECTED = {
-    "docs/how-to/choose-a-rule.md": ("model.onnx", "frames"),
+    "docs/how-to/choose-a-rule.md": ("model.onnx", "frames", "kept.db"),
     "docs/how-to/export-and-quantise.md": ("drip-demo", "kept-digits"),
     "docs/how-to/read-the-store.md": ("kept.db",),
     "docs/how-to/shadow-and-replay.md": ("drip-demo", "kept-digits"),

@@ -6,12 +6,8 @@ from bisect import bisect_left
 import numpy as np
 import pytest
 
-from drip.rules.parts import (
-    AdaptationLog,
-    RateController,
-    RunningQuantile,
-    Target,
-)
+from drip.rules.adaptive import AdaptationLog
+from drip.rules.parts import RateController, RunningQuantile, Target
 from drip.rules.parts.gaussians import project
 from drip.store.codec import steady_json
 

@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("calibrate")(calibrate.calibrate)
 app.command("run")(run.run)
+app.command("populations")(store.populations)
 app.command("replay")(replay.replay)
 app.add_typer(store.app, name="store")
 app.add_typer(model.app, name="model")

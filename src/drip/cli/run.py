@@ -25,7 +25,7 @@ from drip.cli.arguments import (
     stop_on_signals,
 )
 from drip.cli.output import print_facts, print_json, print_lines, print_note, progress_bar
-from drip.cli.store import print_stats
+from drip.cli.store import announcement, print_stats
 from drip.files.format import byte_size
 from drip.pipeline import OnError, Tally
 
@@ -123,8 +123,9 @@ def run(
         network = load(model, weights, threads)
         chosen = None if policy is None else Policy.load(policy)
         result = run_url(
-            network, chosen, source, store, options, status=status, on_progress=update, stop=stop
-        )
+            network, chosen, source, store, options, status=status, on_progress=update, stop=stop,
+            on_population=lambda found: print_note(announcement(found, store)),
+        )  # fmt: skip
     if status.problem:
         print_note(f"the run continued without its status file: {status.problem}")
     print_run(result, json_output=json_output)

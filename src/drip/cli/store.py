@@ -1,22 +1,34 @@
-"""`drip store`: inspect, check and export the kept samples."""
+"""`drip store` and `drip populations`: what a store contains, and what a person says about it."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from time import gmtime, strftime
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from drip.cli.arguments import ClassNamesOption, JsonOption, StoreArgument, parse_names
+from drip.cli.arguments import (
+    ClassNamesOption,
+    JsonOption,
+    StoreArgument,
+    is_model_file,
+    load_model_file,
+    parse_names,
+    require_files,
+    require_writable,
+)
 from drip.cli.output import print_error, print_facts, print_json, print_table
-from drip.errors import ExportError
+from drip.errors import ExportError, PolicyError
 from drip.files.format import byte_size
 from drip.store.records import Labels
 
 if TYPE_CHECKING:
+    from drip.policy import Policy
     from drip.store import RetentionStore, StoreStats
+    from drip.types import JsonObject
 
 
 app = typer.Typer(help="Inspect, check and export the kept samples.", no_args_is_help=True)
@@ -163,3 +175,124 @@ def print_stats(stats: StoreStats) -> None:
             for index, part in sorted(stats.classes.items())
         ],
     )
+
+
+def populations(
+    store: StoreArgument,
+    answer: Annotated[
+        Literal["accept", "ignore"] | None,
+        typer.Argument(
+            metavar="[ANSWER]",
+            help="accept: keep up to four times its part of the stream. ignore: keep none.",
+        ),
+    ] = None,
+    number: Annotated[
+        int | None, typer.Argument(metavar="[NUMBER]", help="Number of the population.", min=2)
+    ] = None,
+    *,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Policy of the run, or its model file; needed for an answer."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Policy file to write.", show_default="replace --policy in one step"),
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """List the kinds of input that a run has met, or answer for one.
+
+    Population 1 is what calibration contained. Any other may be junk or a new camera; the inputs alone do not
+    show which. An answer is written into the policy; the store is only read. Start drip run again with that
+    policy: it continues where it stopped.
+
+    Example: drip populations kept.db
+
+    Example: drip populations kept.db ignore 2 --policy policy.json
+    """
+    if (answer is None) != (number is None):
+        raise typer.BadParameter("give accept or ignore together with a number, such as accept 2")
+    if answer is None or number is None:
+        if policy is not None or out is not None:
+            raise typer.BadParameter("--policy and --out are for an answer, such as accept 2")
+        _list_populations(store, json_output=json_output)
+        return
+    if policy is None:
+        raise typer.BadParameter("--policy is missing; give the policy of the run")
+    if out is not None and is_model_file(str(out)):
+        raise typer.BadParameter(
+            "--out writes a policy file; drip model set-policy embeds it in a model file"
+        )
+    require_files(policy)
+    require_writable(out or policy, store)
+    from drip.workflow import answer_population
+
+    answered = answer_population(store, _load_policy(policy), number, answer)
+    if out is None and is_model_file(str(policy)):
+        from drip.onnx import set_policy
+
+        set_policy(policy, answered)
+    else:
+        answered.save(out or policy)
+    answers = {each["number"]: each["answer"] for each in answered.rule.params["answers"]}
+    if json_output:
+        print_json({"policy": str(out or policy), "digest": answered.digest, "answers": answers})
+        return
+    facts: dict[str, object] = {f"population {each}": said for each, said in sorted(answers.items())}
+    print_facts(f"Answers in {out or policy}; start drip run again with it", facts)
+
+
+def _load_policy(path: Path) -> Policy:
+    from drip.policy import Policy
+
+    if not is_model_file(str(path)):
+        return Policy.load(path)
+    embedded = load_model_file(str(path), None, 1).policy
+    if embedded is None:
+        raise PolicyError(
+            f"{path}: contains no policy; give the policy file of the run", code="policy-missing"
+        )
+    return embedded
+
+
+def _list_populations(store: Path, *, json_output: bool) -> None:
+    from drip.workflow import populations_of
+
+    found = populations_of(store)
+    if json_output:
+        print_json({"populations": found})
+        return
+    rows = [
+        [
+            f"{each['number']} (calibration)" if each["number"] == 1 else str(each["number"]),
+            _since(each),
+            f"{each['share']:.1%}",
+            str(each["arrivals"]),
+            str(each["kept"]),
+            each["answer"] or "-",
+        ]
+        for each in found
+    ]
+    print_table("Populations", ["number", "since", "part now", "arrivals", "kept", "answer"], rows)
+
+
+def announcement(population: JsonObject, store: Path) -> str:
+    """What a run says once about a population that it has recognised."""
+    return (
+        f"a new kind of input since {_since(population)}: {population['share']:.0%} of the stream, "
+        f"{population['kept']} of {population['arrivals']} kept. It is population {population['number']}; look at "
+        f"what was kept of it, then accept or ignore it with drip populations {store}"
+    )
+
+
+def _since(population: JsonObject) -> str:
+    """When its first sample arrived."""
+    if not population["since"]:
+        return "-"
+    arrival = f"arrival {population['since']}"
+    if population["since_s"] is None:
+        return arrival
+    try:
+        return strftime("%Y-%m-%d %H:%M UTC", gmtime(population["since_s"]))
+    except (OverflowError, ValueError, OSError):  # a sensor's clock may be far off
+        return arrival

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from math import inf, isfinite
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -12,29 +12,31 @@ import numpy as np
 from drip.errors import InputError
 from drip.rules.base import BaseRule, ThresholdRule
 from drip.rules.parts import (
-    AdaptationLog,
     ClassGaussians,
     ClassShares,
     DuplicateGate,
     OutlierGate,
     PopulationGate,
+    Populations,
     RateController,
     RunningQuantile,
     Target,
     held_out_distances,
 )
 from drip.rules.parts.gaussians import N_FINE, N_NUMBERS, project
-from drip.rules.state import count, restore_generator
+from drip.rules.parts.populations import KNOWN, NEW, read_answers
+from drip.rules.state import count, number, restore_generator
 from drip.rules.uncertainty import MixedMarginRule
 from drip.types import Decisions, FloatArray, JsonObject, Observations
 from drip.windows import check_count, is_real
 
 _WINDOW = 500
 _QUOTA = 2.0  # of its part of the stream: enough to learn a new camera, and junk does little harm
+_LOG_LENGTH = 32
 _LOGGED_STEP = 0.25  # in units of the score; smaller moves of the threshold would fill the log in minutes
 _DRAWN = ("shift-draw", "shift-not-drawn")
 # A saved log refers to these by position: append only.
-_LOGGED = ("limit", "second-population", "distribution-shift")
+_LOGGED = ("limit", "population", "distribution-shift", "population-number")
 
 GATES = ("duplicates", "outliers", "populations")
 """What a rule of this module can reject before its score is compared."""
@@ -48,12 +50,16 @@ class _Choice(NamedTuple):
         reason: Why or why not.
         certainty: Probability of keeping it.
         priority: Rank for eviction from a full store, in [0, 1].
+        population: Number of its population.
+        of_quota: Whether it is kept because its population had room.
     """
 
     retain: bool
     reason: str
     certainty: float
     priority: float
+    population: int = KNOWN
+    of_quota: bool = False
 
 
 class ComposedRule(BaseRule):
@@ -61,19 +67,21 @@ class ComposedRule(BaseRule):
 
     For every arrival, in this order:
 
-    1. The gate ``populations`` looks for a second population, which calibration did not contain. The inputs
+    1. The gate ``populations`` looks for a population that calibration did not contain. The inputs
        do not show whether it is junk or a new camera, so it gets a quota: twice its part of the stream, but at
        most half of the kept samples. The first arrivals that are not near-duplicates fill the quota. With
-       ``quota=0`` the second population is discarded.
+       ``quota=0`` the population is discarded. Its reason is ``population-2`` (``population-new`` before it is
+       recognised); a person may accept or ignore it: see :class:`drip.rules.parts.Populations`.
        The gate ``outliers`` discards samples farther from their predicted class than calibration samples are.
        It is off by default, because it discards a new camera. Exception to both: the rule is so far below its
-       keep rate that the controller asks for everything, as after a sudden change of the whole stream.
+       keep rate that the controller asks for everything, as after a sudden change of the whole stream. An
+       ignored population stays ignored even then.
     2. The gate ``duplicates`` discards a near-duplicate of one of the last 256 kept samples.
     3. A sample whose score is among the highest of the last 500 is kept. A controller sets how many of them
-       are kept, so the keep rate holds through drift. With the gate ``populations``: when the second population
-       has become the larger one, the distribution has shifted and the model's output means little. A random draw then
-       replaces the score, with the same probability, until the stream changes back or the rule is calibrated
-       again.
+       are kept, so the keep rate holds through drift. With the gate ``populations``: when a population without
+       an answer has become the larger one, the distribution has shifted and the model's output means little. A
+       random draw then replaces the score, with the same probability, until the stream changes back or the rule
+       is calibrated again.
     4. A class of which less than a quarter of the target was kept recently gets this sample; a class above its
        ceiling does not.
     5. Independently of the above, a small part of all arrivals is kept at random. Its probability is stored,
@@ -91,11 +99,14 @@ class ComposedRule(BaseRule):
         exploration: Part of the kept samples that is drawn at random, in [0, 1).
         gates: Which of :data:`GATES` are on; each needs features. Policies of version 0.1.0 have True for all of
             them, without a quota, or False for none.
-        quota: Part of the kept samples that a second population may have, relative to its part of the stream.
+        quota: Part of the kept samples that a population without an answer may have, relative to its part of
+            the stream.
         floor: Part of the target that every class gets, in [0, 1]; 0 for none.
         ceiling: Largest part of the kept samples that one class may have, in (0, 1]; 1 for none.
-        frozen: Keep the calibrated thresholds and expect no second population; only the keep rate adapts.
+        frozen: Keep the calibrated thresholds and look for no further population; only the keep rate adapts.
         seed: Seed of the draws.
+        answers: What a person said about populations, at most 8; ``drip populations`` writes it. A run with
+            other answers continues with the saved state.
     """
 
     def __init__(
@@ -111,6 +122,7 @@ class ComposedRule(BaseRule):
         ceiling: float = 1.0,
         frozen: bool = False,
         seed: int = 0,
+        answers: Sequence[JsonObject] = (),
     ) -> None:
         if retention is None and samples_per_hour is None and bytes_per_day is None:
             retention = 0.6
@@ -126,6 +138,9 @@ class ComposedRule(BaseRule):
         if not is_real(quota) or not 0 <= quota < inf:
             raise InputError(f"quota must be a number of at least 0, got {quota!r}")
         check_count("seed", seed)
+        read_answers(answers)  # checks them
+        if answers and "populations" not in self._gates:
+            raise InputError("answers need the gate populations", code="rule-arguments")
         self._params: JsonObject = {
             **self._target.params,
             "exploration": exploration,
@@ -136,6 +151,9 @@ class ComposedRule(BaseRule):
             "frozen": frozen,
             "seed": seed,
         }
+        # Left out when empty, so the parameters of rules without answers, and what is named by them, stay the same.
+        if answers:
+            self._params["answers"] = list(answers)
         # PCG64 by name: the default generator of NumPy may change, saved states may not.
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._rate = RateController(self._target)
@@ -149,7 +167,7 @@ class ComposedRule(BaseRule):
 
     @property
     def params(self) -> JsonObject:
-        """The target, exploration, gates, floor, ceiling, frozen and seed."""
+        """The target, exploration, gates, quota, floor, ceiling, frozen and seed; answers if there are any."""
         return dict(self._params)
 
     @property
@@ -166,11 +184,22 @@ class ComposedRule(BaseRule):
         """The last 32 changes that the rule made to itself, the oldest first.
 
         Each has the number of the ``arrival`` from 1, ``what`` changed and the new ``value``. ``limit`` is the
-        threshold of the score, logged when it has moved by a quarter. ``second-population`` and
+        threshold of the score, logged when it has moved by a quarter. ``population`` and
         ``distribution-shift`` record the part of the stream that calibration did not contain, logged when the
-        rule starts to reject it or to draw at random, and 0 when that ends.
+        rule starts to limit it or to draw at random, and 0 when that ends. ``population-number`` is the number
+        of a population that was just recognised.
         """
         return self._log.entries
+
+    @property
+    def populations(self) -> list[JsonObject]:
+        """The populations by number; empty without the gate ``populations``.
+
+        Each has its ``number`` (1 is what calibration contained), the number of the arrival ``since`` which it
+        is here (0 before the first) and the time ``since_s`` of that arrival (or None), its ``share`` of about
+        the last 500 arrivals, its ``arrivals``, how many of them were ``kept``, and the ``answer``.
+        """
+        return self._population.counts if "populations" in self._gates and self._rule is not None else []
 
     def state(self) -> JsonObject:
         """The state of every part."""
@@ -214,8 +243,11 @@ class ComposedRule(BaseRule):
             held_out = held_out_distances(coarse, classes, n_classes) if self._looks_for_strangers else None
             if "outliers" in self._gates and held_out is not None:
                 self._outliers.calibrate(held_out)
-            self._population = PopulationGate(
-                coarse.shape[1], self._params["quota"], None if self._as_released else held_out
+            self._population = Populations(
+                PopulationGate(
+                    coarse.shape[1], self._params["quota"], None if self._as_released else held_out
+                ),
+                self._params.get("answers", ()),
             )
             if "duplicates" in self._gates:
                 self._duplicates.calibrate(features)
@@ -236,7 +268,10 @@ class ComposedRule(BaseRule):
         if "outliers" in self._gates:
             self._outliers.restore(state["outliers"])
         if "populations" in self._gates:
-            self._population = PopulationGate(self._gaussians.n_features, self._params["quota"])
+            self._population = Populations(
+                PopulationGate(self._gaussians.n_features, self._params["quota"]),
+                self._params.get("answers", ()),
+            )
             self._population.restore(state["population"])
         if len({min(n, N_NUMBERS) for n in self._gate_widths()}) > 1:
             raise ValueError("all gates must have the same number of features")
@@ -247,6 +282,7 @@ class ComposedRule(BaseRule):
         self._classes = ClassShares(n_classes, self._params["floor"], self._params["ceiling"])
         self._gaussians, self._outliers, self._duplicates = ClassGaussians(), OutlierGate(), DuplicateGate()
         self._arrivals = 0
+        self._time_s: float | None = None
         self._log = AdaptationLog(_LOGGED)
 
     def _check_arrivals(self, observations: Observations) -> None:
@@ -284,6 +320,7 @@ class ComposedRule(BaseRule):
             share = self._rate.share(time_s, n_bytes)
             self._classes.arrived(label)
             self._arrivals += 1
+            self._time_s = time_s if time_s is not None and isfinite(time_s) else None
             choice = self._choose(value, label, features[row], share)
             # Relative to the target: at a keep rate of 1 % exploration must not become the larger part.
             chance = self._params["exploration"] * self._rate.target_share
@@ -294,6 +331,8 @@ class ComposedRule(BaseRule):
             if choice.retain or drawn:
                 retain[row] = True
                 self._note_kept(label, features[row], n_bytes)
+                if self._follows_populations:
+                    self._population.kept(choice.population, of_quota=choice.of_quota)
             reasons.append(choice.reason if choice.retain or not drawn else "exploration")
         return Decisions(retain, priority, probability, reasons)
 
@@ -309,14 +348,17 @@ class ComposedRule(BaseRule):
         return features
 
     def _choose(self, value: float, label: int, features: FloatArray, share: float) -> _Choice:
-        priority = self._recent.rank(value)
-        refusal = self._refusal(label, features, share) if self._gates else None
-        if refusal == "second-population" and self._population.has_room(self._rate.target_share):
-            self._population.kept()
-            # The model's output means little here. A draw also lets a full store evict from both populations.
-            return _Choice(True, refusal, 1.0, float(self._rng.random()))
-        if refusal is not None:
-            return _Choice(False, refusal, 0.0, priority)
+        priority, population, refusal = self._recent.rank(value), KNOWN, None
+        if self._gates:
+            population, refusal = self._refusal(label, features, share)
+        if refusal is None:
+            return self._choose_known(value, label, share, priority)._replace(population=population)
+        if refusal == _reason(population) and self._population.has_room(population, self._rate.target_share):
+            # The model's output means little here. A draw also lets a full store evict from all populations.
+            return _Choice(True, refusal, 1.0, float(self._rng.random()), population, of_quota=True)
+        return _Choice(False, refusal, 0.0, priority, population)
+
+    def _choose_known(self, value: float, label: int, share: float, priority: float) -> _Choice:
         if self._is_shifted:
             draw = float(self._rng.random())
             chosen, certainty, priority = draw < share, share, 1 - draw
@@ -341,36 +383,59 @@ class ComposedRule(BaseRule):
                 self._note("limit", limit, at_least=_LOGGED_STEP)
         return limit
 
-    def _refusal(self, label: int, features: FloatArray, share: float) -> str | None:
-        """The gate that an arrival does not pass, or None; every gate but the last learns from all arrivals."""
+    def _refusal(self, label: int, features: FloatArray, share: float) -> tuple[int, str | None]:
+        """The population of an arrival, and the gate that it does not pass, or None.
+
+        Every gate but the last learns from all arrivals.
+        """
         frozen = self._params["frozen"]
-        stranger = None
+        population, stranger = KNOWN, None
         if self._looks_for_strangers:
-            stranger = self._stranger(self._gaussians.whitened(features[:N_NUMBERS], label))
+            away = self._gaussians.whitened(features[:N_NUMBERS], label)
+            population, answer, stranger = self._stranger(away)
+            if answer == "ignore":
+                return population, stranger
             # A share of 1 means that the rule is far below its target; rejecting more would silence the device.
             if share == 1:
                 stranger = None
-            # A second population that has a quota must still pass the next gate.
-            if stranger == "outlier" or (stranger and not self._params["quota"]):
-                return stranger
+            # A population that has a quota must still pass the next gate.
+            if stranger == "outlier" or (stranger and not answer and not self._params["quota"]):
+                return population, stranger
         # Last, because it remembers kept samples: a rejected outlier must not count as one.
         if "duplicates" in self._gates and not self._duplicates.passes(features, frozen=frozen):
-            return "near-duplicate"
-        return stranger
+            return population, "near-duplicate"
+        return population, stranger
 
-    def _stranger(self, away: FloatArray) -> str | None:
-        """Why calibration did not contain a sample with these whitened differences, or None."""
-        frozen = self._params["frozen"]
+    def _stranger(self, away: FloatArray) -> tuple[int, str | None, str | None]:
+        """The population of these whitened differences, its answer, and why calibration did not contain them."""
+        frozen, population, reason = self._params["frozen"], KNOWN, None
         # Outliers and populations see every arrival, kept or not: they estimate the stream, not the selection.
-        is_usual = "outliers" not in self._gates or self._outliers.passes(float(away @ away), frozen=frozen)
-        is_known = True
-        if "populations" in self._gates and not frozen:
-            is_known = self._population.passes(away)
-            self._note("second-population", self._population.share if self._population.is_apart else 0.0)
-            self._note("distribution-shift", self._population.share if self._is_shifted else 0.0)
-        if not is_usual:
-            return "outlier"
-        return None if is_known else "second-population"
+        if self._follows_populations:
+            place = self._population.place(
+                away,
+                arrival=self._arrivals,
+                time_s=self._time_s,
+                target=self._rate.target_share,
+                frozen=frozen,
+            )
+            population = place.number
+            reason = _reason(population) if place.is_limited else None
+            self._note("population", self._population.gate.share if self._population.is_apart else 0.0)
+            self._note("distribution-shift", self._population.gate.share if self._is_shifted else 0.0)
+            if place.is_recognised:
+                self._log.note(self._arrivals, "population-number", population)
+            answer = self._population.answer_for(population)
+            # A person knows it, so it no longer counts as a part of the stream that looks strange.
+            if answer is not None:
+                return population, answer, reason
+        if "outliers" in self._gates and not self._outliers.passes(float(away @ away), frozen=frozen):
+            reason = "outlier"
+        return population, None, reason
+
+    @property
+    def _follows_populations(self) -> bool:
+        # A frozen rule knows only those that a person has answered for.
+        return "populations" in self._gates and not (self._params["frozen"] and "answers" not in self._params)
 
     @property
     def _looks_for_strangers(self) -> bool:
@@ -399,6 +464,10 @@ class ComposedRule(BaseRule):
             self._duplicates.kept(features)
 
 
+def _reason(population: int) -> str:
+    return "population-new" if population == NEW else f"population-{population}"
+
+
 def _gates(given: object) -> tuple[str, ...]:
     """The names of gates in their fixed order; policies of earlier versions say True or False."""
     if isinstance(given, bool):
@@ -412,6 +481,78 @@ def _gates(given: object) -> tuple[str, ...]:
 def _features(observations: Observations) -> FloatArray:
     assert observations.features is not None  # noqa: S101  # checked as a need
     return project(observations.features, N_FINE)
+
+
+class AdaptationLog:
+    """The last 32 changes.
+
+    Args:
+        kinds: What may change.
+
+    >>> log = AdaptationLog(("limit", "distribution-shift"))
+    >>> log.note(7, "limit", 0.5)
+    >>> log.last("limit"), log.entries
+    (0.5, [{'arrival': 7, 'what': 'limit', 'value': 0.5}])
+    """
+
+    def __init__(self, kinds: tuple[str, ...]) -> None:
+        self._kinds = kinds
+        self._slots: list[tuple[int, int, float]] = []  # arrival, number of the kind, value
+        self._oldest = 0
+
+    @property
+    def entries(self) -> list[JsonObject]:
+        """The changes, the oldest first: ``arrival``, ``what`` changed, its new ``value``."""
+        return [
+            {"arrival": arrival, "what": self._kinds[kind], "value": value}
+            for arrival, kind, value in reversed(list(self._newest_first()))
+        ]
+
+    def last(self, what: str) -> float:
+        """The last value of one kind; 0 without any."""
+        wanted = self._kinds.index(what)
+        return next((value for _, kind, value in self._newest_first() if kind == wanted), 0.0)
+
+    def note(self, arrival: int, what: str, value: float) -> None:
+        """Add a change; when the log is full it replaces the oldest."""
+        entry = (arrival, self._kinds.index(what), value)
+        if len(self._slots) < _LOG_LENGTH:
+            self._slots.append(entry)
+        else:
+            self._slots[self._oldest] = entry
+            self._oldest = (self._oldest + 1) % _LOG_LENGTH
+
+    def state(self) -> JsonObject:
+        """The changes in their slots, empty ones included: a state of constant length costs a store less."""
+        slots = [list(slot) for slot in self._slots]
+        return {"slots": slots + [[None] * 3] * (_LOG_LENGTH - len(slots)), "oldest": self._oldest}
+
+    def restore(self, state: JsonObject) -> None:
+        """Continue from a saved :meth:`state`.
+
+        Raises:
+            KeyError, TypeError, ValueError: the state is damaged.
+        """
+        given, empty = state["slots"], [None] * 3
+        if not isinstance(given, list) or len(given) != _LOG_LENGTH:
+            raise TypeError(f"slots must be a list of {_LOG_LENGTH}")
+        n_slots = given.index(empty) if empty in given else _LOG_LENGTH
+        if given[n_slots:] != [empty] * (_LOG_LENGTH - n_slots):
+            raise ValueError("the empty slots must come last")
+        slots = [
+            (count("arrival", arrival), count("kind", kind), number("value", value))
+            for arrival, kind, value in given[:n_slots]
+        ]
+        oldest = count("oldest", state["oldest"])
+        if oldest >= (_LOG_LENGTH if n_slots == _LOG_LENGTH else 1):
+            raise ValueError(f"oldest must be one of {n_slots} slots, got {oldest}")
+        if any(kind >= len(self._kinds) for _, kind, _ in slots):
+            raise ValueError(f"kinds must be numbers below {len(self._kinds)}")
+        self._slots, self._oldest = slots, oldest
+
+    def _newest_first(self) -> Iterator[tuple[int, int, float]]:
+        yield from reversed(self._slots[: self._oldest])
+        yield from reversed(self._slots[self._oldest :])
 
 
 class AdaptiveMarginRule(ComposedRule):

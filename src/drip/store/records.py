@@ -47,10 +47,12 @@ class Origin:
     Attributes:
         model_digests: SHA-256 of the model, and of files made from it, hexadecimal.
         score: Score definition: method, layer and the like.
+        family: :attr:`drip.policy.Policy.family` of the policy; empty where an earlier version did not note it.
     """
 
     model_digests: tuple[str, ...] = ()
     score: JsonObject = field(default_factory=dict)
+    family: str = ""
 
 
 @dataclass(frozen=True, slots=True)

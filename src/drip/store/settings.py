@@ -123,7 +123,7 @@ def encode_origin(origin: Origin) -> str:
     '{"model_digests":["ab12"],"score":{"method":"drip"}}'
     """
     try:
-        text = canonical_json(asdict(origin)).decode()
+        text = canonical_json({name: value for name, value in asdict(origin).items() if value != ""}).decode()
     except (TypeError, ValueError, RecursionError) as error:
         message = f"origin has a value that JSON cannot represent ({error}); use text and finite numbers"
         raise InputError(message) from error
@@ -151,7 +151,11 @@ def read_origins(cursor: sqlite3.Cursor) -> dict[str, Origin]:
         digest = name.removeprefix(_ORIGIN_NAME)
         try:
             facts = json.loads(text)
-            origins[digest] = Origin(tuple(facts.get("model_digests", ())), dict(facts.get("score", {})))
+            origins[digest] = Origin(
+                tuple(facts.get("model_digests", ())),
+                dict(facts.get("score", {})),
+                str(facts.get("family", "")),
+            )
         except (AttributeError, TypeError, ValueError, RecursionError) as error:
             message = (
                 f"the origin of policy {digest[:12]!r} is damaged ({error}); restore a copy of the store"

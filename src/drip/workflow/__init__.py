@@ -6,7 +6,15 @@ a model file without it.
 
 from drip.workflow.calibration import calibrate_file, calibrate_folder, calibrated
 from drip.workflow.models import FileScorer, ScoreOptions, scorer_of
-from drip.workflow.production import RunOptions, RunResult, ShadowSink, run_stream, run_url
+from drip.workflow.production import (
+    RunOptions,
+    RunResult,
+    ShadowSink,
+    answer_population,
+    populations_of,
+    run_stream,
+    run_url,
+)
 from drip.workflow.replaying import ReplayReport, replay
 from drip.workflow.status import RunStatus
 
@@ -18,9 +26,11 @@ __all__ = [
     "RunStatus",
     "ScoreOptions",
     "ShadowSink",
+    "answer_population",
     "calibrate_file",
     "calibrate_folder",
     "calibrated",
+    "populations_of",
     "replay",
     "run_stream",
     "run_url",

@@ -1,16 +1,21 @@
-"""Run a stream through a model and its policy into a store; a run continues where the last one stopped."""
+"""Run a stream through a model and its policy into a store; a run continues where the last one stopped.
+
+A policy that differs from that of the last run only in its answers for populations continues as well: with the
+state of its rule, to which the answers apply.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sized
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from drip.errors import DripError
+from drip.errors import DripError, InputError, PolicyError
 from drip.pipeline import OnError, Tally, run
 from drip.policy import Policy
+from drip.rules.parts.populations import KNOWN, Populations
 from drip.sources import open_publisher, open_source
 from drip.store import Origin, RetentionStore, StoreStats
 from drip.types import Decision, DurableSink, JsonObject, Observation, Progress, Sample, Source
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
     from drip.sources.mqtt.decisions import DecisionPublisher
 
 _NEW_STORE_BYTES = 10**9
+_Population = JsonObject
+"""One of :attr:`drip.rules.adaptive.ComposedRule.populations`."""
 
 
 class ShadowSink:
@@ -119,6 +126,7 @@ def run_url(
     status: RunStatus,
     on_progress: Callable[[int, int | None, str], None],
     stop: Callable[[], bool],
+    on_population: Callable[[_Population], None] | None = None,
 ) -> RunResult:
     """Run the stream of a URL into a store file, and report progress and status.
 
@@ -131,6 +139,8 @@ def run_url(
         status: Updated after every batch.
         on_progress: Called with the number of samples seen, the total if known, and the status line.
         stop: Called after every batch; True ends the run after that batch.
+        on_population: Called once with every population that the rule recognises during the run and that
+            nobody has answered for.
 
     Raises:
         PolicyError: there is no policy, or it is for another model; raised before a store is created.
@@ -154,12 +164,21 @@ def run_url(
         nullcontext() if publisher is None else closing(publisher),
         RetentionStore.open(store_path, budget_bytes=budget_bytes, eviction=eviction) as store,
     ):
+        _continue(parts, store)
+        before = _populations_in(store)
+        numbers = {KNOWN} if before is None else {each["number"] for each in before.counts}
 
         def follow(tally: Tally) -> None:
+            populations = getattr(parts.rule, "populations", [])
             status.describe(
                 n_disagreements=getattr(model, "n_disagreements", 0),
                 adaptations=getattr(parts.rule, "adaptations", []),
+                populations=populations,
             )
+            for each in populations:
+                if each["number"] not in numbers and each["answer"] is None and on_population is not None:
+                    on_population(each)
+                numbers.add(each["number"])
             if publisher is not None:
                 publisher.flush()  # the broker may come back while no sample arrives
                 status.describe(decisions=_published(publisher))
@@ -221,6 +240,7 @@ def run_stream(
         StoreError: the store cannot be written.
     """
     parts = parts_of(model, policy, accept_parent_windows=accept_parent_windows)
+    _continue(parts, store)
     return _run(
         parts, source, store, batch_size=batch_size, on_error=on_error, shadow=shadow,
         on_progress=on_progress, stop=stop,
@@ -239,10 +259,6 @@ def _run(
     stop: Callable[[], bool] | None,
     publisher: DecisionPublisher | None = None,
 ) -> Tally:
-    policy = parts.policy
-    if policy.digest not in store.origins():
-        digests = tuple(sorted({*parts.digests, policy.provenance.model_digest}))
-        store.note_origin(policy.digest, Origin(digests, policy.provenance.score))
     sink: DurableSink = ShadowSink(store) if shadow else store
     if publisher is not None:
         from drip.sources.mqtt.decisions import PublishingSink  # noqa: PLC0415  # needs the MQTT client
@@ -256,10 +272,99 @@ def _run(
         prepare=parts.spec.prepare,
         batch_size=batch_size,
         on_error=on_error,
-        policy_digest=policy.digest,
+        policy_digest=parts.policy.digest,
         on_progress=on_progress,
         stop=stop,
     )
+
+
+def _continue(parts: Parts, store: RetentionStore) -> None:
+    """Note the policy, and hand it the saved state if the last policy differs only in its answers."""
+    policy, origins = parts.policy, store.origins()
+    family = "" if policy.family == policy.digest else policy.family
+    if policy.digest not in origins or origins[policy.digest].family != family:
+        digests = tuple(sorted({*parts.digests, policy.provenance.model_digest}))
+        store.note_origin(policy.digest, Origin(digests, policy.provenance.score, family))
+    progress = store.load_progress()
+    if (
+        progress is not None
+        and progress.policy_digest != policy.digest
+        and _family_in(store, progress.policy_digest) == policy.family
+    ):
+        with store.transaction():
+            store.save_progress(replace(progress, policy_digest=policy.digest))
+
+
+def _family_in(store: RetentionStore, policy_digest: str) -> str:
+    """The digest without answers of a policy that ran into a store."""
+    origin = store.origins().get(policy_digest)
+    return (origin.family if origin else "") or policy_digest
+
+
+def _populations_in(store: RetentionStore) -> Populations | None:
+    """The populations of the last run, or None if its rule does not look for them."""
+    progress = store.load_progress()
+    state = {} if progress is None else progress.rule_state
+    if not isinstance(state, dict) or "population" not in state:
+        return None
+    try:
+        return Populations.saved(state["population"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise PolicyError(
+            f"{store.path}: the saved populations are damaged ({error}); run drip store check, or restore a copy",
+            code="rule-state",
+        ) from error
+
+
+def populations_of(store_path: Path) -> list[_Population]:
+    """The populations of the last run into a store; a run may be writing to it.
+
+    Raises:
+        InputError: the rule of the run does not look for populations.
+        PolicyError: its state is damaged.
+        StoreError: the store does not exist or is damaged.
+    """
+    with RetentionStore.open_readonly(store_path) as store:
+        return _known_to(store).counts
+
+
+def answer_population(store_path: Path, policy: Policy, number: int, answer: str) -> Policy:
+    """The policy with what a person says about a population of the last run; the store is only read.
+
+    Args:
+        store_path: The store of the run; it may go on meanwhile.
+        policy: The policy of the run; it may have other answers.
+        number: The population.
+        answer: ``accept`` or ``ignore``.
+
+    Raises:
+        InputError: there is no such population, or there are more than 8 answers.
+        PolicyError: the store's last run had another policy, or its state is damaged.
+        StoreError: the store does not exist or is damaged.
+    """
+    with RetentionStore.open_readonly(store_path) as store:
+        populations, progress = _known_to(store), store.load_progress()
+        last = "" if progress is None else progress.policy_digest
+        if _family_in(store, last) != policy.family:
+            raise PolicyError(
+                f"the last run into {store_path} used another policy ({last[:12]}...) than the given one "
+                f"({policy.digest[:12]}...); give the policy of that run",
+                code="policy-other-run",
+            )
+    params = policy.rule.params
+    answers = populations.answers_with(params.get("answers", ()), number, answer)
+    return replace(policy, rule=replace(policy.rule, params={**params, "answers": answers}))
+
+
+def _known_to(store: RetentionStore) -> Populations:
+    populations = _populations_in(store)
+    if populations is None:
+        raise InputError(
+            f"{store.path}: the rule of the last run does not look for populations; use adaptive-margin with the "
+            "gate populations",
+            code="population-unknown",
+        )
+    return populations
 
 
 def _published(publisher: DecisionPublisher) -> JsonObject:

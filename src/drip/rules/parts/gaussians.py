@@ -174,14 +174,14 @@ def _as_saved(array: NDArray[np.floating[Any]]) -> FloatArray:
     return np.ascontiguousarray(array, "<f4").astype(np.float64)
 
 
-_WINDOW = 500
+WINDOW = 500
 _FIRST = 100
 _BEGINS, _ENDS = 2.0, 1.5  # known samples reach 1.4, a fifth of a mild new camera 3
 _BEGAN, _ENDED = 3.0, 2.0  # policies of version 0.1.0
-_START_SHARE = 0.2
+START_SHARE = 0.2
 _LEAST, _MOST = 0.002, 0.35
-_SEPARATION = 20.0
-_POSTERIOR = 0.1
+SEPARATION = 20.0
+POSTERIOR = 0.1
 _MOST_OF_KEPT = 0.5
 
 
@@ -236,6 +236,13 @@ class PopulationGate:
         self._mean = np.zeros(n_features)
         self._share = 0.0
         self._sum = np.zeros(n_features)
+        self._squares = 0.0
+        self.posterior = 0.0
+
+    @property
+    def n_features(self) -> int:
+        """Length of a row."""
+        return len(self._mean)
 
     @property
     def share(self) -> float:
@@ -245,22 +252,45 @@ class PopulationGate:
     @property
     def is_apart(self) -> bool:
         """Whether there is a second population that the gate limits."""
-        if not _LEAST < self._share < _MOST:
-            return False
-        return float(self._sum @ self._sum) > _SEPARATION * self._share**2
+        return self._share < _MOST and self.is_separate
+
+    @property
+    def is_separate(self) -> bool:
+        """Whether the two populations are well separated, whichever is the larger one."""
+        return self._share > _LEAST and float(self._sum @ self._sum) > SEPARATION * self._share**2
+
+    @property
+    def population_mean(self) -> FloatArray:
+        """Mean of the second population, shape (d,), in the units of :meth:`scaled`; only while there is one."""
+        mean: FloatArray = self._sum / self._share
+        return mean
+
+    @property
+    def spread(self) -> float:
+        """Mean squared distance of its rows to that mean, at least that of known rows; only while there is one."""
+        mean = self.population_mean
+        return max(self._squares / self._share - float(mean @ mean), float(len(mean)))
 
     @property
     def is_shifted(self) -> bool:
         """Whether the second population is no longer the smaller one: the distribution has shifted."""
         return self._share >= _MOST
 
+    def scaled(self, row: FloatArray) -> FloatArray:
+        """A row in units of the deviation of held-out calibration samples."""
+        scaled: FloatArray = row / self._deviation
+        return scaled
+
     def passes(self, row: FloatArray) -> bool:
-        """Whether one row, shape (d,), belongs to the known population; updates the fit with it."""
-        row = row / self._deviation
+        """Whether one row, shape (d,), belongs to the known population; updates the fit with it.
+
+        Afterwards ``posterior`` is that of the row for the second population, 0 without one.
+        """
+        row = self.scaled(row)
         # The variance of a mean with forgetting 1/w is that of 2w - 1 equal weights.
-        self._n = min(self._n + 1, 2 * _WINDOW - 1)
+        self._n = min(self._n + 1, 2 * WINDOW - 1)
         self._wait = max(self._wait - 1, 0)
-        self._mean += max(1 / self._n, 1 / _WINDOW) * (row - self._mean)
+        self._mean += max(1 / self._n, 1 / WINDOW) * (row - self._mean)
         shift = float(self._mean @ self._mean) / len(row)
         if self._n_calibration:
             shift /= 1 / self._n + 1 / self._n_calibration
@@ -268,18 +298,22 @@ class PopulationGate:
         else:
             begins, ends = self._n * shift > _BEGAN, self._n * shift < _ENDED
         if self._share == 0.0 and begins and self._n >= _FIRST and not self._wait:
-            self._share, self._sum = _START_SHARE, self._mean.copy()
+            self._share, self._sum = START_SHARE, self._mean.copy()
+            self._squares = self._usual_squares()
         elif self._share and (ends or self._share < _LEAST):
             # Wait before the next start: the mean still carries the population that has just ended.
-            self._share, self._wait = 0.0, _WINDOW
+            self._share, self._wait = 0.0, WINDOW
         if self._share == 0.0:
             self._arrivals = self._kept = 0
+            self.posterior = 0.0
             return True
         self._arrivals += 1
         posterior, rejects = self._posterior(row), self.is_apart
-        self._share += (posterior - self._share) / _WINDOW
-        self._sum += (posterior * row - self._sum) / _WINDOW
-        return not rejects or posterior <= _POSTERIOR
+        self.posterior = posterior
+        self._squares += (posterior * float(row @ row) - self._squares) / WINDOW
+        self._share += (posterior - self._share) / WINDOW
+        self._sum += (posterior * row - self._sum) / WINDOW
+        return not rejects or posterior <= POSTERIOR
 
     def has_room(self, target: float) -> bool:
         """Whether the second population has kept less than its quota since it began, at this keep rate."""
@@ -288,6 +322,12 @@ class PopulationGate:
     def kept(self) -> None:
         """Count a kept sample of the second population."""
         self._kept += 1
+
+    def clear(self) -> None:
+        """Forget the second population and the last rows, because it is followed elsewhere from now on."""
+        self._share, self._wait = 0.0, WINDOW
+        self._n = self._arrivals = self._kept = 0
+        self._mean = np.zeros(len(self._mean))
 
     def state(self) -> JsonObject:
         """What calibration set, counts, the mean of the last rows, weight and sum of the second population."""
@@ -301,6 +341,7 @@ class PopulationGate:
             "mean": packed(self._mean, "<f8"),
             "share": self._share,
             "sum": packed(self._sum, "<f8"),
+            "squares": self._squares,
         }
 
     def restore(self, state: JsonObject) -> None:
@@ -318,6 +359,14 @@ class PopulationGate:
             raise ValueError(f"deviation must be above 0, got {self._deviation!r}")
         if not 0 <= self._share <= 1:
             raise ValueError(f"share must be in [0, 1], got {self._share!r}")
+        with np.errstate(over="ignore"):  # a damaged sum
+            usual = self._usual_squares() if self._share >= _LEAST else 0.0
+        self._squares = number("squares", state.get("squares", usual))
+
+    def _usual_squares(self) -> float:
+        """The weighted squares of a population that varies as known rows do."""
+        mean = self.population_mean
+        return self._share * (len(mean) + float(mean @ mean))
 
     def _posterior(self, row: FloatArray) -> float:
         mean = self._sum / self._share
