@@ -243,9 +243,7 @@ def _ratios(values: FloatArray, rising: FloatArray, keep: float) -> FloatArray:
     low, high = rising[rows, below], rising[rows, above]
     with np.errstate(divide="ignore", invalid="ignore"):
         part = (values - low) / (high - low)
-        reached = np.where(
-            above == 1, part * kept[1], kept[below] * (kept[above] / kept[below]) ** part
-        )
+        reached = np.where(above == 1, part * kept[1], kept[below] * (kept[above] / kept[below]) ** part)
     reached[above == 0] = 0.0
     reached[values > rising[:, -1]] = inf
     return np.asarray(reached / keep, np.float64)

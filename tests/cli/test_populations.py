@@ -233,6 +233,20 @@ def test_wrong_usage_is_refused_and_changes_nothing(first, board, drip, kept, tm
     assert not (tmp_path / "none.db").exists()
 
 
+def test_a_list_ignores_a_policy_of_the_configuration(first, drip, kept, tmp_path):
+    policy = shutil.copy(first.policy, tmp_path / "policy.json")
+    config = tmp_path / "drip.toml"
+    config.write_text(f"[populations]\npolicy = {str(policy)!r}\n")
+    assert drip("--config", config, "populations", kept).code == 0
+    assert drip("--config", config, "populations", kept, "ignore", "2").code == 0
+    assert Policy.load(policy).rule.params["answers"][0]["answer"] == "ignore"
+
+
+def test_a_store_without_a_run_says_so(drip, tmp_path):
+    RetentionStore.open(tmp_path / "new.db", budget_bytes=10**6).close()
+    assert drip("populations", tmp_path / "new.db").error == "population-unknown"
+
+
 def test_a_rule_without_populations_says_so(drip, run_options):
     assert drip(*run_options).code == 0
     assert drip("populations", run_options[-1]).error == "population-unknown"

@@ -207,7 +207,7 @@ def test_another_device_knows_an_answered_population_from_its_first_arrivals_on(
     pass_through(book, rows(2000, [(0.2, A)])[0])
     other = populations(json.loads(json.dumps(book.answers_with([], 2, "ignore"))))
     assert counts_of(other, 2) == {
-        "number": 2, "since": 0, "since_s": None, "share": 0.2, "arrivals": 0, "kept": 0, "answer": "ignore",
+        "number": 2, "since": 0, "since_s": None, "share": 0.0, "arrivals": 0, "kept": 0, "answer": "ignore",
     }  # fmt: skip
     given, whose = rows(100, [(0.3, A)], seed=3)
     places = pass_through(other, given)
@@ -231,6 +231,18 @@ def test_a_number_of_another_device_does_not_rename_a_population():
     after = both.answers_with(answers, 2, "accept")
     assert sorted(each["answer"] for each in after) == ["accept", "ignore"]
     assert len({each["number"] for each in after}) == 2
+
+
+def test_an_answer_also_applies_to_a_run_that_went_on_meanwhile():
+    book = populations()
+    pass_through(book, rows(1500, [(0.2, A)])[0])
+    answers = book.answers_with([], 2, "ignore")
+    pass_through(book, rows(1500, [(0.2, A)], seed=1)[0], 1501)
+    before = counts_of(book, 2)
+    after = populations(answers)
+    after.restore(book.state())
+    assert counts_of(after, 2) == {**before, "answer": "ignore"}
+    assert len(after.counts) == 2
 
 
 def test_an_answer_may_change_and_may_be_withdrawn():
@@ -494,6 +506,26 @@ def test_a_rule_with_answers_keeps_the_contract(params, answer):
     answers = with_answer(rule, 2, answer).params["answers"]
     given = Observations.concatenate([stream(300, [], seed=0)[0], stream(300, [0.3], seed=3)[0]])
     check_rule(lambda: create("adaptive-margin", retention=0.3, answers=answers, **params), given)
+
+
+@pytest.mark.parametrize("answer", [None, "accept", "ignore"])
+def test_a_rule_that_finds_another_population_goes_on_where_it_was(answer):
+    rule = calibrated()
+    rule.decide_many(stream(2500, [0.2], seed=1)[0])
+    if answer:
+        rule = with_answer(rule, 2, answer)
+    later, _ = stream(2400, [0.2, 0.2], seed=2)
+    start = json.loads(json.dumps(rule.state()))
+    whole = rule.decide_many(later)
+    assert {"population-2", "population-3" if answer else "population-2"} <= set(whole.reasons)
+    twin = create(rule.name, **rule.params).restore(start)
+    parts = []
+    for first in range(0, 2400, 300):
+        parts += [twin.decide(row) for row in later[first : first + 150]]
+        twin = create(rule.name, **rule.params).restore(json.loads(json.dumps(twin.state())))
+        parts += list(twin.decide_many(later[first + 150 : first + 300]))
+    assert parts == list(whole)
+    assert twin.state() == rule.state()
 
 
 def test_a_mean_for_another_model_is_refused():

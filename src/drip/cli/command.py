@@ -39,6 +39,8 @@ class Command(TyperCommand):
             self._choose_one(ctx, names)
         self._choose_target(ctx)
         self._fit_model(ctx)
+        if self.name == "populations" and ctx.params.get("answer") is None:
+            self._ignore_configured(ctx, "policy", "out")  # a list needs neither
         return rest
 
     def _choose_one(self, ctx: Any, names: tuple[str, ...]) -> None:

@@ -358,6 +358,10 @@ def answer_population(store_path: Path, policy: Policy, number: int, answer: str
 
 def _known_to(store: RetentionStore) -> Populations:
     populations = _populations_in(store)
+    if populations is None and store.load_progress() is None:
+        raise InputError(
+            f"{store.path}: no run has written to it yet; use drip run", code="population-unknown"
+        )
     if populations is None:
         raise InputError(
             f"{store.path}: the rule of the last run does not look for populations; use adaptive-margin with the "

@@ -114,11 +114,13 @@ class Population:
     def counts(self) -> JsonObject:
         """What a person wants to know about it."""
         names = ("number", "since", "since_s", "share", "arrivals", "kept", "answer")
-        return {name: getattr(self, name) for name in names}
+        # Until the first arrival the share is an assumption.
+        return {name: getattr(self, name) for name in names} | ({} if self.arrivals else {"share": 0.0})
 
     def state(self) -> JsonObject:
         """Everything, with the mean as text."""
-        return {**self.counts, "mean": packed(self.mean, "<f8"), "spread": self.spread, "room": self.room}
+        rest = {"share": self.share, "spread": self.spread, "room": self.room}
+        return {**self.counts, **rest, "mean": packed(self.mean, "<f8")}
 
     @classmethod
     def restored(cls, state: JsonObject, n_features: int) -> Self:
@@ -207,9 +209,9 @@ class Populations:
     @property
     def counts(self) -> list[JsonObject]:
         """The known population and every recognised one by number; see :attr:`Population.counts`."""
-        numbered = sorted(self._numbered, key=lambda population: population.number)
-        known = replace(self._known, share=max(1 - sum(each.share for each in numbered), 0.0))
-        return [population.counts for population in (known, *numbered)]
+        numbered = [each.counts for each in sorted(self._numbered, key=lambda each: each.number)]
+        known = {**self._known.counts, "share": max(1 - sum(each["share"] for each in numbered), 0.0)}
+        return [known, *numbered]
 
     def answer_for(self, population: int) -> str | None:
         """What a person said about a population; None without an answer."""
