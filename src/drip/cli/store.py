@@ -20,7 +20,7 @@ from drip.cli.arguments import (
     require_files,
     require_writable,
 )
-from drip.cli.output import print_error, print_facts, print_json, print_table
+from drip.cli.output import print_error, print_facts, print_json, print_lines, print_table
 from drip.errors import ExportError, PolicyError
 from drip.files.format import byte_size
 from drip.store.records import Labels
@@ -239,7 +239,8 @@ def populations(
         print_json({"policy": str(out or policy), "digest": answered.digest, "answers": answers})
         return
     facts: dict[str, object] = {f"population {each}": said for each, said in sorted(answers.items())}
-    print_facts(f"Answers in {out or policy}; start drip run again with it", facts)
+    print_facts("Answers", {"policy": out or policy, **facts})
+    print_lines(["Start drip run again with this policy; it continues where it stopped."])
 
 
 def _load_policy(path: Path) -> Policy:
