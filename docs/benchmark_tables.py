@@ -175,17 +175,21 @@ def memory() -> str:
 
 def rules() -> str:
     """Time of one decision and size of the state, by offered rule."""
-    rows = [
-        (
-            f"`{record['rule']}`",
+    rows = ((f"`{name}`", *costs) for name, costs in rule_costs().items())
+    return table(("rule", "µs per decision", "of the inference, %", "state, kB"), rows)
+
+
+def rule_costs() -> dict[str, tuple[str, str, str]]:
+    """What :func:`rules` shows of every offered rule, the fastest first."""
+    return {
+        record["rule"]: (
             f"{record['decide_us']:.0f}",
             f"{100 * record['decide_us'] / record['inference_us']:.2f}",
             f"{record['state_bytes'] / 1e3:.1f}",
         )
         for record in sorted(records("selectors"), key=lambda each: each["decide_us"])
         if record["rule"] in OFFERED
-    ]
-    return table(("rule", "µs per decision", "of the inference, %", "state, kB"), rows)
+    }
 
 
 def inference_ms() -> str:

@@ -85,14 +85,16 @@ def troubleshooting_page() -> str:
 
 def choosing_page() -> str:
     """The answer to "which rule?", from the one place that has it."""
-    families: dict[str, list[str]] = {}
+    rows = []
     for name in rules.OFFERED:
-        reads = ", ".join(sorted(rules.create(name).needs)) or "only the predicted class"
-        families.setdefault(reads, []).append(name)
+        us, _, kb = benchmark_tables.rule_costs()[name]
+        reads = ", ".join(sorted(rules.create(name).needs)) or "class"
+        rows.append({"name": name, "reads": reads, "us": us, "kb": kb})
     return _template(
         "choose-a-rule.md.j2",
         recommendation=rules.RECOMMENDATION,
-        families=families,
+        rules=rows,
+        b=benchmark_tables,
     )
 
 

@@ -92,14 +92,16 @@ def test_the_readme_has_the_table_of_the_records(committed):
     assert committed[README_TABLE].partition("-->")[2].strip() in (DOCS.parent / "README.md").read_text()
 
 
-def test_every_claim_that_was_tested_is_on_the_page_with_its_verdict(committed):
+def test_every_claim_that_was_decided_is_on_the_page_with_its_verdict(committed):
     main = {}
     for row in table(committed, "claims"):
         main.setdefault(row["claim"], (row["the paper says"], row["verdict"]))
     for says, verdict in main.values():
         assert [row[1].split(";")[0] for row in rows(committed[PAGE], says)] == (
-            [f"**{verdict}**"] if verdict != "not tested" else []
+            [f"**{verdict}**"] if verdict in ("holds", "does not hold") else []
         )
+    undecided = [verdict for _, verdict in main.values()].count("inconclusive")
+    assert f"\n{undecided} others are [inconclusive]" in committed[PAGE]
 
 
 class Page(html.parser.HTMLParser):
