@@ -309,7 +309,7 @@ def _labelled(cell: Cell, one: Bench, draws: list[np.random.Generator], facts: d
     if cell.arm == "labels.random":
         chosen = [np.sort(draw.permutation(kept)[:count]) for draw in draws]
     else:
-        populations = [2 if decisions.reasons[row] == "second-population" else 1 for row in kept.tolist()]
+        populations = [2 if decisions.reasons[row].startswith("population-") else 1 for row in kept.tolist()]
         chosen = [np.sort(kept[labelling_order(one.stream[kept], populations, count)])]
     found = [{**one.measure(rows), "marked_kept": float(one.scene.marked[rows].mean())} for rows in chosen]
     mean = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
