@@ -67,6 +67,10 @@ CODES: Mapping[str, str] = MappingProxyType(
             "Labels or class names do not match the data. The message states the expected number."
         ),
         "method-unknown": "No reduction method has this name, or it does not accept these parameters.",
+        "model-answers": (
+            "This machine gets other results than the known answers in the model file. Another version of ONNX Runtime "
+            "may compute them correctly; for an int8 file, see `drip model quantize --weight-bits`."
+        ),
         "model-failed": (
             "The model raised an error while it ran on a sample of the usual shape. The message states "
             "the reason."
@@ -79,6 +83,10 @@ CODES: Mapping[str, str] = MappingProxyType(
         ),
         "model-file-version": (
             "The model file was written by a newer version of DRIP. Upgrade DRIP on the device."
+        ),
+        "model-impure": (
+            "The model's result for a sample depends on other samples of the batch, on earlier calls, or on chance. "
+            "Export it in evaluation mode."
         ),
         "model-layer": (
             "No layer of the model yields a heatmap, or the named layer does not exist. Choose another "

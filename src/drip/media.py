@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, cast, get_args
 
@@ -282,6 +282,31 @@ class InputSpec:
         fitted = np.zeros(self.shape, dtype=np.float32)
         fitted[:, : values.shape[1]] = values[:, :n_samples]
         return fitted
+
+
+def trial_inputs(shape: Sequence[int], n: int, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    """Inputs to try a model on when no sample is at hand, by kind: use the first kind that it accepts.
+
+    Normal noise has both signs. A model of powers or of ids, whose front end takes a logarithm or looks up a
+    table, accepts only the others.
+
+    Args:
+        shape: Shape of one input.
+        n: Number of inputs.
+        seed: Of the noise.
+
+    Returns:
+        Arrays of shape (n, *shape).
+    """
+    random = np.random.default_rng(seed)
+    normal = random.normal(size=(n, *shape)).astype(np.float32)
+    positive = np.abs(normal) + np.float32(0.01)
+    return {
+        "noise": normal,
+        "positive noise": positive,
+        "noise between 0 and 1": random.uniform(0.01, 0.99, size=normal.shape).astype(np.float32),
+        "whole numbers": np.floor(positive),
+    }
 
 
 def _spec_error(message: str) -> InputError:

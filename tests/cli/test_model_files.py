@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,10 @@ def test_a_policy_that_the_file_cannot_serve_is_refused_before_a_store_is_made(
     policy = tmp_path / "contrast.json"
     options = ["--data", board.calibration, "--rule", "lowest-contrast", "--out", policy]
     assert drip("calibrate", rich.path, *options).code == 0
+    fitted = Policy.load(policy)  # as if the same weights had been exported twice
+    replace(
+        fitted, provenance=replace(fitted.provenance, model_digest=OnnxScorer(run_options[1]).digest)
+    ).save(policy)
     result = drip(*run_options, "--policy", policy)
     assert result.code == 1
     assert result.error == "rule-needs"

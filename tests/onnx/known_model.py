@@ -5,7 +5,6 @@ An independent view of the format: nothing here uses the code that writes such f
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +63,8 @@ def make_model(
 ) -> KnownModel:
     """Write the file; ``spoil`` changes the weights and ``change`` the metadata before it is written."""
     onnx = require_module("onnx", "pip install onnx")
+    from drip.onnx import model_file_digest
+
     helper, kind = onnx.helper, onnx.TensorProto
     rng = np.random.default_rng(seed)
     channels, *sides = spec.shape
@@ -78,7 +79,6 @@ def make_model(
     if spoil is not None:
         spoil(weights)
     first, head, bias = weights["first"], weights["head"], weights["bias"]
-    digest = hashlib.sha256(b"".join(values.tobytes() for values in weights.values())).hexdigest()
     lower, upper = windows or (np.full(N_CLASSES, np.inf), np.full(N_CLASSES, -np.inf))
     n_positions = np.array(np.prod(sides), dtype=np.float32)
     constants = {
@@ -147,6 +147,7 @@ def make_model(
         for part in model.graph.node:
             if part.op_type == "ReduceMean":
                 part.input.append(_axes_of(onnx, model, part))
+    digest = model_file_digest(model)
     content = {
         "format_version": 2,
         "digest": digest,
@@ -176,3 +177,15 @@ def _axes_of(onnx, model, part):
     name = f"{part.output[0]}.axes"
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(list(attribute.ints)), name))
     return name
+
+
+def write_digest(path):
+    """Make a changed file consistent again, as a tool would that knows the format."""
+    onnx = require_module("onnx", "pip install onnx")
+    from drip.onnx import model_file_digest
+
+    model = onnx.load(str(path))
+    content = json.loads(model.metadata_props[0].value)
+    content["digest"] = model_file_digest(model)
+    model.metadata_props[0].value = json.dumps(content)
+    onnx.save(model, str(path))

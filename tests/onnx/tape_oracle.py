@@ -5,7 +5,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import drip.onnx.derivatives  # noqa: F401  # registers them
-from drip.onnx.graph import Graph, Shape, measure, run_model
+from drip.onnx.graph import Graph, Inputs, Shape, measure, run_model
 from drip.onnx.tape import Tape
 
 RNG = np.random.default_rng(0)
@@ -31,7 +31,9 @@ def gradient_of(nodes, constants, x, opset, seeds=None, ends=("y",)):
     graph = Graph(proto)
     names = {name for one in graph.nodes for name in (*one.inputs, *one.outputs) if name}
     # shapes as an export measures them, but at the one batch of the test
-    measure(graph, x.shape[1:], sorted(names), dynamic=False) if len(x) == 1 else _measure(graph, x, names)
+    measure(graph, Inputs(x.shape[1:]), sorted(names), dynamic=False) if len(x) == 1 else _measure(
+        graph, x, names
+    )
     found = run_model(proto, x, list(ends))
     seeds = seeds or [np.random.default_rng(9).normal(size=y.shape).astype(np.float32) for y in found]
     stored = {end: graph.store(f"seed_{end}", seed) for end, seed in zip(ends, seeds, strict=True)}

@@ -17,7 +17,7 @@ from support import require_data
 from drip.errors import ExportError, PolicyError
 from drip.media import InputSpec
 from drip.onnx import attach_score, check, export_file, model_file_digest, read_metadata
-from drip.onnx.checking import run_file
+from drip.onnx.files import run_file
 from drip.policy import Policy, Provenance
 
 WITHOUT_TORCH = """
@@ -25,7 +25,7 @@ import sys
 sys.modules["torch"] = None
 import numpy as np
 from drip.onnx import export_file
-from drip.onnx.checking import run_file
+from drip.onnx.files import run_file
 source, path, inputs, out = sys.argv[1:5]
 layer = sys.argv[5] if len(sys.argv) > 5 else None
 metadata = export_file(source, path, features=True, contrast=True, layer=layer)

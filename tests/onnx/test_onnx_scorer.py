@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
-from known_model import N_CLASSES, make_model
+from known_model import N_CLASSES, make_model, write_digest
 from PIL import Image
 
 from drip.errors import InputError, ModelError, NonFiniteError, PolicyError
@@ -325,7 +325,7 @@ def test_a_path_that_is_not_a_file_is_rejected(tmp_path):
     ("change", "code", "word"),
     [
         (lambda _: None, "model-file-plain", "drip model export"),
-        (lambda content: {**content, "format_version": 3}, "model-file-version", "version 3"),
+        (lambda content: {**content, "format_version": 4}, "model-file-version", "version 4"),
         (lambda content: {**content, "format_version": "1"}, "model-file-version", "'1'"),
         (lambda content: {**content, "format_version": True}, "model-file-version", "True"),
         (lambda _: "{", "model-file-damaged", "JSON"),
@@ -411,6 +411,7 @@ def test_logits_of_another_shape_are_rejected(node, match, known):
     for name in ("a", "b"):
         model.graph.output[0].type.tensor_type.shape.dim.add().dim_param = name
     onnx.save(model, str(known.path))
+    write_digest(known.path)
     with pytest.raises(ModelError, match=match):
         OnnxScorer(known.path)
 

@@ -21,7 +21,7 @@ from torch import nn
 from drip.errors import DripError, ExportError, PolicyError
 from drip.models import EfficientNetB0, MobileNetV2, SmallCNN
 from drip.onnx import export_onnx, model_file_digest, read_metadata
-from drip.onnx.checking import run_file
+from drip.onnx.files import run_file
 from drip.onnx.torch_model import require_equal
 from drip.policy import Policy, Provenance
 from drip.scoring import TorchScorer, model_digest

@@ -74,7 +74,7 @@ def test_setting_a_policy_writes_the_present_version(old, tmp_path):
     shutil.copy(path, copy)
     set_policy(copy, read_metadata(path).policy)
     content = content_of(copy)
-    assert content["format_version"] == 2
+    assert content["format_version"] == 3
     assert InputSpec.from_json(content["input_spec"]) == SPEC
     assert "input_contract" not in content
     scorer = OnnxScorer(copy)

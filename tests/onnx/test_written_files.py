@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from drip.errors import DripError, ExportError, InputError, ModelError, PolicyError
 from drip.media import InputSpec
 from drip.onnx import OnnxScorer, check, export_onnx, model_file_digest, read_metadata, set_policy
-from drip.onnx.checking import run_file
+from drip.onnx.files import run_file
 from drip.onnx.metadata import LOWER, UPPER
 from drip.policy import Policy, Provenance
 from drip.rules import create
@@ -293,7 +293,7 @@ def test_a_path_without_a_model_is_rejected(path, tmp_path):
 @pytest.mark.parametrize(
     ("edit", "code"),
     [
-        (lambda c: c.update(format_version=3), "model-file-version"),
+        (lambda c: c.update(format_version=4), "model-file-version"),
         (lambda c: c.pop("digest"), "model-file-damaged"),
         (lambda c: c.update(policy=3), "model-file-damaged"),
         (None, "model-file-plain"),

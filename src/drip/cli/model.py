@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from drip.cli.arguments import (
     ClassNamesOption,
@@ -84,6 +85,13 @@ def export(
         typer.Option(help="Output to add; repeatable.", show_default="what the policy reads"),
     ] = None,
     class_names: ClassNamesOption = "",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of samples that resemble production: the file is proved with a few of them and contains them.",
+            show_default="noise",
+        ),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Write classifier, score and decision as one ONNX file.
@@ -97,9 +105,10 @@ def export(
     if "method" in words:
         raise typer.BadParameter("--score method=... is for PyTorch; a model file contains the gradcam score")
     require_files(weights, policy)
+    require_inputs(data)
     require_writable(out, model, weights, policy)
     metadata = _write(
-        model, weights, policy, out, layer=words.get("layer"), heatmap=words.get("heatmap"),
+        model, weights, policy, out, data, layer=words.get("layer"), heatmap=words.get("heatmap"),
         spec=input_spec, class_names=names, contrast=Output.CONTRAST in (output or ()),
         features=Output.FEATURES in (output or ()),
     )  # fmt: skip
@@ -107,7 +116,7 @@ def export(
 
 
 def _write(
-    model: str, weights: Path | None, policy_path: Path | None, out: Path, **options: Any
+    model: str, weights: Path | None, policy_path: Path | None, out: Path, data: Path | None, **options: Any
 ) -> ModelMetadata:
     """Write the model file and return its metadata."""
     from drip.policy import Policy
@@ -121,20 +130,35 @@ def _write(
 
         definition = {} if policy is None else policy.provenance.score
         options["heatmap"] = options["heatmap"] or definition.get("heatmap", "raw")
+        if data is not None:
+            options["samples"] = _samples(data, _spec(policy, options["spec"]))
         return export_file(model, out, policy=policy, **options)
     loaded = load_torch_model(model, weights)
-    example = np.random.default_rng(0).normal(size=(2, *_shape(policy, options["spec"])))
+    spec = _spec(policy, options["spec"])
     from drip.onnx import export_onnx
+    from drip.workflow import ScoreOptions
 
-    return export_onnx(loaded, policy, example.astype(np.float32), out, **options)
+    if data is not None:
+        options["samples"] = example = _samples(data, spec)
+    else:
+        words = {name: options[name] for name in ("layer", "heatmap") if options[name]}
+        _, example = ScoreOptions(**words).tried(loaded, spec.shape)
+    return export_onnx(loaded, policy, example, out, **options)
 
 
-def _shape(policy: Policy | None, spec: InputSpec | None) -> tuple[int, ...]:
+def _spec(policy: Policy | None, spec: InputSpec | None) -> InputSpec:
     if spec is not None:
-        return spec.shape
+        return spec
     if policy is None or not policy.provenance.input_spec:
         raise typer.BadParameter("--input-spec is missing; add it, for example --input-spec 3x96x96")
-    return InputSpec.from_json(policy.provenance.input_spec).shape
+    return InputSpec.from_json(policy.provenance.input_spec)
+
+
+def _samples(data: Path, spec: InputSpec) -> NDArray[np.float32]:
+    """The first inputs of a folder."""
+    from drip.workflow.calibration import first_inputs
+
+    return first_inputs(data, spec)
 
 
 @app.command("set-policy")
@@ -220,9 +244,10 @@ def quantize(
 
 @app.command()
 def check(model: FileArgument, *, json_output: JsonOption = False) -> None:
-    """Check a model file and run it on noise.
+    """Check a model file and run it.
 
-    The exit code is 1 if the digest, metadata, windows or outputs are wrong.
+    The exit code is 1 if the digest, metadata, windows or outputs are wrong, or if this machine gets other results than
+    the known answers in the file.
 
     Example: drip model check model.onnx
     """
@@ -234,7 +259,18 @@ def check(model: FileArgument, *, json_output: JsonOption = False) -> None:
         print_json({**facts(report.metadata), "ok": report.ok, "problems": list(report.problems)})
     else:
         print_metadata(report.metadata, model, json_output=False)
-        print_facts("", {"run": f"{report.n_inputs} inputs of noise, {len(report.problems)} problems"})
+        known = report.known
+        print_facts(
+            "",
+            {
+                "run": f"{report.n_inputs} inputs, {len(report.problems)} problems",
+                "known answers": "none: export the file again, then a device notices wrong results"
+                if known is None
+                else f"{len(known.inputs)} ({known.origin}; --data of drip model export uses samples)"
+                if known.origin != "samples"
+                else f"{len(known.inputs)} samples",
+            },
+        )
     for problem in report.problems if not json_output else ():
         print_error(problem, "model-file-damaged")
     if not report.ok:

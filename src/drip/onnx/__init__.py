@@ -14,8 +14,14 @@ from drip.errors import missing_extra
 
 if TYPE_CHECKING:
     from drip.onnx.attach import attach_score, export_file
-    from drip.onnx.checking import CheckReport, check
-    from drip.onnx.files import metadata_json, model_file_digest, read_metadata, set_policy
+    from drip.onnx.files import (
+        CheckReport,
+        check,
+        metadata_json,
+        model_file_digest,
+        read_metadata,
+        set_policy,
+    )
     from drip.onnx.metadata import ModelMetadata
     from drip.onnx.quantization import QuantizationReport, Settings, quantize
     from drip.onnx.runtime import OnnxScorer
@@ -42,8 +48,7 @@ __all__ = [
 # in _NEEDS write files.
 _MODULES = {
     "attach": ("attach_score", "export_file"),
-    "checking": ("CheckReport", "check"),
-    "files": ("metadata_json", "model_file_digest", "read_metadata", "set_policy"),
+    "files": ("CheckReport", "check", "metadata_json", "model_file_digest", "read_metadata", "set_policy"),
     "metadata": ("ModelMetadata",),
     "quantization": ("QuantizationReport", "Settings", "quantize"),
     "runtime": ("OnnxScorer",),

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from drip import __version__
@@ -26,6 +27,7 @@ from drip.onnx.files import (
     model_file_digest,
     save_model_file,
     score_outputs,
+    write_known_answers,
     write_metadata,
 )
 from drip.onnx.graph import OPEN_END, Graph
@@ -52,6 +54,7 @@ def attach_score(
     output: str | None = None,
     closing_softmax: ClosingSoftmax = "cut",
     layout: Layout | None = None,
+    samples: NDArray[np.float32] | None = None,
     layer_name: str | None = None,
     parent_digest: str | None = None,
 ) -> onnx.ModelProto:
@@ -77,6 +80,8 @@ def attach_score(
         output: Name of the output with the logits, for a model with several outputs.
         closing_softmax: ``cut`` uses the input of a softmax at the end as logits; ``keep`` its result.
         layout: Where ``layer`` has its channels; None reads it from the graph.
+        samples: A few real inputs, shape (N, *input shape), at least two: the model is proved with them, and
+            the file gets some of them as known answers. None uses noise.
         layer_name: Name of the layer in the metadata; None uses the tensor's name.
         parent_digest: Digest of the model that this one was made from; None uses the digest of ``model``.
 
@@ -100,11 +105,11 @@ def attach_score(
     parent = parent_digest or model_file_digest(model)  # before ``prepared`` renames anything
     if spec is None and policy is not None and policy.provenance.input_spec:
         spec = InputSpec.from_json(policy.provenance.input_spec)
-    source = prepared(model, None if spec is None else spec.shape, output)
+    source = prepared(model, None if spec is None else spec.shape, output, samples)
     graph = Graph(source.model)
     logits = find_logits(graph, source.output, closing_softmax)
     target = source.names.get(layer, layer) if layer is not None else None
-    head = find_head(graph, logits, source.shape, target, layout, dynamic=source.dynamic)
+    head = find_head(graph, logits, source.inputs, target, layout, dynamic=source.dynamic)
     n_classes = _n_classes(graph, logits)
     names = tuple(class_names) or (policy.provenance.class_names if policy is not None else ())
     if names and len(names) != n_classes:
@@ -121,7 +126,7 @@ def attach_score(
     del source.model.graph.output[:]
     source.model.graph.output.extend(_outputs(batch, n_classes, head, contrast=contrast, features=features))
     prune(source.model)
-    require_derivative(source.model, head, weights, source.shape, dynamic=source.dynamic)
+    require_derivative(source.model, head, weights, source.inputs, dynamic=source.dynamic)
     metadata = ModelMetadata(
         digest="",
         quantization=None,
@@ -134,7 +139,7 @@ def attach_score(
             "layer": layer_name or layer or _original(source.names, head.activation),
             "layer_shape": [head.n_maps, *_grid(head)],
         },
-        spec=spec or InputSpec(source.shape),
+        spec=spec or InputSpec(source.inputs.shape),
         class_names=names,
         policy=policy,
         drip_version=__version__,
@@ -144,6 +149,7 @@ def attach_score(
     # last, because a policy is checked against the digests of the finished file
     if policy is not None:
         check_policy(policy, finished, n_classes, score_outputs(source.model))
+    write_known_answers(source.model, source.inputs.rows(4), source.inputs.kind)
     return source.model
 
 

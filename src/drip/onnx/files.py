@@ -1,19 +1,32 @@
-"""Reads and writes complete model files: digest, metadata, and the policy, which can be replaced."""
+"""Reads, writes and checks complete model files: digest, metadata, and the policy, which can be replaced."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from drip.errors import ExportError
+from drip.errors import ExportError, ModelError
 from drip.files import canonical_json, write_atomically
+from drip.media import trial_inputs
+from drip.onnx import integrity
+from drip.onnx.graph import session_of
+from drip.onnx.integrity import (
+    KnownAnswers,
+    Run,
+    known_answers,
+    known_in,
+    require_answers,
+    require_pure,
+)
 from drip.onnx.metadata import (
     FORMAT_VERSION,
     KEY,
@@ -26,6 +39,7 @@ from drip.onnx.metadata import (
 from drip.policy import Policy
 from drip.rules import require_scores
 from drip.types import JsonObject
+from drip.windows import is_inside
 
 
 def metadata_json(metadata: ModelMetadata) -> JsonObject:
@@ -87,11 +101,30 @@ def _little_endian(tensor: onnx.TensorProto) -> bytes:
 def write_metadata(model: onnx.ModelProto, metadata: ModelMetadata) -> ModelMetadata:
     """Put metadata into a model, with the digest of its current graph, and return it."""
     metadata = replace(metadata, digest=model_file_digest(model))
-    others = [(item.key, item.value) for item in model.metadata_props if item.key != KEY]
-    del model.metadata_props[:]
-    for key, value in (*others, (KEY, canonical_json(metadata_json(metadata)).decode())):
-        model.metadata_props.add(key=key, value=value)
+    _set_property(model, KEY, canonical_json(metadata_json(metadata)).decode())
     return metadata
+
+
+def write_known_answers(model: onnx.ModelProto, inputs: NDArray[np.float32], origin: str) -> KnownAnswers:
+    """Put a few inputs into a finished model, with what it returns for them.
+
+    Raises:
+        ExportError: a row's results depend on other rows or on earlier calls (code ``model-impure``), or are
+            not finite (``model-non-finite``).
+    """
+    try:
+        known = known_answers(run_of(model.SerializeToString()), inputs, origin)
+    except ModelError as error:
+        raise ExportError(str(error), code=error.code) from error
+    _set_property(model, integrity.KEY, known.to_text())
+    return known
+
+
+def _set_property(model: onnx.ModelProto, name: str, text: str) -> None:
+    others = [(item.key, item.value) for item in model.metadata_props if item.key != name]
+    del model.metadata_props[:]
+    for key, value in (*others, (name, text)):
+        model.metadata_props.add(key=key, value=value)
 
 
 def metadata_of(model: onnx.ModelProto) -> ModelMetadata:
@@ -225,3 +258,129 @@ def set_policy(path: str | Path, policy: Policy, *, out: str | Path | None = Non
 def _brief(error: Exception) -> str:
     """The first line of an error; onnx's continue with a dump of the graph."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+# -- checking --------------------------------------------------------------------------------------------
+
+OUTPUTS = ("logits", "predicted_class", "drip_score", "retain")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What a check found.
+
+    Attributes:
+        metadata: Of the file.
+        n_inputs: Rows that were run.
+        known: The file's known answers, or None for a file of an early version.
+        outputs: Results by name.
+        problems: One sentence per problem; empty for a sound file.
+    """
+
+    metadata: ModelMetadata
+    n_inputs: int
+    outputs: dict[str, NDArray[Any]]
+    problems: tuple[str, ...]
+    known: KnownAnswers | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True if there are no problems."""
+        return not self.problems
+
+
+def run_file(model: str | bytes, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """All outputs of a model file for a batch; row by row where it accepts one row only.
+
+    Raises:
+        ExportError: ONNX Runtime cannot load or run it.
+    """
+    return _run_session(session_of(model), x)
+
+
+def run_of(model: str | bytes) -> Run:
+    """A function that scores batches with a model file, in one optimised session, as a device does."""
+    session = session_of(model)
+
+    def run(x: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+        found = _run_session(session, x)
+        return found["logits"], found["drip_score"]
+
+    return run
+
+
+def _run_session(session: Any, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    source = session.get_inputs()[0]
+    names = [item.name for item in session.get_outputs()]
+    parts = [x] if isinstance(source.shape[0], str) else [row[None] for row in x]
+    try:
+        runs = [session.run(names, {source.name: part}) for part in parts]
+    except Exception as error:  # ONNX Runtime's errors have no common class
+        raise ExportError(f"the model does not run on inputs of shape {x.shape[1:]}: {error}") from error
+    return {name: np.concatenate(column) for name, column in zip(names, zip(*runs, strict=True), strict=True)}
+
+
+def check(path: str | Path, inputs: NDArray[np.float32] | None = None) -> CheckReport:
+    """Read a model file, run it, and compare it with its known answers and its decisions with its policy's.
+
+    Args:
+        path: The model file.
+        inputs: Shape (N, *shape); None runs the file's own inputs, or 16 rows of noise.
+
+    Raises:
+        ExportError: The file is damaged, was changed after it was written, or does not run.
+        ModelError: DRIP did not write it.
+    """
+    model = load_model_file(path)
+    metadata = metadata_of(model)
+    properties = {item.key: item.value for item in model.metadata_props}
+    data, known = model.SerializeToString(), known_in(properties, metadata.spec.shape)
+    x = _check_inputs(data, metadata, known) if inputs is None else inputs
+    found = run_file(data, x)
+    missing = [name for name in OUTPUTS if name not in found]
+    if missing:
+        raise ExportError(
+            f"{path}: has no output {', '.join(missing)}; export it again", code="model-outputs"
+        )
+    run, problems = run_of(data), []
+    try:
+        require_pure(run, x[:4])
+        if known is not None:
+            is_int8 = metadata.quantization is not None
+            require_answers(run, known, is_int8=is_int8, n_rows=len(known.inputs))
+    except ModelError as error:
+        problems.append(str(error))
+    logits, classes, scores = found["logits"], found["predicted_class"], found["drip_score"]
+    if not (np.isfinite(logits).all() and np.isfinite(scores).all()):
+        problems.append("logits or scores are not finite")
+    if not (classes == logits.argmax(1)).all():
+        problems.append("predicted_class is not the lowest index of the largest logit")
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    windows = windows_of(metadata.policy, logits.shape[1])
+    # set_policy writes both; a tool that edits the file may have written only one
+    for name, expected in zip((LOWER, UPPER), windows, strict=True):
+        tensor = stored.get(name)
+        if tensor is None or tensor.raw_data != expected.astype("<f4").tobytes():
+            problems.append(f"{name} differs from the windows of the policy in the file")
+    # The expected decisions come from the policy, not from the stored windows: this finds both a graph that
+    # compares wrongly and a graph with wrong windows.
+    lower, upper = windows.astype(np.float64)
+    inside = is_inside(scores.astype(np.float64), classes, lower, upper)
+    if not (found["retain"] == ~(inside & np.isfinite(logits).all(1))).all():
+        problems.append("retain differs from the decisions of the policy in the file")
+    return CheckReport(metadata, len(x), found, tuple(problems), known)
+
+
+def _check_inputs(data: bytes, metadata: ModelMetadata, known: KnownAnswers | None) -> NDArray[np.float32]:
+    kinds = trial_inputs(metadata.spec.shape, 16)
+    if known is not None:
+        return kinds.get(known.origin, known.inputs)
+    # a file of an early version: noise of the first kind that it accepts
+    run = run_of(data)
+    for x in kinds.values():
+        try:
+            if np.isfinite(run(x)[0]).all():
+                return x
+        except ExportError:
+            continue
+    return kinds["noise"]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from drip.errors import ExportError
+from drip.media import trial_inputs
 
 PREFIX = "drip."
 OPEN_END = 2**62
@@ -308,9 +309,25 @@ def watching(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     return copy
 
 
-def noise(shape: Sequence[int], n_rows: int, seed: int = 0) -> NDArray[np.float32]:
-    """Standard normal inputs, shape (n_rows, *shape)."""
-    return np.random.default_rng(seed).normal(size=(n_rows, *shape)).astype(np.float32)
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """Inputs that a model accepts, to measure and to prove it with.
+
+    Attributes:
+        shape: Shape of one input.
+        kind: ``samples``, or a kind of :func:`drip.media.trial_inputs`.
+        samples: The user's own inputs, at least two; used if ``kind`` is ``samples``.
+    """
+
+    shape: tuple[int, ...]
+    kind: str = "noise"
+    samples: NDArray[np.float32] | None = None
+
+    def rows(self, n: int, seed: int = 0) -> NDArray[np.float32]:
+        """Inputs of shape (n, *shape); another seed gives others."""
+        if self.samples is None:
+            return trial_inputs(self.shape, n, seed)[self.kind]
+        return self.samples[(np.arange(n) + seed) % len(self.samples)]
 
 
 def run_model(model: onnx.ModelProto, x: NDArray[np.float32], names: Sequence[str]) -> Arrays:
@@ -329,19 +346,19 @@ def run_model(model: onnx.ModelProto, x: NDArray[np.float32], names: Sequence[st
     return found
 
 
-def measure(graph: Graph, shape: Sequence[int], names: Sequence[str], *, dynamic: bool) -> None:
+def measure(graph: Graph, inputs: Inputs, names: Sequence[str], *, dynamic: bool) -> None:
     """Measure shapes of tensors, and the values of those that are the same for every input.
 
     Args:
         graph: The graph; its ``shapes`` and ``values`` are filled.
-        shape: Shape of one input.
+        inputs: What to run it on.
         names: Tensors.
         dynamic: Whether the graph accepts batches other than one.
     """
     # Two and three: an axis of size one could be the batch or could be broadcast. With another seed for
     # each run, integers that are equal in both do not come from the input's values.
     batches = (2, 3) if dynamic else (1, 1)
-    runs = [run_model(graph.model, noise(shape, n_rows, n_rows), names) for n_rows in batches]
+    runs = [run_model(graph.model, inputs.rows(n, seed), names) for seed, n in enumerate(batches)]
     for name, first, second in zip(names, *runs, strict=True):
         if not isinstance(first, np.ndarray):  # sequences and optional values have no shape
             continue

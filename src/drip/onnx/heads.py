@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from drip.errors import ExportError
-from drip.onnx.graph import Graph, Node, measure
+from drip.onnx.graph import Graph, Inputs, Node, measure
 from drip.onnx.tape import attribute
 
 Layout = Literal["channels_first", "channels_last", "tokens"]
@@ -93,7 +93,7 @@ def find_logits(graph: Graph, output: str, closing_softmax: ClosingSoftmax = "cu
 def find_head(
     graph: Graph,
     logits: str,
-    shape: tuple[int, ...],
+    inputs: Inputs,
     layer: str | None,
     layout: Layout | None,
     *,
@@ -110,7 +110,7 @@ def find_head(
     Args:
         graph: The graph; shapes are measured.
         logits: Name of the logits.
-        shape: Shape of one input.
+        inputs: What to run it on.
         layer: Name of a tensor; None finds it.
         layout: Where the tensor has its channels; None finds it.
         dynamic: Whether the graph accepts batches of two and three.
@@ -125,7 +125,7 @@ def find_head(
             break
         layer = graph.producer[layer].inputs[0]
     if layer is None:
-        measure(graph, shape, [*cuts, logits], dynamic=dynamic)
+        measure(graph, inputs, [*cuts, logits], dynamic=dynamic)
         layer = _chosen(graph, logits, cuts)
     elif layer not in graph.varying or layer not in graph.ancestors(logits):
         near = ", ".join(cuts[-6:])
@@ -137,7 +137,7 @@ def find_head(
     names = {layer, logits}
     for node in nodes:
         names |= {name for name in (*node.inputs, *node.outputs) if name}
-    measure(graph, shape, sorted(names), dynamic=dynamic)
+    measure(graph, inputs, sorted(names), dynamic=dynamic)
     _require_float32(graph, layer, logits)
     found: Layout = layout or _layout(graph, layer)
     sizes = graph.sizes(layer)

@@ -21,8 +21,9 @@ from drip.types import JsonObject
 
 KEY = "drip"
 # Version 1 called the input spec "input_contract". The version number changed with the name, because a reader
-# of version 1 would have reported a damaged file instead of asking for an upgrade.
-FORMAT_VERSION = 2
+# of version 1 would have reported a damaged file instead of asking for an upgrade. Version 3 added the known
+# answers and more fields of the input spec.
+FORMAT_VERSION = 3
 LOWER, UPPER = "drip.lower", "drip.upper"
 EXPORT = "write it with `drip model export`"
 
@@ -83,7 +84,7 @@ class ModelMetadata:
                 code="model-file-damaged",
             ) from error
         # bool is an int in Python: true would pass for version 1
-        if type(version) is not int or version not in (1, FORMAT_VERSION):
+        if type(version) is not int or version not in range(1, FORMAT_VERSION + 1):
             raise ModelError(
                 f"model file version {brief(version)} is unknown; this DRIP reads versions 1 to {FORMAT_VERSION}; "
                 "upgrade DRIP on the device, or export again",

@@ -6,16 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner, version_converter
 
 from drip.errors import ExportError
-from drip.onnx.graph import PREFIX, Graph, noise, run_model
+from drip.media import trial_inputs
+from drip.onnx.graph import PREFIX, Graph, Inputs, run_model
+from drip.onnx.integrity import ROW_TOLERANCE
 from drip.onnx.metadata import KEY
 
 # Opset 13 is the first in which ReduceSum, Squeeze and Unsqueeze read axes as an input, as the new nodes do.
 # Older graphs are converted.
 _OLDEST, _CONVERTED = 13, 17
-_OLDEST_IR = 8  # the version of the file layout that opset 17 belongs to
+_OLDEST_IR = 8  # of the file layout that opset 17 belongs to
 _RESERVED = frozenset(
     ("input", "logits", "predicted_class", "drip_score", "retain", "drip_contrast", "features")
 )
@@ -28,19 +31,24 @@ class Prepared:
     Attributes:
         model: A copy of the model.
         output: Name of the output with the logits, or their softmax.
-        shape: Shape of one input.
+        inputs: Inputs that it accepts.
         dynamic: Whether the batch axis accepts any size; else it is one.
         names: New names of renamed tensors by their old ones.
     """
 
     model: onnx.ModelProto
     output: str
-    shape: tuple[int, ...]
+    inputs: Inputs
     dynamic: bool
     names: dict[str, str]
 
 
-def prepared(model: onnx.ModelProto, shape: tuple[int, ...] | None, output: str | None) -> Prepared:
+def prepared(
+    model: onnx.ModelProto,
+    shape: tuple[int, ...] | None,
+    output: str | None,
+    samples: NDArray[np.float32] | None = None,
+) -> Prepared:
     """A copy of the model with one input, ``input``, whose batch axis is free if the graph allows it.
 
     Args:
@@ -48,6 +56,7 @@ def prepared(model: onnx.ModelProto, shape: tuple[int, ...] | None, output: str 
         shape: Shape of one input; None reads it from the graph. If the graph has the same sizes with
             channels last, the copy has them first, as input specs do.
         output: Name of the output with the logits; None uses the only one, or one called ``logits``.
+        samples: At least two inputs of the user's; None uses noise.
 
     Raises:
         ExportError: The model is not a classifier with one float32 input, or uses a feature of ONNX that
@@ -91,7 +100,8 @@ def prepared(model: onnx.ModelProto, shape: tuple[int, ...] | None, output: str 
     if is_last:
         _turn_input(graph, shape)
     wanted = names.get(wanted, wanted)
-    return Prepared(copy, wanted, shape, _free_batch(copy, wanted, shape), names)
+    accepted, dynamic = _free_batch(copy, wanted, shape, samples)
+    return Prepared(copy, wanted, accepted, dynamic, names)
 
 
 def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -106,7 +116,8 @@ def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
                 f"export it again with opset {_OLDEST} or newer",
                 code="export-unsupported",
             ) from error
-    model.ir_version = max(model.ir_version, _OLDEST_IR)
+    # The lowest that the operators need: onnx writes its own latest, which older runtimes refuse to load.
+    model.ir_version = max(helper.find_min_ir_version_for(list(model.opset_import), True), _OLDEST_IR)
     return model
 
 
@@ -198,37 +209,55 @@ def _turn_input(graph: onnx.GraphProto, shape: tuple[int, ...]) -> None:
     graph.node.extend(nodes)
 
 
-def _free_batch(model: onnx.ModelProto, output: str, shape: tuple[int, ...]) -> bool:
+def _free_batch(
+    model: onnx.ModelProto, output: str, shape: tuple[int, ...], samples: NDArray[np.float32] | None
+) -> tuple[Inputs, bool]:
     """Free the batch axis if each row then has the same result as alone; otherwise fix it at one.
 
     Declared axes prove nothing. Exporters write a batch of one for graphs that accept any, and a free
     batch for graphs that mix the rows, for example with a Reshape to constant sizes.
+
+    Returns:
+        Inputs for which the results are finite, and whether the axis is free.
     """
     axis = model.graph.input[0].type.tensor_type.shape.dim[0]
     declared = axis.dim_value if axis.HasField("dim_value") else 0
-    axis.Clear()
-    axis.dim_param = "batch"
-    x = noise(shape, 3)  # three rows: a graph with a batch of two written into it would pass with two
-    try:
-        (together,) = run_model(model, x, [output])
-        alone = np.concatenate([run_model(model, row[None], [output])[0] for row in x])
-        scale = float(np.abs(alone).max())
-        # not exactly equal: matrix products of a different size round differently
-        if together.shape == alone.shape and np.abs(together - alone).max() <= 1e-4 * scale:
-            return True
-    except (ExportError, ValueError):
-        pass
-    axis.Clear()
-    axis.dim_value = 1
-    try:
-        run_model(model, x[:1], [output])
-    except ExportError as error:
-        raise ExportError(
-            "the model runs neither on several inputs at once nor on a single one "
-            f"(declared: {declared or 'open'}): {error}",
-            code="export-unsupported",
-        ) from error
-    return False
+    if samples is None:
+        kinds = [Inputs(shape, kind) for kind in trial_inputs(shape, 1)]
+    else:
+        kinds = [Inputs(shape, "samples", samples)]
+    reasons = []
+    for free in (True, False):
+        axis.Clear()
+        if free:
+            axis.dim_param = "batch"
+        else:
+            axis.dim_value = 1
+        for inputs in kinds:
+            x = inputs.rows(3)  # three: a graph with a batch of two written into it would pass with two
+            try:
+                alone = np.concatenate([run_model(model, row[None], [output])[0] for row in x])
+                if not np.isfinite(alone).all():
+                    reasons.append(f"{inputs.kind} gives NaN or infinity")
+                    continue
+                together = run_model(model, x, [output])[0] if free else alone
+            except (ExportError, ValueError) as error:
+                reasons.append(str(error))
+                continue
+            scale = float(np.abs(alone).max())
+            # not exactly equal: matrix products of a different size round differently
+            if together.shape == alone.shape and np.abs(together - alone).max() <= ROW_TOLERANCE * scale:
+                return inputs, free
+    is_fed = any(reason.endswith("infinity") for reason in reasons)
+    raise ExportError(
+        f"the model gives no finite logits for {' or '.join(one.kind for one in kinds)}: {reasons[-1]}; "
+        + (
+            "give samples of its own with --data (in Python: samples=), or check its weights"
+            if is_fed
+            else f"it runs neither on several inputs at once nor on one (declared: {declared or 'open'})"
+        ),
+        code="model-non-finite" if is_fed else "export-unsupported",
+    )
 
 
 def prune(model: onnx.ModelProto) -> None:

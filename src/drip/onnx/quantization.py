@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 
 from drip.datasets import split_rows
 from drip.errors import ExportError, InputError
-from drip.onnx.files import load_model_file, metadata_of, save_model_file, write_metadata, write_windows
+from drip.onnx.files import (
+    load_model_file,
+    metadata_of,
+    save_model_file,
+    write_known_answers,
+    write_metadata,
+    write_windows,
+)
 from drip.onnx.int8 import Activations, Plan, plan_int8, write_int8
 from drip.onnx.metadata import ModelMetadata
 from drip.onnx.ranges import Calibration, Range, corrected, find_ranges
@@ -379,6 +386,7 @@ class _Work:
                 code="quantize-disagrees",
             )
         quantised, report = reports[chosen]
+        write_known_answers(quantised, np.array(inputs[:4]), "samples")
         return quantised, replace(report, attempts=attempts)
 
     def _observe(self, path: str | Path) -> Observations:

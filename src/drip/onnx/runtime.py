@@ -10,8 +10,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from drip.errors import InputError, ModelError, NonFiniteError
-from drip.media import InputSpec
-from drip.onnx.metadata import EXPORT, ModelMetadata, require_classes
+from drip.media import InputSpec, trial_inputs
+from drip.onnx import integrity
+from drip.onnx.integrity import KnownAnswers, require_answers
+from drip.onnx.metadata import EXPORT, LOWER, UPPER, ModelMetadata, require_classes
 from drip.policy import Policy
 from drip.types import BoolArray, FloatArray, JsonObject, Observations
 from drip.windows import is_inside
@@ -48,13 +50,16 @@ class OnnxScorer:
         self.path = Path(path)
         self._session = _open(self.path, threads)
         try:
-            self.metadata = ModelMetadata.parse(self._session.get_modelmeta().custom_metadata_map)
+            properties = self._session.get_modelmeta().custom_metadata_map
+            self.metadata = ModelMetadata.parse(properties)
             self._input, self._one_by_one = _input_of(self._session, self.spec.shape)
             self._names = _outputs_of(self._session)
             self._retain: BoolArray = np.zeros(0, dtype=np.bool_)
             self._windows: tuple[FloatArray, FloatArray] | None = None
             self.n_disagreements = 0
-            self.n_classes = self._try()
+            known = integrity.known_in(properties, self.spec.shape)
+            self._require_digest()
+            self.n_classes = self._try(known)
         # the context is added here, once, for everything that can be wrong with a file
         except ModelError as error:
             raise error.within(str(path)) from error
@@ -213,15 +218,26 @@ class OnnxScorer:
             )
         return found
 
-    def _try(self) -> int:
-        """Run zeros and noise before the first sample arrives; returns the number of classes.
+    def _require_digest(self) -> None:
+        """Check that the weights are those that the metadata describe."""
+        found = integrity.file_digest(self.path, frozenset((LOWER, UPPER)))
+        if found != self.digest:
+            raise ModelError(
+                f"the file was changed after it was written: the digest of its weights is {found[:12]}..., but the "
+                f"metadata says {self.digest[:12]}...; copy the file again",
+                code="model-file-damaged",
+            )
 
-        Declared shapes are not trusted: exporters leave them open or wrong. Noise is tried besides zeros,
-        because a model that normalises its input may return NaN for zeros alone.
+    def _try(self, known: KnownAnswers | None) -> int:
+        """Run the file before the first sample arrives; returns the number of classes.
+
+        Declared shapes are not trusted: exporters leave them open or wrong.
         """
-        noise = np.random.default_rng(0).normal(size=(1, *self.spec.shape)).astype(np.float32)
-        found = self._run(np.concatenate([np.zeros_like(noise), noise]))
-        logits, scores = found["logits"], found["drip_score"]
+        if known is None:  # a file of an early version
+            logits, scores = self._try_noise()
+        else:
+            found = self._run(known.inputs[:1])
+            logits, scores = found["logits"], found["drip_score"]
         if logits.ndim != 2 or logits.shape[1] < 2 or scores.ndim != 1:
             raise ModelError(
                 f"for each input the model returns logits of shape {logits.shape[1:]} and a score of shape "
@@ -246,7 +262,33 @@ class OnnxScorer:
                 "the model outputs NaN or infinity for zeros and for noise; export a valid checkpoint",
                 code="model-non-finite",
             )
+        if known is not None:
+            require_answers(self._run_pair, known, is_int8=self.metadata.quantization is not None)
         return int(logits.shape[1])
+
+    def _run_pair(self, values: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+        found = self._run(values)
+        return found["logits"], found["drip_score"]
+
+    def _try_noise(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Results for a row of zeros and one of noise, of the first kind with a finite result.
+
+        Noise besides zeros, because a model that normalises its input may return NaN for zeros alone.
+        """
+        errors: list[ModelError] = []
+        found: tuple[NDArray[Any], NDArray[Any]] | None = None
+        for noise in trial_inputs(self.spec.shape, 1).values():
+            try:
+                found = self._run_pair(np.concatenate([np.zeros_like(noise), noise]))
+            except ModelError as error:  # a table of ids, for example, has no entry for noise
+                errors.append(error)
+                continue
+            logits, scores = found
+            if scores.ndim != 1 or (np.isfinite(logits).all(axis=-1) & np.isfinite(scores)).any():
+                break
+        if found is None:
+            raise errors[0]
+        return found
 
 
 def _open(path: Path, threads: int) -> Any:

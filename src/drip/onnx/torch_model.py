@@ -18,12 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from drip.errors import ExportError
+from drip.errors import ExportError, InputError, ModelError
 from drip.files import write_atomically
-from drip.media import InputSpec
+from drip.media import InputSpec, trial_inputs
 from drip.onnx.attach import attach_score
-from drip.onnx.checking import run_file
-from drip.onnx.files import metadata_of
+from drip.onnx.files import metadata_of, run_file
 from drip.onnx.heads import Layout
 from drip.onnx.metadata import ModelMetadata
 from drip.policy import Policy
@@ -51,6 +50,7 @@ def export_onnx(
     heatmap: Heatmap | None = None,
     spec: InputSpec | None = None,
     class_names: Sequence[str] = (),
+    samples: NDArray[np.float32] | None = None,
 ) -> ModelMetadata:
     """Write a PyTorch classifier as one ONNX file with score and decision, and compare the two.
 
@@ -69,6 +69,7 @@ def export_onnx(
         heatmap: ``raw`` or ``normalised``.
         spec: How samples become inputs; None uses the policy's.
         class_names: In the order of the logits; empty uses the policy's.
+        samples: As for :func:`drip.onnx.attach_score`.
 
     Returns:
         The metadata of the written file.
@@ -111,13 +112,27 @@ def export_onnx(
         contrast=contrast,
         features=features,
         heatmap=chosen,
+        samples=samples,
         parent_digest=digest,
     )
     data = finished.SerializeToString()
-    noise = np.random.default_rng(0).normal(size=(_N_COMPARED, *example.shape[1:])).astype(np.float32)
-    require_equal(data, scorer, np.concatenate([example[:_N_COMPARED], noise]))
+    rows = [example[:_N_COMPARED], _accepted_noise(scorer, example.shape[1:])]
+    if samples is not None:
+        rows.append(samples[:_N_COMPARED])
+    require_equal(data, scorer, np.concatenate(rows))
     write_atomically(Path(path), data)
     return metadata_of(finished)
+
+
+def _accepted_noise(scorer: TorchScorer, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Rows of the first kind of noise that the model accepts; none if it accepts none."""
+    for rows in trial_inputs(shape, _N_COMPARED).values():
+        try:
+            scorer.score(rows)
+        except (InputError, ModelError):
+            continue
+        return rows
+    return np.zeros((0, *shape), np.float32)
 
 
 def require_equal(data: bytes, scorer: TorchScorer, x: NDArray[np.float32]) -> None:

@@ -132,6 +132,75 @@ def _in_training(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+class WrittenBuffers:
+    """The buffers that a model's forward pass changes, in eval mode too: counters, observers, a memory.
+
+    They are set back after each pass. Otherwise the result for a sample would depend on the samples before it,
+    and the digest on how many were scored.
+
+    Args:
+        model: The model, before a pass.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept = [
+            (module, name, buffer, buffer.clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    def keep_changed(self) -> list[str]:
+        """Forget the buffers that are as they were; returns the names of the others."""
+        self._kept = [
+            kept for kept in self._kept
+            if kept[0]._buffers.get(kept[1]) is not kept[2] or not torch.equal(kept[2], kept[3])
+        ]  # fmt: skip
+        return [name for _, name, _, _ in self._kept]
+
+    def restore(self) -> None:
+        """Set the buffers back."""
+        with torch.no_grad():
+            for module, name, buffer, values in self._kept:
+                if buffer.shape != values.shape:
+                    buffer.resize_(values.shape)  # observers of quantisation grow theirs at the first pass
+                buffer.copy_(values)
+                module._buffers[name] = buffer
+
+
+def each_row(x: Tensor) -> list[Tensor]:
+    """The rows of a batch, each as a batch of one."""
+    return [x[row : row + 1] for row in range(len(x))]
+
+
+def rows_influence_each_other(model: nn.Module, example: Tensor, logits: Tensor) -> bool:
+    """Whether a row has other logits alone than in a batch.
+
+    Args:
+        model: The model.
+        example: At least two samples.
+        logits: Of the example.
+
+    Raises:
+        ModelError: The same batch has other logits the second time; code ``model-impure``.
+    """
+    # Not zero: matrix products of a different size round differently.
+    tolerance = 1e-4 if example.dtype in {torch.float32, torch.float64} else 2e-2
+    scale = float(logits.abs().max())
+    again = logits_of(model(example.clone()), len(example))
+    if float((again - logits).abs().max()) > tolerance * scale:
+        raise ModelError(
+            "the model returns different logits for the same batch: it keeps state between passes, or draws random "
+            "numbers in eval mode, as F.dropout does without training=self.training; correct its forward",
+            code="model-impure",
+        )
+    try:
+        alone = torch.cat([logits_of(model(row.clone()), 1) for row in each_row(example)])
+    except Exception:  # noqa: BLE001  # a model for two rows or more; scoring a single one will say why
+        return False
+    return float((alone - logits).abs().max()) > tolerance * scale
+
+
 class FunctionChain(TorchFunctionMode):
     """Follows a tensor through functions outside any module, as in ``F.relu(self.conv(x))``.
 

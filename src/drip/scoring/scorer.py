@@ -35,10 +35,13 @@ from drip.scoring.gradient import (
 from drip.scoring.model import (
     Batch,
     ScoringMode,
+    WrittenBuffers,
+    each_row,
     locks_of,
     logits_of,
     notes_on,
     require_finite,
+    rows_influence_each_other,
     to_classes,
     to_host,
     to_input,
@@ -54,7 +57,10 @@ _CONTRAST_NAMES = ("contrast", "contrast_mean", "contrast_abs")
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """What the first batch fixed; ``on_host`` is the plan if :func:`host_scores` may run it."""
+    """What the first batch fixed; ``on_host`` is the plan if :func:`host_scores` may run it.
+
+    ``alone``: rows of a batch influence each other, and each is scored alone.
+    """
 
     target: Target
     choice: Choice
@@ -62,6 +68,7 @@ class _Prepared:
     input_shape: tuple[int, ...]
     n_classes: int
     on_host: ClosedForm | None
+    alone: bool
 
 
 class TorchScorer:
@@ -141,6 +148,7 @@ class TorchScorer:
         self._method = method
         self._map = MAPS[method]
         self._prepared: _Prepared | None = None
+        self._written: WrittenBuffers | None = None
         self._locks = locks_of(model)
         # The first floating-point tensor decides type and device; counters of batch normalisation are
         # integers.
@@ -220,7 +228,7 @@ class TorchScorer:
         if x.shape[0] == 0:
             return self._no_rows(x)
         with ScoringMode(self._model, self._locks):
-            classes, logits, scores, features = self._guarded(x, self._scored)
+            classes, logits, scores, features = self._by_parts(x)
         # The cheap test first: a good batch needs no search for bad rows and no message.
         if not _looks_finite(logits, *scores.values()):
             self._require_finite("logits", logits)
@@ -230,6 +238,17 @@ class TorchScorer:
         # and a comparison in mixed precision would round the window first.
         columns = {name: column.astype(np.float64) for name, column in scores.items()}
         return Observations(classes, logits.astype(np.float64), columns, self._primary, features)
+
+    def _by_parts(self, x: Tensor) -> _Scored:
+        """Results of a batch, row by row for a model whose rows influence each other."""
+        fixed = self._prepared or self._prepare(x)
+        if not (fixed.alone and len(x) > 1):
+            return self._guarded(x, self._scored)
+        classes, logits, scores, features = zip(
+            *(self._guarded(row, self._scored) for row in each_row(x)), strict=True
+        )
+        columns = {name: np.concatenate([one[name] for one in scores]) for name in scores[0]}
+        return np.concatenate(classes), np.concatenate(logits), columns, np.concatenate(features)
 
     def heatmap(self, batch: Batch, classes: IntArray | None = None) -> NDArray[np.float32]:
         r"""Heatmaps for pictures: after the ReLU, normalised if configured, at feature-map size.
@@ -252,9 +271,13 @@ class TorchScorer:
             self._no_rows(x)
             return np.zeros((0, *self._fixed().target.shape[1:]), dtype=np.float32)
         with ScoringMode(self._model, self._locks):
-            run = self._guarded(x, _run)
-            chosen = run.logits.argmax(1) if classes is None else to_classes(classes, like=run.logits)
-            heatmaps = to_host(self._heatmaps(run, chosen)).astype(np.float32, copy=False)
+            fixed = self._prepared or self._prepare(x)
+            runs = [self._guarded(part, _run) for part in (each_row(x) if fixed.alone else [x])]
+            logits = torch.cat([run.logits for run in runs])
+            chosen = logits.argmax(1) if classes is None else to_classes(classes, like=logits)
+            each = each_row(chosen) if fixed.alone else [chosen]
+            parts = [self._heatmaps(run, one) for run, one in zip(runs, each, strict=True)]
+            heatmaps = to_host(torch.cat(parts)).astype(np.float32, copy=False)
         self._require_finite("heatmaps", heatmaps)
         return heatmaps
 
@@ -333,11 +356,15 @@ class TorchScorer:
                 f"{expected} or another that the model accepts",
                 code="sample-shape",
             ) from error
+        finally:
+            if self._written is not None:
+                self._written.restore()
 
     def _prepare(self, x: Tensor) -> _Prepared:
         """Choose the target layer and the plan with two samples; inside ScoringMode."""
         # Two samples: with one, an output whose first axis is not the batch would pass unnoticed.
         example = x[:2] if len(x) > 1 else torch.cat((x, x.flip(-1)))
+        buffers = WrittenBuffers(self._model)
         try:
             output = self._model(example.clone())
         except Exception as error:  # forward is the user's: it may raise anything
@@ -350,7 +377,13 @@ class TorchScorer:
             ) from error
         logits = logits_of(output, len(example))
         self._require_finite("logits", to_host(logits))
+        names = buffers.keep_changed()
+        self._written = buffers if names else None
+        # Every pass from here on starts from the same state, as every later pass does. No hook without need:
+        # a model with hooks has no closed form.
+        hooks = [self._model.register_forward_pre_hook(lambda *_: buffers.restore())] if names else []
         try:
+            alone = rows_influence_each_other(self._model, example, logits)
             target = find_target(self._model, example, self._asked_layer, self._reshape)
             # One sample: the noise probes hold activations and graph of the whole head, several times.
             choice = choose_plan(self._model, target, example[:1])
@@ -363,8 +396,19 @@ class TorchScorer:
                 "that is what failed",
                 code="score-unavailable",
             ) from error
-        notes = (*target.notes, *notes_on(logits))
-        self._prepared = _Prepared(target, choice, notes, tuple(x.shape[1:]), logits.shape[1], on_host)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            buffers.restore()
+        notes = [*target.notes, *notes_on(logits)]
+        if alone:
+            notes.append("rows of a batch influence each other in this model, so each is scored alone")
+        if names:
+            notes.append(
+                f"forward changes the buffers {', '.join(names[:4])}; they are restored after each pass"
+            )
+        shape = tuple(x.shape[1:])
+        self._prepared = _Prepared(target, choice, tuple(notes), shape, logits.shape[1], on_host, alone)
         return self._prepared
 
     def _require_finite(self, what: str, values: NDArray[np.floating[Any]]) -> None:

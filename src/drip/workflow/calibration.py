@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from drip.errors import InputError
 from drip.media import InputSpec
@@ -192,6 +196,25 @@ def _observe(
         batch_size=_BATCH_SIZE,
         on_progress=None if on_progress is None else lambda done: on_progress(done, total),
     )
+
+
+def first_inputs(folder: str | Path, spec: InputSpec, n: int = 8) -> NDArray[np.float32]:
+    """The first inputs in a folder, shape (m, *input shape), 2 <= m <= n.
+
+    Raises:
+        InputError: a file cannot be decoded, or there is only one.
+        SourceError: the folder does not exist or is empty.
+    """
+    samples = islice((one for batch in FolderSource(folder).batches(n) for one in batch), n)
+    inputs = []
+    for sample in samples:
+        try:
+            inputs.append(spec.prepare(sample.data, sample.media_type))
+        except InputError as error:
+            raise error.within(f"sample {sample.id!r}") from error
+    if len(inputs) < 2:
+        raise InputError(f"{folder}: contains one sample; give at least two", code="source-empty")
+    return np.stack(inputs)
 
 
 def _policy(rule: BaseRule, observations: Observations, provenance: Provenance) -> Policy:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from drip.errors import PolicyError
-from drip.media import InputSpec
+from drip.errors import DripError, InputError, ModelError, PolicyError
+from drip.media import InputSpec, trial_inputs
 from drip.policy import Policy
 from drip.rules import BaseRule, require_scores
 from drip.types import JsonObject, Scorer
@@ -44,6 +44,24 @@ class ScoreOptions:
             "layer": self.layer, "heatmap": self.heatmap, "method": self.method, "contrast": self.contrast,
         }  # fmt: skip
         return TorchScorer(model, **arguments, example=example)
+
+    def tried(self, model: nn.Module, shape: tuple[int, ...]) -> tuple[TorchScorer, NDArray[np.float32]]:
+        """A scorer fixed with noise, and the two rows of noise: the first kind that the model accepts.
+
+        Raises:
+            ModelError: the model accepts none; the error is that of normal noise.
+            InputError: likewise.
+        """
+        errors: list[DripError] = []
+        for x in trial_inputs(shape, 2).values():
+            try:
+                return self.scorer(model, x), x
+            except (InputError, ModelError) as error:
+                errors.append(error)
+                # another kind of noise would not help
+                if error.code not in {"sample-non-finite", "input-spec-invalid", "score-unavailable"}:
+                    break
+        raise errors[0]
 
 
 @runtime_checkable
@@ -119,8 +137,7 @@ def scorer_of(policy: Policy, model: nn.Module) -> TorchScorer:
             f"the policy does not record the score's {error}; calibrate again", code="policy-invalid"
         ) from error
     spec = InputSpec.from_json(policy.provenance.input_spec)
-    noise = np.random.default_rng(0).normal(size=(2, *spec.shape)).astype(np.float32)
-    scorer = options.scorer(model, noise)
+    scorer, _ = options.tried(model, spec.shape)
     found, expected = scorer.score_definition["layer_shape"], definition.get("layer_shape")
     if found != expected:
         raise PolicyError(
