@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from drip.errors import DripError, ExportError, InputError, PolicyError
 from drip.media import InputSpec, encode_npy
@@ -160,6 +162,7 @@ def test_the_same_seed_gives_the_same_file_and_data_may_be_a_function(parent, wr
         {"calibration": "percentile"},
         {"activations": "int8"},
         {"per_channel": False},
+        {"weight_bits": 8},
     ],
     ids=str,
 )
@@ -167,6 +170,51 @@ def test_other_ways_to_quantise_work_too(parent, digits, tmp_path, change):
     report = quantize(parent, digits.calibration, tmp_path / "q.onnx", replace(LENIENT, **change))
     assert report.agreement.class_agreement > 0.9
     assert {key: report.metadata.quantization[key] for key in change} == change
+
+
+def one_sign(layer):
+    """Weights as training leaves them: one sign dominates in many filters."""
+    with torch.no_grad():
+        signs = torch.where(torch.rand(len(layer.weight)) < 0.5, -1.0, 1.0)
+        layer.weight.abs_().mul_(signs.reshape(-1, *[1] * (layer.weight.dim() - 1)))
+    return layer
+
+
+def conv2d():
+    layers = [one_sign(nn.Conv2d(1 if i == 0 else 8, 8, 3, padding=1)) for i in range(3)]
+    return (1, 12, 12), [one for layer in layers for one in (layer, nn.ReLU())], nn.AdaptiveAvgPool2d(1), 8
+
+
+def conv1d():
+    layers = [one_sign(nn.Conv1d(1 if i == 0 else 8, 8, 5)) for i in range(2)]
+    return (1, 60), [one for layer in layers for one in (layer, nn.ReLU())], nn.AdaptiveAvgPool1d(1), 8
+
+
+def hidden():
+    layers = [one_sign(nn.Conv2d(1, 6, 3)), nn.ReLU(), nn.MaxPool2d(2)]
+    return (1, 12, 12), layers, nn.Sequential(nn.Flatten(), one_sign(nn.Linear(150, 16)), nn.ReLU()), 16
+
+
+@pytest.mark.parametrize("change", [{}, {"activations": "int8"}, {"per_channel": False}], ids=str)
+@pytest.mark.parametrize("make", [conv2d, conv1d, hidden])
+def test_products_of_weights_cannot_saturate_in_sixteen_bits(make, change, tmp_path):
+    torch.manual_seed(0)
+    shape, body, pool, n_maps = make()
+    net = nn.Sequential(*body, pool, nn.Flatten(), nn.Linear(n_maps, 4)).eval()
+    r, data = np.random.default_rng(0), tmp_path / "data"
+    data.mkdir()
+    for index in range(200):
+        np.save(data / f"{index}.npy", r.uniform(0, 1, shape).astype(np.float32) ** 0.3)
+    export_onnx(net, None, np.zeros((2, *shape), np.float32) + 0.5, tmp_path / "f.onnx")
+    settings = Settings(min_kappa=-1.0, float_layers=0, n_calibration=16, **change)
+    quantize(tmp_path / "f.onnx", data, tmp_path / "q.onnx", settings)
+    stored = [numpy_helper.to_array(one) for one in onnx.load(tmp_path / "q.onnx").graph.initializer]
+    weights = [one.astype(int) for one in stored if one.dtype == np.int8 and one.ndim >= 2]
+    assert weights
+    # vpmaddubsw adds two products of an unsigned activation and a signed weight in sixteen bits
+    assert max(2 * 255 * np.abs(one).max() for one in weights) <= 32767
+    # the same scale for all would be satisfied by weights of 0
+    assert all(np.abs(one).max() >= 60 for one in weights)
 
 
 def test_float_layers_stay_float_from_the_input_on(parent, digits, tmp_path):
@@ -386,7 +434,7 @@ def test_corrected_biases_remove_the_mean_error_of_every_channel(biased):
     ranges = find_ranges(plan.model, plan.tensors, lambda: [x], "minmax") | {"input": (0.0, 0.8)}
 
     def mean_error(corrected_plan):
-        written = write_int8(corrected_plan, ranges, x, per_channel=True, activations="uint8")
+        written = write_int8(corrected_plan, ranges, x, per_channel=True, activations="uint8", weight_bits=7)
         errors = [run_model(model, x, ["f"])[0] for model in (written, plan.model)]
         return written, np.abs((errors[0] - errors[1]).mean(0)).max()
 

@@ -199,6 +199,14 @@ def quantize(
     activations: Annotated[
         Literal["uint8", "int8"], typer.Option(help="Type of the activations; weights are int8.")
     ] = "uint8",
+    weight_bits: Annotated[
+        int,
+        typer.Option(
+            help="7 is right on every processor; 8 is wrong on x86 without VNNI, where sums of products saturate.",
+            min=7,
+            max=8,
+        ),
+    ] = 7,
     float_layers: Annotated[
         int | None,
         typer.Option(
@@ -234,7 +242,11 @@ def quantize(
     from drip.onnx import quantize as write
 
     settings = Settings(
-        activations=activations, float_layers=float_layers, windows=windows, min_kappa=min_kappa
+        activations=activations,
+        weight_bits=8 if weight_bits == 8 else 7,
+        float_layers=float_layers,
+        windows=windows,
+        min_kappa=min_kappa,
     )
     report = write(model, data, out, settings)
     print_metadata(report.metadata, out, json_output=json_output)

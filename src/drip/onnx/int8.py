@@ -109,6 +109,7 @@ def write_int8(
     *,
     per_channel: bool,
     activations: Activations,
+    weight_bits: int,
 ) -> onnx.ModelProto:
     """The plan's graph with pairs of QuantizeLinear and DequantizeLinear around the chosen nodes.
 
@@ -118,6 +119,8 @@ def write_int8(
         example: A batch that the quantiser runs; it does not influence the ranges.
         per_channel: One scale for every output channel of a weight instead of one for all.
         activations: Type of the activations; weights are int8 and symmetric.
+        weight_bits: 7 or 8. x86 processors without VNNI add two products of eight bits in sixteen, which
+            saturate; with weights from -64 to 64 they cannot.
 
     Raises:
         ExportError: ONNX Runtime cannot quantise the graph.
@@ -149,6 +152,7 @@ def write_int8(
                 per_channel=per_channel,
                 weight_type=QuantType.QInt8,
                 activation_type=_TYPES[activations],
+                reduce_range=weight_bits == 7,
                 extra_options={
                     "TensorQuantOverrides": overrides,
                     # The derivative of a ReLU after a hidden linear layer depends on the sign of the

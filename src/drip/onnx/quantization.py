@@ -235,6 +235,8 @@ class Settings:
         n_calibration: Number of samples that ranges and biases are computed from.
         per_channel: A scale for every output channel of a weight.
         activations: ``uint8`` or ``int8``.
+        weight_bits: 7 is right on every processor. 8 needs VNNI, ARM or another processor whose eight-bit
+            products do not saturate.
         float_layers: Number of leading layers that stay in float32; None keeps as few as ``min_kappa`` needs.
         windows: Which windows to use; ``best`` chooses with held-out samples.
         min_kappa: Minimum of Cohen's kappa of the decisions on held-out samples.
@@ -247,6 +249,7 @@ class Settings:
     n_calibration: int = 256
     per_channel: bool = True
     activations: Activations = "uint8"
+    weight_bits: Literal[7, 8] = 7
     float_layers: int | None = None
     windows: WindowChoice = "best"
     min_kappa: float = 0.85
@@ -267,6 +270,8 @@ class Settings:
                     f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}",
                     code="bad-argument",
                 )
+        if self.weight_bits not in {7, 8}:
+            raise ExportError(f"weight_bits must be 7 or 8, not {self.weight_bits!r}", code="bad-argument")
         if self.n_calibration < 1 or (self.float_layers or 0) < 0 or not -1 <= self.min_kappa <= 1:
             raise ExportError(
                 "n_calibration must be at least 1, float_layers at least 0 and min_kappa in [-1, 1], not "
@@ -449,7 +454,12 @@ class _Work:
         # biases before they are rounded.
         for corrects in (True, False):
             quantised = write_int8(
-                plan, ranges, example, per_channel=settings.per_channel, activations=settings.activations
+                plan,
+                ranges,
+                example,
+                per_channel=settings.per_channel,
+                activations=settings.activations,
+                weight_bits=settings.weight_bits,
             )
             if corrects:
                 plan = replace(plan, model=corrected(plan.model, quantised, batches))
@@ -518,6 +528,7 @@ class _Work:
         details: JsonObject = {
             "format": "qdq",
             "weights": "int8",
+            "weight_bits": settings.weight_bits,
             "activations": settings.activations,
             "per_channel": settings.per_channel,
             "calibration": settings.calibration,
