@@ -8,7 +8,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from drip.rules import OFFERED, BaseRule, create
+from drip.rules import BaseRule, available, create
 from drip.rules.adaptive import GATES
 from drip.types import Decisions, JsonObject, Observations
 
@@ -119,8 +119,8 @@ _VARIANTS = (
 
 
 def rules() -> dict[str, Arm]:
-    """Every arm that selects, by name: all rules, then other readings of the published rule."""
-    names = sorted((*OFFERED, *RESEARCH_RULES))
+    """Every arm that selects, by name: all rules, a user's too, then other readings of the published rule."""
+    names = sorted({*available(), *RESEARCH_RULES})
     arms = (Arm(name, name, _AS_RECORDED.get(name, ())) for name in names)
     return {arm.name: arm for arm in (*arms, *_VARIANTS)}
 
