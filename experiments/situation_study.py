@@ -140,7 +140,8 @@ def config(cell: Cell) -> JsonObject:
     """What the cell's numbers depend on besides the regime."""
     arm = ARMS["adaptive-margin"] if cell.arm in ORDERS else ARMS.get(cell.arm)
     params = None if arm is None or arm.rule is None else build_rule(arm, cell.get("retention")).params
-    return {"rule": params, "head": {"l2": L2, "solver": "l-bfgs"}, "calibration": N_CALIBRATION}
+    order = {"order": "facility location, two turns"} if cell.arm == "labels.proposed" else {}
+    return {"rule": params, "head": {"l2": L2, "solver": "l-bfgs"}, "calibration": N_CALIBRATION, **order}
 
 
 def build_rule(arm: Arm, retention: float) -> BaseRule:

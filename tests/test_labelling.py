@@ -5,59 +5,64 @@ import pytest
 
 from drip.errors import InputError
 from drip.labelling import labelling_order
-from drip.rules.parts.gaussians import project
 from drip.testing import fake_observations
 from drip.types import Observations
 
 
-def observations(features, margins):
-    logits = np.zeros((len(features), 3))
-    logits[:, 0] = margins
+def observations(features):
+    n = len(features)
     return Observations(
-        np.zeros(len(features), np.int64), logits, {"drip": np.zeros(len(features))}, features=features
+        np.zeros(n, np.int64), np.zeros((n, 3)), {"drip": np.zeros(n)}, features=np.asarray(features)
     )
 
 
-def by_definition(given, rows):
-    """The greedy choice written out, for one population."""
-    odds = np.exp(given.logits)
-    top = np.sort(odds / odds.sum(1, keepdims=True), axis=1)
-    close = 1 - (top[:, -1] - top[:, -2])
-    away = np.linalg.norm(rows[:, None] - rows, axis=2)
-    cap = np.median(np.where(np.eye(len(rows), dtype=bool), np.inf, away).min(1))
-    order = []
-    while len(order) < len(rows):
-        left = [row for row in range(len(rows)) if row not in order]
-        order.append(max(left, key=lambda row: close[row] * min([cap, *away[row, order]])))
-    return order
+def test_every_choice_is_the_best_one_for_the_sum_of_nearest_similarities():
+    features = np.random.default_rng(3).normal(size=(40, 6))
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    order = labelling_order(observations(features), [1] * 40).tolist()
+    assert sorted(order) == list(range(40))
+    for k in range(40):
+        # Two samples that are each other's nearest gain the same, so the sums are compared and not the rows.
+        sums = [similarity[[*order[:k], row]].max(0).sum() for row in range(40)]
+        assert sums[order[k]] == pytest.approx(max(sums), abs=1e-5)
+    assert labelling_order(observations(features), [1] * 40, 7).tolist() == order[:7]
 
 
-def test_the_order_is_the_greedy_choice_of_its_definition():
-    given = fake_observations(40, 5, seed=3)
-    expected = by_definition(given, project(given.features, 64))
-    assert labelling_order(given, [1] * 40).tolist() == expected
-    assert labelling_order(given, [1] * 40, 7).tolist() == expected[:7]
-
-
-def test_populations_take_turns_the_newest_first():
+def test_a_new_population_has_two_turns_the_newest_first():
     given = fake_observations(30, 5, seed=0)
     populations = np.array([1] * 20 + [2] * 7 + [3] * 3)
     order = labelling_order(given, populations.tolist())
-    assert populations[order[:9]].tolist() == [3, 2, 1] * 3
-    assert populations[order[9:17]].tolist() == [2, 1] * 4
+    assert populations[order[:10]].tolist() == [3, 3, 2, 2, 1, 3, 2, 2, 1, 2]
     assert sorted(order.tolist()) == list(range(30))
+
+
+def test_every_group_of_similar_samples_comes_before_the_second_of_one():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(4), [40, 30, 20, 10])
+    features = np.eye(4)[groups] + 0.05 * rng.normal(size=(100, 4))
+    assert sorted(groups[labelling_order(observations(features), [1] * 100, 4)]) == [0, 1, 2, 3]
 
 
 def test_a_repeat_of_a_chosen_sample_waits_for_everything_else():
     features = np.random.default_rng(0).normal(size=(12, 8))
     features[6:] = features[:6]
-    order = labelling_order(observations(features, np.linspace(0, 2, 12)), [1] * 12)
+    order = labelling_order(observations(features), [1] * 12)
     assert sorted((order[:6] % 6).tolist()) == list(range(6))
 
 
-def test_among_samples_that_are_all_alike_the_closest_call_comes_first():
-    order = labelling_order(observations(np.ones((5, 8)), [3, 1, 2, 0, 4]), [1] * 5)
-    assert order.tolist() == [3, 1, 2, 0, 4]
+def test_among_samples_that_are_all_alike_the_first_comes_first():
+    for features in (np.ones((5, 8)), np.zeros((5, 8))):
+        assert labelling_order(observations(features), [1] * 5).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_large_population_is_covered_by_a_part_of_it():
+    rng = np.random.default_rng(1)
+    groups = rng.integers(6, size=5_000)
+    features = np.eye(6)[groups] + 0.02 * rng.normal(size=(5_000, 6))
+    order = labelling_order(observations(features), [1] * 5_000, 60)
+    assert len(set(order.tolist())) == 60
+    assert sorted(groups[order[:6]]) == list(range(6))
 
 
 def test_what_cannot_be_ordered_is_refused():
