@@ -37,6 +37,16 @@ SITUATIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 """How tables call a situation, in their order."""
+PAIRS: Mapping[str, str] = MappingProxyType(
+    {
+        "new-camera+junk": "new camera, 20 %, and junk, 30 %",
+        "new-camera+long-tail": "new camera, 20 %, and long tail",
+        "scenes+junk": "scenes and junk, 30 %",
+        "long-tail+wrong-labels": "long tail and wrong labels, 20 %",
+    }
+)
+"""How tables call two at once."""
+_ALL = {**SITUATIONS, **PAIRS}
 CRITERIA: Mapping[str, str] = MappingProxyType(
     {
         "better_in": "cells better than random",
@@ -195,7 +205,7 @@ def _compared(one: Result) -> tuple[str, ...]:
 
 
 def _ordered(found: Sequence[Result]) -> list[Result]:
-    names, arms = list(SITUATIONS), list(ARMS)
+    names, arms = list(_ALL), list(ARMS)
     held = [one for one in found if one.arm in arms]
     return sorted(
         held,
@@ -213,7 +223,7 @@ def _means(study: Study) -> Iterator[tuple[str, ...]]:
     for one in _ordered(study.means.results):
         yield (
             *(
-                SITUATIONS[one.place.situation],
+                _ALL[one.place.situation],
                 share(one.keep, 0),
                 one.arm,
                 str(len(one.seeds)),
@@ -227,7 +237,7 @@ def _cells(study: Study) -> Iterator[tuple[str, ...]]:
     found = study.results
     adjusted: dict[int, float | None] = {}
     for arm in ARMS:  # Holm's correction runs over the deciding cells of an arm
-        cells = [one for one in found if one.arm == arm and one.keep in plan()["cells"]["keep"]]
+        cells = deciding(study, arm)
         adjusted |= {
             id(one): p for one, p in zip(cells, holm([one.difference.p for one in cells]), strict=True)
         }
@@ -239,7 +249,7 @@ def _cells(study: Study) -> Iterator[tuple[str, ...]]:
             for name in ("native_retention", "marked")
         )
         yield (
-            *(SITUATIONS[at.situation], dataset_name(at.dataset), at.backbone, share(one.keep, 0), one.arm),
+            *(_ALL[at.situation], dataset_name(at.dataset), at.backbone, share(one.keep, 0), one.arm),
             *(str(len(one.seeds)), share(float(one.curve[:, 0].mean())), share(one.random), *_compared(one)),
             *(number(adjusted.get(id(one)), 4), share(native, 1)),
             *(("", "") if one.marked is None else (share(marked, 1), share(one.marked, 1))),

@@ -33,6 +33,7 @@ from experiments.situations import (
     CAMERA,
     L2,
     N_CALIBRATION,
+    PAIRS,
     SITUATIONS,
     TELEPHONE,
     Items,
@@ -73,6 +74,12 @@ PLACES: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
     }
 )
 """Situations and backbones of every data set."""
+
+PAIR_PLACES = tuple((pair, backbone) for backbone in ("mobilenet", "efficientnet") for pair in PAIRS)
+"""Pairs of situations and backbones, of tomato leaves."""
+PAIR_KEEP = (0.05, 0.2)
+FINALISTS = ("adaptive-margin", "spread-margin", "spread-store")
+"""The rules that may become the default; only these are measured where two situations meet."""
 
 DATASETS = tuple(PLACES)
 _VIEWS = {
@@ -120,18 +127,20 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
 
 
 def cells(unit: Unit) -> Iterator[Cell]:
-    """Every situation, one after the other: nothing, everything, random choices, then the rules."""
-    for situation, backbone in PLACES[unit.dataset]:
+    """Every situation, then the pairs: nothing, everything, random choices, then the rules."""
+    pairs = PAIR_PLACES if unit.dataset == "tomato" else ()
+    for situation, backbone in (*PLACES[unit.dataset], *pairs):
         place = {"situation": situation, "backbone": backbone}
         for end in ("baseline", "all"):
             yield unit.cell(end, **place)
         for keep in CURVE:
             yield unit.cell("random", **place, retention=keep)
         for name, arm in ARMS.items():
-            if situation in arm.situations:
-                for keep in KEEP:
-                    yield unit.cell(name, **place, retention=keep)
-        for order in ORDERS:
+            if situation in PAIRS and name in FINALISTS:
+                yield from (unit.cell(name, **place, retention=keep) for keep in PAIR_KEEP)
+            elif situation in arm.situations:
+                yield from (unit.cell(name, **place, retention=keep) for keep in KEEP)
+        for order in () if situation in PAIRS else ORDERS:
             for labelled in LABELLED:
                 yield unit.cell(order, **place, retention=LABELLED_OF, labelled=labelled)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from experiments.situation_reading import Place, Result, Study, labelling, median_needs
+from experiments.situations import SITUATIONS
 from experiments.statistics import Comparison, compare, holm
 
 
@@ -42,7 +43,11 @@ class Verdict:
 def deciding(study: Study, arm: str) -> list[Result]:
     """The deciding cells of an arm."""
     keep = plan()["cells"]["keep"]
-    return [one for one in study.results if one.arm == arm and one.keep in keep]
+    return [
+        one
+        for one in study.results
+        if one.arm == arm and one.keep in keep and one.place.situation in SITUATIONS
+    ]
 
 
 def to_gain(cells: Sequence[Result]) -> list[Result]:

@@ -115,6 +115,10 @@ class Scene:
     metric: str = "accuracy"
 
 
+Situation = Callable[[Items, int, np.random.Generator], Scene]
+"""Draws a situation: of these items, for a run, with this generator."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """Rows of one run's pool: for the test, and for everything else, both in random order."""
@@ -280,21 +284,62 @@ def unknown_class(items: Items, seed: int, rng: np.random.Generator) -> Scene:
 def junk(items: Items, seed: int, rng: np.random.Generator) -> Scene:
     """Three tenths of the stream are pictures of another data set, which get no label."""
     scene = _plain(items, seed, rng, 20)
-    n_junk = round(JUNK * len(scene.stream) / (1 - JUNK))
-    half = items.banks["foreign"].n_rows // 2
-    drawn = rng.permutation(half)[:n_junk] + (half if seed >= FIRST_DEVELOPMENT_SEED else 0)
-    stream = np.concatenate([scene.stream, drawn + items.start("foreign")])
+    drawn = _foreign(items, seed, rng, len(scene.stream))
+    stream = np.concatenate([scene.stream, drawn])
     labels = np.concatenate([scene.labels, np.full(len(drawn), -1)])
     order = rng.permutation(len(stream))[:_LONGEST_STREAM]
     return replace(scene, stream=stream[order], labels=labels[order], marked=labels[order] < 0)
 
 
+def _foreign(items: Items, seed: int, rng: np.random.Generator, n_stream: int) -> IntArray:
+    """Pictures of another data set that make up :data:`JUNK` of a stream with n_stream others."""
+    n_junk = round(JUNK * n_stream / (1 - JUNK))
+    half = items.banks["foreign"].n_rows // 2
+    drawn = rng.permutation(half)[:n_junk] + (half if seed >= FIRST_DEVELOPMENT_SEED else 0)
+    return drawn + items.start("foreign")
+
+
+def _with_junk(base: Situation) -> Situation:
+    """A situation with pictures of another data set between its arrivals, which keep their order."""
+
+    def build(items: Items, seed: int, rng: np.random.Generator) -> Scene:
+        scene = base(items, seed, rng)
+        drawn = _foreign(items, seed, rng, len(scene.stream))
+        n, n_own = len(scene.stream) + len(drawn), len(scene.stream)
+        is_junk = np.zeros(n, np.bool_)
+        is_junk[rng.permutation(n)[: len(drawn)]] = True
+        order = np.empty(n, np.int64)
+        order[~is_junk], order[is_junk] = np.arange(n_own), np.arange(n_own, n)
+        return replace(
+            scene,
+            stream=np.concatenate([scene.stream, drawn])[order],
+            labels=np.concatenate([scene.labels, np.full(len(drawn), -1)])[order],
+            marked=np.concatenate([scene.marked, np.zeros(len(drawn), np.bool_)])[order],
+        )
+
+    return build
+
+
 def wrong_labels(items: Items, seed: int, rng: np.random.Generator) -> Scene:
     """A fifth of what is labelled gets a wrong class."""
-    scene = _plain(items, seed, rng, 40)
-    wrong = rng.random(len(scene.stream)) < WRONG
-    other = (scene.labels + rng.integers(1, items.n_classes, len(scene.labels))) % items.n_classes
-    return replace(scene, labels=np.where(wrong, other, scene.labels), marked=wrong)
+    return _with_wrong_labels(mixed)(items, seed, rng)
+
+
+def _with_wrong_labels(base: Situation) -> Situation:
+    def build(items: Items, seed: int, rng: np.random.Generator) -> Scene:
+        scene = base(items, seed, rng)
+        wrong = rng.random(len(scene.stream)) < WRONG
+        other = (scene.labels + rng.integers(1, items.n_classes, len(scene.labels))) % items.n_classes
+        return replace(scene, labels=np.where(wrong, other, scene.labels), marked=wrong)
+
+    return build
+
+
+def long_tail_from_a_new_camera(items: Items, seed: int, rng: np.random.Generator) -> Scene:
+    """A long tail; a fifth of its stream, and the test, come from another camera."""
+    scene = long_tail(items, seed, rng)
+    which = rng.random(len(scene.stream)) < NEW_SHARE
+    return _shifted(items, scene, which, _shift(items, seed), test=True)
 
 
 def new_speakers(items: Items, seed: int, rng: np.random.Generator) -> Scene:
@@ -325,7 +370,7 @@ def new_speakers(items: Items, seed: int, rng: np.random.Generator) -> Scene:
     )
 
 
-SITUATIONS: Mapping[str, Callable[[Items, int, np.random.Generator], Scene]] = MappingProxyType(
+SITUATIONS: Mapping[str, Situation] = MappingProxyType(
     {
         "mixed": mixed,
         "weak": weak,
@@ -342,10 +387,22 @@ SITUATIONS: Mapping[str, Callable[[Items, int, np.random.Generator], Scene]] = M
 )
 """Every situation by name."""
 
+PAIRS: Mapping[str, Situation] = MappingProxyType(
+    {
+        "new-camera+junk": _with_junk(new_camera),
+        "new-camera+long-tail": long_tail_from_a_new_camera,
+        "scenes+junk": _with_junk(scenes),
+        "long-tail+wrong-labels": _with_wrong_labels(long_tail),
+    }
+)
+"""Two at once, only for the rules that may become the default: shown, and decide nothing."""
+
 
 def build(name: str, items: Items, seed: int) -> Scene:
     """A situation of one run."""
-    return SITUATIONS[name](items, seed, np.random.default_rng([seed, zlib.crc32(name.encode())]))
+    return {**SITUATIONS, **PAIRS}[name](
+        items, seed, np.random.default_rng([seed, zlib.crc32(name.encode())])
+    )
 
 
 @dataclass(frozen=True)

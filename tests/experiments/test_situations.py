@@ -4,11 +4,24 @@ import numpy as np
 import pytest
 
 from experiments.bank import Bank
-from experiments.situation_study import ARMS, CURVE, KEEP, PLACES, score
+from experiments.cells import Unit
+from experiments.situation_study import (
+    ARMS,
+    CURVE,
+    FINALISTS,
+    KEEP,
+    PAIR_KEEP,
+    PAIR_PLACES,
+    PLACES,
+    cells,
+    score,
+)
+from experiments.situation_verdicts import plan
 from experiments.situations import (
     FIRST_DEVELOPMENT_SEED,
     N_CALIBRATION,
     NEW_SHARE,
+    PAIRS,
     SITUATIONS,
     Items,
     LinearHead,
@@ -55,7 +68,7 @@ def clean_rows(items, found):
 
 
 @pytest.mark.parametrize("seed", [0, 3, FIRST_DEVELOPMENT_SEED])
-@pytest.mark.parametrize("name", SITUATIONS)
+@pytest.mark.parametrize("name", [*SITUATIONS, *PAIRS])
 def test_no_group_is_in_two_parts_of_a_run(name, seed, items):
     scene = build(name, items, seed)
     used = {
@@ -76,13 +89,13 @@ def test_the_pools_of_development_and_decision_share_no_group(items):
     assert len(decides) + len(develops) == N
 
 
-@pytest.mark.parametrize("name", SITUATIONS)
+@pytest.mark.parametrize("name", [*SITUATIONS, *PAIRS])
 def test_labels_are_those_of_the_rows_except_where_the_situation_says_so(name, items):
     scene = build(name, items, 0)
     rows = clean_rows(items, scene.stream)
     true = np.where(rows >= 0, items.labels[rows], -1)
     wrong = scene.labels != true
-    assert wrong.mean() == pytest.approx(0.2 if name == "wrong-labels" else 0.0, abs=0.03)
+    assert wrong.mean() == pytest.approx(0.2 if "wrong-labels" in name else 0.0, abs=0.03)
     assert (items.labels[clean_rows(items, scene.test)] == scene.test_labels).all()
     assert len(scene.calibration) <= N_CALIBRATION
 
@@ -111,6 +124,17 @@ def test_scenes_come_in_runs(items):
     assert changes == len(np.unique(rows))
 
 
+def test_junk_comes_between_the_arrivals_of_another_situation_which_keep_their_order(items):
+    pair = build("scenes+junk", items, 0)
+    is_junk = pair.labels < 0
+    assert is_junk.mean() == pytest.approx(0.3, abs=0.01)
+    rows = clean_rows(items, pair.stream)[~is_junk]
+    assert np.count_nonzero(np.diff(rows)) + 1 == len(np.unique(rows))
+    mixed = build("new-camera+junk", items, 0)
+    assert mixed.marked[mixed.labels >= 0].mean() == pytest.approx(NEW_SHARE, abs=0.03)
+    assert not mixed.marked[mixed.labels < 0].any()
+
+
 def test_the_head_is_the_minimum_of_the_loss():
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 3, 300)
@@ -137,3 +161,13 @@ def test_the_grid_has_every_situation_and_a_curve_of_random_choices():
     assert named == set(SITUATIONS)
     assert set(KEEP) <= set(CURVE)
     assert "adaptive-margin" in ARMS
+
+
+def test_only_rules_that_may_become_the_default_meet_two_situations_at_once():
+    rules = plan()["rules"]
+    assert (rules["candidate"], *rules["challengers"]) == FINALISTS
+    found = [
+        cell for cell in cells(Unit("situations", "head", "tomato", 0)) if cell.get("situation") in PAIRS
+    ]
+    assert {cell.arm for cell in found} == {"baseline", "all", "random", *FINALISTS}
+    assert len(found) == len(PAIR_PLACES) * (2 + len(CURVE) + len(FINALISTS) * len(PAIR_KEEP))
