@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint quick unit lowest docs site bench mutation clean
+.PHONY: demo test lint quick unit lowest docs site bench mutation processors clean
 
 demo: .venv/demo.done  ## train, calibrate, stream, keep, retrain, report: a few minutes
 	$(BIN)/drip demo --out drip-demo
@@ -56,6 +56,9 @@ mutation: .venv/mutation.done  ## how many changed lines the tests notice: about
 	rm -rf mutants
 	$(BIN)/mutmut run --max-children 2
 	$(BIN)/python tests/mutation.py
+
+processors: .venv/dev.done  ## one model file on emulated x86 and Arm processors; Debian only, a few minutes
+	OMP_NUM_THREADS=1 $(BIN)/python tests/processors.py
 
 clean:
 	rm -rf .venv .venv-lowest drip-demo mutants
