@@ -1,7 +1,6 @@
 """One model file decides alike on processors of other kinds; `make processors` wrote the records."""
 
 import json
-from pathlib import Path
 
 import processors
 import pytest
