@@ -306,6 +306,7 @@ def trial_inputs(shape: Sequence[int], n: int, seed: int = 0) -> dict[str, NDArr
         "positive noise": positive,
         "noise between 0 and 1": random.uniform(0.01, 0.99, size=normal.shape).astype(np.float32),
         "whole numbers": np.floor(positive),
+        "bytes": random.integers(0, 256, size=normal.shape).astype(np.float32),
     }
 
 

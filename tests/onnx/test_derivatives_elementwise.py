@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tape_oracle import RNG, assert_equal_to_autograd, node, normal, positive
+from tape_oracle import RNG, assert_equal_to_autograd, gradient_of, node, normal, positive
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
 import drip.onnx.derivatives  # noqa: F401  # registers them
@@ -30,6 +30,44 @@ def test_one_argument(op):
 @pytest.mark.parametrize("op", POSITIVE)
 def test_one_positive_argument(op):
     assert_equal_to_autograd([node(op, "a")], {}, positive(2, 5, 7), POSITIVE[op])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "power"),
+    [([node("Sqrt", "a")], 0.5), ([node("Pow", "a", "half")], 0.5), ([node("Pow", "a", "two")], 2.0)],
+    ids=["sqrt", "pow half", "pow two"],
+)
+def test_an_infinite_slope_at_zero_is_zero(nodes, power):
+    x = np.array([[0.0, 0.25, 4.0]], np.float32)
+    constants = {"half": np.float32(0.5), "two": np.float32(2)}
+    found, _, (seed,) = gradient_of(nodes, constants, x, 18)
+    wanted = seed[:, 1:] * power * x[:, 1:] ** (power - 1)
+    np.testing.assert_allclose(found, np.concatenate([[[0.0]], wanted], 1), rtol=1e-6)
+
+
+def test_the_length_of_nothing_has_no_slope():
+    x = np.array([[[0.0, 0.0], [3.0, 4.0]]], np.float32)
+    nodes = [node("ReduceL2", "a", "axes", keepdims=0)]
+    found, _, (seed,) = gradient_of(nodes, {"axes": np.array([2])}, x, 18)
+    np.testing.assert_allclose(found[0], [[0, 0], seed[0, 1] * np.array([0.6, 0.8])], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("zero", "low", "high"), [(np.uint8(3), 0, 255), (np.int8(-5), -128, 127)])
+def test_rounding_has_the_slope_of_its_clip(zero, low, high):
+    nodes = [node("QuantizeLinear", "a", "s", "z", outputs=["q"]), node("DequantizeLinear", "q", "s", "z")]
+    x = np.linspace(-30, 30, 42, dtype=np.float32).reshape(3, 14)
+    constants = {"s": np.float32(0.1), "z": np.array(zero)}
+
+    def function(values):
+        return torch.fake_quantize_per_tensor_affine(values, 0.1, int(zero), low, high)
+
+    assert_equal_to_autograd(nodes, constants, x, function)
+
+
+def test_the_mean_of_tensors():
+    nodes = [node("Mean", "a", "row", "a")]
+    row = normal(1, 7)
+    assert_equal_to_autograd(nodes, {"row": row}, normal(3, 7), lambda x: (2 * x + torch.from_numpy(row)) / 3)
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])

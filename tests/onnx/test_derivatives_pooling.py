@@ -110,3 +110,21 @@ def test_batch_normalization():
     s, b, m, v = (torch.from_numpy(value) for value in values.values())
     nodes = [node("BatchNormalization", "a", "s", "b", "m", "v", epsilon=1e-3)]
     assert_equal_to_autograd(nodes, values, normal(2, 4, 5), lambda x: F.batch_norm(x, m, v, s, b, eps=1e-3))
+
+
+OF_SIZES = {
+    "ReduceLogSumExp": lambda x, axes: x.logsumexp(axes), "ReduceL1": lambda x, axes: x.abs().sum(axes),
+    "ReduceSumSquare": lambda x, axes: (x * x).sum(axes),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", OF_SIZES)
+@pytest.mark.parametrize("keep", [0, 1])
+def test_sums_of_sizes(op, keep):
+    nodes = [node(op, "a", "axes", keepdims=keep)]
+
+    def function(x):
+        found = OF_SIZES[op](x, (1, 3))
+        return found[:, None, :, None] if keep else found
+
+    assert_equal_to_autograd(nodes, {"axes": np.array([1, 3])}, normal(2, 3, 4, 5), function)

@@ -1,6 +1,8 @@
 """OnnxScorer gives what NumPy computes from the same weights, and rejects what it cannot score."""
 
+import copy
 import io
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,6 +29,29 @@ def known(tmp_path):
 
 def noise(n, spec=IMAGES, seed=1):
     return np.random.default_rng(seed).normal(size=(n, *spec.shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "copied", [lambda one: pickle.loads(pickle.dumps(one)), copy.deepcopy], ids=["pickle", "copy"]
+)
+def test_a_scorer_can_be_sent_to_another_process(copied, known):
+    scorer = OnnxScorer(known.path, threads=2)
+    other, x = copied(scorer), noise(5)
+    assert other.threads == 2
+    np.testing.assert_array_equal(other.score(x).scores, scorer.score(x).scores)
+    assert other.provides == scorer.provides
+
+
+def test_a_scorer_does_not_wake_up_with_another_model(known):
+    sent = pickle.dumps(OnnxScorer(known.path))
+    make_model(known.path, IMAGES, seed=99)
+    with pytest.raises(ModelError, match="another model") as error:
+        pickle.loads(sent)
+    assert error.value.code == "model-file-damaged"
+    known.path.unlink()
+    with pytest.raises(ModelError) as error:
+        pickle.loads(sent)
+    assert error.value.code == "path-missing"
 
 
 def policy_of(known, **changes):

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from drip import __version__
 from drip.errors import ExportError
@@ -30,12 +30,13 @@ from drip.onnx.files import (
     write_known_answers,
     write_metadata,
 )
-from drip.onnx.graph import OPEN_END, Graph
+from drip.onnx.graph import OPEN_END, PREFIX, Graph, Inputs, run_model
 from drip.onnx.heads import ClosingSoftmax, Head, Layout, find_head, find_logits
 from drip.onnx.metadata import LOWER, UPPER, ModelMetadata, windows_of
 from drip.onnx.prepare import prepared, prune
 from drip.onnx.weights import Differentiator, MapWeights, require_derivative
 from drip.policy import Policy
+from drip.types import JsonObject
 
 HEATMAPS = ("raw", "normalised")
 _LARGEST = float(np.finfo(np.float32).max)
@@ -66,7 +67,7 @@ def attach_score(
     operations of ONNX. The weights a_k are compared with finite differences.
 
     Args:
-        model: The classifier: one float32 input (N, *shape), logits (N, n_classes), opset 13 or one
+        model: The classifier: one input of numbers (N, *shape), logits (N, n_classes), opset 13 or one
             that ONNX can convert to 17.
         layer: Name of the tensor to score; None finds the activation that enters the head.
         policy: The policy whose windows the graph compares with; None keeps every sample.
@@ -78,7 +79,9 @@ def attach_score(
         features: Add the output ``features``, the mean of each map; likewise.
         heatmap: ``raw`` as in the paper, or ``normalised``: each heatmap is scaled to [0, 1] before the mean.
         output: Name of the output with the logits, for a model with several outputs.
-        closing_softmax: ``cut`` uses the input of a softmax at the end as logits; ``keep`` its result.
+        closing_softmax: ``cut`` uses the input of a softmax or sigmoid at the end as logits; ``keep`` its
+            result; ``sigmoid`` says that the output is a logit of yes and no, or one per label. One logit z
+            becomes the logits (-z/2, z/2) of two classes.
         layout: Where ``layer`` has its channels; None reads it from the graph.
         samples: A few real inputs, shape (N, *input shape), at least two: the model is proved with them, and
             the file gets some of them as known answers. None uses noise.
@@ -107,10 +110,12 @@ def attach_score(
         spec = InputSpec.from_json(policy.provenance.input_spec)
     source = prepared(model, None if spec is None else spec.shape, output, samples)
     graph = Graph(source.model)
-    logits = find_logits(graph, source.output, closing_softmax)
+    logits, closing = find_logits(graph, source.output, source.inputs, closing_softmax)
+    if closing == "sigmoid" or closing_softmax == "sigmoid":
+        graph, logits = _two_classes(graph, logits, source.inputs)
     target = source.names.get(layer, layer) if layer is not None else None
     head = find_head(graph, logits, source.inputs, target, layout, dynamic=source.dynamic)
-    n_classes = _n_classes(graph, logits)
+    n_classes = _n_classes(graph, source.output, logits)
     names = tuple(class_names) or (policy.provenance.class_names if policy is not None else ())
     if names and len(names) != n_classes:
         raise ExportError(
@@ -129,7 +134,7 @@ def attach_score(
     require_derivative(source.model, head, weights, source.inputs, dynamic=source.dynamic)
     metadata = ModelMetadata(
         digest="",
-        quantization=None,
+        quantization=_quantization_of(model),
         parent_digest=parent,
         score={
             "name": "drip",
@@ -138,6 +143,7 @@ def attach_score(
             "contrast": contrast,
             "layer": layer_name or layer or _original(source.names, head.activation),
             "layer_shape": [head.n_maps, *_grid(head)],
+            **({"closing": closing} if closing else {}),
         },
         spec=spec or InputSpec(source.inputs.shape),
         class_names=names,
@@ -153,6 +159,17 @@ def attach_score(
     return source.model
 
 
+def _quantization_of(model: onnx.ModelProto) -> JsonObject | None:
+    """What the metadata say about a model that was quantised elsewhere."""
+    if not any(node.op_type in {"QuantizeLinear", "DynamicQuantizeLinear"} for node in model.graph.node):
+        return None
+    weights = (tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8)
+    largest = max(
+        (int(np.abs(numpy_helper.to_array(one).astype(int)).max(initial=0)) for one in weights), default=0
+    )
+    return {"format": "imported", "weight_bits": 7 if largest <= 64 else 8}
+
+
 def _original(names: dict[str, str], name: str) -> str:
     """The name of a tensor in the file that was read."""
     return next((old for old, new in names.items() if new == name), name)
@@ -165,12 +182,36 @@ def _grid(head: Head) -> tuple[int, ...]:
     return head.positions
 
 
-def _n_classes(graph: Graph, logits: str) -> int:
+def _two_classes(graph: Graph, logit: str, inputs: Inputs) -> tuple[Graph, str]:
+    """A graph that ends with one logit z gets the logits (-z/2, z/2) of the classes no and yes; others stay.
+
+    Their softmax is (1 - sigmoid(z), sigmoid(z)).
+    """
+    (value,) = run_model(graph.model, inputs.rows(1), [logit])
+    if np.size(value) != 1:
+        return graph, logit
+    column, halves, name = (f"{PREFIX}{part}" for part in ("one_logit", "no_and_yes", "two_logits"))
+    proto = graph.model.graph
+    proto.initializer.append(numpy_helper.from_array(np.array([-1, 1]), f"{column}_shape"))
+    proto.initializer.append(numpy_helper.from_array(np.array([[-0.5, 0.5]], np.float32), halves))
+    proto.node.append(helper.make_node("Reshape", [logit, f"{column}_shape"], [column], name=column))
+    proto.node.append(helper.make_node("MatMul", [column, halves], [name], name=name))
+    return Graph(graph.model), name
+
+
+def _n_classes(graph: Graph, output: str, logits: str) -> int:
     sizes = graph.sizes(logits)
+    if len(sizes) > 1 and math.prod(sizes[1:]) == 1:
+        raise ExportError(
+            f"{output!r} has one value per sample, not one logit for each of two or more classes; if it is the "
+            'logit of yes and no, add --softmax sigmoid (in Python: closing_softmax="sigmoid")',
+            code="export-unsupported",
+        )
     if len(sizes) < 2 or sizes[1] < 2 or math.prod(sizes[2:]) != 1:
         raise ExportError(
-            f"{logits!r} has shape {sizes}, not one logit for each of two or more classes; "
-            "name the output with the logits, or cut the graph there",
+            f"{output!r} has shape {sizes}, not one logit for each class; name the output with the logits with "
+            "--output (in Python: output=). A detector has no class per image: train or export a classifier, and "
+            "give it the crops that the detector finds",
             code="export-unsupported",
         )
     return sizes[1]

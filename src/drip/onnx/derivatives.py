@@ -78,6 +78,16 @@ def _erf_slope(g: Graph, node: Node) -> str:
     return g.scaled(bell, 2 / math.sqrt(math.pi))
 
 
+def _root_slope(g: Graph, node: Node) -> str:
+    """0 at 0, where the slope is infinite: the deviation of a constant channel must not give 0 times infinity."""
+    y = node.outputs[0]
+    return g.scaled(_where_positive(g, y, g.add("Reciprocal", y)), 0.5)
+
+
+def _where_positive(g: Graph, x: str, value: str) -> str:
+    return g.add("Where", g.add("Greater", x, g.number(0.0)), value, g.number(0.0))
+
+
 _unary("Sigmoid", lambda g, node: _sigmoid_slope(g, node.outputs[0]))
 _unary("Tanh", lambda g, node: _one_minus(g, _squared(g, node.outputs[0])))
 _unary("Erf", _erf_slope)
@@ -86,7 +96,7 @@ _unary("Swish", _swish_slope)
 _unary("Mish", _mish_slope)
 _unary("Exp", lambda _g, node: node.outputs[0])
 _unary("Log", lambda g, node: g.add("Reciprocal", node.inputs[0]))
-_unary("Sqrt", lambda g, node: g.scaled(g.add("Reciprocal", node.outputs[0]), 0.5))
+_unary("Sqrt", _root_slope)
 _unary("Reciprocal", lambda g, node: g.add("Neg", _squared(g, node.outputs[0])))
 _unary("Abs", lambda g, node: g.add("Sign", node.inputs[0]))
 _unary("Softplus", lambda g, node: g.add("Sigmoid", node.inputs[0]))
@@ -192,14 +202,55 @@ def _clip(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     return [_masked(tape, masks[0] if len(masks) == 1 else g.add("And", *masks), gradients[0])]
 
 
+@derivative("DequantizeLinear")
+def _dequantised(_tape: Tape, _node: Node, gradients: Grads) -> Gradients:
+    """The gradient at the integers is that at the numbers that they stand for; see QuantizeLinear."""
+    return gradients[:1]
+
+
+@derivative("QuantizeLinear")
+def _quantised(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    """The straight-through estimator: the slope of a clip to the numbers that the integers can stand for.
+
+    Rounding itself has no slope. Quantisers fuse ReLU into the clip.
+
+    References:
+        Bengio et al. 2013, arXiv:1308.3432.
+    """
+    g = tape.graph
+    low, high = quantised_range(tape, node)
+    inside = g.add(
+        "And",
+        g.add("Greater", node.inputs[0], g.number(low)),
+        g.add("Less", node.inputs[0], g.number(high)),
+    )
+    return [_masked(tape, inside, gradients[0])]
+
+
+def quantised_range(tape: Tape, node: Node) -> tuple[np.float32, np.float32]:
+    """The smallest and the largest number that a QuantizeLinear node can represent.
+
+    Raises:
+        ExportError: Its scale is not one constant.
+    """
+    scale = tape.graph.constant(node.inputs[1])
+    zero = tape.graph.constant(node.input(2)) if node.input(2) else np.zeros((), np.uint8)
+    if scale is None or zero is None or scale.size != 1 or zero.dtype.kind not in "iu":
+        raise tape.unsupported(node, "one constant scale and integers")
+    ends = np.iinfo(zero.dtype)
+    low, high = ((end - int(zero.item())) * np.float32(scale.item()) for end in (ends.min, ends.max))
+    return np.float32(low), np.float32(high)
+
+
 # -- value by value, several arguments --------------------------------------------------------------------
 
 
-@derivative("Add", "Sub", "Sum")
+@derivative("Add", "Sub", "Sum", "Mean")
 def _add(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     found: Grads = []
+    part = 1.0 / len(node.inputs) if node.op == "Mean" else 1.0
     for index, name in enumerate(node.inputs):
-        value = gradients[0] or ""
+        value = tape.graph.scaled(gradients[0] or "", part)
         if tape.active(name):
             signed = tape.graph.add("Neg", value) if node.op == "Sub" and index else value
             found.append(tape.unbroadcast(signed, node, name))
@@ -242,6 +293,8 @@ def _pow(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     powers = exponent.astype(np.float32)
     lowered = g.add("Pow", node.inputs[0], g.number(powers - np.float32(1)))
     slope = g.add("Mul", lowered, g.number(powers))
+    if (powers < 1).any():  # as for Sqrt
+        slope = g.add("Where", g.add("Equal", node.inputs[0], g.number(0.0)), g.number(0.0), slope)
     return [tape.unbroadcast(g.add("Mul", gradients[0] or "", slope), node, node.inputs[0])]
 
 
@@ -509,9 +562,25 @@ def _global_average(tape: Tape, node: Node, gradients: Grads) -> Gradients:
 def _length(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     g, x = tape.graph, node.inputs[0]
     axes = reduced_axes(tape, node)
-    # the slope is x / length
-    ratio = g.add("Div", gradients[0] or "", node.outputs[0])
+    # the slope is x / length, and 0 where all x are 0
+    ratio = _where_positive(g, node.outputs[0], g.add("Div", gradients[0] or "", node.outputs[0]))
     return [g.add("Mul", _kept(tape, node, ratio, axes), x)]
+
+
+@derivative("ReduceLogSumExp")
+def _soft_maximum(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    """The slopes are a softmax, exp(x - y): pooling between mean and maximum, as audio taggers use it."""
+    g, x = tape.graph, node.inputs[0]
+    axes = reduced_axes(tape, node)
+    share = g.add("Exp", g.add("Sub", x, _kept(tape, node, node.outputs[0], axes)))
+    return [g.add("Mul", _kept(tape, node, gradients[0] or "", axes), share)]
+
+
+@derivative("ReduceL1", "ReduceSumSquare")
+def _sum_of_sizes(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    g, x = tape.graph, node.inputs[0]
+    value = _kept(tape, node, gradients[0] or "", reduced_axes(tape, node))
+    return [g.add("Mul", value, g.add("Sign", x) if node.op == "ReduceL1" else g.scaled(x, 2.0))]
 
 
 @derivative("ReduceMax", "ReduceMin")

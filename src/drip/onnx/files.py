@@ -18,7 +18,7 @@ from drip.errors import ExportError, ModelError
 from drip.files import canonical_json, write_atomically
 from drip.media import trial_inputs
 from drip.onnx import integrity
-from drip.onnx.graph import session_of
+from drip.onnx.graph import execution_order, session_of
 from drip.onnx.integrity import (
     KnownAnswers,
     Run,
@@ -36,6 +36,7 @@ from drip.onnx.metadata import (
     require_classes,
     windows_of,
 )
+from drip.onnx.prepare import sort_nodes
 from drip.policy import Policy
 from drip.rules import require_scores
 from drip.types import JsonObject
@@ -176,7 +177,13 @@ def load_model_file(path: str | Path) -> onnx.ModelProto:
         # onnx's checker rejects outputs without a shape, which some exporters write and all runtimes load
         if not all(item.type.tensor_type.HasField("shape") for item in model.graph.output):
             model = onnx.shape_inference.infer_shapes(model)
-        onnx.checker.check_model(model)
+        # The checker also rejects nodes out of order, which runtimes load; the digest needs the order of the file.
+        ordered = model
+        if execution_order(model.graph) != list(range(len(model.graph.node))):
+            ordered = onnx.ModelProto()
+            ordered.CopyFrom(model)
+            sort_nodes(ordered.graph)
+        onnx.checker.check_model(ordered)
     except Exception as error:  # protobuf, onnx and the file system raise many exception types
         raise ExportError(
             f"{path}: not a readable ONNX file ({_brief(error)}); copy it again", code="model-file-damaged"

@@ -86,6 +86,31 @@ def _captured(proto: onnx.NodeProto) -> Iterator[str]:
             yield from (output.name for output in graph.output)
 
 
+def execution_order(graph: onnx.GraphProto) -> list[int]:
+    """Indices of the nodes in an order of execution: that of the file where it is one.
+
+    ONNX requires such an order, but ONNX Runtime loads any.
+    """
+    nodes = [Node.of(proto) for proto in graph.node]
+    made_by = {name: index for index, node in enumerate(nodes) for name in node.outputs if name}
+    done: set[int] = set()
+    order: list[int] = []
+    for first in range(len(nodes)):
+        waiting = [first]  # depth first, without recursion: graphs are longer than Python's stack
+        while waiting:
+            index = waiting[-1]
+            needed = {made_by[name] for name in nodes[index].reads() if name in made_by}
+            missing = needed - done - set(waiting)  # a cycle stays as it is, for the checker to report
+            if missing and index not in done:
+                waiting.extend(sorted(missing, reverse=True))
+                continue
+            waiting.pop()
+            if index not in done:
+                done.add(index)
+                order.append(index)
+    return order
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """Measured sizes of a tensor, and the axes whose size follows the batch.

@@ -11,12 +11,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from drip.errors import ExportError
-from drip.onnx.graph import Graph, Inputs, Node, measure
+from drip.onnx.graph import Graph, Inputs, Node, measure, run_model
 from drip.onnx.tape import attribute
 
 Layout = Literal["channels_first", "channels_last", "tokens"]
-ClosingSoftmax = Literal["cut", "keep"]
+ClosingSoftmax = Literal["cut", "keep", "sigmoid"]
 
 # Operations that only move or copy values
 _PLUMBING = frozenset(
@@ -25,6 +28,11 @@ _PLUMBING = frozenset(
 _POOLS = frozenset(
     ("GlobalAveragePool", "GlobalMaxPool", "AveragePool", "ReduceMean", "ReduceMax", "ReduceSum")
 )
+_CLOSING = {"Softmax": "softmax", "LogSoftmax": "softmax", "Sigmoid": "sigmoid"}
+_ROUNDING = frozenset(("QuantizeLinear", "DequantizeLinear"))
+# The last operation of a softmax, its logarithm or a sigmoid that is made of simpler ones
+_SPELLED = frozenset(("Div", "Sub", "Mul", "Reciprocal"))
+_LONGEST_SPELLING = 12
 _STRIDED = frozenset(("Conv", "MaxPool"))
 # Operations that ONNX defines on (N, C, *positions), and those that act on the last axis
 _CHANNELS_FIRST = frozenset(
@@ -64,30 +72,69 @@ class Head:
     nodes: tuple[Node, ...]
 
 
-def find_logits(graph: Graph, output: str, closing_softmax: ClosingSoftmax = "cut") -> str:
-    """The logits of an output: the input of a softmax at the end of the graph, else the output itself.
+def find_logits(
+    graph: Graph, output: str, inputs: Inputs, closing_softmax: ClosingSoftmax = "cut"
+) -> tuple[str, str]:
+    """The logits of an output, and what was cut off: ``softmax``, ``sigmoid`` or nothing.
 
-    A softmax is also at the end if its result is only reshaped or cast.
+    A softmax or sigmoid is also at the end if its result is only reshaped or cast, or if other operations
+    compute it.
 
     Raises:
-        ExportError: The graph ends with a sigmoid, or with a softmax whose axes are swapped.
+        ExportError: The graph ends with a class, or with a softmax whose axes are swapped.
     """
     # Gradients through a softmax vanish for confident samples: their score would be 0 and say nothing.
     if closing_softmax == "keep":
-        return output
+        return output, ""
     node, turned = graph.producer.get(output), False
-    while node is not None and node.op in _PLUMBING:
+    while node is not None and node.op in _PLUMBING | _ROUNDING:
         turned |= node.op == "Transpose"
         node = graph.producer.get(node.inputs[0])
-    if node is not None and node.op in {"Softmax", "LogSoftmax"} and not turned:
-        return node.inputs[0]
-    if node is not None and node.op in {"Softmax", "LogSoftmax", "Sigmoid", "ArgMax", "TopK", "ZipMap"}:
+    if node is None:
+        return output, ""
+    if node.op in _CLOSING and not turned:
+        return node.inputs[0], _CLOSING[node.op]
+    if node.op in _SPELLED and (found := _spelled_out(graph, node.outputs[0], inputs)):
+        return found
+    if node.op in _CLOSING or node.op in {"ArgMax", "TopK", "ZipMap", "NonMaxSuppression"}:
         raise ExportError(
             f"the graph ends with {node}, not with one logit per class; "
-            "cut that node off, or name the output with the logits",
+            "name the output with the logits with --output (in Python: output=), or cut that node off",
             code="export-unsupported",
         )
-    return output
+    return output, ""
+
+
+def _spelled_out(graph: Graph, output: str, inputs: Inputs) -> tuple[str, str] | None:
+    """The logits of a softmax or sigmoid that simpler operations compute, found by its values."""
+    names = [*graph.cuts(output)[-_LONGEST_SPELLING:], output]
+    runs = [run_model(graph.model, row[None], names) for row in inputs.rows(4)]
+    found: tuple[str, str] | None = None
+    for index in range(len(names) - 2, -1, -1):
+        kinds = [_probabilities(run[index], run[-1]) for run in runs]
+        kind = kinds[0] if len(set(kinds)) == 1 else ""
+        if kind == "sigmoid":
+            return names[index], kind
+        # The softmax of logits minus their largest is the same, but their gradient is not: the earliest of
+        # several such tensors has the logits.
+        if found and not kind:
+            break
+        found = (names[index], kind) if kind else found
+    return found
+
+
+def _probabilities(x: NDArray[np.generic], output: NDArray[np.generic]) -> str:
+    """The function that makes an output, or its exponential, of a tensor: ``softmax``, ``sigmoid`` or none."""
+    if x.dtype.kind != "f" or x.size != output.size or not np.isfinite(x.astype(np.float64)).all():
+        return ""
+    logits, wanted = (value.reshape(-1).astype(np.float64) for value in (x, output))
+    powers = np.exp(logits - logits.max())
+    results = {"softmax": powers / powers.sum(), "sigmoid": 1 / (1 + np.exp(-np.clip(logits, -700, 700)))}
+    for kind, result in results.items():
+        for same in (result, np.log(np.maximum(result, 1e-300))):
+            if (kind == "sigmoid" or x.size > 1) and np.allclose(same, wanted, rtol=1e-4, atol=1e-6):
+                return kind
+    return ""
 
 
 def find_head(
@@ -201,7 +248,7 @@ def _chosen(graph: Graph, logits: str, cuts: list[str]) -> str:
     extended = [
         name for name in usable
         if n_positions(name) > 1
-        and graph.producer[name].op not in (_PLUMBING | _POOLS)
+        and _maker(graph, name).op not in (_PLUMBING | _POOLS)
         and _matters(graph, name, logits)
     ]  # fmt: skip
     # For small inputs the last convolutions see one position. Scoring before them would ignore what they
@@ -223,6 +270,14 @@ def _chosen(graph: Graph, logits: str, cuts: list[str]) -> str:
         f"through (the last common tensors: {seen or 'none'}); name one with layer=",
         code="model-layer",
     )
+
+
+def _maker(graph: Graph, name: str) -> Node:
+    """The node that computes a tensor; for a quantised one, the node before it was rounded."""
+    node = graph.producer[name]
+    while node.op in _ROUNDING and node.inputs[0] in graph.producer:
+        node = graph.producer[node.inputs[0]]
+    return node
 
 
 def _matters(graph: Graph, name: str, logits: str) -> bool:

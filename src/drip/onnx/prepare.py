@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, inliner, version_converter
+from onnx import TensorProto, helper, inliner, numpy_helper, version_converter
 
 from drip.errors import ExportError
 from drip.media import trial_inputs
-from drip.onnx.graph import PREFIX, Graph, Inputs, run_model
+from drip.onnx.graph import PREFIX, Graph, Inputs, Node, execution_order, run_model, session_of, watching
 from drip.onnx.integrity import ROW_TOLERANCE
 from drip.onnx.metadata import KEY
 
@@ -19,6 +20,14 @@ from drip.onnx.metadata import KEY
 # Older graphs are converted.
 _OLDEST, _CONVERTED = 13, 17
 _OLDEST_IR = 8  # of the file layout that opset 17 belongs to
+_FLOATS = frozenset((TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
+_INTEGERS = {
+    getattr(TensorProto, kind): np.dtype(kind.lower())
+    for kind in ("UINT8", "INT8", "UINT16", "INT16", "INT32", "INT64")
+}
+_RANDOM = frozenset(
+    ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
+)
 _RESERVED = frozenset(
     ("input", "logits", "predicted_class", "drip_score", "retain", "drip_contrast", "features")
 )
@@ -51,6 +60,9 @@ def prepared(
 ) -> Prepared:
     """A copy of the model with one input, ``input``, whose batch axis is free if the graph allows it.
 
+    The copy computes in float32 where the model has other floating-point types, and rounds its input where the
+    model wants integers.
+
     Args:
         model: Any ONNX model.
         shape: Shape of one input; None reads it from the graph. If the graph has the same sizes with
@@ -59,8 +71,8 @@ def prepared(
         samples: At least two inputs of the user's; None uses noise.
 
     Raises:
-        ExportError: The model is not a classifier with one float32 input, or uses a feature of ONNX that
-            is not supported here.
+        ExportError: The model is not a classifier with one numeric input, uses a feature of ONNX that is not
+            supported here, or draws random numbers.
     """
     if any(item.key == KEY for item in model.metadata_props):
         raise ExportError(
@@ -72,8 +84,10 @@ def prepared(
     # PyTorch writes layers as functions; nodes inside them cannot be differentiated
     if copy.functions:
         copy = inliner.inline_local_functions(copy)
+    sort_nodes(copy.graph)
     copy = _modern(copy)
     graph = copy.graph
+    _single_precision(graph)
     if graph.sparse_initializer:
         raise ExportError(
             "the model has sparse initialisers; convert them to dense ones", code="export-unsupported"
@@ -81,13 +95,14 @@ def prepared(
     # files with an IR version below 4 list their weights among the inputs
     stored = {tensor.name for tensor in graph.initializer}
     inputs = [item for item in graph.input if item.name not in stored]
-    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:
+    kinds = {TensorProto.FLOAT, *_INTEGERS}
+    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in kinds:
         listed = ", ".join(
             f"{item.name} of type {TensorProto.DataType.Name(item.type.tensor_type.elem_type)}"
             for item in inputs
         )
         raise ExportError(
-            f"the model must have one float32 input, but has {listed or 'none'}; convert or cut the graph",
+            f"the model must have one input of numbers, but has {listed or 'none'}; convert or cut the graph",
             code="export-unsupported",
         )
     source = inputs[0]
@@ -97,10 +112,13 @@ def prepared(
     wanted = _output_name(graph, output)
     names = _renamed(graph)
     shape, is_last = _input_shape(graph.input[0], shape)
+    kind = _INTEGERS.get(graph.input[0].type.tensor_type.elem_type)
+    if kind is not None:
+        _round_input(graph, kind)
     if is_last:
         _turn_input(graph, shape)
     wanted = names.get(wanted, wanted)
-    accepted, dynamic = _free_batch(copy, wanted, shape, samples)
+    accepted, dynamic = _free_batch(copy, wanted, shape, samples, is_integer=kind is not None)
     return Prepared(copy, wanted, accepted, dynamic, names)
 
 
@@ -125,11 +143,82 @@ def _output_name(graph: onnx.GraphProto, asked: str | None) -> str:
     names = [item.name for item in graph.output]
     wanted = asked or (names[0] if len(names) == 1 else "logits")
     if wanted not in names:
+        listed = ", ".join(f"{item.name} {_declared(item)}" for item in graph.output)
         raise ExportError(
-            f"the model has no output {wanted!r}; name the one with the logits: {', '.join(names)}",
+            (f"the model has no output {asked!r}" if asked else f"the model has {len(names)} outputs")
+            + f"; name the one with the logits with --output (in Python: output=): {listed}",
             code="model-outputs",
         )
     return wanted
+
+
+def _declared(item: onnx.ValueInfoProto) -> str:
+    axes = item.type.tensor_type.shape.dim
+    sizes = (axis.dim_value if axis.HasField("dim_value") else axis.dim_param or "?" for axis in axes)
+    return f"({', '.join(map(str, sizes))})"
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Bring the nodes into an order of execution; files whose nodes are in one stay as they are."""
+    order = execution_order(graph)
+    if order != sorted(order):
+        sorted_nodes = [_copied(graph.node[index]) for index in order]
+        del graph.node[:]
+        graph.node.extend(sorted_nodes)
+
+
+def _single_precision(graph: onnx.GraphProto) -> None:
+    """Let a graph of float16, bfloat16 or float64 compute in float32, as the score does.
+
+    Float16 is a way to store weights: ONNX Runtime's CPU kernels compute most of it in float32 too.
+    """
+    for tensor in graph.initializer:
+        _widen(tensor)
+    for item in (*graph.input, *graph.output, *graph.value_info):
+        if item.type.tensor_type.elem_type in _FLOATS:
+            item.type.tensor_type.elem_type = TensorProto.FLOAT
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                _widen(attribute.t)
+            if attribute.name in {"to", "dtype"} and attribute.i in _FLOATS:
+                attribute.i = TensorProto.FLOAT
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _single_precision(inner)
+
+
+def _widen(tensor: TensorProto) -> None:
+    if tensor.data_type in _FLOATS:
+        values = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def _round_input(graph: onnx.GraphProto, kind: np.dtype[Any]) -> None:
+    """Give a graph that wants integers a float32 input, which is rounded and clipped to their range."""
+    wanted = f"{PREFIX}integers"
+    _rename(graph, {"input": wanted})
+    source = graph.input[0]
+    source.name = "input"
+    to = source.type.tensor_type.elem_type
+    source.type.tensor_type.elem_type = TensorProto.FLOAT
+    rounded, clipped, low, high = (f"{PREFIX}input_{part}" for part in ("rounded", "clipped", "low", "high"))
+    ends = np.iinfo(kind)
+    # The largest integers are no float32, and casting more than fits is undefined: half of the range is enough.
+    most = min(ends.max, 2**30)
+    for name, end in ((low, max(ends.min, -most)), (high, most)):
+        graph.initializer.append(numpy_helper.from_array(np.array(end, np.float32), name))
+    _prepend(
+        graph,
+        helper.make_node("Round", ["input"], [rounded], name=rounded),
+        helper.make_node("Clip", [rounded, low, high], [clipped], name=clipped),
+        helper.make_node("Cast", [clipped], [wanted], name=wanted, to=to),
+    )
+
+
+def _prepend(graph: onnx.GraphProto, *first: onnx.NodeProto) -> None:
+    nodes = [*first, *map(_copied, graph.node)]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _renamed(graph: onnx.GraphProto) -> dict[str, str]:
@@ -201,16 +290,16 @@ def _turn_input(graph: onnx.GraphProto, shape: tuple[int, ...]) -> None:
     for axis, size in zip(source.type.tensor_type.shape.dim[1:], shape, strict=True):
         axis.dim_value = size
     perm = [0, *range(2, len(shape) + 1), 1]
-    nodes = [
-        helper.make_node("Transpose", ["input"], [turned], name=turned, perm=perm),
-        *map(_copied, graph.node),
-    ]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    _prepend(graph, helper.make_node("Transpose", ["input"], [turned], name=turned, perm=perm))
 
 
 def _free_batch(
-    model: onnx.ModelProto, output: str, shape: tuple[int, ...], samples: NDArray[np.float32] | None
+    model: onnx.ModelProto,
+    output: str,
+    shape: tuple[int, ...],
+    samples: NDArray[np.float32] | None,
+    *,
+    is_integer: bool,
 ) -> tuple[Inputs, bool]:
     """Free the batch axis if each row then has the same result as alone; otherwise fix it at one.
 
@@ -223,7 +312,8 @@ def _free_batch(
     axis = model.graph.input[0].type.tensor_type.shape.dim[0]
     declared = axis.dim_value if axis.HasField("dim_value") else 0
     if samples is None:
-        kinds = [Inputs(shape, kind) for kind in trial_inputs(shape, 1)]
+        names = ("bytes", "whole numbers") if is_integer else tuple(trial_inputs(shape, 1))
+        kinds = [Inputs(shape, kind) for kind in names]
     else:
         kinds = [Inputs(shape, "samples", samples)]
     reasons = []
@@ -237,11 +327,14 @@ def _free_batch(
             x = inputs.rows(3)  # three: a graph with a batch of two written into it would pass with two
             try:
                 alone = np.concatenate([run_model(model, row[None], [output])[0] for row in x])
+                _require_repeatable(model, x[:1], output)
                 if not np.isfinite(alone).all():
                     reasons.append(f"{inputs.kind} gives NaN or infinity")
                     continue
                 together = run_model(model, x, [output])[0] if free else alone
             except (ExportError, ValueError) as error:
+                if isinstance(error, ExportError) and error.code == "model-impure":
+                    raise
                 reasons.append(str(error))
                 continue
             scale = float(np.abs(alone).max())
@@ -257,6 +350,29 @@ def _free_batch(
             else f"it runs neither on several inputs at once nor on one (declared: {declared or 'open'})"
         ),
         code="model-non-finite" if is_fed else "export-unsupported",
+    )
+
+
+def _require_repeatable(model: onnx.ModelProto, x: NDArray[np.float32], output: str) -> None:
+    """Check that two runs on one input have one result.
+
+    Raises:
+        ExportError: They differ (code ``model-impure``); the message names the nodes that draw random numbers.
+    """
+    session = session_of(watching(model, [output]), optimised=False)  # one, because each starts with one seed
+    first, again = (session.run([output], {session.get_inputs()[0].name: x})[0] for _ in range(2))
+    if np.array_equal(first, again, equal_nan=True):
+        return
+    random = [
+        str(node)
+        for node in map(Node.of, model.graph.node)
+        if node.op in _RANDOM or (node.op == "Dropout" and node.input(2))
+    ]
+    raise ExportError(
+        "two runs on the same input give different results: the graph draws random numbers"
+        + (f" in {', '.join(random[:3])}" if random else "")
+        + "; export the model in evaluation mode (in PyTorch: model.eval())",
+        code="model-impure",
     )
 
 

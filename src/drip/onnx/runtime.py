@@ -47,7 +47,7 @@ class OnnxScorer:
     def __init__(self, path: str | Path, *, threads: int = 1) -> None:
         if threads < 1:
             raise InputError(f"threads must be at least 1, not {threads!r}")
-        self.path = Path(path)
+        self.path, self.threads = Path(path), threads
         self._session = _open(self.path, threads)
         try:
             properties = self._session.get_modelmeta().custom_metadata_map
@@ -136,6 +136,24 @@ class OnnxScorer:
             return
         lower, upper = ([getattr(window, side) for window in policy.windows] for side in ("lower", "upper"))
         self._windows = np.array(lower), np.array(upper)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy needs: sessions cannot be pickled, so the copy opens the file again."""
+        return {name: value for name, value in vars(self).items() if name != "_session"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the file that the pickled scorer ran.
+
+        Raises:
+            ModelError: the file does not exist here, or is another one.
+        """
+        fresh = type(self)(state["path"], threads=state["threads"])
+        if fresh.digest != state["metadata"].digest:
+            raise ModelError(
+                f"{fresh.path}: another model has replaced the file since this scorer was pickled; pickle a new scorer",
+                code="model-file-damaged",
+            )
+        vars(self).update(vars(fresh) | state)
 
     def score(self, batch: NDArray[np.float32]) -> Observations:
         r"""Scores, classes and logits of a batch; each sample is scored on its own.

@@ -8,16 +8,16 @@ rows of the last linear layer are gathered. Only the part in the middle goes thr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from drip.errors import ExportError
-from drip.onnx.derivatives import reduced_axes
+from drip.onnx.derivatives import quantised_range, reduced_axes
 from drip.onnx.graph import OPEN_END, PREFIX, Graph, Inputs, Node, session_of
 from drip.onnx.heads import Head
 from drip.onnx.tape import Tape, attribute
@@ -300,6 +300,27 @@ def require_derivative(
         )
 
 
+def _quantised_ranges(model: onnx.ModelProto, head: Head) -> dict[str, tuple[np.float32, np.float32]]:
+    """What the QuantizeLinear nodes of a head can represent, by the integers' name."""
+    tape = Tape(Graph(model), head.activation, head.nodes)
+    return {
+        node.outputs[0]: quantised_range(tape, node) for node in head.nodes if node.op == "QuantizeLinear"
+    }
+
+
+def _smooth(node: onnx.NodeProto, ranges: Mapping[str, object]) -> None:
+    """Let a head clip where it quantises: rounding to steps has no differences that are small enough."""
+    if node.output[0] in ranges:
+        number = list(ranges).index(node.output[0])
+        node.op_type = "Clip"
+        node.input[:] = [node.input[0], f"{PREFIX}low_{number}", f"{PREFIX}high_{number}"]
+        del node.attribute[:]
+    elif node.op_type == "DequantizeLinear" and node.input[0] in ranges:
+        node.op_type = "Identity"
+        node.input[:] = [node.input[0]]
+        del node.attribute[:]
+
+
 class _Moved:
     """A graph with a second input that is added to the activation; it outputs logits and weights."""
 
@@ -309,7 +330,9 @@ class _Moved:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         graph, nodes = copy.graph, []
+        ranges = _quantised_ranges(model, head)
         for node in graph.node:
+            _smooth(node, ranges)
             node.input[:] = [_MOVED if name == head.activation else name for name in node.input]
             # copied, because the list that holds the message is cleared below
             nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
@@ -317,6 +340,11 @@ class _Moved:
                 nodes.append(helper.make_node("Add", [head.activation, _DELTA], [_MOVED]))
         del graph.node[:]
         graph.node.extend(nodes)
+        for number, (low, high) in enumerate(ranges.values()):
+            for end, value in (("low", low), ("high", high)):
+                graph.initializer.append(
+                    numpy_helper.from_array(np.asarray(value), f"{PREFIX}{end}_{number}")
+                )
         axes = [None] * (2 + len(head.positions))
         graph.input.append(helper.make_tensor_value_info(_DELTA, TensorProto.FLOAT, axes))
         self._names = [head.activation, "logits", weights.name]
