@@ -204,13 +204,13 @@ def _clip(tape: Tape, node: Node, gradients: Grads) -> Gradients:
 
 @derivative("DequantizeLinear")
 def _dequantised(_tape: Tape, _node: Node, gradients: Grads) -> Gradients:
-    """The gradient at the integers is that at the numbers that they stand for; see QuantizeLinear."""
+    """The gradient at the integers is that at the numbers that they represent; see QuantizeLinear."""
     return gradients[:1]
 
 
 @derivative("QuantizeLinear")
 def _quantised(tape: Tape, node: Node, gradients: Grads) -> Gradients:
-    """The straight-through estimator: the slope of a clip to the numbers that the integers can stand for.
+    """The straight-through estimator: the slope of a clip to the numbers that the integers can represent.
 
     Rounding itself has no slope. Quantisers fuse ReLU into the clip.
 
