@@ -19,8 +19,9 @@ import torch
 from drip.datasets import load
 from drip.labelling import labelling_order
 from drip.rules import BaseRule
-from drip.rules.adaptive import AdaptiveMarginRule
+from drip.rules.adaptive import AdaptiveMarginRule, ComposedRule
 from drip.rules.chance import ClassBalancedRandomRule
+from drip.rules.parts import Populations
 from drip.rules.uncertainty import MarginRule, NoveltyRule
 from drip.rules.windows import DripRule
 from drip.scoring import TorchScorer
@@ -54,6 +55,7 @@ LABELLED_OF = 0.2
 ORDERS = ("labels.random", "labels.proposed")
 REPEATS = 4
 _BATCH = 256
+_LOOKS = 20  # arrivals between two looks at the populations
 
 PLACES: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
     {
@@ -101,11 +103,13 @@ class Arm:
         rule: The rule; None for the store that evicts, which decides at the end.
         params: Its arguments besides the keep rate.
         situations: Where it is measured.
+        accepts: After how many kept samples of a new population a person accepts it; None for never.
     """
 
     rule: type[BaseRule] | None
     params: tuple[tuple[str, object], ...] = ()
     situations: tuple[str, ...] = _EVERYWHERE
+    accepts: int | None = None
 
 
 ARMS: Mapping[str, Arm] = MappingProxyType(
@@ -115,6 +119,7 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
         "adaptive-margin.all-gates": Arm(AdaptiveMarginRule, (("gates", True),)),  # as released in 0.1.0
         # Without an answer a second population gets its quota; this is after the answer "ignore".
         "adaptive-margin.ignoring": Arm(AdaptiveMarginRule, (("quota", 0.0),), (*_CAMERAS, "junk")),
+        "adaptive-margin.accepting": Arm(AdaptiveMarginRule, situations=_CAMERAS, accepts=100),
         "spread-margin": Arm(SpreadMarginRule),
         "spread-store": Arm(None),
         "margin": Arm(MarginRule),
@@ -149,8 +154,10 @@ def config(cell: Cell) -> JsonObject:
     """What the cell's numbers depend on besides the regime."""
     arm = ARMS["adaptive-margin"] if cell.arm in ORDERS else ARMS.get(cell.arm)
     params = None if arm is None or arm.rule is None else build_rule(arm, cell.get("retention")).params
-    order = {"order": "facility location, two turns"} if cell.arm == "labels.proposed" else {}
-    return {"rule": params, "head": {"l2": L2, "solver": "l-bfgs"}, "calibration": N_CALIBRATION, **order}
+    more: JsonObject = {"order": "facility location, two turns"} if cell.arm == "labels.proposed" else {}
+    if arm is not None and arm.accepts is not None:
+        more = {"accepts": arm.accepts}
+    return {"rule": params, "head": {"l2": L2, "solver": "l-bfgs"}, "calibration": N_CALIBRATION, **more}
 
 
 def build_rule(arm: Arm, retention: float) -> BaseRule:
@@ -163,7 +170,24 @@ def select(arm: Arm, keep: float, count: int, bench: Bench) -> BoolArray:
     """Which arrivals an arm keeps, shape (n,)."""
     if arm.rule is None:
         return spread_store(bench.calibration, bench.stream, count)
-    return build_rule(arm, keep).calibrate(bench.calibration).decide_many(bench.stream).retain
+    rule = build_rule(arm, keep).calibrate(bench.calibration)
+    if arm.accepts is not None and isinstance(rule, ComposedRule):
+        return _accepting(rule, arm.accepts, bench.stream)
+    return rule.decide_many(bench.stream).retain
+
+
+def _accepting(rule: ComposedRule, after: int, stream: Observations) -> BoolArray:
+    """Which arrivals are kept if a person accepts each new population, and the run goes on with the answer."""
+    retain = []
+    for start in range(0, len(stream), _LOOKS):
+        retain.append(rule.decide_many(stream[start : start + _LOOKS]).retain)
+        for each in rule.populations:
+            if each["number"] > 1 and each["answer"] is None and each["kept"] >= after:
+                state, answers = rule.state(), rule.params.get("answers", ())
+                populations = Populations.saved(state["population"])
+                answers = populations.answers_with(answers, each["number"], "accept")
+                rule = type(rule)(**{**rule.params, "answers": answers}).restore(state)
+    return np.concatenate(retain)
 
 
 class SituationRegime:
