@@ -39,7 +39,7 @@ def observe() -> tuple[Observations, OnnxScorer, np.ndarray]:
         path = Path(folder) / "model.onnx"
         inputs = np.stack([spec.prepare(one.data, one.media_type) for one in data.samples(chosen[:16])])
         model = EfficientNetB0(10).eval()
-        export_onnx(model, None, inputs[:2], path, spec=spec, features=True, contrast=True)
+        export_onnx(model, None, inputs[:2], path, spec=spec, contrast=True)
         scorer = OnnxScorer(path)
         parts = [scorer.score(spec.prepare(one.data, one.media_type)[None]) for one in data.samples(chosen)]
     found = Observations.concatenate(parts)

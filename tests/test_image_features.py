@@ -82,7 +82,7 @@ def test_a_model_file_gives_the_features_of_its_network(network, tmp_path):
     from drip.onnx import export_onnx
 
     batch = np.random.default_rng(0).random((3, 1, 28, 28), dtype=np.float32)
-    export_onnx(network, None, batch, tmp_path / "m.onnx", features=True, spec=SPEC)
+    export_onnx(network, None, batch, tmp_path / "m.onnx", spec=SPEC)
     found = open_backbone(str(tmp_path / "m.onnx"))
     assert found.spec == SPEC
     expected = of_torch(network, SPEC, "small").features(batch)

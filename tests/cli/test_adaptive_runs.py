@@ -19,7 +19,7 @@ def with_features(tmp_path_factory):
     model = SmallCNN(SPEC.shape[0], 3, width=4).eval()
     path = tmp_path_factory.mktemp("with-features") / "model.onnx"
     export_onnx(
-        model, None, torch.rand(2, *SPEC.shape).numpy(), path, spec=SPEC, features=True,
+        model, None, torch.rand(2, *SPEC.shape).numpy(), path, spec=SPEC,
         class_names=("ant", "bee", "cow"),
     )  # fmt: skip
     return path

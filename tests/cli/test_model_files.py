@@ -69,7 +69,7 @@ def test_a_rule_that_reads_what_the_file_does_not_give_is_refused(board, drip, t
     result = drip("calibrate", board.bare.path, *options)
     assert result.code == 1
     assert result.error == "rule-needs"
-    assert "--output contrast" in result.err
+    assert "--contrast" in result.err
     assert not out.exists()
     rich = make_model(tmp_path / "rich.onnx", board.spec, seed=3, on_request=True)
     assert drip("calibrate", rich.path, *options).code == 0

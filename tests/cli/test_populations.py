@@ -41,7 +41,7 @@ def first(digits, tmp_path_factory):
     packaged = replace(whole, images=whole.images[-10_000:], labels=whole.labels[-10_000:])
     model = load_model("drip.models:SmallCNN", digits.weights)
     example = packaged.inputs(np.arange(2))
-    export_onnx(model, None, example, root / "model.onnx", spec=packaged.spec, features=True)
+    export_onnx(model, None, example, root / "model.onnx", spec=packaged.spec)
     policy = calibrate_file(
         OnnxScorer(root / "model.onnx"), digits.calibration, rule="adaptive-margin", retention=0.3
     )

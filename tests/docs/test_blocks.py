@@ -59,8 +59,7 @@ def workshop(tmp_path_factory, digits):
     model = f"drip.models:SmallCNN --weights {digits.weights}"
     shutil.copytree(digits.calibration, root / "kept-digits")
     shutil.copytree(digits.calibration, root / "frames")
-    outputs = "--output features --output contrast"
-    call(f"drip model export {model} --policy {digits.policy} {outputs} --out {root / 'model.onnx'}")
+    call(f"drip model export {model} --policy {digits.policy} --contrast --out {root / 'model.onnx'}")
     call(
         f"drip run {model} --policy {digits.policy} --source {digits.calibration} "
         f"--store {root / 'kept.db'} --budget 50MB"

@@ -28,7 +28,7 @@ from drip.onnx import export_file
 from drip.onnx.files import metadata_of, run_file
 source, path, inputs, out = sys.argv[1:5]
 layer = sys.argv[5] if len(sys.argv) > 5 else None
-metadata = export_file(source, path, features=True, contrast=True, layer=layer)
+metadata = export_file(source, path, contrast=True, layer=layer)
 np.savez(out, **run_file(open(path, "rb").read(), np.load(inputs)))
 print(metadata.score["layer_shape"])
 assert sys.modules["torch"] is None
@@ -294,9 +294,7 @@ def test_an_old_opset_is_converted():
 
 @pytest.mark.parametrize("opset", [13, 15, 17, 18, 21])
 def test_every_opset_from_thirteen(opset):
-    assert_by_hand(
-        graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, 6, 7), opset=opset), contrast=True, features=True
-    )
+    assert_by_hand(graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, 6, 7), opset=opset), contrast=True)
 
 
 def test_weights_that_are_inputs_as_in_old_files():

@@ -29,7 +29,7 @@ def exported(digits, tmp_path_factory):
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     example = np.random.default_rng(0).random((2, 1, 28, 28), dtype=np.float32)
-    export_onnx(model, policy, example, path, class_names=names, features=True, contrast=True)
+    export_onnx(model, policy, example, path, class_names=names, contrast=True)
     return path, model, policy
 
 

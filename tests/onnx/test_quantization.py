@@ -41,7 +41,7 @@ def parent(digits, tmp_path_factory):
     path = tmp_path_factory.mktemp("int8") / "model.onnx"
     model = load_model("drip.models:SmallCNN", digits.weights)
     example = np.random.default_rng(0).random((2, 1, 28, 28), dtype=np.float32)
-    export_onnx(model, Policy.load(digits.policy), example, path, features=True)
+    export_onnx(model, Policy.load(digits.policy), example, path)
     return path
 
 

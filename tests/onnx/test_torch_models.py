@@ -28,7 +28,7 @@ from drip.scoring import TorchScorer, model_digest
 
 
 def exported(model, x, path, **options):
-    export_onnx(model, None, x[:2], path, contrast=True, features=True, **options)
+    export_onnx(model, None, x[:2], path, contrast=True, **options)
     return run_file(path.read_bytes(), x)
 
 
@@ -49,7 +49,7 @@ def head(request, tmp_path_factory):
     """A head's model, its layer and shape, and the exported file's path."""
     model, batch, layer = build(request.param)
     path = tmp_path_factory.mktemp("head") / "model.onnx"
-    export_onnx(model, None, batch[:2], path, layer=layer, contrast=True, features=True)
+    export_onnx(model, None, batch[:2], path, layer=layer, contrast=True)
     return request.param, model, layer, batch.shape[1:], path
 
 

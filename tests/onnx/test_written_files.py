@@ -166,13 +166,13 @@ def test_a_rule_that_reads_a_missing_output_is_rejected(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "params", "output"),
+    ("name", "params", "outputs"),
     [
-        ("lowest-contrast", {}, "drip_contrast"),
-        ("adaptive-margin", {"gates": True}, "features"),
+        ("lowest-contrast", {}, ["drip_contrast", "features"]),
+        ("adaptive-margin", {"gates": True}, ["features"]),
     ],
 )
-def test_export_adds_the_output_that_the_rule_reads(name, params, output, tmp_path):
+def test_export_adds_the_output_that_the_rule_reads(name, params, outputs, tmp_path):
     model, _, layer = build("gap_linear")
     path, x = tmp_path / "model.onnx", noise((3, 9, 11), 200)
     scorer = TorchScorer(model, layer=layer, contrast=True)
@@ -184,7 +184,7 @@ def test_export_adds_the_output_that_the_rule_reads(name, params, output, tmp_pa
     )  # fmt: skip
     policy = Policy.of(rule, n_classes=scored.logits.shape[1], provenance=provenance)
     export_onnx(model, policy, x[:2], path)
-    assert [item.name for item in onnx.load(path).graph.output][4:] == [output]
+    assert [item.name for item in onnx.load(path).graph.output][4:] == outputs
     assert check(path).ok
     decided = policy.to_rule().decide_many(OnnxScorer(path).score(x)).retain
     expected = policy.to_rule().decide_many(scored).retain
@@ -376,7 +376,7 @@ def test_export_of_a_pytorch_model(factory, drip, tmp_path):
     torch.save(build("gap_linear", seed=3)[0].state_dict(), tmp_path / "w.pt")
     result = drip(
         "model", "export", factory, "--weights", "w.pt", "--input-spec", "3x9x11", "--out", "m.onnx",
-        "--class-names", "a,b,c,d,e", "--output", "contrast", "--output", "features", "--json",
+        "--class-names", "a,b,c,d,e", "--contrast", "--json",
     )  # fmt: skip
     assert result.code == 0, result.err
     content = json.loads(result.out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -35,13 +34,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Write, change and check the file that a device runs.", no_args_is_help=True)
 
 FileArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file.", show_default=False)]
-
-
-class Output(StrEnum):
-    """Optional outputs of a model file."""
-
-    CONTRAST = "contrast"
-    FEATURES = "features"
 
 
 @app.command()
@@ -80,10 +72,10 @@ def export(
             show_default="from the policy, or raw",
         ),
     ] = None,
-    output: Annotated[
-        list[Output] | None,
-        typer.Option(help="Output to add; repeatable.", show_default="what the policy reads"),
-    ] = None,
+    contrast: Annotated[
+        bool,
+        typer.Option("--contrast", help="Add the contrast score.", show_default="if the policy reads it"),
+    ] = False,
     class_names: ClassNamesOption = "",
     data: Annotated[
         Path | None,
@@ -109,8 +101,7 @@ def export(
     require_writable(out, model, weights, policy)
     metadata = _write(
         model, weights, policy, out, data, layer=words.get("layer"), heatmap=words.get("heatmap"),
-        spec=input_spec, class_names=names, contrast=Output.CONTRAST in (output or ()),
-        features=Output.FEATURES in (output or ()),
+        spec=input_spec, class_names=names, contrast=contrast,
     )  # fmt: skip
     print_metadata(metadata, out, json_output=json_output)
 

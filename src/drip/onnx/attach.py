@@ -50,7 +50,6 @@ def attach_score(
     spec: InputSpec | None = None,
     class_names: Sequence[str] = (),
     contrast: bool = False,
-    features: bool = False,
     heatmap: str = "raw",
     output: str | None = None,
     closing_softmax: ClosingSoftmax = "cut",
@@ -76,7 +75,6 @@ def attach_score(
         class_names: In the order of the logits; empty uses the policy's.
         contrast: Add the output ``drip_contrast``, the score of the difference of the two largest logits.
             It is always added if the policy's rule reads it.
-        features: Add the output ``features``, the mean of each map; likewise.
         heatmap: ``raw`` as in the paper, or ``normalised``: each heatmap is scaled to [0, 1] before the mean.
         output: Name of the output with the logits, for a model with several outputs.
         closing_softmax: ``cut`` uses the input of a softmax or sigmoid at the end as logits; ``keep`` its
@@ -123,13 +121,12 @@ def attach_score(
             code="labels-invalid",
         )
     if policy is not None:
-        needs = policy.to_rule().needs
-        contrast, features = contrast or "contrast" in needs, features or "features" in needs
+        contrast = contrast or "contrast" in policy.to_rule().needs
     writer = _Writer(graph, head, heatmap)
     batch = "batch" if source.dynamic else 1
-    weights = writer.write(windows_of(policy, n_classes), contrast=contrast, features=features)
+    weights = writer.write(windows_of(policy, n_classes), contrast=contrast)
     del source.model.graph.output[:]
-    source.model.graph.output.extend(_outputs(batch, n_classes, head, contrast=contrast, features=features))
+    source.model.graph.output.extend(_outputs(batch, n_classes, head, contrast=contrast))
     prune(source.model)
     require_derivative(source.model, head, weights, source.inputs, dynamic=source.dynamic)
     metadata = ModelMetadata(
@@ -225,7 +222,7 @@ class _Writer:
     head: Head
     heatmap: str
 
-    def write(self, windows: np.ndarray, *, contrast: bool, features: bool) -> MapWeights:
+    def write(self, windows: np.ndarray, *, contrast: bool) -> MapWeights:
         """Append all nodes, with the outputs under their names; returns the weights of the score's maps."""
         g, head = self.graph, self.head
         flat = head.logits
@@ -246,9 +243,8 @@ class _Writer:
             two = g.add("TopK", flat, g.indices([2]), axis=1, outputs=2) + ".1"
             classes = [g.add("Gather", two, g.number(index, np.int64), axis=1) for index in (0, 1)]
             self._score(maps, differentiator.weights(classes), "drip_contrast", normalised=False)
-        if features:
-            mean = g.reduce("ReduceMean", maps, [2], keep=False)
-            g.add("Identity", mean, outputs=["features"])
+        mean = g.reduce("ReduceMean", maps, [2], keep=False)
+        g.add("Identity", mean, outputs=["features"])
         return weights
 
     def _maps(self) -> str:
@@ -315,9 +311,7 @@ class _Writer:
         g.add("Not", inside, outputs=["retain"])
 
 
-def _outputs(
-    batch: str | int, n_classes: int, head: Head, *, contrast: bool, features: bool
-) -> list[onnx.ValueInfoProto]:
+def _outputs(batch: str | int, n_classes: int, head: Head, *, contrast: bool) -> list[onnx.ValueInfoProto]:
     """The declared outputs, in the order of the format."""
     floats = TensorProto.FLOAT
     found = [
@@ -328,8 +322,7 @@ def _outputs(
     ]
     if contrast:
         found.append(helper.make_tensor_value_info("drip_contrast", floats, [batch]))
-    if features:
-        found.append(helper.make_tensor_value_info("features", floats, [batch, head.n_maps]))
+    found.append(helper.make_tensor_value_info("features", floats, [batch, head.n_maps]))
     return found
 
 

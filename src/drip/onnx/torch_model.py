@@ -46,7 +46,6 @@ def export_onnx(
     *,
     layer: str | None = None,
     contrast: bool = False,
-    features: bool = False,
     heatmap: Heatmap | None = None,
     spec: InputSpec | None = None,
     class_names: Sequence[str] = (),
@@ -65,7 +64,6 @@ def export_onnx(
         path: Where to write.
         layer: Target layer as for :class:`drip.scoring.TorchScorer`.
         contrast: Add the output ``drip_contrast``; it is always added if the policy's rule reads it.
-        features: Add the output ``features``; likewise.
         heatmap: ``raw`` or ``normalised``.
         spec: How samples become inputs; None uses the policy's.
         class_names: In the order of the logits; empty uses the policy's.
@@ -110,7 +108,6 @@ def export_onnx(
         spec=spec,
         class_names=class_names,
         contrast=contrast,
-        features=features,
         heatmap=chosen,
         samples=samples,
         parent_digest=digest,

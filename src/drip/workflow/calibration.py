@@ -102,8 +102,9 @@ def calibrate_file(
         SourceError: the folder does not exist or is empty.
     """
     chosen = _rule(rule, retention, rule_options or {})
-    options = " ".join(f"--output {name}" for name in sorted(chosen.needs - scorer.provides))
-    require_scores(chosen, scorer.provides, f"export the model file with {options}")
+    # Files of version 0.1.0 have features only on request.
+    option = " with --contrast" if "contrast" in chosen.needs - scorer.provides else ""
+    require_scores(chosen, scorer.provides, f"export the model file again{option}")
     observations = _observe(FolderSource(folder), scorer, scorer.spec, on_progress)
     provenance = Provenance(
         model_digest=scorer.digest,

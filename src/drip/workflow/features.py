@@ -149,7 +149,7 @@ def _of_file(path: str) -> Backbone:
     scorer = OnnxScorer(path)
     if "features" not in scorer.provides:
         raise ModelError(
-            f"{path}: has no output 'features'; export it with --output features", code="model-outputs"
+            f"{path}: has no output 'features'; export it again with drip model export", code="model-outputs"
         )
 
     def scored(batch: NDArray[np.float32]) -> NDArray[np.floating]:
