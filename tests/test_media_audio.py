@@ -1,11 +1,14 @@
 """Audio to inputs: whole or rejected."""
 
+import math
+
 import numpy as np
 import pytest
 from encoded_samples import TONE, error_of, sound
+from scipy.signal import resample_poly
 
 from drip.errors import InputError
-from drip.media import InputSpec
+from drip.media import InputSpec, resampled
 
 AUDIO = InputSpec((1, 400), sample_rate_hz=16_000)
 
@@ -31,6 +34,54 @@ def test_audio_of_another_rate_is_rejected_with_both_rates():
 
 def test_audio_with_another_number_of_channels_is_rejected():
     assert error_of(AUDIO, sound(np.stack([TONE, TONE], axis=1)), "audio/wav").code == "sample-shape"
+
+
+def test_channels_are_averaged_or_repeated_on_request():
+    stereo = np.stack([TONE, -TONE / 2], axis=1)
+    mono = InputSpec((1, 400), sample_rate_hz=16_000, mix=True)
+    got = mono.prepare(sound(stereo, subtype="FLOAT"), "audio/wav")
+    np.testing.assert_allclose(got[0], stereo.astype(np.float32).mean(1), atol=1e-7)
+    two = InputSpec((2, 400), sample_rate_hz=16_000, mix=True).prepare(
+        sound(TONE, subtype="FLOAT"), "audio/wav"
+    )
+    np.testing.assert_array_equal(two[0], two[1])
+    three = sound(np.stack([TONE] * 3, axis=1))
+    assert (
+        error_of(InputSpec((2, 400), sample_rate_hz=16_000, mix=True), three, "audio/wav").code
+        == "sample-shape"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rate", "wanted"), [(44_100, 16_000), (8_000, 16_000), (48_000, 16_000), (16_000, 44_100)]
+)
+def test_resampling_is_that_of_scipy(rate, wanted):
+    values = np.random.default_rng(0).normal(size=(2, rate // 2)).astype(np.float32)
+    divisor = math.gcd(rate, wanted)
+    expected = resample_poly(values.astype(np.float64), wanted // divisor, rate // divisor, axis=1)
+    np.testing.assert_allclose(resampled(values, rate, wanted), expected, atol=1e-6)
+
+
+def test_resampling_in_blocks_gives_the_same(monkeypatch):
+    values = np.random.default_rng(0).normal(size=(1, 4_000)).astype(np.float32)
+    whole = resampled(values, 8_000, 16_000)
+    monkeypatch.setattr("drip.media._BLOCK", 100)
+    np.testing.assert_array_equal(resampled(values, 8_000, 16_000), whole)
+
+
+def test_a_tone_keeps_its_pitch_in_a_resampled_file():
+    spec = InputSpec((1, 8_000), "crop", sample_rate_hz=16_000, resample=True)
+    tone = np.sin(2 * np.pi * 440 * np.arange(22_050) / 44_100).astype(np.float32)
+    got = spec.prepare(sound(tone, rate=44_100, subtype="FLOAT"), "audio/wav")[0]
+    expected = np.sin(2 * np.pi * 440 * np.arange(8_000) / 16_000)
+    np.testing.assert_allclose(got[200:-200], expected[200:-200], atol=1e-3)
+
+
+def test_rates_without_a_common_ratio_and_results_beyond_the_limit_are_rejected():
+    spec = InputSpec((1, 400), "crop", sample_rate_hz=16_001, resample=True)
+    assert "16001" in str(error_of(spec, sound(TONE, rate=44_100), "audio/wav"))
+    spec = InputSpec((1, 400), "crop", sample_rate_hz=16_000, resample=True, max_values=1_000)
+    assert error_of(spec, sound(TONE, rate=1_000), "audio/wav").code == "sample-too-large"
 
 
 def test_audio_of_another_length_is_rejected_with_what_to_set():

@@ -46,6 +46,61 @@ def test_mean_and_std_are_per_channel_after_scaling():
         np.testing.assert_allclose(got[channel], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("ends", [(0.0, 255.0), (-1.0, 1.0), (0.0, 1.0), (16.0, 235.0)])
+def test_black_and_white_become_the_ends_of_the_range(ends):
+    got = InputSpec((3, 12, 10), value_range=ends).prepare(encode_png(COLOUR), "image/png")
+    expected = ends[0] + (ends[1] - ends[0]) * (COLOUR.transpose(2, 0, 1) / 255)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    if ends == (0.0, 255.0):  # whole numbers, for models of bytes
+        np.testing.assert_array_equal(got, COLOUR.transpose(2, 0, 1))
+
+
+def test_channels_in_the_order_of_opencv_with_a_mean_in_that_order():
+    spec = InputSpec((3, 12, 10), channel_order="bgr", value_range=(0.0, 255.0), mean=(104.0, 117.0, 123.0))
+    got = spec.prepare(encode_png(COLOUR), "image/png")
+    np.testing.assert_array_equal(got[0], COLOUR[:, :, 2] - np.float32(104))
+    np.testing.assert_array_equal(got[2], COLOUR[:, :, 0] - np.float32(123))
+
+
+PHOTO = np.random.default_rng(5).integers(0, 256, (301, 427, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_usual_evaluation_of_imagenet_models(name, turned):
+    """Shorter side to 256, longer side rounded down, the middle 224 x 224: what torchvision does."""
+    image = Image.fromarray(PHOTO.transpose(1, 0, 2) if turned else PHOTO)
+    size = (256, 256 * 427 // 301) if turned else (256 * 427 // 301, 256)
+    resized = np.asarray(image.resize(size, getattr(Image.Resampling, name.upper())))
+    top, left = (round((side - 224) / 2) for side in resized.shape[:2])
+    spec = InputSpec((3, 224, 224), "crop", interpolation=name, shorter_side=256, value_range=(0.0, 255.0))
+    got = spec.prepare(encode_png(np.asarray(image)), "image/png")
+    np.testing.assert_array_equal(
+        got, resized[top : top + 224, left : left + 224].transpose(2, 0, 1).astype(np.float32)
+    )
+
+
+def test_an_extreme_image_is_not_resized_as_a_whole():
+    spec = InputSpec((1, 32, 32), "crop", shorter_side=40)
+    data = encode_png(np.tile(np.array([[0, 255]], np.uint8), (1, 20_000)))
+    tracemalloc.start()
+    assert spec.prepare(data, "image/png").shape == (1, 32, 32)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("size", "box"), [((40, 20), (0, 8, 32, 24)), ((20, 40), (8, 0, 24, 32))])
+def test_letterbox_keeps_the_proportions_and_fills_the_rest(size, box):
+    image = Image.new("RGB", size, (200, 100, 50))
+    spec = InputSpec((3, 32, 32), "letterbox", fill=114, value_range=(0.0, 255.0))
+    got = spec.prepare(encode_png(np.asarray(image)), "image/png")
+    left, top, right, bottom = box
+    inside = np.zeros((32, 32), bool)
+    inside[top:bottom, left:right] = True
+    assert (got[:, inside] == np.array([200, 100, 50])[:, None]).all()
+    assert (got[:, ~inside] == 114).all()
+
+
 def test_a_single_mean_applies_to_all_channels():
     spec = InputSpec((3, 12, 10), mean=(0.5,), std=(0.25,))
     got = spec.prepare(encode_png(COLOUR), "image/png")

@@ -33,6 +33,18 @@ from drip.media import MEDIA_TYPES, NPY, SUFFIXES, InputSpec, encode_npy, encode
         ({"shape": (3, 4, 4), "sample_rate_hz": -1}, "sample_rate_hz"),
         ({"shape": (3, 4, 4), "max_values": 0}, "max_values"),
         ({"shape": (3, 4, 4), "max_values": "many"}, "max_values"),
+        ({"shape": (3, 4, 4), "value_range": (1.0, 0.0)}, "value_range"),
+        ({"shape": (3, 4, 4), "value_range": (1.0,)}, "value_range"),
+        ({"shape": (3, 4, 4), "value_range": (0.0, np.inf)}, "value_range"),
+        ({"shape": (3, 4, 4), "channel_order": "grb"}, "channel_order"),
+        ({"shape": (1, 4, 4), "channel_order": "bgr"}, "three channels"),
+        ({"shape": (3, 4, 4), "interpolation": "cubic"}, "interpolation"),
+        ({"shape": (3, 4, 4), "shorter_side": 8}, "crop"),
+        ({"shape": (3, 4, 4), "resize": "crop", "shorter_side": 3}, "from 4"),
+        ({"shape": (3, 4, 4), "resize": "crop", "shorter_side": 10**6}, "16384"),
+        ({"shape": (3, 4, 4), "fill": 256}, "fill"),
+        ({"shape": (3, 4, 4), "mix": "yes"}, "mix"),
+        ({"shape": (3, 4, 4), "resample": 1}, "resample"),
     ],
 )
 def test_field_outside_its_range_is_an_error_with_its_name(fields, word):
@@ -44,6 +56,22 @@ def test_field_outside_its_range_is_an_error_with_its_name(fields, word):
 def test_json_round_trip_is_exact():
     spec = InputSpec((3, 12, 10), "crop", (0.1, 0.2, 0.3), (0.5,), 0, 10**6)
     assert InputSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_new_fields_are_written_only_where_they_are_used():
+    """Policies and files of earlier versions keep their digests, and earlier versions read what they understand."""
+    assert list(InputSpec((3, 4, 4)).to_json()) == [
+        "shape", "resize", "mean", "std", "sample_rate_hz", "max_values",
+    ]  # fmt: skip
+    spec = InputSpec(
+        (3, 12, 10), "crop", value_range=(-1.0, 1.0), channel_order="bgr", interpolation="bicubic", shorter_side=14,
+        fill=7, resample=True, mix=True,
+    )  # fmt: skip
+    assert InputSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert spec.describe() == (
+        "3x12x10 resize=crop shorter=14 interpolation=bicubic fill=7 order=bgr range=-1,1 mean=0 std=1 "
+        "resample=yes mix=yes"
+    )
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,9 @@ CODES: Mapping[str, str] = MappingProxyType(
             "No sample of the run could be decoded, scored and kept. `drip store stats` counts the "
             "quarantined samples; `--on-error raise` shows the first reason."
         ),
+        "provider-unknown": (
+            "The installed ONNX Runtime has no execution provider of this name. The message lists those it has."
+        ),
         "sample-non-finite": (
             "The sample contains NaN or infinity, or the model outputs them for it. Check the sensor and the "
             "scale of the input."

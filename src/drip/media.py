@@ -11,7 +11,7 @@ import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
@@ -22,7 +22,9 @@ from PIL import Image, UnidentifiedImageError
 from drip.errors import InputError, brief
 from drip.types import JsonObject
 
-Resize = Literal["exact", "stretch", "crop"]
+Resize = Literal["exact", "stretch", "crop", "letterbox"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+ChannelOrder = Literal["rgb", "bgr"]
 
 NPY = "application/x-npy"
 MEDIA_TYPES: Mapping[str, str] = {
@@ -49,6 +51,14 @@ _AUDIO_FORMATS = {"audio/wav": ("WAV", "WAVEX"), "audio/flac": ("FLAC",)}
 _MAX_INPUT_VALUES = 2**26
 _MAX_SAMPLE_RATE_HZ = 2**31 - 1  # libsndfile has a C int: no file could match a higher rate
 _DEFAULT_MAX_VALUES = 64_000_000
+_MAX_SIDE = 2**14
+_BLOCK = 2**14
+_MOST_PHASES = 2**12  # 44,100 to 48,000 Hz needs 160
+_MAX_RESIZED = 2**24  # pixels of an image that is resized as a whole before a part is cut out
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +69,22 @@ class InputSpec:
         shape: Shape of one input: (channels, height, width) of an image, (channels, samples) of audio,
             any shape of an array.
         resize: ``exact`` rejects other sizes; ``stretch`` resizes both sides; ``crop`` resizes the
-            shorter side and cuts out the centre. Audio: ``crop`` cuts or zero-pads at the end. Bilinear
-            with antialiasing. Transparency and orientation tags are ignored; 16-bit images keep their
-            high byte; of an animation, the first frame is used.
-        mean: Subtracted per channel, after scaling values to [0, 1] (images) or [-1, 1] (audio).
+            shorter side and cuts out the centre; ``letterbox`` resizes the longer side and fills the rest.
+            Audio: ``crop`` cuts or zero-pads at the end. Transparency and orientation tags are ignored; 16-bit
+            images keep their high byte; of an animation, the first frame is used.
+        mean: Subtracted per channel, after scaling values to ``value_range`` (images) or [-1, 1] (audio).
         std: Divided by, per channel.
         sample_rate_hz: Required rate of audio; 0 for images and arrays.
         max_values: Largest number of pixels, audio samples or array values that is decoded. Larger samples
             are rejected before memory is allocated for them.
+        value_range: What black and white become, before ``mean`` and ``std``: (0, 255) for models of bytes.
+        channel_order: ``bgr`` for models that were trained on images as OpenCV reads them.
+        interpolation: How images are resized, always with antialiasing, as Pillow does.
+        shorter_side: For ``crop``, pixels of the shorter side before the cut; 0 cuts as little as possible.
+            With 256, a shape of 224 x 224 has the usual evaluation of ImageNet models.
+        fill: Grey value of the bars of ``letterbox``, 0 to 255.
+        resample: Convert audio of other rates; otherwise they are rejected.
+        mix: Average the channels of audio with too many, and repeat a single one; otherwise they are rejected.
     """
 
     shape: tuple[int, ...]
@@ -75,6 +93,13 @@ class InputSpec:
     std: tuple[float, ...] = (1.0,)
     sample_rate_hz: int = 0
     max_values: int = _DEFAULT_MAX_VALUES
+    value_range: tuple[float, float] = (0.0, 1.0)
+    channel_order: ChannelOrder = "rgb"
+    interpolation: Interpolation = "bilinear"
+    shorter_side: int = 0
+    fill: int = 0
+    resample: bool = False
+    mix: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -84,8 +109,12 @@ class InputSpec:
         """
         if not self.shape or not all(_is_count(side) and side > 0 for side in self.shape):
             raise _spec_error(f"shape must be positive sizes such as (3, 224, 224), got {self.shape!r}")
-        if self.resize not in get_args(Resize):
-            raise _spec_error(f"resize must be one of {', '.join(get_args(Resize))}, got {self.resize!r}")
+        choices = {"resize": Resize, "channel_order": ChannelOrder, "interpolation": Interpolation}
+        for name, kind in choices.items():
+            if getattr(self, name) not in get_args(kind):
+                raise _spec_error(
+                    f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}"
+                )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.shape[0]) or not np.isfinite(_float32(values)).all():
                 raise _spec_error(
@@ -99,8 +128,27 @@ class InputSpec:
                 f"sample_rate_hz must be from 0 to {_MAX_SAMPLE_RATE_HZ} and max_values at least 1, "
                 f"got {self.sample_rate_hz!r} and {self.max_values!r}"
             )
+        self._check_image_options()
         if math.prod(self.shape) > _MAX_INPUT_VALUES:
             raise _spec_error(f"shape must have at most {_MAX_INPUT_VALUES} values, got {self.shape}")
+
+    def _check_image_options(self) -> None:
+        ends = _float32(self.value_range)
+        if ends.shape != (2,) or not np.isfinite(ends).all() or ends[0] >= ends[1]:
+            raise _spec_error(f"value_range must be two numbers such as (0, 255), got {self.value_range!r}")
+        if not (_is_count(self.fill) and self.fill <= 255):
+            raise _spec_error(f"fill must be a grey value from 0 to 255, got {self.fill!r}")
+        if not all(isinstance(flag, bool) for flag in (self.resample, self.mix)):
+            raise _spec_error(f"resample and mix must be true or false, got {self.resample!r}, {self.mix!r}")
+        if self.channel_order == "bgr" and self.shape[0] != 3:
+            raise _spec_error(f"channel_order bgr needs three channels, but shape is {self.shape}")
+        sides = self.shape[1:] or (0,)
+        is_side = _is_count(self.shorter_side) and self.shorter_side <= _MAX_SIDE
+        if not is_side or (self.shorter_side and (self.resize != "crop" or self.shorter_side < max(sides))):
+            raise _spec_error(
+                f"shorter_side needs resize 'crop' and must be from {max(sides)} to {_MAX_SIDE} pixels, got "
+                f"{self.shorter_side!r}"
+            )
 
     def prepare(self, data: bytes, media_type: str) -> NDArray[np.float32]:
         """Decode one sample.
@@ -150,10 +198,34 @@ class InputSpec:
         return values
 
     def to_json(self) -> JsonObject:
-        """The fields as JSON, for policies and model files."""
+        """The fields as JSON, for policies and model files; the newer ones only if they are not the default.
+
+        Earlier versions read those specs that they understand, and reject others.
+        """
+        first, defaults = {field.name for field in fields(self)[:6]}, type(self)(self.shape)
         return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if name in first or value != getattr(defaults, name)
         }
+
+    def describe(self) -> str:
+        """The spec in the words of the command line, without what is not needed.
+
+        >>> InputSpec((3, 224, 224), "crop", (0.5,), value_range=(0, 255), shorter_side=256).describe()
+        '3x224x224 resize=crop shorter=256 range=0,255 mean=0.5 std=1'
+        """
+        words = ["x".join(map(str, self.shape)), f"resize={self.resize}"]
+        words += [f"shorter={self.shorter_side}"] if self.shorter_side else []
+        for name, word, default in (
+            ("interpolation", "interpolation", "bilinear"), ("fill", "fill", 0), ("channel_order", "order", "rgb"),
+        ):  # fmt: skip
+            words += [f"{word}={getattr(self, name)}"] if getattr(self, name) != default else []
+        for name, word in (("value_range", "range"), ("mean", "mean"), ("std", "std")):
+            words.append(f"{word}={','.join(f'{value:g}' for value in getattr(self, name))}")
+        words += [f"rate={self.sample_rate_hz}"] if self.sample_rate_hz else []
+        words += [f"{name}=yes" for name in ("resample", "mix") if getattr(self, name)]
+        return " ".join(words)
 
     @classmethod
     def from_json(cls, content: JsonObject) -> Self:
@@ -176,6 +248,28 @@ class InputSpec:
                 f"the sample has {count} {what}, more than {self.max_values}; raise max_values to accept it",
                 code="sample-too-large",
             )
+
+    def _converted(self, values: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+        """Audio with the spec's channels and rate."""
+        n_channels = self.shape[0]
+        if len(values) != n_channels:
+            if not self.mix or (len(values) > 1 and n_channels > 1):
+                raise InputError(
+                    f"the audio has {len(values)} channels, but the input spec says {n_channels}; mix=yes in the "
+                    "input spec averages them to one",
+                    code="sample-shape",
+                )
+            values = np.repeat(values.mean(0, keepdims=True, dtype=np.float32), n_channels, 0)
+        if rate != self.sample_rate_hz:
+            if not (self.resample and self.sample_rate_hz):
+                raise InputError(
+                    f"the audio is sampled at {rate} Hz, but the input spec says {self.sample_rate_hz} Hz; "
+                    "resample=yes in the input spec converts it",
+                    code="sample-shape",
+                )
+            self._check_count(values.size * self.sample_rate_hz // rate, "audio values")
+            values = resampled(values, rate, self.sample_rate_hz)
+        return values
 
     def _image(self, data: bytes, media_type: str) -> NDArray[np.float32]:
         if len(self.shape) != 3 or self.shape[0] not in (1, 3):
@@ -206,11 +300,18 @@ class InputSpec:
                 f"the image is truncated or corrupt ({error})", code="sample-undecodable"
             ) from error
         picture = self._resized(picture, width, height)
-        pixels = np.asarray(picture, dtype=np.float32) / np.float32(255)
+        pixels = np.asarray(picture, dtype=np.float32)
+        low, high = self.value_range
+        if (low, high) == (0.0, 1.0):
+            pixels = pixels / np.float32(255)
+        elif (low, high) != (0.0, 255.0):  # bytes stay whole numbers, as models of integers need them
+            pixels = pixels * np.float32((high - low) / 255) + np.float32(low)
+        if self.channel_order == "bgr":
+            pixels = pixels[:, :, ::-1]
         return pixels[None] if n_channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def _resized(self, picture: Image.Image, width: int, height: int) -> Image.Image:
-        if picture.size == (width, height):
+        if picture.size == (width, height) and self.shorter_side in {0, width, height}:
             return picture
         if self.resize == "exact":
             raise InputError(
@@ -218,11 +319,31 @@ class InputSpec:
                 f"{height}; set resize to 'stretch' or 'crop' to accept other sizes",
                 code="sample-shape",
             )
+        filtering = _RESAMPLING[self.interpolation]
         if self.resize == "stretch":
-            return picture.resize((width, height), Image.Resampling.BILINEAR)
-        scale = max(width / picture.width, height / picture.height)
-        size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-        left, top = (size[0] - width) // 2, (size[1] - height) // 2
+            return picture.resize((width, height), filtering)
+        if self.resize == "letterbox":
+            scale = min(width / picture.width, height / picture.height)
+            fitted = (
+                max(1, min(width, round(picture.width * scale))),
+                max(1, min(height, round(picture.height * scale))),
+            )
+            whole = Image.new(picture.mode, (width, height), (self.fill,) * len(picture.getbands()))
+            whole.paste(
+                picture.resize(fitted, filtering), ((width - fitted[0]) // 2, (height - fitted[1]) // 2)
+            )
+            return whole
+        if self.shorter_side:
+            # as torchvision: the longer side is rounded down, the middle is rounded to even
+            shorter = min(picture.size)
+            size = tuple(self.shorter_side * side // shorter for side in picture.size)
+            left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+        else:
+            scale = max(width / picture.width, height / picture.height)
+            size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+            left, top = (size[0] - width) // 2, (size[1] - height) // 2
+        if self.shorter_side and size[0] * size[1] <= _MAX_RESIZED:
+            return picture.resize((size[0], size[1]), filtering).crop((left, top, left + width, top + height))
         # Pillow resizes only the part in the box. Resizing the whole image before the cut fills the memory
         # when its proportions are extreme: 1 x 60,000 pixels would become 224 x 13,440,000.
         across, down = picture.width / size[0], picture.height / size[1]
@@ -232,7 +353,7 @@ class InputSpec:
             min((left + width) * across, picture.width),
             min((top + height) * down, picture.height),
         )
-        return picture.resize((width, height), Image.Resampling.BILINEAR, box)
+        return picture.resize((width, height), filtering, box)
 
     def _audio(self, data: bytes, media_type: str) -> NDArray[np.float32]:
         if len(self.shape) != 2:
@@ -240,7 +361,7 @@ class InputSpec:
                 f"the sample is audio, but the input spec has no shape of (channels, samples): {self.shape}",
                 code="sample-shape",
             )
-        n_channels, n_samples = self.shape
+        n_samples = self.shape[1]
         try:
             with soundfile.SoundFile(io.BytesIO(data)) as sound:
                 self._check_count(sound.frames * sound.channels, "audio values")
@@ -259,18 +380,7 @@ class InputSpec:
                 f"the audio is truncated: {len(data)} bytes are fewer than its header declares",
                 code="sample-undecodable",
             )
-        if rate != self.sample_rate_hz:
-            raise InputError(
-                f"the audio is sampled at {rate} Hz, but the input spec says {self.sample_rate_hz} Hz; "
-                "resample it at "
-                "the source",
-                code="sample-shape",
-            )
-        if len(values) != n_channels:
-            raise InputError(
-                f"the audio has {len(values)} channels, but the input spec says {n_channels}",
-                code="sample-shape",
-            )
+        values = self._converted(values, rate)
         if values.shape[1] == n_samples:
             return values
         if self.resize != "crop":
@@ -282,6 +392,57 @@ class InputSpec:
         fitted = np.zeros(self.shape, dtype=np.float32)
         fitted[:, : values.shape[1]] = values[:, :n_samples]
         return fitted
+
+
+def resampled(values: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:
+    """Audio at another rate, by a low-pass filter of sinc form with a Kaiser window.
+
+    Args:
+        values: Shape (channels, samples).
+        rate: Their rate in Hz.
+        wanted: The new rate in Hz.
+
+    Returns:
+        Shape (channels, ceil(samples * wanted / rate)).
+
+    Raises:
+        InputError: the two rates have no ratio of small whole numbers.
+
+    References:
+        The filter of ``scipy.signal.resample_poly``: ten zero crossings on each side, beta 5.
+    """
+    divisor = math.gcd(rate, wanted)
+    up, down = wanted // divisor, rate // divisor
+    if max(up, down) > _MOST_PHASES:
+        raise InputError(
+            f"audio of {rate} Hz cannot be converted to {wanted} Hz, which would need {max(up, down)} filters; use a "
+            "common rate",
+            code="sample-shape",
+        )
+    widest, n_out = max(up, down), -(-values.shape[1] * up // down)
+    half = 10 * widest
+    places = np.arange(-half, half + 1)
+    taps = np.sinc(places / widest) * np.kaiser(2 * half + 1, 5.0)
+    taps *= up / taps.sum()
+    n_taps = 2 * (half // up) + 2
+    padded = np.pad(values, ((0, 0), (n_taps, n_taps)))
+    found = np.empty((len(values), n_out), np.float32)
+    # The signal with up - 1 zeros after each sample, filtered, at every down-th place: outputs whose place has the
+    # same remainder use the same taps.
+    for first in range(min(up, n_out)):
+        rows = np.arange(first, n_out, up)
+        centre = rows * down // up
+        offsets = np.arange(-(n_taps // 2), n_taps // 2 + 1)
+        distance = first * down - (first * down // up + offsets) * up
+        inside = np.abs(distance) <= half
+        weights = np.where(inside, taps[np.clip(distance + half, 0, 2 * half)], 0.0)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, len(offsets), axis=1)
+        for start in range(
+            0, len(rows), _BLOCK
+        ):  # a window per output would fill the memory for a long recording
+            block = slice(start, start + _BLOCK)
+            found[:, rows[block]] = windows[:, centre[block] + offsets[0] + n_taps] @ weights
+    return found
 
 
 def trial_inputs(shape: Sequence[int], n: int, seed: int = 0) -> dict[str, NDArray[np.float32]]:

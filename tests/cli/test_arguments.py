@@ -3,7 +3,14 @@
 import pytest
 import typer
 
-from drip.cli.arguments import parse_bytes, parse_input_spec, parse_rate, parse_score
+from drip.cli.arguments import (
+    check_input_spec,
+    class_names_of,
+    parse_bytes,
+    parse_input_spec,
+    parse_rate,
+    parse_score,
+)
 from drip.media import InputSpec
 
 IMAGENET = InputSpec((3, 224, 224), "stretch", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -26,6 +33,56 @@ def test_an_input_spec_is_a_shape_and_words(text, expected):
     assert parse_input_spec(text) == expected
 
 
+def test_every_field_has_a_word():
+    text = (
+        "3x224x224 resize=crop shorter=256 interpolation=bicubic order=bgr range=0,255 fill=114 mean=104,117,123 std=1 "
+        "rate=16000 resample=yes mix=no"
+    )
+    assert parse_input_spec(text) == InputSpec(
+        (3, 224, 224), "crop", (104.0, 117.0, 123.0), (1.0,), 16_000, value_range=(0.0, 255.0), channel_order="bgr",
+        interpolation="bicubic", shorter_side=256, fill=114, resample=True,
+    )  # fmt: skip
+    assert parse_input_spec(InputSpec((3, 8, 8), "letterbox", fill=9).describe()).fill == 9
+
+
+def test_without_a_shape_that_of_the_default_is_used():
+    assert parse_input_spec("mean=0.5", IMAGENET) == InputSpec((3, 224, 224), "stretch", (0.5,), IMAGENET.std)
+    assert check_input_spec("mean=0.5") == "mean=0.5"
+    for text in ("mean=a", "colour=1", "3x8x8 shorter=4", "3,3"):
+        with pytest.raises(typer.BadParameter):
+            check_input_spec(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "names"),
+    [
+        ("l.txt", "cat\n\n dog \n", ("cat", "dog")), ("l.json", '["cat", "a, b"]', ("cat", "a, b")),
+        ("l.json", '{"1": "dog", "0": "cat"}', ("cat", "dog")),
+        ("config.json", '{"id2label": {"0": "cat", "10": "dog", "2": "cow"}}', ("cat", "cow", "dog")),
+    ],
+)  # fmt: skip
+def test_class_names_from_a_file(name, content, names, tmp_path):
+    (tmp_path / name).write_text(content)
+    assert class_names_of("", tmp_path / name) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("l.txt", "cat\ncat"), ("l.txt", ""), ("l.json", "{"), ("l.json", "[1]"), ("l.json", '{"a": "b"}')],
+)  # fmt: skip
+def test_a_file_without_class_names_is_wrong_usage(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(typer.BadParameter):
+        class_names_of("", tmp_path / name)
+
+
+def test_class_names_are_given_once(tmp_path):
+    (tmp_path / "l.txt").write_text("cat")
+    with pytest.raises(typer.BadParameter, match="only one"):
+        class_names_of("cat", tmp_path / "l.txt")
+    assert class_names_of("cat, dog", None) == ("cat", "dog")
+
+
 def test_words_that_are_missing_are_those_of_the_default():
     spec = parse_input_spec("3x96x96 resize=crop", IMAGENET)
     assert spec == InputSpec((3, 96, 96), "crop", IMAGENET.mean, IMAGENET.std)
@@ -42,7 +99,8 @@ def test_a_mean_for_other_channels_is_not_inherited():
         "3x8x8 rate=2147483648", f"3x8x8 rate={'9' * 5000}", "9" * 5000,
         "", "resize=crop", "3,96,96", "3x", "ax8x8", "3x-8x8", "0x8x8", "3x8x8 crop", "3x8x8 resize=tall",
         "3x8x8 resize=", "3x8x8 mean=a", "3x8x8 mean=nan", "3x8x8 mean=1,2", "3x8x8 std=0", "3x8x8 std=-1",
-        "3x8x8 rate=-1", "3x8x8 rate=fast", "3x8x8 mean=0 mean=0", "3x8x8 colour=1", "3x60000x60000",
+        "3x8x8 rate=-1", "3x8x8 rate=fast", "3x8x8 resample=1", "3x8x8 order=bgrx", "3x8x8 range=1",
+        "1x8x8 order=bgr", "3x8x8 mean=0 mean=0", "3x8x8 colour=1", "3x60000x60000",
         "3x999999999999x999999999999999999999999",
     ],
 )  # fmt: skip

@@ -310,6 +310,16 @@ def test_nan_weights_are_rejected_when_the_file_is_opened(name, tmp_path):
     assert error.value.code == "model-non-finite"
 
 
+def test_an_execution_provider_is_named_as_onnxruntime_names_it(known):
+    scorer = OnnxScorer(known.path, providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(
+        scorer.score(noise(3)).scores, OnnxScorer(known.path).score(noise(3)).scores
+    )
+    with pytest.raises(InputError, match="CPUExecutionProvider") as error:
+        OnnxScorer(known.path, providers=["GpuExecutionProvider"])
+    assert error.value.code == "provider-unknown"
+
+
 def test_threads_below_one_are_rejected(known):
     with pytest.raises(InputError, match="threads"):
         OnnxScorer(known.path, threads=0)

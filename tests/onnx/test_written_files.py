@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -426,6 +427,120 @@ def test_export_of_an_onnx_file(drip, tmp_path):
     result = drip("model", "export", tmp_path / "plain.onnx", "--out", out, "--score", "layer=f")
     assert result.code == 1
     assert "layer" in result.err
+
+
+def small_graph(path, shape=(2, 6, 7), **options):
+    from test_any_onnx import BACKBONE, CONSTANTS, HEAD, graph_of
+
+    onnx.save(graph_of([*BACKBONE, *HEAD], CONSTANTS, shape, **options), path)
+    return path
+
+
+def test_export_of_an_onnx_file_loses_no_word_of_the_input_spec(drip, tmp_path):
+    plain, out = small_graph(tmp_path / "plain.onnx"), tmp_path / "m.onnx"
+    result = drip("model", "export", plain, "--out", out, "--input-spec", "mean=0.5 std=0.25 resize=stretch")
+    assert result.code == 0, result.err
+    assert read_metadata(out).spec == InputSpec((2, 6, 7), "stretch", (0.5,), (0.25,))
+    assert "2x6x7 resize=stretch range=0,1 mean=0.5 std=0.25" in " ".join(result.out.split())
+    open_size = small_graph(tmp_path / "open.onnx", (2, "h", "w"))
+    result = drip("model", "export", open_size, "--out", out, "--input-spec", "mean=0.5")
+    assert result.code == 1
+    assert "--input-spec 3x224x224" in result.err
+
+
+def test_export_with_the_names_of_an_onnx_file(drip, tmp_path):
+    plain, out = small_graph(tmp_path / "plain.onnx", outputs=("y", "f")), tmp_path / "m.onnx"
+    model = onnx.load(plain)
+    model.metadata_props.add(key="names", value="{0: 'cat', 1: 'dog', 2: 'cow', 3: 'hen'}")
+    onnx.save(model, plain)
+    result = drip("model", "export", plain, "--out", out)
+    assert result.code == 1
+    assert "--output" in result.err
+    assert "y (rows, classes), f (rows, classes)" in result.err
+    result = drip("model", "export", plain, "--out", out, "--output", "y", "--contrast")
+    assert result.code == 0, result.err
+    assert "cat, dog, cow, hen" in result.out
+    assert {item.name for item in onnx.load(out).graph.output} >= {"drip_contrast"}
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a\nb\nc\nd\n")
+    result = drip("model", "export", plain, "--out", out, "--output", "y", "--labels-file", labels)
+    assert read_metadata(out).class_names == ("a", "b", "c", "d")
+    model.metadata_props[0].value = "{0: 'cat'}"
+    onnx.save(model, plain)
+    assert drip("model", "export", plain, "--out", out, "--output", "y").code == 0
+    assert read_metadata(out).class_names == ()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--score", "add=maps"),
+        ("--score", "layout=up"),
+        ("--softmax", "halve"),
+        ("--score", "method=layercam"),
+    ],
+)
+def test_export_options_without_meaning_are_wrong_usage(words, drip, tmp_path):
+    assert (
+        drip("model", "export", small_graph(tmp_path / "p.onnx"), "--out", tmp_path / "m.onnx", *words).code
+        == 2
+    )
+
+
+def test_one_logit_on_the_command_line(drip, tmp_path):
+    from test_any_onnx import BACKBONE, BIAS, CONSTANTS, HEAD, WEIGHT, graph_of
+
+    constants = {**CONSTANTS, "w": WEIGHT[:, :1], "b": BIAS[:1]}
+    onnx.save(graph_of([*BACKBONE, *HEAD], constants, (2, 6, 7)), tmp_path / "p.onnx")
+    result = drip("model", "export", tmp_path / "p.onnx", "--out", tmp_path / "m.onnx")
+    assert result.code == 1
+    assert "--softmax sigmoid" in result.err
+    result = drip(
+        "model", "export", tmp_path / "p.onnx", "--out", tmp_path / "m.onnx", "--softmax", "sigmoid"
+    )
+    assert result.code == 0, result.err
+    assert read_metadata(tmp_path / "m.onnx").n_classes == 2
+
+
+def test_a_colour_image_with_channels_last_gets_them_first(drip, tmp_path):
+    from test_any_onnx import CONSTANTS, HEAD, graph_of
+
+    nodes = [
+        ("Transpose", ["image"], ["t"], {"perm": [0, 3, 1, 2]}), ("Conv", ["t", "k3"], ["c"], {}),
+        ("Relu", ["c"], ["a"], {}), *HEAD,
+    ]  # fmt: skip
+    kernel = np.random.default_rng(0).normal(size=(6, 3, 3, 3)).astype(np.float32)
+    onnx.save(graph_of(nodes, {**CONSTANTS, "k3": kernel}, (6, 7, 3)), tmp_path / "p.onnx")
+    result = drip(
+        "model", "export", tmp_path / "p.onnx", "--out", tmp_path / "m.onnx", "--input-spec", "std=0.5"
+    )
+    assert result.code == 0, result.err
+    assert read_metadata(tmp_path / "m.onnx").spec.shape == (3, 6, 7)
+    result = drip("model", "export", tmp_path / "p.onnx", "--out", tmp_path / "m.onnx")
+    assert "drip model set-input" in result.err
+
+
+def test_the_input_spec_of_a_file_can_be_corrected(path, drip, tmp_path):
+    before = read_metadata(path)
+    policy = fitted(path)
+    policy = replace(policy, provenance=replace(policy.provenance, input_spec=before.spec.to_json()))
+    set_policy(path, policy)
+    result = drip("model", "set-input", path, "mean=0.5", "--out", tmp_path / "m.onnx")
+    assert result.code == 0, result.err
+    assert "policy was removed" in result.err
+    after = read_metadata(tmp_path / "m.onnx")
+    assert after.digest == before.digest
+    assert after.policy is None
+    assert after.spec == replace(before.spec, mean=(0.5,))
+    assert check(tmp_path / "m.onnx").ok
+    with pytest.raises(PolicyError) as error:  # its windows belong to other scores
+        set_policy(tmp_path / "m.onnx", policy)
+    assert error.value.code == "policy-other-score"
+    result = drip("model", "set-input", path, before.spec.describe())  # no change
+    assert result.code == 0, result.err
+    assert read_metadata(path).policy is not None
+    result = drip("model", "set-input", path, "x".join(map(str, (*before.spec.shape, 2))))
+    assert result.code == 1
 
 
 def test_check_of_a_damaged_file_ends_with_one(path, drip):

@@ -42,6 +42,9 @@ _HEATMAPS = ("raw", "normalised")
 _CAM_METHODS = ("gradcam", "hirescam", "gradcam++", "layercam")
 """The names in :mod:`drip.scoring`, which cannot be imported where there is no torch."""
 
+_LAYOUTS = ("channels_first", "channels_last", "tokens")
+"""The names in :mod:`drip.onnx.heads`, which cannot be imported where there is no onnx."""
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -170,38 +173,45 @@ def _number(text: str, low: float, high: float, wanted: str) -> float:
     return value
 
 
+_SPEC_WORDS = {
+    "resize": "resize", "shorter": "shorter_side", "interpolation": "interpolation", "fill": "fill",
+    "order": "channel_order", "range": "value_range", "mean": "mean", "std": "std", "rate": "sample_rate_hz",
+    "resample": "resample", "mix": "mix",
+}  # fmt: skip
+"""The words of an input spec and the fields of :class:`InputSpec`."""
+
+_FLAGS = {"yes": True, "no": False}
+
+
 def parse_input_spec(text: str, default: InputSpec | None = None) -> InputSpec:
-    """How samples become inputs: a shape, then any of ``resize=``, ``mean=``, ``std=`` and ``rate=``.
+    """How samples become inputs: a shape, then any of the words ``resize=``, ``mean=``, ``std=``, ``rate=`` and so on.
 
     Args:
         text: Such as ``3x224x224 resize=crop mean=0.485,0.456,0.406 std=0.229,0.224,0.225``.
-        default: Provides resize, mean, std and rate where the text does not, except a mean and std for
+        default: Provides the shape and every word that the text does not have, except a mean and std for
             another number of channels; :class:`InputSpec`'s own defaults when None.
 
     Raises:
-        typer.BadParameter: anything else.
+        typer.BadParameter: anything else, such as a text without a shape where there is no default.
 
     >>> parse_input_spec("1x16000 rate=16000").sample_rate_hz
     16000
-    >>> parse_input_spec("3x96x96 resize=crop mean=0.5").mean
-    (0.5,)
+    >>> parse_input_spec("range=0,255 order=bgr", InputSpec((3, 96, 96), "crop")).describe()
+    '3x96x96 resize=crop order=bgr range=0,255 mean=0 std=1'
     """
-    shape, *words = text.split() or [""]
-    values = _words(words, ("resize", "mean", "std", "rate"))
+    words = text.split()
+    shape = words.pop(0) if words and "=" not in words[0] else ""
+    given = _spec_fields(words)
     # Python does not read numbers of more than 4300 digits
-    if not re.fullmatch(r"\d{1,40}(x\d{1,40})*", shape):
+    if shape and not re.fullmatch(r"\d{1,40}(x\d{1,40})*", shape):
         raise typer.BadParameter(f"{shape!r} is not a shape; write it like 3x96x96 or 1x16000")
-    if "rate" in values and not re.fullmatch(r"\d{1,20}", values["rate"]):
-        raise typer.BadParameter(
-            f"rate={values['rate']} is not a sample rate in Hz; write it like rate=16000"
-        )
-    given: dict[str, Any] = {name: values[name] for name in ("resize",) if name in values}
-    given |= {name: _numbers(name, values[name]) for name in ("mean", "std") if name in values}
-    given |= {"sample_rate_hz": int(values["rate"])} if "rate" in values else {}
-    sides = tuple(int(side) for side in shape.split("x"))
+    if not shape and default is None:
+        raise typer.BadParameter(f"{text!r} has no shape; begin with one like 3x96x96 or 1x16000")
+    sides = tuple(int(side) for side in shape.split("x")) if shape else ()
     if default is not None:
-        names = [name for name in ("mean", "std") if len(getattr(default, name)) in (1, sides[0])]
-        inherited = {name: getattr(default, name) for name in ("resize", "sample_rate_hz", *names)}
+        sides = sides or default.shape
+        names = [name for name in ("mean", "std") if len(getattr(default, name)) not in (1, sides[0])]
+        inherited = {name: getattr(default, name) for name in _SPEC_WORDS.values() if name not in names}
         given = inherited | given
     try:
         return InputSpec(sides, **given)
@@ -209,10 +219,44 @@ def parse_input_spec(text: str, default: InputSpec | None = None) -> InputSpec:
         raise typer.BadParameter(str(error)) from error
 
 
-def parse_score(text: str) -> dict[str, str]:
+def _spec_fields(words: Sequence[str]) -> dict[str, Any]:
+    """The fields of an input spec that words give."""
+    found: dict[str, Any] = {}
+    for word, value in _words(words, tuple(_SPEC_WORDS)).items():
+        name = _SPEC_WORDS[word]
+        if name in {"mean", "std", "value_range"}:
+            found[name] = _numbers(word, value)
+        elif name in {"sample_rate_hz", "shorter_side", "fill"}:
+            if not re.fullmatch(r"\d{1,20}", value):
+                raise typer.BadParameter(f"{word}={value} is not a whole number; write it like {word}=16000")
+            found[name] = int(value)
+        elif name in {"resample", "mix"}:
+            if value not in _FLAGS:
+                raise typer.BadParameter(f"{word} must be yes or no, not {value!r}")
+            found[name] = _FLAGS[value]
+        else:
+            found[name] = value
+    return found
+
+
+def check_input_spec(text: str) -> str:
+    """The text of an input spec, whose words are right; its shape may still come from a model or a policy.
+
+    Raises:
+        typer.BadParameter: a wrong word.
+    """
+    words = text.split()
+    if words and "=" in words[0]:
+        _spec_fields(words)
+    else:
+        parse_input_spec(text)
+    return text
+
+
+def parse_score(text: str, words: Sequence[str] = ("layer", "heatmap", "method")) -> dict[str, str]:
     """What a score is computed from: any of the words ``layer=``, ``heatmap=`` and ``method=``.
 
-    A layer whose name has spaces is quoted: ``layer="block 3"``.
+    A layer whose name has spaces is quoted: ``layer="block 3"``. A command may have other words.
 
     Raises:
         typer.BadParameter: anything else.
@@ -221,11 +265,11 @@ def parse_score(text: str) -> dict[str, str]:
     {'layer': 'features.6', 'heatmap': 'normalised'}
     """
     try:
-        words = shlex.split(text)
+        parts = shlex.split(text)
     except ValueError as error:  # an open quote
         raise typer.BadParameter(f"{text!r}: {error}") from error
-    values = _words(words, ("layer", "heatmap", "method"))
-    for name, allowed in (("heatmap", _HEATMAPS), ("method", _CAM_METHODS)):
+    values = _words(parts, words)
+    for name, allowed in (("heatmap", _HEATMAPS), ("method", _CAM_METHODS), ("layout", _LAYOUTS)):
         if values.get(name, allowed[0]) not in allowed:
             raise typer.BadParameter(f"{name} must be one of {', '.join(allowed)}, not {values[name]!r}")
     return values
@@ -269,6 +313,42 @@ def parse_names(text: str) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise typer.BadParameter(f"--class-names {text!r}: a name is given twice")
     return names
+
+
+def class_names_of(text: str, file: Path | None) -> tuple[str, ...]:
+    """Class names from a list or from a file: a name per line, a JSON list, or a JSON object of names by class.
+
+    Raises:
+        typer.BadParameter: both were given, a name is empty, or a name is given twice.
+        DripError: the file does not exist.
+    """
+    if file is None:
+        return parse_names(text)
+    if text:
+        raise typer.BadParameter("--class-names and --labels-file say the same; give only one of them")
+    require_files(file)
+    content = file.read_text("utf-8-sig", errors="replace")
+    names = [line.strip() for line in content.splitlines() if line.strip()]
+    if file.suffix.lower() == ".json":
+        names = _names_of_json(content, file)
+    if not names or not all(names) or len(set(names)) != len(names):
+        raise typer.BadParameter(f"--labels-file {file}: must have different names, one per line")
+    return tuple(names)
+
+
+def _names_of_json(content: str, file: Path) -> list[str]:
+    try:
+        found = json.loads(content)
+        found = found.get("id2label", found) if isinstance(found, dict) else found
+        if isinstance(found, dict):
+            found = [found[key] for key in sorted(found, key=int)]
+    except (ValueError, TypeError, RecursionError):
+        found = None
+    if isinstance(found, list) and all(isinstance(name, str) for name in found):
+        return found
+    raise typer.BadParameter(
+        f"--labels-file {file}: must be a JSON list of names, or an object of names by class"
+    )
 
 
 def require_inputs(*paths: Path | str | None) -> None:
@@ -393,7 +473,9 @@ def is_model_file(model: str) -> bool:
     return model.lower().endswith(".onnx")
 
 
-def load_model_file(path: str, weights: Path | None, threads: int) -> OnnxScorer:
+def load_model_file(
+    path: str, weights: Path | None, threads: int, providers: Sequence[str] | None = None
+) -> OnnxScorer:
     """The scorer of a model file, without loading torch.
 
     Raises:
@@ -405,16 +487,20 @@ def load_model_file(path: str, weights: Path | None, threads: int) -> OnnxScorer
     require_files(path)
     from drip.onnx import OnnxScorer
 
-    return OnnxScorer(path, threads=threads)
+    return OnnxScorer(path, threads=threads, providers=providers or ())
 
 
-def load_torch_model(factory: str, weights: Path | None, threads: int = 1) -> nn.Module:
+def load_torch_model(
+    factory: str, weights: Path | None, threads: int = 1, providers: Sequence[str] | None = None
+) -> nn.Module:
     """The PyTorch model that a factory returns.
 
     Raises:
-        typer.BadParameter: a number of threads.
+        typer.BadParameter: a number of threads, or a provider.
         DripError: the factory or the weights do not exist, or torch is not installed.
     """
+    if providers:
+        raise typer.BadParameter("--provider is for model files; a PyTorch model runs on the CPU")
     if threads != 1:
         raise typer.BadParameter("--threads is for model files; set OMP_NUM_THREADS for PyTorch")
     require_files(weights)
@@ -469,6 +555,18 @@ InputSpecOption = Annotated[
         parser=parse_input_spec,
         metavar="SPEC",
         help='Input spec of a PyTorch model, such as "3x96x96 resize=crop mean=0.5 std=0.25".',
+    ),
+]
+LabelsFileOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Class names, one per line or as JSON, instead of --class-names."),
+]
+ProviderOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Execution provider of ONNX Runtime, such as CUDAExecutionProvider; repeatable, in order of preference.",
+        show_default="CPUExecutionProvider",
     ),
 ]
 ClassNamesOption = Annotated[

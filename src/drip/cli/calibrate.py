@@ -14,21 +14,24 @@ from drip.cli.arguments import (
     InputSpecOption,
     JsonOption,
     KeepOption,
+    LabelsFileOption,
     ModelArgument,
+    ProviderOption,
     ThreadsOption,
     WeightsOption,
+    class_names_of,
     complete_rule,
     is_model_file,
     keep_rate,
     load_model_file,
     load_torch_model,
-    parse_names,
     parse_rule_options,
     parse_score,
     require_inputs,
     require_writable,
 )
 from drip.cli.output import print_facts, print_json, print_table, progress_bar
+from drip.media import InputSpec
 
 if TYPE_CHECKING:
     from drip.policy import Policy
@@ -65,7 +68,9 @@ def calibrate(
     ] = None,
     weights: WeightsOption = None,
     class_names: ClassNamesOption = "",
+    labels_file: LabelsFileOption = None,
     threads: ThreadsOption = 1,
+    provider: ProviderOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Calibrate a rule on a folder of samples and write the policy.
@@ -76,7 +81,7 @@ def calibrate(
 
     Example: drip calibrate mymodel:build --weights w.pt --data frames/ --input-spec 3x96x96
     """
-    names = parse_names(class_names)
+    names = class_names_of(class_names, labels_file)
     rate = keep_rate(keep, dpw)
     options = parse_rule_options(rule_option or [])
     require_inputs(data)
@@ -89,17 +94,22 @@ def calibrate(
         if is_model_file(model):
             from drip.workflow import calibrate_file
 
-            given = {"--input-spec": input_spec, "--score": score, "--class-names": names}
+            given = {
+                "--input-spec": input_spec,
+                "--score": score,
+                "--class-names": class_names,
+                "--labels-file": labels_file,
+            }
             if extra := [name for name, value in given.items() if value]:
                 raise typer.BadParameter(f"a model file contains {', '.join(extra)}; leave it out")
-            policy = calibrate_file(load_model_file(model, weights, threads), data, **how)
+            policy = calibrate_file(load_model_file(model, weights, threads, provider), data, **how)
         else:
             from drip.workflow import ScoreOptions, calibrate_folder
 
             if input_spec is None:
                 raise typer.BadParameter("a PyTorch model needs --input-spec, such as --input-spec 3x96x96")
             policy = calibrate_folder(
-                load_torch_model(model, weights, threads), data, input_spec,
+                load_torch_model(model, weights, threads, provider), data, input_spec,
                 score=ScoreOptions(**(score or {})), class_names=names, **how,
             )  # fmt: skip
     policy.save(out)
@@ -115,6 +125,10 @@ def print_policy(policy: Policy, path: Path) -> None:
             "rule": policy.rule.name,
             "model": f"{provenance.model_digest[:12]}..., layer {provenance.layer}",
             "score": f"{provenance.score['method']}, {provenance.score['heatmap']} heatmap",
+            "input": InputSpec.from_json(provenance.input_spec).describe()
+            if provenance.input_spec
+            else "unknown",
+            "classes": ", ".join(provenance.class_names) or f"{policy.n_classes} without names",
             "calibrated on": f"{provenance.n_samples} samples of {provenance.data}",
         },
     )

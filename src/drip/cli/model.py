@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,19 +13,21 @@ from numpy.typing import NDArray
 from drip.cli.arguments import (
     ClassNamesOption,
     JsonOption,
+    LabelsFileOption,
     PolicyArgument,
     WeightsOption,
+    check_input_spec,
+    class_names_of,
     is_model_file,
     load_torch_model,
     parse_input_spec,
     parse_kappa,
-    parse_names,
     parse_score,
     require_files,
     require_inputs,
     require_writable,
 )
-from drip.cli.output import print_error, print_facts, print_json
+from drip.cli.output import print_error, print_facts, print_json, print_note
 from drip.media import InputSpec
 
 if TYPE_CHECKING:
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Write, change and check the file that a device runs.", no_args_is_help=True)
 
 FileArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file.", show_default=False)]
+
+
+def _parse_score(text: str) -> dict[str, str]:
+    return parse_score(text, ("layer", "heatmap", "method", "layout"))
 
 
 @app.command()
@@ -55,18 +62,18 @@ def export(
     ] = None,
     weights: WeightsOption = None,
     input_spec: Annotated[
-        InputSpec | None,
+        str | None,
         typer.Option(
-            parser=parse_input_spec,
+            parser=check_input_spec,
             metavar="SPEC",
-            help='Input spec, channels first, such as "3x96x96 resize=crop mean=0.5 std=0.25".',
+            help='Input spec, such as "3x96x96 resize=crop mean=0.5 std=0.25"; an ONNX file has the shape.',
             show_default="from the policy or the ONNX file",
         ),
     ] = None,
     score: Annotated[
         dict[str, str] | None,
         typer.Option(
-            parser=parse_score,
+            parser=_parse_score,
             metavar="SPEC",
             help='Score, such as "layer=features heatmap=normalised"; for an ONNX file, layer names a tensor.',
             show_default="from the policy, or raw",
@@ -76,7 +83,22 @@ def export(
         bool,
         typer.Option("--contrast", help="Add the contrast score.", show_default="if the policy reads it"),
     ] = False,
+    output: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Output of an ONNX file with the logits.",
+            show_default="the only one, or logits",
+        ),
+    ] = "",
+    softmax: Annotated[
+        Literal["cut", "keep", "sigmoid"],
+        typer.Option(
+            help="Softmax or sigmoid at the end of an ONNX file: cut off or keep it; or read logits as a sigmoid's."
+        ),
+    ] = "cut",
     class_names: ClassNamesOption = "",
+    labels_file: LabelsFileOption = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -92,40 +114,73 @@ def export(
 
     Example: drip model export mymodel:build --weights w.pt --policy policy.json --out model.onnx
     """
-    names = parse_names(class_names)
+    names = class_names_of(class_names, labels_file)
     words = score or {}
     if "method" in words:
         raise typer.BadParameter("--score method=... is for PyTorch; a model file contains the gradcam score")
     require_files(weights, policy)
     require_inputs(data)
     require_writable(out, model, weights, policy)
-    metadata = _write(
-        model, weights, policy, out, data, layer=words.get("layer"), heatmap=words.get("heatmap"),
-        spec=input_spec, class_names=names, contrast=contrast,
-    )  # fmt: skip
-    print_metadata(metadata, out, json_output=json_output)
-
-
-def _write(
-    model: str, weights: Path | None, policy_path: Path | None, out: Path, data: Path | None, **options: Any
-) -> ModelMetadata:
-    """Write the model file and return its metadata."""
-    from drip.policy import Policy
-
-    policy = None if policy_path is None else Policy.load(policy_path)
+    options: dict[str, Any] = {
+        "layer": words.get("layer"), "heatmap": words.get("heatmap"), "class_names": names, "contrast": contrast,
+    }  # fmt: skip
+    chosen = None if policy is None else _load_policy(policy)
     if is_model_file(model):
         if weights is not None:
             raise typer.BadParameter("an ONNX file contains its weights; leave out --weights")
         require_files(model)
-        from drip.onnx import export_file
+        options |= {"layout": words.get("layout"), "output": output or None, "closing_softmax": softmax}
+        metadata = _export_file(model, chosen, input_spec, out, data, options)
+    elif output or softmax != "cut" or "layout" in words:
+        raise typer.BadParameter("--output, --softmax and --score layout=... are for ONNX files")
+    else:
+        metadata = _export_torch(model, weights, chosen, input_spec, out, data, options)
+    print_metadata(metadata, out, json_output=json_output)
+    _note_on_pixels(metadata.spec, input_spec)
 
-        definition = {} if policy is None else policy.provenance.score
-        options["heatmap"] = options["heatmap"] or definition.get("heatmap", "raw")
-        if data is not None:
-            options["samples"] = _samples(data, _spec(policy, options["spec"]))
-        return export_file(model, out, policy=policy, **options)
-    loaded = load_torch_model(model, weights)
-    spec = _spec(policy, options["spec"])
+
+def _load_policy(path: Path) -> Policy:
+    from drip.policy import Policy
+
+    return Policy.load(path)
+
+
+def _note_on_pixels(spec: InputSpec, given: str | None) -> None:
+    """Nothing in an ONNX file says how its images were prepared, and wrong scores would look like right ones."""
+    is_image = len(spec.shape) == 3 and spec.shape[0] in {1, 3}
+    if is_image and not given and spec == InputSpec(spec.shape):
+        print_note(
+            "pixels become values from 0 to 1 without mean and std; if the model was trained on others, correct it "
+            "with drip model set-input"
+        )
+
+
+def _export_file(
+    model: str, policy: Policy | None, text: str | None, out: Path, data: Path | None, options: dict[str, Any]
+) -> ModelMetadata:
+    """Write the model file of an ONNX classifier and return its metadata."""
+    from drip.onnx import export_file
+    from drip.onnx.attach import declared_shape
+
+    definition = {} if policy is None else policy.provenance.score
+    options["heatmap"] = options["heatmap"] or definition.get("heatmap", "raw")
+    spec = _spec(policy, text, lambda: declared_shape(model))
+    if data is not None and spec is None:
+        spec = InputSpec(declared_shape(model))
+    if data is not None and spec is not None:
+        options["samples"] = _samples(data, spec)
+    return export_file(model, out, policy=policy, spec=spec, **options)
+
+
+def _export_torch(
+    factory: str, weights: Path | None, policy: Policy | None, text: str | None, out: Path, data: Path | None,
+    options: dict[str, Any],
+) -> ModelMetadata:  # fmt: skip
+    """Write the model file of a PyTorch model and return its metadata."""
+    loaded = load_torch_model(factory, weights)
+    spec = _spec(policy, text, None)
+    if spec is None:
+        raise typer.BadParameter("--input-spec is missing; add it, for example --input-spec 3x96x96")
     from drip.onnx import export_onnx
     from drip.workflow import ScoreOptions
 
@@ -134,15 +189,19 @@ def _write(
     else:
         words = {name: options[name] for name in ("layer", "heatmap") if options[name]}
         _, example = ScoreOptions(**words).tried(loaded, spec.shape)
-    return export_onnx(loaded, policy, example, out, **options)
+    return export_onnx(loaded, policy, example, out, spec=spec, **options)
 
 
-def _spec(policy: Policy | None, spec: InputSpec | None) -> InputSpec:
-    if spec is not None:
-        return spec
-    if policy is None or not policy.provenance.input_spec:
-        raise typer.BadParameter("--input-spec is missing; add it, for example --input-spec 3x96x96")
-    return InputSpec.from_json(policy.provenance.input_spec)
+def _spec(
+    policy: Policy | None, text: str | None, shape: Callable[[], tuple[int, ...]] | None
+) -> InputSpec | None:
+    """The input spec of an option, completed from the policy or by the shape in the ONNX file; None for neither."""
+    default = None
+    if policy is not None and policy.provenance.input_spec:
+        default = InputSpec.from_json(policy.provenance.input_spec)
+    elif shape is not None and text and text.partition("=")[0].isalpha():  # a text without a shape
+        default = InputSpec(shape())
+    return parse_input_spec(text, default) if text else default
 
 
 def _samples(data: Path, spec: InputSpec) -> NDArray[np.float32]:
@@ -176,6 +235,43 @@ def set_policy(
 
     metadata = replace_policy(model, Policy.load(policy), out=out)
     print_metadata(metadata, out or model, json_output=json_output)
+
+
+@app.command("set-input")
+def set_input(
+    model: FileArgument,
+    spec: Annotated[
+        str,
+        typer.Argument(
+            parser=check_input_spec,
+            metavar="SPEC",
+            help='What to change, such as "resize=crop mean=0.5 std=0.25".',
+            show_default=False,
+        ),
+    ],
+    *,
+    out: Annotated[
+        Path | None, typer.Option(help="Model file to write.", show_default="replace MODEL in one step")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Correct how a model file prepares its inputs.
+
+    Weights and digest stay the same. A policy in the file is removed, because its windows belong to other scores.
+
+    Example: drip model set-input model.onnx "range=0,255 order=bgr"
+    """
+    require_files(model)
+    if out is not None:
+        require_writable(out)
+    from drip.onnx import read_metadata
+    from drip.onnx import set_input as replace_input
+
+    before = read_metadata(model)
+    metadata = replace_input(model, parse_input_spec(spec, before.spec), out=out)
+    print_metadata(metadata, out or model, json_output=json_output)
+    if before.policy is not None and metadata.policy is None:
+        print_note("the policy was removed: its windows belong to other scores; calibrate again")
 
 
 @app.command()
@@ -301,7 +397,8 @@ def print_metadata(metadata: ModelMetadata, path: Path, *, json_output: bool) ->
             "made from": metadata.parent_digest,
             "score": f"{score['method']}, {score['heatmap']} heatmap",
             "layer": f"{score['layer']} {score['layer_shape']}",
-            "input": " x ".join(map(str, metadata.spec.shape)),
+            "input": metadata.spec.describe(),
+            **({"cut off": f"a {score['closing']} after the logits"} if "closing" in score else {}),
             "classes": ", ".join(metadata.class_names) or "without names",
             "policy": "none: keeps all" if policy is None else f"{policy.rule.name} {policy.digest[:12]}...",
         },

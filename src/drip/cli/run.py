@@ -13,6 +13,7 @@ from drip.cli.arguments import (
     MAX_BATCH_SIZE,
     JsonOption,
     ModelArgument,
+    ProviderOption,
     ThreadsOption,
     WeightsOption,
     is_model_file,
@@ -79,6 +80,7 @@ def run(
         ),
     ] = 32,
     threads: ThreadsOption = 1,
+    provider: ProviderOption = None,
     accept_parent_windows: Annotated[
         bool,
         typer.Option(
@@ -120,7 +122,7 @@ def run(
     with stop_on_signals() as stop, progress_bar("deciding") as update, RunStatus(status_file) as status:
         require_files(policy)
         load = load_model_file if is_model_file(model) else load_torch_model
-        network = load(model, weights, threads)
+        network = load(model, weights, threads, provider)
         chosen = None if policy is None else Policy.load(policy)
         result = run_url(
             network, chosen, source, store, options, status=status, on_progress=update, stop=stop,

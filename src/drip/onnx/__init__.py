@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         metadata_json,
         model_file_digest,
         read_metadata,
+        set_input,
         set_policy,
     )
     from drip.onnx.metadata import ModelMetadata
@@ -41,6 +42,7 @@ __all__ = [
     "model_file_digest",
     "quantize",
     "read_metadata",
+    "set_input",
     "set_policy",
 ]
 
@@ -48,7 +50,15 @@ __all__ = [
 # in _NEEDS write files.
 _MODULES = {
     "attach": ("attach_score", "export_file"),
-    "files": ("CheckReport", "check", "metadata_json", "model_file_digest", "read_metadata", "set_policy"),
+    "files": (
+        "CheckReport",
+        "check",
+        "metadata_json",
+        "model_file_digest",
+        "read_metadata",
+        "set_input",
+        "set_policy",
+    ),
     "metadata": ("ModelMetadata",),
     "quantization": ("QuantizationReport", "Settings", "quantize"),
     "runtime": ("OnnxScorer",),

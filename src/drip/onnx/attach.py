@@ -6,6 +6,7 @@ the result.
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from drip.onnx.files import (
 from drip.onnx.graph import OPEN_END, PREFIX, Graph, Inputs, run_model
 from drip.onnx.heads import ClosingSoftmax, Head, Layout, find_head, find_logits
 from drip.onnx.metadata import LOWER, UPPER, ModelMetadata, windows_of
-from drip.onnx.prepare import prepared, prune
+from drip.onnx.prepare import input_shape, prepared, prune
 from drip.onnx.weights import Differentiator, MapWeights, require_derivative
 from drip.policy import Policy
 from drip.types import JsonObject
@@ -72,7 +73,8 @@ def attach_score(
         policy: The policy whose windows the graph compares with; None keeps every sample.
         spec: How samples become inputs; None uses the policy's, or only the graph's shape. A graph with
             channels last gets an input with channels first, as input specs have them.
-        class_names: In the order of the logits; empty uses the policy's.
+        class_names: In the order of the logits; empty uses the policy's, or those that the model has in its
+            metadata under ``names``, as Ultralytics writes them.
         contrast: Add the output ``drip_contrast``, the score of the difference of the two largest logits.
             It is always added if the policy's rule reads it.
         heatmap: ``raw`` as in the paper, or ``normalised``: each heatmap is scaled to [0, 1] before the mean.
@@ -115,6 +117,7 @@ def attach_score(
     head = find_head(graph, logits, source.inputs, target, layout, dynamic=source.dynamic)
     n_classes = _n_classes(graph, source.output, logits)
     names = tuple(class_names) or (policy.provenance.class_names if policy is not None else ())
+    names = names or _names_in(model, n_classes)
     if names and len(names) != n_classes:
         raise ExportError(
             f"{len(names)} class names for {n_classes} logits: {names!r}; give one name per logit",
@@ -154,6 +157,17 @@ def attach_score(
         check_policy(policy, finished, n_classes, score_outputs(source.model))
     write_known_answers(source.model, source.inputs.rows(4), source.inputs.kind)
     return source.model
+
+
+def _names_in(model: onnx.ModelProto, n_classes: int) -> tuple[str, ...]:
+    """Class names in a model's own metadata, if there is one for each logit."""
+    text = next((item.value for item in model.metadata_props if item.key == "names"), "")
+    try:
+        found = ast.literal_eval(text)
+        names = tuple(found[index] for index in range(n_classes)) if len(found) == n_classes else ()
+    except (ValueError, SyntaxError, TypeError, KeyError, IndexError, MemoryError, RecursionError):
+        return ()
+    return names if all(isinstance(name, str) for name in names) else ()
 
 
 def _quantization_of(model: onnx.ModelProto) -> JsonObject | None:
@@ -324,6 +338,19 @@ def _outputs(batch: str | int, n_classes: int, head: Head, *, contrast: bool) ->
         found.append(helper.make_tensor_value_info("drip_contrast", floats, [batch]))
     found.append(helper.make_tensor_value_info("features", floats, [batch, head.n_maps]))
     return found
+
+
+def declared_shape(source: str | Path) -> tuple[int, ...]:
+    """Shape of one input of an ONNX classifier, channels first where they are known to be last.
+
+    Raises:
+        ExportError: The file cannot be read, or accepts inputs of several shapes (``input-spec-invalid``).
+    """
+    graph = load_model_file(source).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    copy = onnx.ValueInfoProto()
+    copy.CopyFrom(next(item for item in graph.input if item.name not in stored))
+    return input_shape(copy, None)[0]
 
 
 def export_file(source: str | Path, path: str | Path, **options: Any) -> ModelMetadata:

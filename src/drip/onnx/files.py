@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from drip.errors import ExportError, ModelError
 from drip.files import canonical_json, write_atomically
-from drip.media import trial_inputs
+from drip.media import InputSpec, trial_inputs
 from drip.onnx import integrity
 from drip.onnx.graph import execution_order, session_of
 from drip.onnx.integrity import (
@@ -218,14 +218,15 @@ def read_metadata(path: str | Path) -> ModelMetadata:
     return metadata_of(load_model_file(path))
 
 
-def write_windows(model: onnx.ModelProto, policy: Policy) -> None:
-    """Replace the windows that a model's graph compares its score with.
+def write_windows(model: onnx.ModelProto, policy: Policy | None) -> None:
+    """Replace the windows that a model's graph compares its score with; None keeps every sample.
 
     Only the values of two initialisers change, so the digest stays the same and no runtime has to recompile
     the graph.
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    for name, ends in zip((LOWER, UPPER), windows_of(policy, policy.n_classes), strict=True):
+    windows = windows_of(policy, int(np.prod(stored[LOWER].dims)))
+    for name, ends in zip((LOWER, UPPER), windows, strict=True):
         stored[name].CopyFrom(numpy_helper.from_array(ends, name))
 
 
@@ -258,6 +259,39 @@ def set_policy(path: str | Path, policy: Policy, *, out: str | Path | None = Non
     check_policy(policy, metadata, int(np.prod(stored[LOWER].dims)), score_outputs(model))
     write_windows(model, policy)
     metadata = write_metadata(model, replace(metadata, policy=policy))
+    save_model_file(model, path if out is None else out)
+    return metadata
+
+
+def set_input(path: str | Path, spec: InputSpec, *, out: str | Path | None = None) -> ModelMetadata:
+    """Correct how a model file prepares its inputs. Weights and digest stay the same.
+
+    The scores of every sample change with it, so a policy in the file is removed and the file keeps every sample
+    until it gets another.
+
+    Args:
+        path: The model file.
+        spec: With the shape that the file has.
+        out: Where to write; None replaces the file in one step.
+
+    Returns:
+        The metadata of the written file.
+
+    Raises:
+        ExportError: The file cannot be read, was changed after it was written, or has another shape.
+        ModelError: DRIP did not write it.
+    """
+    model = load_model_file(path)
+    metadata = metadata_of(model)
+    if spec.shape != metadata.spec.shape:
+        raise ExportError(
+            f"{path}: has inputs of shape {metadata.spec.shape}, not {spec.shape}; export the model again for another "
+            "shape",
+            code="input-spec-invalid",
+        )
+    policy = metadata.policy if spec == metadata.spec else None
+    write_windows(model, policy)
+    metadata = write_metadata(model, replace(metadata, spec=spec, policy=policy))
     save_model_file(model, path if out is None else out)
     return metadata
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
@@ -31,7 +31,7 @@ EXPORT = "write it with `drip model export`"
 # score and does not change it.
 _SCORE_KEYS = ("method", "heatmap", "layer", "layer_shape")
 # max_values is missing: it bounds the decoder's memory and does not change what the model sees.
-_SPEC_KEYS = ("shape", "resize", "mean", "std", "sample_rate_hz")
+_SPEC_KEYS = tuple(field.name for field in fields(InputSpec) if field.name != "max_values")
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def prepared(
     del graph.value_info[:]  # notes on shapes that may be wrong once the batch is free
     wanted = _output_name(graph, output)
     names = _renamed(graph)
-    shape, is_last = _input_shape(graph.input[0], shape)
+    shape, is_last = input_shape(graph.input[0], shape)
     kind = _INTEGERS.get(graph.input[0].type.tensor_type.elem_type)
     if kind is not None:
         _round_input(graph, kind)
@@ -248,7 +248,7 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
             item.name = names.get(item.name, item.name)
 
 
-def _input_shape(source: onnx.ValueInfoProto, asked: tuple[int, ...] | None) -> tuple[tuple[int, ...], bool]:
+def input_shape(source: onnx.ValueInfoProto, asked: tuple[int, ...] | None) -> tuple[tuple[int, ...], bool]:
     """Shape of one input, and whether the graph has channels last; fixes open sizes in the graph."""
     axes = source.type.tensor_type.shape.dim
     if len(axes) < 2:
@@ -258,6 +258,8 @@ def _input_shape(source: onnx.ValueInfoProto, asked: tuple[int, ...] | None) -> 
         )
     declared = tuple(axis.dim_value if axis.HasField("dim_value") else 0 for axis in axes[1:])
     shape = declared if asked is None else tuple(asked)
+    if asked is None and len(shape) == 3 and shape[2] == 3 and shape[0] not in {1, 3}:
+        shape = (3, *shape[:2])  # a colour image with channels last, as TensorFlow writes it
     turned = (*shape[1:], shape[0])
     is_last = not _fits(shape, declared) and _fits(turned, declared)
     if not (is_last or _fits(shape, declared)):
@@ -268,7 +270,7 @@ def _input_shape(source: onnx.ValueInfoProto, asked: tuple[int, ...] | None) -> 
         )
     if 0 in shape:
         raise ExportError(
-            f"the model accepts inputs of any size ({shape}, 0 is any); give an input spec with a fixed shape",
+            f"the model accepts inputs of any size ({shape}, 0 is any); name one, such as --input-spec 3x224x224",
             code="input-spec-invalid",
         )
     for axis, size in zip(axes[1:], turned if is_last else shape, strict=True):

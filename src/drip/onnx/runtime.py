@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,19 @@ class OnnxScorer:
     Args:
         path: The model file, as ``drip model export`` writes it.
         threads: Threads within one operator. Waiting threads sleep instead of spinning.
+        providers: ONNX Runtime's execution providers by name, in the order of preference; empty uses the CPU.
+            What a provider cannot compute, the CPU computes.
 
     Raises:
         ModelError: the file does not exist, is damaged, has no DRIP metadata or outputs, has an unknown
             version, or returns NaN for every input.
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 1) -> None:
+    def __init__(self, path: str | Path, *, threads: int = 1, providers: Sequence[str] = ()) -> None:
         if threads < 1:
             raise InputError(f"threads must be at least 1, not {threads!r}")
-        self.path, self.threads = Path(path), threads
-        self._session = _open(self.path, threads)
+        self.path, self.threads, self.providers = Path(path), threads, tuple(providers)
+        self._session = _open(self.path, threads, self.providers)
         try:
             properties = self._session.get_modelmeta().custom_metadata_map
             self.metadata = ModelMetadata.parse(properties)
@@ -147,7 +150,7 @@ class OnnxScorer:
         Raises:
             ModelError: the file does not exist here, or is another one.
         """
-        fresh = type(self)(state["path"], threads=state["threads"])
+        fresh = type(self)(state["path"], threads=state["threads"], providers=state["providers"])
         if fresh.digest != state["metadata"].digest:
             raise ModelError(
                 f"{fresh.path}: another model has replaced the file since this scorer was pickled; pickle a new scorer",
@@ -309,7 +312,14 @@ class OnnxScorer:
         return found
 
 
-def _open(path: Path, threads: int) -> Any:
+def _open(path: Path, threads: int, providers: tuple[str, ...]) -> Any:
+    available = onnxruntime.get_available_providers()
+    if unknown := [name for name in providers if name not in available]:
+        raise InputError(
+            f"this ONNX Runtime has no provider {unknown[0]!r}; use {', '.join(available)}, or install a build that "
+            "has it",
+            code="provider-unknown",
+        )
     if not path.exists():
         raise ModelError(f"{path}: does not exist; {EXPORT}", code="path-missing")
     if not path.is_file():
@@ -323,7 +333,8 @@ def _open(path: Path, threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = _ERRORS_ONLY
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        wanted = dict.fromkeys((*providers, "CPUExecutionProvider"))
+        return onnxruntime.InferenceSession(str(path), options, providers=list(wanted))
     except Exception as error:  # ONNX Runtime's errors have no common class
         raise ModelError(
             f"{path}: ONNX Runtime cannot load the file ({error}); copy it again, or {EXPORT}",
