@@ -34,7 +34,7 @@ from drip.onnx.files import (
 from drip.onnx.graph import OPEN_END, PREFIX, Graph, Inputs, run_model
 from drip.onnx.heads import ClosingSoftmax, Head, Layout, find_head, find_logits
 from drip.onnx.metadata import LOWER, UPPER, ModelMetadata, windows_of
-from drip.onnx.prepare import input_shape, prepared, prune
+from drip.onnx.prepare import copy_input, input_shape, prepared, prune
 from drip.onnx.weights import Differentiator, MapWeights, require_derivative
 from drip.policy import Policy
 from drip.types import JsonObject
@@ -114,8 +114,10 @@ def attach_score(
     if closing == "sigmoid" or closing_softmax == "sigmoid":
         graph, logits = _two_classes(graph, logits, source.inputs)
     target = source.names.get(layer, layer) if layer is not None else None
+    if target == "input":
+        graph, target = copy_input(graph)
     head = find_head(graph, logits, source.inputs, target, layout, dynamic=source.dynamic)
-    n_classes = _n_classes(graph, source.output, logits)
+    n_classes = _n_classes(graph, _original(source.names, source.output), logits)
     names = tuple(class_names) or (policy.provenance.class_names if policy is not None else ())
     names = names or _names_in(model, n_classes)
     if names and len(names) != n_classes:
@@ -187,9 +189,10 @@ def _original(names: dict[str, str], name: str) -> str:
 
 
 def _grid(head: Head) -> tuple[int, ...]:
-    """Sizes of the position axes; for tokens the sides of their square."""
-    if head.layout == "tokens":
-        return (math.isqrt(head.positions[0]),) * 2
+    """Sizes of the position axes; for tokens that form a square, its sides."""
+    side = math.isqrt(head.positions[0])
+    if head.layout == "tokens" and side * side == head.positions[0]:
+        return side, side
     return head.positions
 
 
@@ -270,7 +273,8 @@ class _Writer:
         if head.layout == "channels_first":
             return g.reshape(name, [rows, head.n_maps, n_positions])
         if head.skipped:  # the class token has no position and is not part of the heatmap
-            name = g.add("Slice", name, g.indices([1]), g.indices([OPEN_END]), g.indices([1]))
+            starts = g.indices([head.skipped])
+            name = g.add("Slice", name, starts, g.indices([OPEN_END]), g.indices([1]))
         elif g.rank(name) > 3:
             name = g.reshape(name, [rows, n_positions, head.n_maps])
         return g.add("Transpose", name, perm=[0, 2, 1])

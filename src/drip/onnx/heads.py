@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from drip.errors import ExportError
-from drip.onnx.graph import Graph, Inputs, Node, measure, run_model
+from drip.onnx.graph import PREFIX, Graph, Inputs, Node, measure, run_model, session_of, watching
 from drip.onnx.tape import attribute
 
 Layout = Literal["channels_first", "channels_last", "tokens"]
@@ -34,6 +36,9 @@ _ROUNDING = frozenset(("QuantizeLinear", "DequantizeLinear"))
 _SPELLED = frozenset(("Div", "Sub", "Mul", "Reciprocal"))
 _LONGEST_SPELLING = 12
 _STRIDED = frozenset(("Conv", "MaxPool"))
+_GIVEN = f"{PREFIX}given"
+_SAME = 1e-5
+_MOST_PREFIX_TOKENS = 16  # DINOv2 with registers has five
 # Operations that ONNX defines on (N, C, *positions), and those that act on the last axis
 _CHANNELS_FIRST = frozenset(
     (
@@ -59,7 +64,7 @@ class Head:
         layout: Where A has its channels; ``tokens`` is (N, T, C).
         n_maps: Number of maps K.
         positions: Sizes of the position axes, without the class token.
-        skipped: Number of class tokens before the positions, 0 or 1.
+        skipped: Number of tokens before the positions that the head treats in another way, such as a class token.
         nodes: The nodes from A to the logits.
     """
 
@@ -186,7 +191,6 @@ def find_head(
         names |= {name for name in (*node.inputs, *node.outputs) if name}
     measure(graph, inputs, sorted(names), dynamic=dynamic)
     _require_float32(graph, layer, logits)
-    found: Layout = layout or _layout(graph, layer)
     sizes = graph.sizes(layer)
     if len(sizes) < 3:
         raise ExportError(
@@ -197,14 +201,79 @@ def find_head(
         raise ExportError(
             f"the batch is not exactly the first axis of {layer!r}; choose another layer", code="model-layer"
         )
+    rerun = _Rerun(graph, layer, logits, inputs, dynamic=dynamic)
+    found: Layout = layout or rerun.layout() or _layout(graph, layer)
     if found == "channels_first":
         return Head(layer, logits, found, sizes[1], sizes[2:], 0, nodes)
     positions, skipped = sizes[1:-1], 0
     if len(sizes) == 3:
-        skipped = _class_tokens(sizes[1], layer)
+        skipped = rerun.prefix_tokens()
         positions = (sizes[1] - skipped,)  # one axis, as in the graph; the metadata record the grid
         found = "tokens"
     return Head(layer, logits, found, sizes[-1], positions, skipped, nodes)
+
+
+class _Rerun:
+    """Runs a head again on activations whose values have changed places, to see what its logits depend on."""
+
+    def __init__(self, graph: Graph, layer: str, logits: str, inputs: Inputs, *, dynamic: bool) -> None:
+        model = watching(graph.model, [logits])
+        nodes = []
+        for node in graph.model.graph.node:
+            copy = onnx.NodeProto.FromString(node.SerializeToString())
+            copy.input[:] = [_GIVEN if name == layer else name for name in copy.input]
+            nodes.append(copy)
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        sizes = graph.sizes(layer)
+        model.graph.input.append(
+            helper.make_tensor_value_info(_GIVEN, TensorProto.FLOAT, [None] * len(sizes))
+        )
+        self._session, self._logits = session_of(model, optimised=False), logits
+        self._x = inputs.rows(2 if dynamic else 1)
+        values = run_model(graph.model, self._x, [layer])[0].astype(np.float64)
+        # Maps of noise may be constant, and dead channels are 0 everywhere: their values have nothing to exchange.
+        noise = np.random.default_rng(7).normal(size=values.shape)
+        self._values = (values + 0.1 * (float(np.abs(values).mean()) or 1.0) * noise).astype(np.float32)
+        self._first = self._run(self._values)
+
+    def _run(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self._session.run(
+            [self._logits], {self._session.get_inputs()[0].name: self._x, _GIVEN: values}
+        )[0]
+        return found
+
+    def _changes(self, values: NDArray[np.float32]) -> bool:
+        largest = float(np.abs(self._first).max())
+        return float(np.abs(self._run(values) - self._first).max()) > _SAME * largest
+
+    def layout(self) -> Layout | None:
+        """The channel axis: the only one whose order matters to a head that pools; None if others matter too."""
+        rank = self._values.ndim
+        matter = [
+            axis
+            for axis in range(1, rank)
+            if self._values.shape[axis] > 1 and self._changes(np.flip(self._values, axis).copy())
+        ]
+        if matter == [1]:
+            return "channels_first"
+        if matter == [rank - 1]:
+            return "tokens" if rank == 3 else "channels_last"
+        return None
+
+    def prefix_tokens(self) -> int:
+        """Tokens at the start that cannot change places with the last one, while those after them can.
+
+        A class token is one only if the head treats it so. A head in which every place matters, such as one
+        that flattens, has none.
+        """
+        n_tokens = self._values.shape[1]
+        for count in range(min(n_tokens - 1, _MOST_PREFIX_TOKENS + 1)):
+            order = list(range(n_tokens))
+            order[count], order[-1] = order[-1], order[count]
+            if not self._changes(self._values[:, order]):
+                return count
+        return 0
 
 
 def _require_float32(graph: Graph, *names: str) -> None:
@@ -215,23 +284,6 @@ def _require_float32(graph: Graph, *names: str) -> None:
                 "float32, or export it again",
                 code="export-unsupported",
             )
-
-
-def _class_tokens(n_tokens: int, layer: str) -> int:
-    """0 or 1 class tokens, so the others form a square grid.
-
-    Nothing in a graph marks the class token. In the common vision transformers the patches
-    form a square.
-    """
-    for skipped in (0, 1):
-        side = math.isqrt(n_tokens - skipped)
-        if side > 0 and side * side == n_tokens - skipped:
-            return skipped
-    raise ExportError(
-        f"the {n_tokens} tokens of {layer!r} are neither a square grid nor one with a class token; "
-        "choose another layer",
-        code="model-layer",
-    )
 
 
 def _chosen(graph: Graph, logits: str, cuts: list[str]) -> str:

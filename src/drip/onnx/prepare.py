@@ -215,6 +215,15 @@ def _round_input(graph: onnx.GraphProto, kind: np.dtype[Any]) -> None:
     )
 
 
+def copy_input(graph: Graph) -> tuple[Graph, str]:
+    """The graph with a copy of its input that everything reads, and its name: a layer can be scored there."""
+    name, proto = f"{PREFIX}input_copy", graph.model.graph
+    _rename(proto, {"input": name})
+    proto.input[0].name = "input"
+    _prepend(proto, helper.make_node("Identity", ["input"], [name], name=name))
+    return Graph(graph.model), name
+
+
 def _prepend(graph: onnx.GraphProto, *first: onnx.NodeProto) -> None:
     nodes = [*first, *map(_copied, graph.node)]
     del graph.node[:]

@@ -255,7 +255,8 @@ class Differentiator:
         """Mean over positions of a gradient (N, T, C) or (N, *positions, C), without class tokens."""
         g, head = self._graph, self._head
         if head.skipped:
-            gradient = g.add("Slice", gradient, g.indices([1]), g.indices([OPEN_END]), g.indices([1]))
+            starts = g.indices([head.skipped])
+            gradient = g.add("Slice", gradient, starts, g.indices([OPEN_END]), g.indices([1]))
         return g.reduce("ReduceMean", gradient, range(1, 1 + len(g.sizes(head.activation)) - 2), keep=False)
 
 
