@@ -67,7 +67,7 @@ def _representatives(rows: NDArray[np.float32], count: int) -> IntArray:
     n = len(rows)
     covered = np.linspace(0, n - 1, min(n, _MOST_COVERED)).round().astype(np.int64)
     similarity = rows @ rows[covered].T
-    nearest = np.full(len(covered), -1.0, np.float32)  # the least cosine
+    nearest = np.full(len(covered), -1.0, np.float32)  # the lowest cosine
     gains = similarity.sum(axis=1, dtype=np.float64) + len(covered)
     order: list[int] = []
     for _ in range(min(count, n)):

@@ -2,7 +2,7 @@
 
 Everything here assumes that the bytes were made by an attacker. They are checked before they cost memory, by
 what their headers declare, and fail with :class:`~drip.errors.InputError` only: one bad sample goes to
-quarantine and must never end a run. Nothing here knows a model or a store.
+quarantine and must never end a run. This module does not use models or stores.
 """
 
 from __future__ import annotations

@@ -63,8 +63,9 @@ class TrainConfig:
         """
         if self.epochs < 1 or self.batch_size < 2 or self.learning_rate <= 0 or self.weight_decay < 0:
             raise InputError(
-                f"{self} is out of range; epochs must be at least 1, batch_size at least 2, learning_rate "
-                "positive and weight_decay at least 0"
+                f"epochs={self.epochs}, batch_size={self.batch_size}, learning_rate={self.learning_rate}, "
+                f"weight_decay={self.weight_decay}: epochs must be at least 1, batch_size at least 2, "
+                "learning_rate positive and weight_decay at least 0"
             )
         if self.steps is not None and self.steps < 1:
             raise InputError(f"steps is {self.steps}; give at least 1, or None to count epochs")

@@ -268,7 +268,7 @@ class Rule(Protocol):
         ...
 
     def calibrate(self, observations: Observations) -> Self:
-        """Calibrate on observations that resemble production; returns self."""
+        """Calibrate on observations that are representative of production; returns self."""
         ...
 
     def decide(self, observation: Observation) -> Decision:

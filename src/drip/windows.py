@@ -1,6 +1,6 @@
 """Per-class score windows: the densest run of sorted scores (eqs. 6-7) and the histogram peak (Algorithm 1).
 
-Arrays in, windows out. Nothing here knows a model, a rule or a policy file.
+Arrays in, windows out. This module does not use models, rules or policy files.
 """
 
 from __future__ import annotations
@@ -308,7 +308,7 @@ def sort_by_class(
         n_classes: Number of classes.
 
     Raises:
-        InputError: shapes differ, a score is NaN or infinite, a class is out of range.
+        InputError: shapes differ, a score is NaN or infinite, a class does not exist.
 
     >>> [part.tolist() for part in sort_by_class(np.array([3.0, 1.0, 2.0]), np.array([0, 0, 1]), 3)]
     [[1.0, 3.0], [2.0], []]
@@ -430,7 +430,7 @@ def check_scores(
     """The same scores as float64 and classes as int64, after checking them.
 
     Raises:
-        InputError: shapes differ, a score is NaN or infinite, a class is out of range, or fewer than
+        InputError: shapes differ, a score is NaN or infinite, a class does not exist, or fewer than
             two classes.
     """
     if n_classes < 2:

@@ -45,7 +45,9 @@ _RULES = f"{', '.join(drip.rules.OFFERED)}; and those of packages that you insta
 def calibrate(
     model: ModelArgument,
     *,
-    data: Annotated[Path, typer.Option(help="Folder of unlabelled samples that resemble production.")],
+    data: Annotated[
+        Path, typer.Option(help="Folder of unlabelled samples that are representative of the stream.")
+    ],
     out: Annotated[Path, typer.Option(help="Policy file to write.")] = Path("policy.json"),
     rule: Annotated[
         str,
@@ -63,7 +65,7 @@ def calibrate(
         typer.Option(
             parser=parse_score,
             metavar="SPEC",
-            help='Score of a PyTorch model, such as "layer=features heatmap=normalised method=layercam".',
+            help='How to score a PyTorch model, such as "layer=features heatmap=normalised method=layercam".',
         ),
     ] = None,
     weights: WeightsOption = None,

@@ -21,7 +21,7 @@ def load_config(path: Path, command: Any) -> JsonObject:
 
     Args:
         path: The TOML file.
-        command: The top of the command tree.
+        command: The root command.
 
     Raises:
         DripError: ``path-missing``, ``config-invalid`` or ``config-unknown-key``.

@@ -42,7 +42,7 @@ def demo(
 ) -> None:
     """Run the whole method on real digits and write a report.
 
-    Trains, calibrates, decides on a stream, retrains and compares. Uses the 10,000 digits in the package,
+    Trains, calibrates, selects from a stream, retrains and compares. Uses the 10,000 digits in the package,
     or all 70,000 if the folder in DRIP_DATA contains them.
     """
     from drip.demo import DemoConfig, run_demo

@@ -102,7 +102,7 @@ def export(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of samples that resemble production: the file is proved with a few of them and contains them.",
+            help="Folder of representative samples; a few of them verify the file and become its known answers.",
             show_default="noise",
         ),
     ] = None,
@@ -110,7 +110,7 @@ def export(
 ) -> None:
     """Write classifier, score and decision as one ONNX file.
 
-    Starting from an ONNX file needs no PyTorch.
+    PyTorch is not required if MODEL is an ONNX file.
 
     Example: drip model export mymodel:build --weights w.pt --policy policy.json --out model.onnx
     """
@@ -280,7 +280,7 @@ def quantize(
     *,
     data: Annotated[
         str,
-        typer.Option(help="Folder or dataset:NAME with at least 200 samples that resemble production."),
+        typer.Option(help="Folder or dataset:NAME with at least 200 representative samples."),
     ],
     out: Annotated[Path, typer.Option(help="Int8 file to write.")] = Path("model.int8.onnx"),
     activations: Annotated[
@@ -318,7 +318,7 @@ def quantize(
 ) -> None:
     """Write a model file with int8 weights.
 
-    Compares its decisions with the float32 file on held-out samples. Needs no PyTorch.
+    Compares the decisions of both files on held-out samples. PyTorch is not required.
 
     Example: drip model quantize model.onnx --data calibration/ --out model.int8.onnx
     """

@@ -1,4 +1,4 @@
-"""`drip run`: decide on a stream and keep what the policy selects."""
+"""`drip run`: run a policy on a stream and keep what it selects."""
 
 from __future__ import annotations
 

@@ -297,7 +297,7 @@ def _chosen(graph: Graph, logits: str, cuts: list[str]) -> str:
 
     # A tensor that was only moved or pooled carries the same information as the one before it, with names and
     # layouts that differ between exporters: the operation that computed it is the stable choice.
-    extended = [
+    spatial = [
         name for name in usable
         if n_positions(name) > 1
         and _maker(graph, name).op not in (_PLUMBING | _POOLS)
@@ -305,7 +305,7 @@ def _chosen(graph: Graph, logits: str, cuts: list[str]) -> str:
     ]  # fmt: skip
     # For small inputs the last convolutions see one position. Scoring before them would ignore what they
     # learned; after a pooling, one position is only the pooled map and the tensor before it is right.
-    last = cuts.index(extended[-1]) if extended else -1
+    last = cuts.index(spatial[-1]) if spatial else -1
     pointlike = [name for name in usable if cuts.index(name) > last and n_positions(name) == 1]
     for index, name in enumerate(pointlike):
         node = graph.producer[name]
@@ -314,8 +314,8 @@ def _chosen(graph: Graph, logits: str, cuts: list[str]) -> str:
             return later[-1]
         if node.op in _POOLS:
             break
-    if extended:
-        return extended[-1]
+    if spatial:
+        return spatial[-1]
     seen = ", ".join(f"{name} {graph.sizes(name)}" for name in cuts[-5:] if name in graph.shapes)
     raise ExportError(
         "the graph has no activation of shape (N, K, *positions) that every path to the logits goes "

@@ -300,7 +300,7 @@ def quantize(
     Args:
         path: A model file in float32.
         data: A folder, a URL such as ``dataset:mnist``, or a function that yields the same samples each
-            time; at least 200 that resemble production, encoded as the input spec says.
+            time; at least 200 that are representative of production, encoded as the input spec says.
         out: Where to write.
         settings: How.
         on_stage: Called with the name of each stage when it begins.
@@ -476,7 +476,7 @@ class _Work:
     ) -> QuantizationReport:
         """Score all samples with the finished graph, choose its windows, and write them into it."""
         trial = folder / "int8.onnx"
-        # through OnnxScorer and its optimised session, because that is what will decide on a device
+        # through OnnxScorer and its optimised session, because a device uses these
         metadata = write_metadata(quantised, replace(self.metadata, policy=None, quantization={}))
         save_model_file(quantised, trial)
         found = self._observe(trial)

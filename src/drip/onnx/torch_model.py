@@ -155,7 +155,7 @@ def require_equal(data: bytes, scorer: TorchScorer, x: NDArray[np.float32]) -> N
     if not same.all():
         raise ExportError(
             f"the graph and PyTorch predict different classes for {int((~same).sum())} of {len(x)} rows; "
-            "please report the model's head",
+            "this is a bug: please report it with a description of the model's last layers",
             code="export-inexact",
         )
     # If two logits are equal except for rounding, either class is right, and their scores differ.
@@ -168,7 +168,7 @@ def require_equal(data: bytes, scorer: TorchScorer, x: NDArray[np.float32]) -> N
         if not deviation <= TOLERANCE * scale:
             raise ExportError(
                 f"{name} of the graph deviates from PyTorch by {deviation:.3g} (largest value {scale:.3g}); "
-                "give another layer, and please report the model's head",
+                "this is a bug: please report it with a description of the model's last layers, and try another layer",
                 code="export-inexact",
             )
 

@@ -296,7 +296,8 @@ def require_derivative(
     if deviates.mean() > 0.5:
         raise ExportError(
             f"the derivative at {head.activation!r} is wrong: finite differences deviate in {deviates.sum()} "
-            f"of {len(deviates)} comparisons; give another layer, and please report this head",
+            f"of {len(deviates)} comparisons; this is a bug: please report it with a "
+            "description of the model's last layers, and try another layer",
             code="export-inexact",
         )
 

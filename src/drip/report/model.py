@@ -1,6 +1,6 @@
 """The data of a report: numbers, vectors and pictures of one run, and how two of its models compare.
 
-Plain data and its checks. Nothing here formats, draws, trains or reads a store.
+Plain data and its checks. This module does not format, draw, train or read a store.
 """
 
 from __future__ import annotations

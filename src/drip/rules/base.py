@@ -67,7 +67,7 @@ class BaseRule(ABC):
         return cls(retention=retention, **params)  # type: ignore[call-arg]  # rules without it override this
 
     def calibrate(self, observations: Observations) -> Self:
-        """Calibrate on observations that resemble production.
+        """Calibrate on observations that are representative of production.
 
         Raises:
             InputError: no observation, a missing column, NaN or infinite values.

@@ -7,7 +7,7 @@ several scorers and threads, or raise anything. This is the only module of the p
 - :func:`run_tapped` and :class:`Tap` observe the output of one layer during a forward pass.
 - :func:`to_input`, :func:`logits_of` and :func:`require_finite` check what enters and what comes out, once.
 """
-# ruff: noqa: SLF001  # torch keeps a module's children, its hooks and a tensor's edit count in private names
+# ruff: noqa: SLF001  # torch keeps a module's children, its hooks and a tensor's version counter in private names
 
 from __future__ import annotations
 

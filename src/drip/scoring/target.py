@@ -242,12 +242,14 @@ def _candidates(calls: list[_Run], n_rows: int) -> Iterator[int]:
     # A first axis other than the batch means that the module merged axes, for example frames into the batch:
     # its rows are not samples.
     def usable(call: _Run) -> bool:
-        spatial = len(call.shape) >= 3 and call.shape[0] == n_rows
-        return spatial and not isinstance(call.source, _POOLS) and not isinstance(call.module, _PLUMBING)
+        has_positions = len(call.shape) >= 3 and call.shape[0] == n_rows
+        return (
+            has_positions and not isinstance(call.source, _POOLS) and not isinstance(call.module, _PLUMBING)
+        )
 
-    extended = [i for i, call in enumerate(calls) if usable(call) and math.prod(call.shape[2:]) > 1]
-    last = extended[-1] if extended else -1
-    # Outputs of one position after the last extended one belong to the head: they come from its pooling. The
+    spatial = [i for i, call in enumerate(calls) if usable(call) and math.prod(call.shape[2:]) > 1]
+    last = spatial[-1] if spatial else -1
+    # Outputs of one position after the last spatial one belong to the head: they come from its pooling. The
     # exception is a backbone that shrinks the map to one position itself, with a strided convolution, such as
     # EfficientNet on 32 x 32 pixels.
     shrinks = [
@@ -260,7 +262,7 @@ def _candidates(calls: list[_Run], n_rows: int) -> Iterator[int]:
     ]
     pointlike = [i for i, call in enumerate(calls) if shrinks and i >= shrinks[0] and usable(call)]
     # From the end: containers finish after their parts, so the outermost name of an activation comes first.
-    for index in (*reversed(pointlike), *reversed(extended)):
+    for index in (*reversed(pointlike), *reversed(spatial)):
         if runs[calls[index].name] == 1:
             yield index
 

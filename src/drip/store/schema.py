@@ -47,7 +47,7 @@ STATEMENTS: Sequence[str] = (
         logits BLOB
     )""",
     # Two decisions are the same if sample id, content and policy are equal. So a redelivery after a resume is
-    # ignored, and a second policy may decide on the same stream.
+    # ignored, and a second policy may run on the same stream.
     "CREATE UNIQUE INDEX audit_once ON audit (sample_id, hash_prefix, policy)",
     """CREATE TABLE kept (
         id INTEGER PRIMARY KEY,

@@ -46,7 +46,7 @@ def calibrate_folder(
     class_names: tuple[str, ...] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Policy:
-    """A policy for a PyTorch model from a folder of samples that resemble production.
+    """A policy for a PyTorch model from a folder of samples that are representative of production.
 
     Args:
         model: The trained classifier.

@@ -1,4 +1,4 @@
-"""Which scorer and which policy decide on a stream, checked to fit together before a sample is read."""
+"""The scorer and the policy of a run, checked to fit together before a sample is read."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def scorer_of(policy: Policy, model: nn.Module) -> TorchScorer:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Everything that decides on a stream.
+    """The model, the policy and the rule of a run.
 
     Attributes:
         policy: The policy.

@@ -208,8 +208,8 @@ class MqttConnection:
             raise self._unreachable(error) from error
         except ssl.SSLError as error:
             raise SourceError(
-                f"the TLS connection to {self._address.place} failed: {error}; name the authority of the "
-                "broker's certificate with cafile=, and write the host as the certificate does",
+                f"the TLS connection to {self._address.place} failed: {error}; give the "
+                "certificate of the broker's CA with cafile=, and use the host name in the broker's certificate",
                 code="broker-refused",
             ) from error
         except OSError as error:

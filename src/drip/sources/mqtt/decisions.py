@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 class DecisionPublisher:
     """Sends messages to a topic, and keeps a limited number of them while the broker cannot be reached.
 
-    Nothing here raises after :meth:`open` has returned. A failed attempt takes several seconds if the broker
+    No method raises after :meth:`open` has returned. A failed attempt takes several seconds if the broker
     does not answer at all; the next one follows after a pause, which doubles up to a minute.
 
     Args:
