@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint quick unit lowest docs site bench mutation processors clean
+.PHONY: demo test lint quick unit lowest docs site bench mutation processors trained clean
 
 demo: .venv/demo.done  ## train, calibrate, stream, keep, retrain, report: a few minutes
 	$(BIN)/drip demo --out drip-demo
@@ -47,6 +47,7 @@ bench: .venv/bench.done  ## timings; refuses on a busy machine
 	$(BIN)/python benchmarks/bench_store.py
 	$(BIN)/python benchmarks/bench_scoring.py
 	$(BIN)/python benchmarks/bench_device.py
+	$(BIN)/python benchmarks/bench_versions.py
 	$(BIN)/python benchmarks/bench_selectors.py
 	$(BIN)/python benchmarks/bench_reduction.py
 	$(BIN)/python benchmarks/install_size.py
@@ -59,6 +60,9 @@ mutation: .venv/mutation.done  ## how many changed lines the tests notice: about
 
 processors: .venv/dev.done  ## one model file on emulated x86 and Arm processors; Debian only, a few minutes
 	OMP_NUM_THREADS=1 $(BIN)/python tests/processors.py
+
+trained: .venv/dev.done  ## trained ONNX files of public packages beside an independent autograd: a few minutes
+	OMP_NUM_THREADS=1 $(BIN)/python tests/trained.py
 
 clean:
 	rm -rf .venv .venv-lowest drip-demo mutants
