@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from drip import rules
 from drip.cli.app import app
 from drip.errors import CODES
+from drip.onnx import derivatives, prepare, tape
 
 DOCS = Path(__file__).parent
 
@@ -83,6 +84,14 @@ def troubleshooting_page() -> str:
     return _template("troubleshooting.md.j2", codes=CODES)
 
 
+def model_file_page() -> str:
+    """The format, with the operators that have a derivative."""
+    operators = ", ".join(f"`{name}`" for name in sorted(tape.DERIVATIVES))
+    return _template(
+        "model-file.md.j2", operators=operators, oldest=prepare.OLDEST, steps=derivatives.MOST_STEPS
+    )
+
+
 def choosing_page() -> str:
     """The answer to "which rule?", from the one place that has it."""
     rows = []
@@ -117,6 +126,7 @@ def main() -> None:
     pages = {
         "reference/cli.md": command_page(),
         "reference/benchmarks.md": benchmark_page(),
+        "reference/model-file.md": model_file_page(),
         "how-to/troubleshooting.md": troubleshooting_page(),
         "how-to/choose-a-rule.md": choosing_page(),
     }

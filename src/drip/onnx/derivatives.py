@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drip.onnx.graph import Graph, Node
+from drip.onnx.graph import OPEN_END, Graph, Node
 from drip.onnx.tape import DERIVATIVES, Gradients, Tape, attribute, derivative
 
 Grads = list["str | None"]
@@ -649,6 +650,199 @@ def _average_pool(tape: Tape, node: Node, gradients: Grads) -> Gradients:
     channels = g.sizes(x)[1]
     weight = g.number(np.full((channels, 1, *kernel), 1.0 / math.prod(kernel)))
     return [spread_windows(g, node, gradients[0] or "", weight, channels)]
+
+
+# -- recurrent layers ------------------------------------------------------------------------------------
+
+MOST_STEPS = 512  # each step adds about ten nodes
+
+
+@derivative("LSTM", "GRU", "RNN")
+def _recurrent(tape: Tape, node: Node, gradients: Grads) -> Gradients:
+    """Backpropagation through time, one step after the other; the gates are computed a second time."""
+    direction = attribute(node, "direction", "forward")
+    x = node.inputs[0]
+    tape.fixed(node, x, [0])
+    plain = not any(attribute(node, name, None) for name in ("activations", "clip", "layout", "input_forget"))
+    others = any(tape.active(name) for name in node.inputs[1:] if name) or node.input(4) or node.input(7)
+    if not plain or others or tape.graph.sizes(x)[0] > MOST_STEPS:
+        raise tape.unsupported(
+            node, f"at most {MOST_STEPS} steps of one length, constant weights and the usual activations"
+        )
+    reverse = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
+    parts = [
+        _Direction(tape, node, gradients, number, is_reverse=flipped).gradient()
+        for number, flipped in enumerate(reverse)
+    ]
+    return [parts[0] if len(parts) == 1 else tape.graph.add("Add", *parts)]
+
+
+def _plain(node: Node) -> dict[str, Any]:
+    """The attributes of a node, with text as text."""
+    return {
+        name: value.decode() if isinstance(value, bytes) else value for name, value in node.attributes.items()
+    }
+
+
+class _Direction:
+    """One direction of a recurrent layer: tensors have the shape (steps, N, size), in the order of its steps."""
+
+    def __init__(self, tape: Tape, node: Node, gradients: Grads, number: int, *, is_reverse: bool) -> None:
+        g = tape.graph
+        self._tape, self._node, self._number, self._reverse = tape, node, number, is_reverse
+        self._steps = g.sizes(node.inputs[0])[0]
+        # as tensors, because exporters compute them from the order of another framework
+        self._w, self._r = (self._side(name, 0) for name in node.inputs[1:3])
+        self._n_rows, self._size = g.sizes(node.inputs[2])[1:]
+        self._bias = self._side(node.inputs[3], 0) if node.input(3) else ""
+        everything = node.outputs[0] or g.add(
+            node.op, *node.inputs, **_plain(node)
+        )  # where only the last is read
+        self._h = self._ordered(self._side(everything, 1))
+        self._first = self._initial(node.input(5))
+        self._before = g.add("Concat", self._first, _cut(tape, self._h, 0, 0, self._steps - 1), axis=0)
+        at_all, self._at_last, self._at_cell = (*gradients, None, None)[:3]
+        self._at_steps = self._split(self._ordered(self._side(at_all, 1))) if at_all else None
+
+    def gradient(self) -> str:
+        """Gradient at the layer's input that flows through this direction."""
+        g = self._tape.graph
+        x = self._ordered(self._node.inputs[0])
+        dh = self._last(self._at_last)
+        found = []
+        step = {"LSTM": self._lstm, "GRU": self._gru, "RNN": self._rnn}[self._node.op](x)
+        for time in reversed(range(self._steps)):
+            if self._at_steps is not None:
+                dh = self._at_steps[time] if dh is None else g.add("Add", dh, self._at_steps[time])
+            if dh is None:
+                dh = self._tape.fill(self._first, 0.0)
+            at_gates, dh = step(time, dh)
+            found.append(at_gates)
+        stacked = g.add("Concat", *found[::-1], axis=0) if len(found) > 1 else found[0]
+        return self._ordered(g.add("MatMul", stacked, self._w))
+
+    # -- one step: from the gradient at the output to those at the gates before their activations, and one step back
+
+    def _lstm(self, x: str) -> Callable[[int, str], tuple[str, str]]:
+        g = self._tape.graph
+        gates = self._affine(x, self._before)
+        i, o, f = (g.add("Sigmoid", self._gate(gates, number)) for number in range(3))
+        c = g.add("Tanh", self._gate(gates, 3))
+        cell = self._initial(self._node.input(6))
+        cells = [cell]
+        for keep, new in zip(self._split(f), self._split(g.add("Mul", i, c)), strict=True):
+            cells.append(g.add("Add", g.add("Mul", keep, cells[-1]), new))
+        bent = g.add("Tanh", g.add("Concat", *cells[1:], axis=0) if self._steps > 1 else cells[1])
+        before = g.add("Concat", *cells[:-1], axis=0) if self._steps > 1 else cells[0]
+        to_o = self._split(g.add("Mul", bent, _sigmoid_slope(g, o)))
+        to_cell = self._split(g.add("Mul", o, _one_minus(g, _squared(g, bent))))
+        to_i = self._split(g.add("Mul", c, _sigmoid_slope(g, i)))
+        to_f = self._split(g.add("Mul", before, _sigmoid_slope(g, f)))
+        to_c = self._split(g.add("Mul", i, _one_minus(g, _squared(g, c))))
+        forget = self._split(f)
+        state = {"dc": self._last(self._at_cell)}
+
+        def step(time: int, dh: str) -> tuple[str, str]:
+            dc, through = state["dc"], g.add("Mul", dh, to_cell[time])
+            dc = through if dc is None else g.add("Add", dc, through)
+            state["dc"] = g.add("Mul", dc, forget[time])
+            at = [g.add("Mul", dc, to_i[time]), g.add("Mul", dh, to_o[time])]
+            at += [g.add("Mul", dc, to_f[time]), g.add("Mul", dc, to_c[time])]
+            gates = g.add("Concat", *at, axis=2)
+            return gates, g.add("MatMul", gates, self._r)
+
+        return step
+
+    def _gru(self, x: str) -> Callable[[int, str], tuple[str, str]]:
+        g, size = self._tape.graph, self._size
+        two = self._affine(x, self._before, 2 * size)
+        z, r = (g.add("Sigmoid", self._gate(two, number)) for number in range(2))
+        first_two, recurrent = self._rows(self._r, 0, 2 * size), self._rows(self._r, 2 * size, 3 * size)
+        after = bool(attribute(self._node, "linear_before_reset", 0))
+        read = self._before if after else g.add("Mul", r, self._before)
+        inner = self._product(read, recurrent, 5 * size, 6 * size)
+        outer = self._product(x, self._rows(self._w, 2 * size, 3 * size), 2 * size, 3 * size)
+        h = g.add("Tanh", g.add("Add", outer, g.add("Mul", r, inner) if after else inner))
+        to_z = self._split(g.add("Mul", g.add("Sub", self._before, h), _sigmoid_slope(g, z)))
+        to_h = self._split(g.add("Mul", _one_minus(g, z), _one_minus(g, _squared(g, h))))
+        to_r = self._split(g.add("Mul", inner if after else self._before, _sigmoid_slope(g, r)))
+        reset, keep = self._split(r), self._split(z)
+
+        def step(time: int, dh: str) -> tuple[str, str]:
+            at_h = g.add("Mul", dh, to_h[time])
+            at_inner = g.add("Mul", at_h, reset[time]) if after else at_h
+            back = g.add("MatMul", at_inner, recurrent)
+            at_r = g.add("Mul", at_h if after else back, to_r[time])
+            at_two = g.add("Concat", g.add("Mul", dh, to_z[time]), at_r, axis=2)
+            before = g.add(
+                "Add", g.add("Mul", dh, keep[time]), back if after else g.add("Mul", back, reset[time])
+            )
+            before = g.add("Add", before, g.add("MatMul", at_two, first_two))
+            return g.add("Concat", at_two, at_h, axis=2), before
+
+        return step
+
+    def _rnn(self, _x: str) -> Callable[[int, str], tuple[str, str]]:
+        g = self._tape.graph
+        slopes = self._split(_one_minus(g, _squared(g, self._h)))
+
+        def step(time: int, dh: str) -> tuple[str, str]:
+            at_gate = g.add("Mul", dh, slopes[time])
+            return at_gate, g.add("MatMul", at_gate, self._r)
+
+        return step
+
+    # -- tensors of this direction
+
+    def _side(self, name: str, axis: int) -> str:
+        """The part of a tensor for this direction, without its axis."""
+        g = self._tape.graph
+        cut = _cut(self._tape, name, axis, self._number, self._number + 1)
+        return g.add("Squeeze", cut, g.indices([axis]))
+
+    def _ordered(self, name: str) -> str:
+        """A tensor whose first axis is time, in the order of the steps or back."""
+        g = self._tape.graph
+        if not self._reverse:
+            return name
+        return g.add("Slice", name, g.indices([-1]), g.indices([-OPEN_END]), g.indices([0]), g.indices([-1]))
+
+    def _initial(self, name: str) -> str:
+        """A state before the first step, shape (1, N, size)."""
+        if name:
+            return _cut(self._tape, name, 0, self._number, self._number + 1)
+        return self._tape.fill(_cut(self._tape, self._h, 0, 0, 1), 0.0)
+
+    def _last(self, gradient: str | None) -> str | None:
+        """The gradient at a state after the last step, shape (1, N, size)."""
+        return _cut(self._tape, gradient, 0, self._number, self._number + 1) if gradient else None
+
+    def _split(self, name: str) -> list[str]:
+        """One tensor (1, N, size) for each step."""
+        if self._steps == 1:
+            return [name]
+        g = self._tape.graph
+        first = g.add("Split", name, g.indices([1] * self._steps), outputs=self._steps, axis=0)
+        return [first, *(f"{first}.{index}" for index in range(1, self._steps))]
+
+    def _gate(self, gates: str, number: int) -> str:
+        return _cut(self._tape, gates, 2, number * self._size, (number + 1) * self._size)
+
+    def _rows(self, matrix: str, start: int, stop: int) -> str:
+        return _cut(self._tape, matrix, 0, start, stop)
+
+    def _product(self, x: str, matrix: str, start: int, stop: int) -> str:
+        """Product with the rows of a matrix, plus a part of the bias."""
+        g = self._tape.graph
+        product = g.add("MatMul", x, g.add("Transpose", matrix, perm=[1, 0]))
+        return g.add("Add", product, self._rows(self._bias, start, stop)) if self._bias else product
+
+    def _affine(self, x: str, h: str, n_rows: int = 0) -> str:
+        """The first gates before their activations."""
+        n_rows = n_rows or self._n_rows
+        outer = self._product(x, self._rows(self._w, 0, n_rows), 0, n_rows)
+        inner = self._product(h, self._rows(self._r, 0, n_rows), self._n_rows, self._n_rows + n_rows)
+        return self._tape.graph.add("Add", outer, inner)
 
 
 # -- moving values ----------------------------------------------------------------------------------------

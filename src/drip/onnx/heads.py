@@ -288,7 +288,14 @@ def _require_float32(graph: Graph, *names: str) -> None:
 
 def _chosen(graph: Graph, logits: str, cuts: list[str]) -> str:
     """The activation: one of the tensors that every path goes through."""
-    usable = [name for name in cuts if name in graph.shapes and graph.rank(name) >= 3 and name != logits]
+    usable = [
+        name
+        for name in cuts
+        if name in graph.shapes
+        and graph.rank(name) >= 3
+        and name != logits
+        and graph.shapes[name].growing <= {0}  # recurrent layers have the time first
+    ]
 
     def n_positions(name: str) -> int:
         sizes = graph.sizes(name)

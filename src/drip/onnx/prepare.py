@@ -18,7 +18,7 @@ from drip.onnx.metadata import KEY
 
 # Opset 13 is the first in which ReduceSum, Squeeze and Unsqueeze read axes as an input, as the new nodes do.
 # Older graphs are converted.
-_OLDEST, _CONVERTED = 13, 17
+OLDEST, _CONVERTED = 13, 17
 _OLDEST_IR = 8  # of the file layout that opset 17 belongs to
 _FLOATS = frozenset((TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
 _INTEGERS = {
@@ -125,13 +125,13 @@ def prepared(
 def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model in an opset that supports the new nodes."""
     opset = next((item.version for item in model.opset_import if item.domain in {"", "ai.onnx"}), 0)
-    if opset < _OLDEST:
+    if opset < OLDEST:
         try:
             model = version_converter.convert_version(model, _CONVERTED)
         except Exception as error:  # the converter's errors have no common class
             raise ExportError(
                 f"the model has opset {opset}, which ONNX cannot convert to {_CONVERTED} ({error}); "
-                f"export it again with opset {_OLDEST} or newer",
+                f"export it again with opset {OLDEST} or newer",
                 code="export-unsupported",
             ) from error
     # The lowest that the operators need: onnx writes its own latest, which older runtimes refuse to load.
