@@ -497,6 +497,24 @@ def test_a_population_that_ended_and_comes_back_has_no_room_saved():
         assert not gate.has_room(1.0)
 
 
+def test_what_a_population_did_not_use_of_its_quota_is_limited():
+    gate, target = PopulationGate(4, quota=2.0), 0.2
+    draw = np.random.default_rng(0)
+
+    def arrivals(n, part):
+        return draw.normal(size=(n, 4)) + np.array([6.0, 0, 0, 0]) * (draw.random((n, 1)) < part)
+
+    for row in (*arrivals(1000, 0.2), *arrivals(3000, 0.6), *arrivals(700, 0.25)):
+        gate.passes(row)  # nothing is kept of the population's own quota, although it is there all the time
+    n_kept = 0
+    for row in arrivals(1000, 0.25):
+        if not gate.passes(row) and gate.has_room(target):
+            gate.kept()
+            n_kept += 1
+    assert gate.is_apart
+    assert 0.2 * 1000 * target < n_kept < 0.5 * (1000 + 200) * target + 1
+
+
 @pytest.mark.parametrize("quota", [-1, float("nan"), float("inf"), "2", True])
 def test_a_quota_is_a_number(quota):
     with raises(InputError, "bad-argument"):

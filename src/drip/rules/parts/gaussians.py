@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import exp, log, sqrt
+from math import exp, floor, log, sqrt
 from typing import Any, Self
 
 import numpy as np
@@ -183,6 +183,7 @@ _LEAST, _MOST = 0.002, 0.35
 SEPARATION = 20.0
 POSTERIOR = 0.1
 _MOST_OF_KEPT = 0.5
+ROOM_ARRIVALS = 200  # as the credit of the keep rate
 
 
 class PopulationGate:
@@ -316,8 +317,15 @@ class PopulationGate:
         return not rejects or posterior <= POSTERIOR
 
     def has_room(self, target: float) -> bool:
-        """Whether the second population has kept less than its quota since it began, at this keep rate."""
-        return self._kept < min(self._quota * self._share, _MOST_OF_KEPT) * target * self._arrivals
+        """Whether the second population has kept less than its quota since it began, at this keep rate.
+
+        What it did not use is limited to 200 arrivals' worth: while it was not limited, as the larger one, nothing
+        was counted against the quota, and using all of that at once would exceed the keep rate for hours.
+        """
+        rate = min(self._quota * self._share, _MOST_OF_KEPT) * target
+        due = rate * self._arrivals
+        self._kept = max(self._kept, floor(due - max(ROOM_ARRIVALS * rate, 1.0)))
+        return self._kept < due
 
     def kept(self) -> None:
         """Count a kept sample of the second population."""

@@ -22,7 +22,14 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from drip.errors import InputError, brief
-from drip.rules.parts.gaussians import POSTERIOR, SEPARATION, START_SHARE, WINDOW, PopulationGate
+from drip.rules.parts.gaussians import (
+    POSTERIOR,
+    ROOM_ARRIVALS,
+    SEPARATION,
+    START_SHARE,
+    WINDOW,
+    PopulationGate,
+)
 from drip.rules.state import count, number, packed, unpacked
 from drip.types import FloatArray, JsonObject
 
@@ -47,7 +54,6 @@ ANSWERS: Mapping[str, _Allowance] = MappingProxyType(
 MOST_ANSWERED = 8
 _MOST_REMEMBERED = 8  # without an answer; a device that meets ever new strangers must not grow its state
 _RECOGNISED = 100  # arrivals: the mean is then known to a fifth, and a scene of fifty frames has passed
-_ROOM_ARRIVALS = 200
 _MOST_WEIGHT, _LEAST_WEIGHT = 0.999, 0.002
 _LARGEST = 10**6  # of a mean's numbers, which are around 10, and of a population's number
 
@@ -239,7 +245,7 @@ class Populations:
         together = max(self._accepted / ANSWERS["accept"].most, 1.0)
         for population in self._answered:
             rate = population.allowed / together * target
-            population.room = min(population.room + rate, max(_ROOM_ARRIVALS * rate, 1.0))
+            population.room = min(population.room + rate, max(ROOM_ARRIVALS * rate, 1.0))
         if mine is None:
             self._known.arrived(arrival, time_s)
             return Place(KNOWN, is_limited=False)
