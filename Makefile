@@ -30,7 +30,8 @@ LOWEST_TESTS := tests/rules tests/store tests/sources tests/test_policy.py tests
 	tests/test_media_images.py tests/test_media_audio.py tests/test_media_arrays.py tests/test_types.py \
 	tests/test_testing.py tests/test_windows.py tests/test_files.py tests/reduction/test_sizes.py \
 	tests/reduction/test_representativeness.py tests/reduction/test_cluster_centroids.py \
-	tests/reduction/test_proto_dash.py tests/reduction/test_persistent_homology.py
+	tests/reduction/test_proto_dash.py tests/reduction/test_persistent_homology.py \
+	tests/onnx/test_onnx_scorer.py tests/onnx/test_version_1.py tests/onnx/test_promised_versions.py
 
 lowest: .venv-lowest/done  ## the rooms without torch, with the lowest versions that pyproject.toml allows
 	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -o addopts=--strict-markers -n 2 --dist loadfile --quick -q $(LOWEST_TESTS)
