@@ -30,6 +30,60 @@ def expected_decisions(board, policy):
     return found
 
 
+# -- class names ---------------------------------------------------------------------------------------
+
+
+def test_class_names_of_the_file_appear_in_run_stats_and_export(board, drip, tmp_path):
+    store = tmp_path / "kept.db"
+    options = ["--source", board.production, "--store", store]
+    result = drip("run", board.model.path, *options)
+    assert all(name in result.out for name in ("ant", "bee", "cow"))
+    result = drip("store", "stats", store)
+    assert all(name in result.out for name in ("ant", "bee", "cow"))
+    assert json.loads(drip("store", "stats", store, "--json").out)["class_names"] == ["ant", "bee", "cow"]
+    assert drip("store", "export", store, "--to", tmp_path / "out", "--labels", "predicted").code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"ant", "bee", "cow", "records.jsonl"}
+    result = drip(
+        "store",
+        "export",
+        store,
+        "--to",
+        tmp_path / "other",
+        "--labels",
+        "predicted",
+        "--class-names",
+        "a,b,c",
+    )
+    assert {path.name for path in (tmp_path / "other").iterdir()} <= {"a", "b", "c", "records.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("names", "noted"),
+    [(("a/b", "bee", "cow"), ("a/b", "bee", "cow")), (("x" * 5000, "bee", "cow"), ())],
+    ids=["no folder", "too long"],
+)
+def test_names_that_cannot_be_folders_or_do_not_fit(names, noted, board, drip, tmp_path):
+    policy = Policy.load(board.policy)
+    policy = replace(policy, provenance=replace(policy.provenance, class_names=names))
+    policy.save(tmp_path / "policy.json")
+    store = tmp_path / "kept.db"
+    result = drip(
+        "run",
+        board.bare.path,
+        "--policy",
+        tmp_path / "policy.json",
+        "--source",
+        board.production,
+        "--store",
+        store,
+    )
+    assert result.code == 0, result.err
+    with RetentionStore.open_readonly(store) as kept:
+        assert kept.stats().class_names == noted
+    assert drip("store", "export", store, "--to", tmp_path / "out", "--labels", "predicted").code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"0", "1", "2", "records.jsonl"}
+
+
 # -- calibrate and run ---------------------------------------------------------------------------------
 
 

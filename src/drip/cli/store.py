@@ -21,7 +21,7 @@ from drip.cli.arguments import (
     require_writable,
 )
 from drip.cli.output import print_error, print_facts, print_json, print_lines, print_table
-from drip.errors import ExportError, PolicyError
+from drip.errors import ExportError, InputError, PolicyError
 from drip.files.format import byte_size
 from drip.store.records import Labels
 
@@ -94,8 +94,8 @@ def export(
     """
     from drip.store import RetentionStore
 
-    names = parse_names(class_names) or None
     with RetentionStore.open_readonly(store) as kept:
+        names = parse_names(class_names) or _known_names(kept)
         n_kept = len(kept)
         write = _write_shards if layout == "webdataset" else _write_folder
         n_written = write(kept, to, labels, names)
@@ -109,6 +109,17 @@ def export(
             f"no kept sample has a {labels} label; --labels predicted exports all {n_kept}", "labels-invalid"
         )
         raise typer.Exit(1)
+
+
+def _known_names(kept: RetentionStore) -> tuple[str, ...] | None:
+    """The names that the runs noted; None if they are unknown, or no names for folders."""
+    from drip.store.exports import require_names
+
+    names = kept.stats().class_names
+    with suppress(InputError):
+        require_names(names)
+        return names or None
+    return None
 
 
 def _write_folder(kept: RetentionStore, to: Path, labels: Labels, names: tuple[str, ...] | None) -> int:
@@ -167,11 +178,18 @@ def print_stats(stats: StoreStats) -> None:
             "on disk": f"{byte_size(stats.disk_bytes)} of {byte_size(stats.budget_bytes)}",
         },
     )
+    names = dict(enumerate(stats.class_names))
     print_table(
         "By predicted class",
         ["class", "seen", "kept", "discarded", "evicted"],
         [
-            [str(index), str(part.seen), str(part.kept), str(part.discarded), str(part.evicted)]
+            [
+                names.get(index, str(index)),
+                str(part.seen),
+                str(part.kept),
+                str(part.discarded),
+                str(part.evicted),
+            ]
             for index, part in sorted(stats.classes.items())
         ],
     )

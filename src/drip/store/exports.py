@@ -112,7 +112,7 @@ def export_image_folder(
     """
     _require_labels(labels)
     if class_names is not None:
-        _require_names(class_names)
+        require_names(class_names)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         message = f"{folder} already exists and is not an empty folder; choose another"
         raise ExportError(message, code="path-exists")
@@ -265,7 +265,12 @@ def _require_labels(labels: str) -> None:
         raise InputError(message)
 
 
-def _require_names(class_names: Sequence[str]) -> None:
+def require_names(class_names: Sequence[str]) -> None:
+    """Check that names can be distinct folders.
+
+    Raises:
+        InputError: one cannot, or two are the same folder (code ``labels-invalid``).
+    """
     for name in class_names:
         if (
             not name

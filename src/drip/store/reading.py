@@ -168,8 +168,13 @@ class Reader:
             audit_rows=self.count("audit"),
             audit_shadowed=self.count("audit WHERE retain = 0 AND outcome != 0"),
             kept_shadowed=counters.n_shadow,
+            class_names=self._class_names(),
             classes={key: counters.classes[key].counts() for key in sorted(counters.classes)},
         )
+
+    def _class_names(self) -> tuple[str, ...]:
+        known = {origin.class_names for origin in self.origins().values() if origin.class_names}
+        return known.pop() if len(known) == 1 else ()
 
     def discarded_by_reason(self) -> dict[str, int]:
         """Discards in the audit per reason, the most frequent first; reads every row of the audit."""

@@ -48,11 +48,13 @@ class Origin:
         model_digests: SHA-256 of the model, and of files made from it, hexadecimal.
         score: Score definition: method, layer and the like.
         family: :attr:`drip.policy.Policy.family` of the policy; empty where an earlier version did not note it.
+        class_names: In the order of the logits; or empty.
     """
 
     model_digests: tuple[str, ...] = ()
     score: JsonObject = field(default_factory=dict)
     family: str = ""
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +224,7 @@ class StoreStats:
         classes: Counts by predicted class.
         audit_shadowed: Rows of the audit with :attr:`AuditRow.shadow`.
         kept_shadowed: Samples in the store now with :attr:`StoredSample.shadow`.
+        class_names: Names of the classes, if the policies that ran into the store agree on them; or empty.
     """
 
     seen: int
@@ -241,6 +244,7 @@ class StoreStats:
     classes: Mapping[int, ClassCounts]
     audit_shadowed: int = 0
     kept_shadowed: int = 0
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

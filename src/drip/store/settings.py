@@ -123,7 +123,13 @@ def encode_origin(origin: Origin) -> str:
     '{"model_digests":["ab12"],"score":{"method":"drip"}}'
     """
     try:
-        text = canonical_json({name: value for name, value in asdict(origin).items() if value != ""}).decode()
+        text = canonical_json(
+            {
+                name: value
+                for name, value in asdict(origin).items()
+                if value or name not in {"family", "class_names"}
+            }
+        ).decode()
     except (TypeError, ValueError, RecursionError) as error:
         message = f"origin has a value that JSON cannot represent ({error}); use text and finite numbers"
         raise InputError(message) from error
@@ -155,6 +161,7 @@ def read_origins(cursor: sqlite3.Cursor) -> dict[str, Origin]:
                 tuple(facts.get("model_digests", ())),
                 dict(facts.get("score", {})),
                 str(facts.get("family", "")),
+                tuple(map(str, facts.get("class_names", ()))),
             )
         except (AttributeError, TypeError, ValueError, RecursionError) as error:
             message = (

@@ -284,7 +284,11 @@ def _continue(parts: Parts, store: RetentionStore) -> None:
     family = "" if policy.family == policy.digest else policy.family
     if policy.digest not in origins or origins[policy.digest].family != family:
         digests = tuple(sorted({*parts.digests, policy.provenance.model_digest}))
-        store.note_origin(policy.digest, Origin(digests, policy.provenance.score, family))
+        origin = Origin(digests, policy.provenance.score, family, parts.class_names)
+        try:
+            store.note_origin(policy.digest, origin)
+        except InputError:  # hundreds of names do not fit; what the scores were computed from matters more
+            store.note_origin(policy.digest, replace(origin, class_names=()))
     progress = store.load_progress()
     if (
         progress is not None
