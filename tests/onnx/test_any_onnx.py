@@ -692,3 +692,86 @@ def test_a_policy_of_another_model_is_rejected(tmp_path):
     assert not (tmp_path / "m.onnx").exists()
     export_file(tmp_path / "plain.onnx", tmp_path / "m.onnx", policy=policy_with(plain, [(0.0, 1.0)] * 4))
     assert read_metadata(tmp_path / "m.onnx").policy is not None
+
+
+# -- models without maps ---------------------------------------------------------------------------------
+
+
+def without_maps():
+    """A multilayer perceptron on a sequence of embeddings, as wake words are."""
+    nodes = [
+        ("Flatten", ["image"], ["f"], {}), ("Gemm", ["f", "w1"], ["h"], {}), ("Relu", ["h"], ["r"], {}),
+        ("Gemm", ["r", "w2", "b"], ["y"], {}), ("Softmax", ["y"], ["z"], {"axis": 1}),
+    ]  # fmt: skip
+    random = np.random.default_rng(0)
+    constants = {
+        "w1": random.normal(size=(48, 9)).astype(np.float32),
+        "w2": random.normal(size=(9, 4)).astype(np.float32),
+        "b": BIAS,
+    }
+    return graph_of(nodes, constants, (8, 6), outputs=("z",)), constants
+
+
+def test_a_model_without_maps_serves_the_rules_that_need_none(tmp_path):
+    from drip.onnx import OnnxScorer
+    from drip.rules import create
+
+    model, constants = without_maps()
+    with pytest.raises(ExportError, match="--score layer=none") as error:
+        attach_score(model)
+    assert error.value.code == "model-layer"
+    onnx.save(model, tmp_path / "plain.onnx")
+    metadata = export_file(tmp_path / "plain.onnx", tmp_path / "m.onnx", layer="none")
+    assert not metadata.has_maps
+    assert check(tmp_path / "m.onnx").ok
+    scorer, x = OnnxScorer(tmp_path / "m.onnx"), noise((8, 6), 60)
+    assert scorer.provides == {"logits", "features"}
+    found = scorer.score(x)
+    hidden = np.maximum(x.reshape(60, -1) @ constants["w1"], 0)
+    np.testing.assert_allclose(found.features, hidden, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.logits, hidden @ constants["w2"] + BIAS, rtol=1e-4, atol=1e-3)
+    assert not found.named_scores
+    assert scorer.graph_retain.all()
+    rule = create("margin", retention=0.5)
+    rule.calibrate(found)
+    assert 10 < sum(decision.retain for decision in rule.decide_many(found)) < 50
+
+
+def test_only_rules_that_need_no_map_are_calibrated_for_such_a_model(drip, tmp_path):
+    from drip.media import encode_npy
+
+    onnx.save(without_maps()[0], tmp_path / "plain.onnx")
+    path, data = tmp_path / "m.onnx", tmp_path / "data"
+    result = drip("model", "export", tmp_path / "plain.onnx", "--score", "layer=none", "--out", path)
+    assert result.code == 0, result.err
+    assert "none: for rules that need no map" in result.out
+    data.mkdir()
+    for index, row in enumerate(noise((8, 6), 80)):
+        (data / f"{index:02}.npy").write_bytes(encode_npy(row))
+    policy = tmp_path / "policy.json"
+    result = drip("calibrate", path, "--data", data, "--out", policy, "--rule", "drip")
+    assert result.error == "rule-needs"
+    result = drip("calibrate", path, "--data", data, "--out", policy, "--rule", "margin", "--keep", "0.5")
+    assert result.code == 0, result.err
+    result = drip("run", path, "--policy", policy, "--source", data, "--store", tmp_path / "s.db")
+    assert result.code == 0, result.err
+    assert drip("model", "set-policy", path, policy).code == 0
+    assert drip("model", "check", path).code == 0
+    result = drip("model", "quantize", path, "--data", data)
+    assert result.error == "export-unsupported"
+
+
+@pytest.mark.parametrize("last", ["ReduceMean", "Relu"])
+def test_features_of_a_model_without_maps_are_what_its_last_layer_reads(last):
+    """None where no linear layer is at the end."""
+    model, _ = without_maps()
+    end = model.graph.node[3]
+    if last == "ReduceMean":
+        del model.graph.node[1:]
+        model.graph.node[0].CopyFrom(helper.make_node("ReduceMean", ["image"], ["z"], axes=[1], keepdims=0))
+        del model.graph.initializer[:]
+    else:
+        end.output[0] = "before"
+        model.graph.node[4].CopyFrom(helper.make_node("Relu", ["before"], ["z"]))
+    names = {item.name for item in attach_score(model, layer="none").graph.output}
+    assert ("features" in names) == (last == "Relu")

@@ -395,7 +395,9 @@ def print_metadata(metadata: ModelMetadata, path: Path, *, json_output: bool) ->
         {
             "digest": metadata.digest,
             "made from": metadata.parent_digest,
-            "score": f"{score['method']}, {score['heatmap']} heatmap",
+            "score": f"{score['method']}, {score['heatmap']} heatmap"
+            if metadata.has_maps
+            else "none: for rules that need no map",
             "layer": f"{score['layer']} {score['layer_shape']}",
             "input": metadata.spec.describe(),
             **({"cut off": f"a {score['closing']} after the logits"} if "closing" in score else {}),

@@ -31,9 +31,9 @@ from drip.onnx.files import (
     write_known_answers,
     write_metadata,
 )
-from drip.onnx.graph import OPEN_END, PREFIX, Graph, Inputs, run_model
+from drip.onnx.graph import OPEN_END, PREFIX, Graph, Inputs, measure, run_model
 from drip.onnx.heads import ClosingSoftmax, Head, Layout, find_head, find_logits
-from drip.onnx.metadata import LOWER, UPPER, ModelMetadata, windows_of
+from drip.onnx.metadata import LOWER, NO_MAPS, UPPER, ModelMetadata, windows_of
 from drip.onnx.prepare import copy_input, input_shape, prepared, prune
 from drip.onnx.weights import Differentiator, MapWeights, require_derivative
 from drip.policy import Policy
@@ -69,7 +69,8 @@ def attach_score(
     Args:
         model: The classifier: one input of numbers (N, *shape), logits (N, n_classes), opset 13 or one
             that ONNX can convert to 17.
-        layer: Name of the tensor to score; None finds the activation that enters the head.
+        layer: Name of the tensor to score; None finds the activation that enters the head. ``none`` is for
+            models without maps, such as a multilayer perceptron: their file serves the rules that need none.
         policy: The policy whose windows the graph compares with; None keeps every sample.
         spec: How samples become inputs; None uses the policy's, or only the graph's shape. A graph with
             channels last gets an input with channels first, as input specs have them.
@@ -96,15 +97,7 @@ def attach_score(
     References:
         DRIP paper, eqs. 1-5, 8 and 9.
     """
-    if heatmap not in HEATMAPS:
-        raise ExportError(f"heatmap must be one of {HEATMAPS}, not {heatmap!r}", code="bad-argument")
-    if closing_softmax not in get_args(ClosingSoftmax):
-        expected = get_args(ClosingSoftmax)
-        raise ExportError(
-            f"closing_softmax must be one of {expected}, not {closing_softmax!r}", code="bad-argument"
-        )
-    if layout is not None and layout not in get_args(Layout):
-        raise ExportError(f"layout must be one of {get_args(Layout)}, not {layout!r}", code="bad-argument")
+    _require_choices(heatmap, closing_softmax, layout)
     parent = parent_digest or model_file_digest(model)  # before ``prepared`` renames anything
     if spec is None and policy is not None and policy.provenance.input_spec:
         spec = InputSpec.from_json(policy.provenance.input_spec)
@@ -116,37 +109,42 @@ def attach_score(
     target = source.names.get(layer, layer) if layer is not None else None
     if target == "input":
         graph, target = copy_input(graph)
-    head = find_head(graph, logits, source.inputs, target, layout, dynamic=source.dynamic)
+    head = None
+    if layer == NO_MAPS:
+        measure(graph, source.inputs, [logits], dynamic=source.dynamic)
+    else:
+        head = find_head(graph, logits, source.inputs, target, layout, dynamic=source.dynamic)
     n_classes = _n_classes(graph, _original(source.names, source.output), logits)
-    names = tuple(class_names) or (policy.provenance.class_names if policy is not None else ())
-    names = names or _names_in(model, n_classes)
-    if names and len(names) != n_classes:
-        raise ExportError(
-            f"{len(names)} class names for {n_classes} logits: {names!r}; give one name per logit",
-            code="labels-invalid",
-        )
+    names = _class_names(model, class_names, policy, n_classes)
     if policy is not None:
         contrast = contrast or "contrast" in policy.to_rule().needs
-    writer = _Writer(graph, head, heatmap)
-    batch = "batch" if source.dynamic else 1
-    weights = writer.write(windows_of(policy, n_classes), contrast=contrast)
+    windows, batch = windows_of(policy, n_classes), "batch" if source.dynamic else 1
+    score: JsonObject = {"name": "none", "method": "none", "heatmap": "none", "contrast": False}
+    score |= {"layer": NO_MAPS, "layer_shape": []}
+    weights, n_features = None, 0
+    if head is None:
+        contrast, n_features = (
+            False,
+            _without_maps(graph, logits, source.inputs, windows, dynamic=source.dynamic),
+        )
+    else:
+        weights = _Writer(graph, head, heatmap).write(windows, contrast=contrast)
+        n_features = head.n_maps
+        score = {
+            "name": "drip", "method": "gradcam", "heatmap": heatmap, "contrast": contrast,
+            "layer": layer_name or layer or _original(source.names, head.activation),
+            "layer_shape": [head.n_maps, *_grid(head)],
+        }  # fmt: skip
     del source.model.graph.output[:]
-    source.model.graph.output.extend(_outputs(batch, n_classes, head, contrast=contrast))
+    source.model.graph.output.extend(_outputs(batch, n_classes, n_features, contrast=contrast))
     prune(source.model)
-    require_derivative(source.model, head, weights, source.inputs, dynamic=source.dynamic)
+    if head is not None and weights is not None:
+        require_derivative(source.model, head, weights, source.inputs, dynamic=source.dynamic)
     metadata = ModelMetadata(
         digest="",
         quantization=_quantization_of(model),
         parent_digest=parent,
-        score={
-            "name": "drip",
-            "method": "gradcam",
-            "heatmap": heatmap,
-            "contrast": contrast,
-            "layer": layer_name or layer or _original(source.names, head.activation),
-            "layer_shape": [head.n_maps, *_grid(head)],
-            **({"closing": closing} if closing else {}),
-        },
+        score=score | ({"closing": closing} if closing else {}),
         spec=spec or InputSpec(source.inputs.shape),
         class_names=names,
         policy=policy,
@@ -156,9 +154,36 @@ def attach_score(
     finished = write_metadata(source.model, metadata)
     # last, because a policy is checked against the digests of the finished file
     if policy is not None:
-        check_policy(policy, finished, n_classes, score_outputs(source.model))
+        provides = score_outputs(source.model) - ({"drip"} if head is None else set())
+        check_policy(policy, finished, n_classes, provides)
     write_known_answers(source.model, source.inputs.rows(4), source.inputs.kind)
     return source.model
+
+
+def _require_choices(heatmap: str, closing_softmax: str, layout: str | None) -> None:
+    if heatmap not in HEATMAPS:
+        raise ExportError(f"heatmap must be one of {HEATMAPS}, not {heatmap!r}", code="bad-argument")
+    if closing_softmax not in get_args(ClosingSoftmax):
+        expected = get_args(ClosingSoftmax)
+        raise ExportError(
+            f"closing_softmax must be one of {expected}, not {closing_softmax!r}", code="bad-argument"
+        )
+    if layout is not None and layout not in get_args(Layout):
+        raise ExportError(f"layout must be one of {get_args(Layout)}, not {layout!r}", code="bad-argument")
+
+
+def _class_names(
+    model: onnx.ModelProto, given: Sequence[str], policy: Policy | None, n_classes: int
+) -> tuple[str, ...]:
+    """The given names, else those of the policy, else those that the model has."""
+    names = tuple(given) or (policy.provenance.class_names if policy is not None else ())
+    names = names or _names_in(model, n_classes)
+    if names and len(names) != n_classes:
+        raise ExportError(
+            f"{len(names)} class names for {n_classes} logits: {names!r}; give one name per logit",
+            code="labels-invalid",
+        )
+    return names
 
 
 def _names_in(model: onnx.ModelProto, n_classes: int) -> tuple[str, ...]:
@@ -242,18 +267,12 @@ class _Writer:
     def write(self, windows: np.ndarray, *, contrast: bool) -> MapWeights:
         """Append all nodes, with the outputs under their names; returns the weights of the score's maps."""
         g, head = self.graph, self.head
-        flat = head.logits
-        if g.rank(flat) > 2:
-            flat = g.add("Flatten", flat)
-        # Identity instead of renaming: the tensor may be read by the head that is differentiated.
-        g.add("Identity", flat, outputs=["logits"])
-        # On ties the lowest index wins, as in NumPy and PyTorch; in ONNX this attribute decides.
-        g.add("ArgMax", flat, outputs=["predicted_class"], axis=1, keepdims=0, select_last_index=0)
+        flat = _classes(g, head.logits)
         differentiator = Differentiator(g, head)
         maps = self._maps()
         weights = differentiator.weights(["predicted_class"])
         self._score(maps, weights, "drip_score", normalised=self.heatmap == "normalised")
-        self._retain(flat, windows)
+        _retain(g, flat, windows)
         if contrast:
             # The paper's score differentiates one logit. Its contrast differentiates the difference of the
             # two largest, in one pass instead of two.
@@ -307,29 +326,65 @@ class _Writer:
         else:
             g.add("ReduceMean", heat, axes=[1, 2], keepdims=0, outputs=[name])
 
-    def _retain(self, logits: str, windows: np.ndarray) -> None:
-        """Not (lower <= score <= upper) (eq. 9), and true if anything is not finite.
 
-        Such a sample is not typical; it may be the first sign of a broken sensor.
-        """
-        g = self.graph
-        # Separate initialisers that no node folds, so another policy can replace them without a new export.
-        g.store(LOWER, windows[0])
-        g.store(UPPER, windows[1])
-        lower = g.add("Gather", LOWER, "predicted_class")
-        upper = g.add("Gather", UPPER, "predicted_class")
-        above = g.add("GreaterOrEqual", "drip_score", lower)
-        below = g.add("LessOrEqual", "drip_score", upper)
-        # Compute "inside" and negate it last: comparisons with NaN are false, so NaN is never inside.
-        # The sum of the magnitudes of the logits is not finite if one of them is not: one comparison
-        # instead of one per class.
-        size = g.reduce("ReduceL1", logits, [1], keep=False)
-        finite = g.add("LessOrEqual", size, g.number(_LARGEST))
-        inside = g.add("And", g.add("And", above, below), finite)
-        g.add("Not", inside, outputs=["retain"])
+def _classes(g: Graph, logits: str) -> str:
+    """Append the outputs logits and predicted_class; returns the logits as (N, n_classes)."""
+    flat = g.add("Flatten", logits) if g.rank(logits) > 2 else logits
+    # Identity instead of renaming: the tensor may be read by the head that is differentiated.
+    g.add("Identity", flat, outputs=["logits"])
+    # On ties the lowest index wins, as in NumPy and PyTorch; in ONNX this attribute decides.
+    g.add("ArgMax", flat, outputs=["predicted_class"], axis=1, keepdims=0, select_last_index=0)
+    return flat
 
 
-def _outputs(batch: str | int, n_classes: int, head: Head, *, contrast: bool) -> list[onnx.ValueInfoProto]:
+def _retain(g: Graph, logits: str, windows: np.ndarray) -> None:
+    """Not (lower <= score <= upper) (eq. 9), and true if anything is not finite.
+
+    Such a sample is not typical; it may be the first sign of a broken sensor.
+    """
+    # Separate initialisers that no node folds, so another policy can replace them without a new export.
+    g.store(LOWER, windows[0])
+    g.store(UPPER, windows[1])
+    lower = g.add("Gather", LOWER, "predicted_class")
+    upper = g.add("Gather", UPPER, "predicted_class")
+    above = g.add("GreaterOrEqual", "drip_score", lower)
+    below = g.add("LessOrEqual", "drip_score", upper)
+    # Compute "inside" and negate it last: comparisons with NaN are false, so NaN is never inside.
+    # The sum of the magnitudes of the logits is not finite if one of them is not: one comparison
+    # instead of one per class.
+    size = g.reduce("ReduceL1", logits, [1], keep=False)
+    finite = g.add("LessOrEqual", size, g.number(_LARGEST))
+    inside = g.add("And", g.add("And", above, below), finite)
+    g.add("Not", inside, outputs=["retain"])
+
+
+def _without_maps(g: Graph, logits: str, inputs: Inputs, windows: np.ndarray, *, dynamic: bool) -> int:
+    """Append the outputs of a model that has no maps, with a score of 0; returns the number of features.
+
+    Its features are what the last linear layer reads.
+    """
+    flat = _classes(g, logits)
+    number = g.add("Cast", "predicted_class", to=TensorProto.FLOAT)
+    g.add("Mul", number, g.number(0.0), outputs=["drip_score"])
+    _retain(g, flat, windows)
+    name = logits
+    while (node := g.producer.get(name)) is not None:
+        varying = [one for one in node.inputs if one in g.varying]
+        if node.op in {"Gemm", "MatMul"} and varying == [node.inputs[0]]:
+            measure(g, inputs, varying, dynamic=dynamic)
+            if g.rank(varying[0]) != 2 or varying[0] == "input":
+                return 0
+            g.add("Identity", varying[0], outputs=["features"])
+            return g.sizes(varying[0])[1]
+        if node.op not in {"Add", "Identity", "Reshape", "Flatten", "Relu"} or len(varying) != 1:
+            return 0
+        name = varying[0]
+    return 0
+
+
+def _outputs(
+    batch: str | int, n_classes: int, n_features: int, *, contrast: bool
+) -> list[onnx.ValueInfoProto]:
     """The declared outputs, in the order of the format."""
     floats = TensorProto.FLOAT
     found = [
@@ -340,7 +395,8 @@ def _outputs(batch: str | int, n_classes: int, head: Head, *, contrast: bool) ->
     ]
     if contrast:
         found.append(helper.make_tensor_value_info("drip_contrast", floats, [batch]))
-    found.append(helper.make_tensor_value_info("features", floats, [batch, head.n_maps]))
+    if n_features:
+        found.append(helper.make_tensor_value_info("features", floats, [batch, n_features]))
     return found
 
 

@@ -326,7 +326,8 @@ def _chosen(graph: Graph, logits: str, cuts: list[str]) -> str:
     seen = ", ".join(f"{name} {graph.sizes(name)}" for name in cuts[-5:] if name in graph.shapes)
     raise ExportError(
         "the graph has no activation of shape (N, K, *positions) that every path to the logits goes "
-        f"through (the last common tensors: {seen or 'none'}); name one with layer=",
+        f"through (the last common tensors: {seen or 'none'}); name one with --score layer=NAME (in Python: layer=), "
+        "or use --score layer=none for the rules that need no map",
         code="model-layer",
     )
 

@@ -25,6 +25,8 @@ KEY = "drip"
 # answers and more fields of the input spec.
 FORMAT_VERSION = 3
 LOWER, UPPER = "drip.lower", "drip.upper"
+NO_MAPS = "none"
+"""Layer and method of a file whose model has no maps: its score is always 0 and no rule may read it."""
 EXPORT = "write it with `drip model export`"
 
 # What must be equal for two scores to be comparable. Contrast is missing: it is an output besides the
@@ -123,6 +125,11 @@ class ModelMetadata:
             drip_version=texts["drip_version"],
             n_classes=n_classes,
         )
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether the file has a score; other files serve rules that read logits or features."""
+        return bool(self.score.get("method") != NO_MAPS)
 
     @property
     def digests(self) -> tuple[str, ...]:

@@ -315,6 +315,12 @@ def quantize(
     settings = settings or Settings()
     model = load_model_file(path)
     metadata = metadata_of(model)
+    if not metadata.has_maps:
+        raise ExportError(
+            f"{path}: the model has no maps, and its decisions cannot be compared; quantise it with another tool, and "
+            "export the result",
+            code="export-unsupported",
+        )
     if metadata.quantization is not None:
         raise ExportError(
             f"{path}: is already quantised; quantise the float32 file that it was made from",

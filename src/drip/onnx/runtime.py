@@ -57,6 +57,7 @@ class OnnxScorer:
             self.metadata = ModelMetadata.parse(properties)
             self._input, self._one_by_one = _input_of(self._session, self.spec.shape)
             self._names = _outputs_of(self._session)
+            self._scores = [name for name in self._names if name in _SCORES] if self.metadata.has_maps else []
             self._retain: BoolArray = np.zeros(0, dtype=np.bool_)
             self._windows: tuple[FloatArray, FloatArray] | None = None
             self.n_disagreements = 0
@@ -70,7 +71,7 @@ class OnnxScorer:
     @property
     def provides(self) -> frozenset[str]:
         """``logits``, ``drip``, and where the file has them ``contrast`` and ``features``."""
-        given = {"logits", *(_SCORES[name] for name in self._names if name in _SCORES)}
+        given = {"logits", *(_SCORES[name] for name in self._scores)}
         return frozenset(given | {"features"} if "features" in self._names else given)
 
     @property
@@ -171,7 +172,7 @@ class OnnxScorer:
         """
         found = self._run(self._checked(batch))
         # Policies compare in float64, so Python and a replay from the store make the same decisions.
-        columns = {_SCORES[name]: found[name].astype(np.float64) for name in found if name in _SCORES}
+        columns = {_SCORES[name]: found[name].astype(np.float64) for name in self._scores}
         logits = found["logits"].astype(np.float64)
         for name, column in {"logits": logits, **columns}.items():
             _require_finite(name, column)

@@ -222,6 +222,9 @@ def _policy(rule: BaseRule, observations: Observations, provenance: Provenance) 
     """Calibrate the rule; the policy also gets a histogram of the scores for the report."""
     n_classes = observations.logits.shape[1]
     rule.calibrate(observations)
-    scores = rule.score(observations) if isinstance(rule, WindowRule) else observations.named_scores["drip"]
-    histograms = class_histograms(sort_by_class(scores, observations.classes, n_classes))
+    scores = observations.named_scores.get("drip")  # a model without maps has none
+    if isinstance(rule, WindowRule):
+        scores = rule.score(observations)
+    parts = None if scores is None else sort_by_class(scores, observations.classes, n_classes)
+    histograms = () if parts is None else class_histograms(parts)
     return Policy.of(rule, n_classes=n_classes, provenance=provenance, histograms=histograms)
