@@ -143,3 +143,47 @@ def test_audio_needs_a_shape_of_channels_and_samples():
     error = error_of(InputSpec((1, 20, 20)), sound(TONE), "audio/wav")
     assert error.code == "sample-shape"
     assert "(channels, samples)" in str(error)
+
+
+# -- windows of long recordings ------------------------------------------------------------------------------
+
+LONG = np.random.default_rng(3).uniform(-0.9, 0.9, 2_500).astype(np.float32)
+HOP = InputSpec((1, 1_000), sample_rate_hz=16_000, hop=600)
+
+
+@pytest.mark.parametrize(("form", "media_type"), [("WAV", "audio/wav"), ("FLAC", "audio/flac")])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+def test_a_long_recording_has_windows_that_lose_nothing(form, media_type, subtype):
+    data = sound(LONG, form=form, subtype=subtype)
+    whole = InputSpec((1, 2_500), sample_rate_hz=16_000).prepare(data, media_type)
+    found = list(HOP.windows(data, media_type))
+    assert [round(start * 16_000) for start, _ in found] == [0, 600, 1_200, 1_500]
+    for start, part in found:
+        at = round(start * 16_000)
+        np.testing.assert_array_equal(HOP.prepare(part, "audio/wav"), whole[:, at : at + 1_000])
+
+
+def test_floats_and_other_rates_keep_their_values():
+    data = sound(np.stack([LONG, -LONG], axis=1), rate=8_000, subtype="FLOAT")
+    found = list(HOP.windows(data, "audio/wav"))
+    assert [round(start * 8_000) for start, _ in found] == [0, 300, 600, 900, 1_200, 1_500, 1_800, 2_000]
+    spec = InputSpec((2, 500), sample_rate_hz=8_000)
+    np.testing.assert_array_equal(spec.prepare(found[1][1], "audio/wav")[0], LONG[300:800])
+
+
+@pytest.mark.parametrize("case", ["short", "truncated", "noise", "image", "no hop", "too large"])
+def test_whatever_has_no_windows_stays_one_sample(case):
+    data, media_type, spec = sound(LONG), "audio/wav", HOP
+    if case == "short":
+        data = sound(LONG[:1_000])
+    elif case == "truncated":
+        data = data[:-100]
+    elif case == "noise":
+        data = b"RIFF"
+    elif case == "image":
+        media_type = "image/png"
+    elif case == "no hop":
+        spec = InputSpec((1, 1_000), sample_rate_hz=16_000)
+    else:
+        spec = InputSpec((1, 1_000), sample_rate_hz=16_000, hop=600, max_values=2_000)
+    assert not list(spec.windows(data, media_type))

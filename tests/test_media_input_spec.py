@@ -45,6 +45,9 @@ from drip.media import MEDIA_TYPES, NPY, SUFFIXES, InputSpec, encode_npy, encode
         ({"shape": (3, 4, 4), "fill": 256}, "fill"),
         ({"shape": (3, 4, 4), "mix": "yes"}, "mix"),
         ({"shape": (3, 4, 4), "resample": 1}, "resample"),
+        ({"shape": (3, 4, 4), "hop": 2}, "hop"),
+        ({"shape": (1, 400), "hop": 200}, "sample rate"),
+        ({"shape": (1, 400), "hop": -1, "sample_rate_hz": 8000}, "hop"),
     ],
 )
 def test_field_outside_its_range_is_an_error_with_its_name(fields, word):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, cast, get_args
 
@@ -55,6 +56,7 @@ _MAX_SIDE = 2**14
 _BLOCK = 2**14
 _MOST_PHASES = 2**12  # 44,100 to 48,000 Hz needs 160
 _MAX_RESIZED = 2**24  # pixels of an image that is resized as a whole before a part is cut out
+_WHOLE_NUMBERS = {"PCM_16": "int16", "PCM_24": "int32", "PCM_32": "int32"}
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,
@@ -85,6 +87,8 @@ class InputSpec:
         fill: Grey value of the bars of ``letterbox``, 0 to 255.
         resample: Convert audio of other rates; otherwise they are rejected.
         mix: Average the channels of audio with too many, and repeat a single one; otherwise they are rejected.
+        hop: Audio samples, at ``sample_rate_hz``, between the starts of two windows of a longer recording; each
+            window is then a sample of its own. 0: a recording is one sample.
     """
 
     shape: tuple[int, ...]
@@ -100,6 +104,7 @@ class InputSpec:
     fill: int = 0
     resample: bool = False
     mix: bool = False
+    hop: int = 0
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -128,11 +133,11 @@ class InputSpec:
                 f"sample_rate_hz must be from 0 to {_MAX_SAMPLE_RATE_HZ} and max_values at least 1, "
                 f"got {self.sample_rate_hz!r} and {self.max_values!r}"
             )
-        self._check_image_options()
+        self._check_options()
         if math.prod(self.shape) > _MAX_INPUT_VALUES:
             raise _spec_error(f"shape must have at most {_MAX_INPUT_VALUES} values, got {self.shape}")
 
-    def _check_image_options(self) -> None:
+    def _check_options(self) -> None:
         ends = _float32(self.value_range)
         if ends.shape != (2,) or not np.isfinite(ends).all() or ends[0] >= ends[1]:
             raise _spec_error(f"value_range must be two numbers such as (0, 255), got {self.value_range!r}")
@@ -140,6 +145,10 @@ class InputSpec:
             raise _spec_error(f"fill must be a grey value from 0 to 255, got {self.fill!r}")
         if not all(isinstance(flag, bool) for flag in (self.resample, self.mix)):
             raise _spec_error(f"resample and mix must be true or false, got {self.resample!r}, {self.mix!r}")
+        if not _is_count(self.hop) or (self.hop and (len(self.shape) != 2 or not self.sample_rate_hz)):
+            raise _spec_error(
+                f"hop must be a number of audio samples, and needs a sample rate, got {self.hop!r}"
+            )
         if self.channel_order == "bgr" and self.shape[0] != 3:
             raise _spec_error(f"channel_order bgr needs three channels, but shape is {self.shape}")
         sides = self.shape[1:] or (0,)
@@ -225,6 +234,7 @@ class InputSpec:
             words.append(f"{word}={','.join(f'{value:g}' for value in getattr(self, name))}")
         words += [f"rate={self.sample_rate_hz}"] if self.sample_rate_hz else []
         words += [f"{name}=yes" for name in ("resample", "mix") if getattr(self, name)]
+        words += [f"hop={self.hop}"] if self.hop else []
         return " ".join(words)
 
     @classmethod
@@ -241,6 +251,31 @@ class InputSpec:
             return cls(**fields)
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise _spec_error(f"{brief(content)} is not an input spec: {error}") from error
+
+    def windows(self, data: bytes, media_type: str) -> Iterator[tuple[float, bytes]]:
+        """The windows of a recording that is longer than one input, as WAV files of its own rate.
+
+        They start every ``hop``; one more ends at the end of the recording, so that nothing of it is lost.
+
+        Yields:
+            Start in seconds and encoded bytes; nothing for samples that are one input, or cannot be read.
+        """
+        if not (self.hop and media_type in _AUDIO_FORMATS) or _is_truncated_wav(data):
+            return
+        with suppress(soundfile.SoundFileError), soundfile.SoundFile(io.BytesIO(data)) as sound:
+            scale = sound.samplerate / self.sample_rate_hz
+            size, hop = math.ceil(self.shape[1] * scale), max(1, round(self.hop * scale))
+            n_frames, rate = sound.frames, sound.samplerate
+            if n_frames <= size or n_frames * sound.channels > self.max_values:
+                return
+            kind = sound.subtype if sound.subtype in _WHOLE_NUMBERS else "FLOAT"
+            last = n_frames - size
+            for start in dict.fromkeys((*range(0, last + 1, hop), last)):
+                sound.seek(start)
+                part = sound.read(size, dtype=_WHOLE_NUMBERS.get(kind, "float32"), always_2d=True)
+                buffer = io.BytesIO()
+                soundfile.write(buffer, part, rate, subtype=kind, format="WAV")
+                yield start / rate, buffer.getvalue()
 
     def _check_count(self, count: int, what: str) -> None:
         if count > self.max_values:

@@ -30,6 +30,30 @@ def expected_decisions(board, policy):
     return found
 
 
+# -- windows of recordings --------------------------------------------------------------------------------
+
+
+def test_long_recordings_are_calibrated_and_decided_window_by_window(drip, tmp_path):
+    spec = InputSpec((1, 400), "crop", sample_rate_hz=16_000)
+    known = make_model(tmp_path / "model.onnx", spec)
+    result = drip("model", "set-input", known.path, "hop=200")
+    assert result.code == 0, result.err
+    folder, rng = tmp_path / "recordings", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(6):
+        soundfile.write(folder / f"{number}.wav", rng.uniform(-0.9, 0.9, 8_000), 16_000)
+    policy, store = tmp_path / "policy.json", tmp_path / "s.db"
+    assert drip("calibrate", known.path, "--data", folder, "--out", policy, "--keep", "0.5").code == 0
+    n_windows = 6 * len(range(0, 8_000 - 400 + 1, 200))
+    assert Policy.load(policy).provenance.n_samples == n_windows
+    result = drip("run", known.path, "--policy", policy, "--source", folder, "--store", store, "--json")
+    assert json.loads(result.out)["store"]["seen"] == n_windows
+    with RetentionStore.open_readonly(store) as kept:
+        one = next(iter(kept))
+        assert "#t=" in one.sample.id
+        assert spec.prepare(one.sample.data, one.sample.media_type).shape == (1, 400)
+
+
 # -- class names ---------------------------------------------------------------------------------------
 
 

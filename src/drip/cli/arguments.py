@@ -176,7 +176,7 @@ def _number(text: str, low: float, high: float, wanted: str) -> float:
 _SPEC_WORDS = {
     "resize": "resize", "shorter": "shorter_side", "interpolation": "interpolation", "fill": "fill",
     "order": "channel_order", "range": "value_range", "mean": "mean", "std": "std", "rate": "sample_rate_hz",
-    "resample": "resample", "mix": "mix",
+    "resample": "resample", "mix": "mix", "hop": "hop",
 }  # fmt: skip
 """The words of an input spec and the fields of :class:`InputSpec`."""
 
@@ -226,7 +226,7 @@ def _spec_fields(words: Sequence[str]) -> dict[str, Any]:
         name = _SPEC_WORDS[word]
         if name in {"mean", "std", "value_range"}:
             found[name] = _numbers(word, value)
-        elif name in {"sample_rate_hz", "shorter_side", "fill"}:
+        elif name in {"sample_rate_hz", "shorter_side", "fill", "hop"}:
             if not re.fullmatch(r"\d{1,20}", value):
                 raise typer.BadParameter(f"{word}={value} is not a whole number; write it like {word}=16000")
             found[name] = int(value)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from drip.datasets import split_rows
 from drip.errors import ExportError, InputError
+from drip.media import InputSpec
 from drip.onnx.files import (
     load_model_file,
     metadata_of,
@@ -34,7 +35,7 @@ from drip.onnx.runtime import OnnxScorer
 from drip.pipeline import observe
 from drip.policy import Policy, class_histograms
 from drip.rules import WindowRule, create
-from drip.sources import open_source
+from drip.sources import open_source, split_recordings
 from drip.types import BoolArray, FloatArray, IntArray, JsonObject, Observations, Sample
 from drip.windows import Window, check_fraction, sort_by_class, windows_to_json
 
@@ -326,18 +327,23 @@ def quantize(
             f"{path}: is already quantised; quantise the float32 file that it was made from",
             code="export-unsupported",
         )
-    work = _Work(path, model, metadata, settings, _samples(data), on_stage or (lambda _: None))
+    work = _Work(path, model, metadata, settings, _samples(data, metadata.spec), on_stage or (lambda _: None))
     with tempfile.TemporaryDirectory() as folder:
         finished, report = work.run(Path(folder))
     save_model_file(finished, out)  # after all checks: a file that exists has passed them
     return report
 
 
-def _samples(data: str | Path | Samples) -> Samples:
+def _samples(data: str | Path | Samples, spec: InputSpec) -> Samples:
     if callable(data):
         return data
     open_source(str(data))  # a wrong path fails here, before any stage begins
-    return lambda: (sample for batch in open_source(str(data)).batches(_SCORED_AT_ONCE) for sample in batch)
+
+    def read() -> Iterator[Sample]:
+        for batch in split_recordings(open_source(str(data)), spec).batches(_SCORED_AT_ONCE):
+            yield from batch
+
+    return read
 
 
 @dataclass

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drip.errors import SourceError
+from drip.media import InputSpec
 from drip.sources.dataset import DatasetSource
 from drip.sources.folder import FolderSource
 from drip.sources.stdin import StdinSource
 from drip.sources.url import folder_in, parse_options, require_no_fragment, split_url
 from drip.sources.watch import WatchedFolderSource
-from drip.types import Source
+from drip.types import Sample, Source
 
 if TYPE_CHECKING:
     from drip.sources.mqtt.decisions import DecisionPublisher
@@ -21,10 +25,12 @@ __all__ = [
     "SCHEMES",
     "DatasetSource",
     "FolderSource",
+    "RecordingWindows",
     "StdinSource",
     "WatchedFolderSource",
     "open_publisher",
     "open_source",
+    "split_recordings",
 ]
 
 
@@ -100,3 +106,77 @@ def open_publisher(url: str) -> DecisionPublisher:
     publisher = DecisionPublisher.from_url(url)
     publisher.open()
     return publisher
+
+
+class RecordingWindows:
+    """A source in which each window of a long recording is a sample, as the input spec says with ``hop``.
+
+    The id of a window is that of the recording and its start: ``door.wav#t=12.5``. Delivery is that of the
+    wrapped source, whose samples are acknowledged after their last window; the cursor is a place in a recording.
+
+    Args:
+        source: The source of recordings.
+        spec: With a ``hop``.
+    """
+
+    _MARK = "window:"
+
+    def __init__(self, source: Source, spec: InputSpec) -> None:
+        self._source, self._spec = source, spec
+        self._inside: tuple[int, str, str | None] | None = None  # windows done, sample, the cursor before it
+
+    @property
+    def cursor(self) -> str | None:
+        """The source's own after a recording, else how many of its windows were yielded."""
+        return self._source.cursor if self._inside is None else self._MARK + json.dumps(self._inside)
+
+    def seek(self, cursor: str) -> None:
+        """Continue after that window; a recording that has changed its name starts anew."""
+        if not cursor.startswith(self._MARK):
+            self._source.seek(cursor)
+            return
+        done, name, before = json.loads(cursor.removeprefix(self._MARK))
+        self._inside = (done, name, before)
+        if before is not None:
+            self._source.seek(before)
+
+    def batches(self, max_samples: int) -> Iterator[Sequence[Sample]]:
+        """Lists of up to ``max_samples`` windows of one recording."""
+        before = self._source.cursor
+        for batch in self._source.batches(1):
+            for sample in batch:
+                windows = self._windows(sample)
+                done = self._inside[0] if self._inside and self._inside[1] == sample.id else 0
+                windows = islice(windows, done, None)
+                part = list(islice(windows, max_samples))
+                while part:
+                    following = list(islice(windows, max_samples))
+                    done += len(part)
+                    self._inside = (done, sample.id, before) if following else None
+                    yield part
+                    part = following
+                self._inside = None
+            if not batch:
+                yield batch
+            before = self._source.cursor
+
+    def _windows(self, sample: Sample) -> Iterator[Sample]:
+        found = False
+        if sample.rejected is None:
+            for start_s, data in self._spec.windows(sample.data, sample.media_type):
+                found = True
+                time_s = None if sample.time_s is None else sample.time_s + start_s
+                yield replace(
+                    sample,
+                    id=f"{sample.id}#t={start_s:.9g}",
+                    data=data,
+                    media_type="audio/wav",
+                    time_s=time_s,
+                )
+        if not found:
+            yield sample
+
+
+def split_recordings(source: Source, spec: InputSpec) -> Source:
+    """The source, or with a ``hop`` in the input spec the windows of its recordings."""
+    return RecordingWindows(source, spec) if spec.hop else source

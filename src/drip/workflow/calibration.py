@@ -19,7 +19,7 @@ from drip.media import InputSpec
 from drip.pipeline import observe
 from drip.policy import Policy, Provenance, class_histograms
 from drip.rules import RECOMMENDED, BaseRule, WindowRule, create, require_scores
-from drip.sources import FolderSource
+from drip.sources import FolderSource, split_recordings
 from drip.types import Observations, Scorer
 from drip.windows import check_fraction, sort_by_class
 from drip.workflow.models import FileScorer, ScoreOptions
@@ -191,11 +191,11 @@ def _observe(
 ) -> Observations:
     total = len(source)
     return observe(
-        (sample for batch in source.batches(_BATCH_SIZE) for sample in batch),
+        (sample for batch in split_recordings(source, spec).batches(_BATCH_SIZE) for sample in batch),
         scorer,
         prepare=spec.prepare,
         batch_size=_BATCH_SIZE,
-        on_progress=None if on_progress is None else lambda done: on_progress(done, total),
+        on_progress=None if on_progress is None else lambda done: on_progress(done, max(done, total)),
     )
 
 
@@ -206,7 +206,8 @@ def first_inputs(folder: str | Path, spec: InputSpec, n: int = 8) -> NDArray[np.
         InputError: a file cannot be decoded, or there is only one.
         SourceError: the folder does not exist or is empty.
     """
-    samples = islice((one for batch in FolderSource(folder).batches(n) for one in batch), n)
+    source = split_recordings(FolderSource(folder), spec)
+    samples = islice((one for batch in source.batches(n) for one in batch), n)
     inputs = []
     for sample in samples:
         try:

@@ -16,7 +16,7 @@ from drip.errors import DripError, InputError, PolicyError
 from drip.pipeline import OnError, Tally, run
 from drip.policy import Policy
 from drip.rules.parts.populations import KNOWN, Populations
-from drip.sources import open_publisher, open_source
+from drip.sources import open_publisher, open_source, split_recordings
 from drip.store import Origin, RetentionStore, StoreStats
 from drip.types import Decision, DurableSink, JsonObject, Observation, Progress, Sample, Source
 from drip.workflow.models import FileScorer, Parts, parts_of
@@ -265,7 +265,7 @@ def _run(
 
         sink = PublishingSink(sink, publisher)
     return run(
-        source,
+        split_recordings(source, parts.spec),
         parts.scorer,
         parts.rule,
         sink,
