@@ -268,3 +268,26 @@ def test_rows_do_not_depend_on_their_neighbours(head):
     together = run_file(path.read_bytes(), x)
     alone = [run_file(path.read_bytes(), row[None])["drip_score"] for row in x]
     np.testing.assert_allclose(together["drip_score"], np.concatenate(alone), rtol=1e-5, atol=1e-6)
+
+
+class _Branch(nn.Module):
+    """A branch that depends on the input's values, which torch cannot export."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.fc = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU()), nn.Linear(6, 4)
+
+    def forward(self, x):
+        maps = self.features(x)
+        if maps.mean() > 0:
+            maps = maps * 1.0
+        return self.fc(maps.mean((2, 3)))
+
+
+@pytest.mark.slow
+def test_why_torch_cannot_export_is_told_in_one_line(tmp_path, capfd):
+    with pytest.raises(ExportError, match="data-dependent") as error:
+        export_onnx(_Branch().eval(), None, noise((1, 12, 12), 2), tmp_path / "m.onnx")
+    assert "\x1b" not in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len("".join(capfd.readouterr()).splitlines()) <= 2

@@ -5,10 +5,12 @@ The only module of this package that imports torch.
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +222,7 @@ def _plain_graph(model: nn.Module, target: Target, x: Tensor) -> onnx.ModelProto
                     dynamic_shapes=axes, input_names=["input"], output_names=["logits", "activation"],
                 )  # fmt: skip
         except Exception as error:  # noqa: BLE001  # torch's export errors have no common class
-            reasons.append(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            reasons.append(_reason(error))
             continue
         if program is None:
             continue
@@ -229,21 +231,29 @@ def _plain_graph(model: nn.Module, target: Target, x: Tensor) -> onnx.ModelProto
         if not free or proto.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_param"):
             return proto
     raise ExportError(
-        f"torch.onnx cannot export the model: {'; '.join(reasons)[:400]}; "
+        f"torch.onnx cannot export the model: {'; '.join(dict.fromkeys(reasons))[:400]}; "
         "write the ONNX file with another tool and export that",
         code="export-unsupported",
     )
 
 
+def _reason(error: BaseException) -> str:
+    """The first line of the error that torch's own error hides, without the colours of a terminal."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()]
+    return f"{type(error).__name__}: {next(filter(None, lines), '')}"
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress torch's notes on optional packages that are not installed."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Suppress torch's notes on optional packages that are not installed, and the log of a failed export."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    unseen = io.StringIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(unseen), redirect_stderr(unseen):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        logging.disable(before)
