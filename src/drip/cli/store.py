@@ -94,8 +94,9 @@ def export(
     """
     from drip.store import RetentionStore
 
+    given = parse_names(class_names)  # before the store is opened: wrong usage comes first
     with RetentionStore.open_readonly(store) as kept:
-        names = parse_names(class_names) or _known_names(kept)
+        names = given or _known_names(kept)
         n_kept = len(kept)
         write = _write_shards if layout == "webdataset" else _write_folder
         n_written = write(kept, to, labels, names)
