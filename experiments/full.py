@@ -158,9 +158,14 @@ class FullRegime:
         else:
             whole = pretrained(recipe.backbone, n_classes, weights, cache)
             size = INPUT_SIZE[dataset]
+
+            def seen(rows: IntArray, view: str) -> Tensor:
+                found = network_inputs(data, chosen[rows], "clean", size)
+                return found.flip(3) if view == "flipped" else found
+
             trained = banked(
                 whole,
-                lambda rows: network_inputs(data, chosen[rows], "clean", size),
+                seen,
                 ("clean", "flipped") if recipe.flips else ("clean",),
                 {**config, "input_size": size},
                 cache,
@@ -314,23 +319,27 @@ def pretrained(
 
 def banked(
     whole: Callable[[], Pretrained],
-    inputs: Callable[[IntArray], Tensor],
+    inputs: Callable[[IntArray, str], Tensor],
     views: Sequence[str],
     config: JsonObject,
     cache: Path,
     device: str,
     on_progress: Progress | None,
+    *,
+    per_item: bool = False,
 ) -> Backbone:
     """The trained tail of a network, on the kept outputs of its frozen part (A10).
 
     Args:
         whole: Makes the network with its initial weights.
-        inputs: Rows to the network's inputs.
-        views: What it trains on: ``clean``, or besides ``flipped``, every row left for right.
+        inputs: Rows and view to the network's inputs.
+        views: What it sees, ``clean`` first; it trains on every row in all of them.
         config: What the inputs depend on, with their number ``n_rows``.
         cache: Folder for the outputs.
         device: Where to compute them.
         on_progress: See :func:`experiments.bank.build_bank`.
+        per_item: A row is an index of the bank instead (``view number * n_rows + row``), and it trains on that
+            view alone.
     """
     model = whole()
     config = {
@@ -340,17 +349,13 @@ def banked(
         "frozen_outputs": "float16",
     }
     frozen = _Frozen(cut_before_last_seven(model)[0], device)
+    bank = build_bank(cache, frozen, inputs, config["n_rows"], views, config, on_progress=on_progress)
 
-    def seen(rows: IntArray, view: str) -> Tensor:
-        return inputs(rows).flip(3) if view == "flipped" else inputs(rows)
+    def training(rows: IntArray) -> NDArray[np.float32]:
+        index = rows if per_item else np.concatenate([bank.index(rows, view) for view in views])
+        return _as_array(bank, index)
 
-    bank = build_bank(cache, frozen, seen, config["n_rows"], views, config, on_progress=on_progress)
-    return Backbone(
-        lambda: _fast(cut_before_last_seven(whole())[1]),
-        bank.take_maps,
-        lambda rows: _as_array(bank, np.concatenate([bank.index(rows, view) for view in views])),
-        config,
-    )
+    return Backbone(lambda: _fast(cut_before_last_seven(whole())[1]), bank.take_maps, training, config)
 
 
 class _Lazy:

@@ -21,7 +21,8 @@ from experiments.claims import Verdict, verdicts
 from experiments.figures import figures
 from experiments.ledger import Ledger
 from experiments.reading import DATASETS, RANDOM, Evidence, Place, Series, paper
-from experiments.situation_reading import Study, runs_of
+from experiments.situation_reading import Study, runs_of, whole_network
+from experiments.situation_verdicts import plan
 from experiments.statistics import Comparison
 from experiments.tables import FIGURES, against, dataset_name, level, percent, signed
 
@@ -65,7 +66,8 @@ def render(results: Path) -> dict[str, str]:
     evidence = Evidence(record for record in records if record.cell.unit.study != tabular.NAME)
     study = Study(runs_of(records))
     drawn, found = figures(evidence), [*tables(evidence), *situation_report.tables(study)]
-    numbers = {**summary(evidence), "situations": situation_report.summary(study)}
+    whole = situation_report.whole(whole_network(records, plan()["rules"]["candidate"]))
+    numbers = {**summary(evidence), "situations": situation_report.summary(study), "whole": whole}
     return {
         PAGE: _fill("what-we-measured.md.j2", numbers),
         README_TABLE: _fill("readme_table.md.j2", numbers),

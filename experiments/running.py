@@ -23,6 +23,7 @@ from experiments.head import head_regime
 from experiments.ledger import Ledger, Record
 from experiments.protocol import groups_have_one_class
 from experiments.regimes import Regime
+from experiments.situation_full import FullSituations
 from experiments.situation_study import SituationRegime
 from experiments.tabular_workspace import Table, TabularWorkspace
 from experiments.tabular_workspace import arms as reducing_arms
@@ -40,6 +41,7 @@ DEFAULT_SEEDS = {
     ("dpw", "head"): 10,
     ("noise", "head"): 10,
     ("situations", "head"): 10,
+    ("situations", "full"): 5,
     ("tabular", "table"): 10,
 }
 """How many runs each study asks for, by regime."""
@@ -195,7 +197,7 @@ def open_regime(
     device: str,
     n_rows: int | None,
     on_progress: Callable[[str, int, int], None],
-) -> Regime | Table | SituationRegime:
+) -> Regime | Table | SituationRegime | FullSituations:
     """The regime of a data set, with the views that a study needs; a table for the study of tables.
 
     Raises:
@@ -208,6 +210,8 @@ def open_regime(
     if regime == "table":
         return Table(dataset, n_rows)
     if study is situation_study:
+        if regime == "full":
+            return FullSituations(dataset, cache_folder, device, on_progress)
         return SituationRegime(dataset, cache_folder, on_progress)
     if regime == "head":
         return head_regime(
@@ -226,7 +230,7 @@ def _measure_unit(
     console: Console,
     ledger: Ledger,
     unit: Unit,
-    regime: Regime | Table | SituationRegime,
+    regime: Regime | Table | SituationRegime | FullSituations,
     arms: Sequence[str] | None,
 ) -> None:
     study = STUDIES[unit.study]

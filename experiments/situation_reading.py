@@ -96,12 +96,12 @@ Runs = dict[tuple[Place, str, float], dict[int, Mapping[str, float]]]
 instead of the keep rate; nothing and everything have 0."""
 
 
-def runs_of(records: Iterable[Record]) -> Runs:
-    """The records of the study, by place."""
+def runs_of(records: Iterable[Record], regime: str = "head") -> Runs:
+    """The records of the study in one regime, by place."""
     runs: Runs = defaultdict(dict)
     for record in records:
         cell = record.cell
-        if cell.unit.study == NAME:
+        if cell.unit.study == NAME and cell.unit.regime == regime:
             place = Place(cell.unit.dataset, cell.get("situation"), cell.get("backbone"))
             part = cell.get("labelled", cell.get("retention", 0.0))
             runs[place, cell.arm, part][cell.unit.seed] = record.metrics
@@ -194,6 +194,18 @@ def labelling(runs: Runs) -> dict[tuple[Place, float], Comparison]:
             found[place, labelled] = compare(
                 [mine[seed]["accuracy"] - other[seed]["accuracy"] for seed in seeds]
             )
+    return found
+
+
+def whole_network(records: Iterable[Record], arm: str) -> dict[tuple[Place, float], Comparison]:
+    """An arm minus random where the whole network was trained, by place and keep rate."""
+    runs = runs_of(records, "full")
+    found = {}
+    for (place, name, keep), mine in sorted(runs.items(), key=str):
+        other = runs.get((place, "random", keep), {})
+        seeds = sorted(set(mine) & set(other))
+        if name == arm and len(seeds) > 1:
+            found[place, keep] = compare([mine[seed]["accuracy"] - other[seed]["accuracy"] for seed in seeds])
     return found
 
 

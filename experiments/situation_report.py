@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.appendix import Table, number, share
 from experiments.situation_reading import (
+    Place,
     Result,
     Study,
     labelling,
@@ -18,7 +19,7 @@ from experiments.situation_reading import (
 )
 from experiments.situation_study import ARMS, ORDERS
 from experiments.situation_verdicts import Verdict, below_random, challenge, deciding, plan, to_gain, verdicts
-from experiments.statistics import holm
+from experiments.statistics import Comparison, holm
 from experiments.tables import dataset_name, percent, signed
 
 SITUATIONS: Mapping[str, str] = MappingProxyType(
@@ -101,6 +102,20 @@ def summary(study: Study) -> dict[str, Any] | None:
             if (found := challenge(study, name)) is not None
         ],
     }
+
+
+def whole(found: Mapping[tuple[Place, float], Comparison]) -> list[dict[str, str]]:
+    """What training the whole network says, one row per situation and keep rate."""
+    return [
+        {
+            "name": SITUATIONS[place.situation],
+            "dataset": dataset_name(place.dataset),
+            "kept": percent(keep, 0),
+            "runs": str(one.n),
+            "minus": _points(one.mean, one.half),
+        }
+        for (place, keep), one in found.items()
+    ]
 
 
 def _row(

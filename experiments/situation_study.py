@@ -7,7 +7,7 @@ brought to exactly the same count, and compared with a random choice of that cou
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from drip.types import BoolArray, FloatArray, IntArray, JsonObject, Observations
 from experiments.cells import Cell, Unit
 from experiments.head import Head, linear_network
 from experiments.protocol import at_count
+from experiments.situation_full import FULL_ARMS, FULL_KEEP, FULL_PLACES, FullBench, FullSituations
 from experiments.situation_views import N_ROWS, bank_of, frames_of, rows_of
 from experiments.situations import (
     CAMERA,
@@ -46,7 +47,7 @@ from experiments.spread import SpreadMarginRule, spread_store
 from experiments.workspace import Outcome
 
 NAME = "situations"
-REGIMES = ("head",)
+REGIMES = ("head", "full")
 KEEP = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 CURVE = (*KEEP, 0.45, 0.65)
 LABELLED = (0.01, 0.02, 0.05)
@@ -133,13 +134,13 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
 
 def cells(unit: Unit) -> Iterator[Cell]:
     """Every situation, then the pairs: nothing, everything, random choices, then the rules."""
+    if unit.regime == "full":
+        yield from _full_cells(unit)
+        return
     pairs = PAIR_PLACES if unit.dataset == "tomato" else ()
     for situation, backbone in (*PLACES[unit.dataset], *pairs):
         place = {"situation": situation, "backbone": backbone}
-        for end in ("baseline", "all"):
-            yield unit.cell(end, **place)
-        for keep in CURVE:
-            yield unit.cell("random", **place, retention=keep)
+        yield from _ends(unit, place, CURVE)
         for name, arm in ARMS.items():
             if situation in PAIRS and name in FINALISTS:
                 yield from (unit.cell(name, **place, retention=keep) for keep in PAIR_KEEP)
@@ -148,6 +149,20 @@ def cells(unit: Unit) -> Iterator[Cell]:
         for order in () if situation in PAIRS else ORDERS:
             for labelled in LABELLED:
                 yield unit.cell(order, **place, retention=LABELLED_OF, labelled=labelled)
+
+
+def _full_cells(unit: Unit) -> Iterator[Cell]:
+    if unit.dataset in FULL_PLACES:
+        place = {"situation": FULL_PLACES[unit.dataset], "backbone": "trained"}
+        yield from _ends(unit, place, FULL_KEEP)
+        for name in FULL_ARMS:
+            yield from (unit.cell(name, **place, retention=keep) for keep in FULL_KEEP)
+
+
+def _ends(unit: Unit, place: Mapping[str, str], curve: Sequence[float]) -> Iterator[Cell]:
+    """Nothing, everything, and random choices of these sizes."""
+    yield from (unit.cell(end, **place) for end in ("baseline", "all"))
+    yield from (unit.cell("random", **place, retention=keep) for keep in curve)
 
 
 def config(cell: Cell) -> JsonObject:
@@ -166,7 +181,7 @@ def build_rule(arm: Arm, retention: float) -> BaseRule:
     return arm.rule.for_retention(retention, **dict(arm.params))
 
 
-def select(arm: Arm, keep: float, count: int, bench: Bench) -> BoolArray:
+def select(arm: Arm, keep: float, count: int, bench: Bench | FullBench) -> BoolArray:
     """Which arrivals an arm keeps, shape (n,)."""
     if arm.rule is None:
         return spread_store(bench.calibration, bench.stream, count)
@@ -233,17 +248,18 @@ class SituationWorkspace:
         regime: Its features.
     """
 
-    def __init__(self, unit: Unit, regime: SituationRegime) -> None:
+    def __init__(self, unit: Unit, regime: SituationRegime | FullSituations) -> None:
         self.unit, self.regime = unit, regime
         self.bench = lru_cache(maxsize=1)(self._bench)
 
-    def _bench(self, situation: str, backbone: str) -> Bench:
-        return Bench(
-            self.regime.items(backbone), build(situation, self.regime.items(backbone), self.unit.seed)
-        )
+    def _bench(self, situation: str, backbone: str) -> Bench | FullBench:
+        if isinstance(self.regime, FullSituations):
+            return self.regime.bench(situation, self.unit.seed)
+        items = self.regime.items(backbone)
+        return Bench(items, build(situation, items, self.unit.seed))
 
 
-def workspace(unit: Unit, regime: SituationRegime) -> SituationWorkspace:
+def workspace(unit: Unit, regime: SituationRegime | FullSituations) -> SituationWorkspace:
     """What the unit's cells share."""
     return SituationWorkspace(unit, regime)
 
@@ -255,6 +271,8 @@ class Bench:
         items: The samples.
         scene: The situation.
     """
+
+    repeats = REPEATS
 
     def __init__(self, items: Items, scene: Scene) -> None:
         self.items, self.scene = items, scene
@@ -317,12 +335,12 @@ def run(cell: Cell, bench: SituationWorkspace) -> Outcome:
     keep = cell.get("retention")
     count = max(1, round(keep * n))
     # Seeded by the run and the count: arms that need filling up share their luck.
-    draws = [np.random.default_rng([bench.unit.seed, count, repeat]) for repeat in range(REPEATS)]
+    draws = [np.random.default_rng([bench.unit.seed, count, repeat]) for repeat in range(one.repeats)]
     if cell.arm == "random":
         found = [one.measure(np.sort(draw.choice(n, count, replace=False))) for draw in draws]
         mean = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
         return Outcome({**mean, **facts, "n_kept": count}, {})
-    if cell.arm in ORDERS:
+    if cell.arm in ORDERS and isinstance(one, Bench):
         return _labelled(cell, one, draws, facts)
     selection = at_count(select(ARMS[cell.arm], keep, count, one), count, draws[0])
     facts |= {

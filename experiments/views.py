@@ -16,8 +16,8 @@ from drip.datasets import AudioDataset, ImageDataset
 from drip.errors import InputError
 from drip.types import IntArray
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def network_inputs(dataset: ImageDataset | AudioDataset, rows: IntArray, view: s
         pictures = _pictures(dataset, rows, view)
         size_of = (size, size)
     pictures = interpolate(pictures, size_of, mode="bilinear", align_corners=False, antialias=True)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (pictures.expand(-1, 3, -1, -1) - mean) / std
 
 

@@ -1,5 +1,6 @@
 """Differences to random and "random needs" of the study of situations, from records that are made up."""
 
+from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -15,6 +16,7 @@ from experiments.situation_reading import (
     ratio,
     results,
     runs_of,
+    whole_network,
 )
 from experiments.situation_study import CURVE, KEEP
 
@@ -93,3 +95,15 @@ def test_the_interval_widens_with_the_noise_of_runs():
         needs = random_needs(0.2 + noise * draw.normal(size=10), curve, 0.1)
         widths.append(needs.high - needs.low)
     assert widths[0] < widths[1]
+
+
+def test_the_whole_network_is_compared_apart_from_the_head():
+    head = list(made_up(0.02))
+    full = [
+        replace(one, cell=replace(one.cell, unit=replace(one.cell.unit, regime="full")))
+        for one in made_up(0.05)
+    ]
+    assert runs_of([*head, *full]) == runs_of(head)
+    found = whole_network([*head, *full], "margin")
+    assert {keep for _, keep in found} == set(KEEP)
+    assert all(one.mean == pytest.approx(0.05) and one.n == 8 for one in found.values())

@@ -7,6 +7,7 @@ import pytest
 
 from experiments.bank import Bank
 from experiments.cells import Unit
+from experiments.situation_full import FULL_KEEP, FULL_PLACES
 from experiments.situation_study import (
     ARMS,
     CURVE,
@@ -180,6 +181,15 @@ def test_the_grid_has_every_situation_and_a_curve_of_random_choices():
     assert named == set(SITUATIONS)
     assert set(KEEP) <= set(CURVE)
     assert "adaptive-margin" in ARMS
+
+
+def test_the_whole_network_is_trained_in_the_situations_of_the_plan():
+    assert plan()["full"]["in"] == dict(FULL_PLACES)
+    for dataset in PLACES:
+        found = list(cells(Unit("situations", "full", dataset, 0)))
+        assert {cell.get("situation") for cell in found} <= {FULL_PLACES.get(dataset)}
+        assert len(found) == (2 + 2 * len(FULL_KEEP) if dataset in FULL_PLACES else 0)
+    assert plan()["full"]["keep"] in FULL_KEEP
 
 
 def test_only_rules_that_may_become_the_default_meet_two_situations_at_once():
