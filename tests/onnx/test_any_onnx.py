@@ -775,3 +775,57 @@ def test_features_of_a_model_without_maps_are_what_its_last_layer_reads(last):
         model.graph.node[4].CopyFrom(helper.make_node("Relu", ["before"], ["z"]))
     names = {item.name for item in attach_score(model, layer="none").graph.output}
     assert ("features" in names) == (last == "Relu")
+
+
+def test_constants_and_branches_of_half_precision_are_widened_too():
+    half = TensorProto.FLOAT16
+    model = graph_of([*BACKBONE, *HEAD], CONSTANTS, (2, 6, 7))
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for item in (*model.graph.input, *model.graph.output):
+        item.type.tensor_type.elem_type = half
+    branches = [
+        helper.make_graph(
+            [helper.make_node(op, ["twice"], [f"out_{op}"])], op, [],
+            [helper.make_tensor_value_info(f"out_{op}", half, None)],
+        )
+        for op in ("Identity", "Neg")
+    ]  # fmt: skip
+    two = numpy_helper.from_array(np.array(2, np.float16), "two")
+    always = numpy_helper.from_array(np.array(True), "always")
+    model.graph.initializer.append(always)
+    nodes = [
+        helper.make_node("Constant", [], ["two"], value=two),
+        helper.make_node("Mul", ["c", "two"], ["twice"]),
+        helper.make_node("If", ["always"], ["logits"], then_branch=branches[0], else_branch=branches[1]),
+    ]
+    model.graph.node[1].input[0] = "logits"  # a reserved name, which the subgraphs' reader gets too
+    for node in nodes[::-1]:
+        model.graph.node.insert(1, node)
+    doubled = {"k": 2 * CONV.astype(np.float16).astype(np.float32)}
+    rounded = {
+        name: np.asarray(value).astype(np.float16).astype(np.float32) for name, value in CONSTANTS.items()
+    }
+    wanted = attach_score(graph_of([*BACKBONE, *HEAD], rounded | doubled, (2, 6, 7)))
+    x = noise((2, 6, 7), 5)
+    found = run_file(attach_score(model).SerializeToString(), x)
+    for name, value in run_file(wanted.SerializeToString(), x).items():
+        assert_routes_equal(found[name].astype(float), value.astype(float))
+
+
+def test_an_output_that_only_moves_the_input_has_no_logits():
+    model = graph_of([("Flatten", ["image"], ["y"], {})], {}, (2, 2, 1))
+    with pytest.raises(ExportError) as error:
+        attach_score(model)
+    assert error.value.code == "model-layer"
+    assert metadata_of(attach_score(model, layer="none")).n_classes == 4
+
+
+def test_a_linear_model_without_a_hidden_layer_has_no_features():
+    nodes = [("Gemm", ["image", "w"], ["y"], {})]
+    model = attach_score(graph_of(nodes, {"w": WEIGHT}, (6,)), layer="none")
+    assert "features" not in {item.name for item in model.graph.output}
+    nodes = [("Mul", ["image", "image"], ["y"], {})]
+    model = attach_score(graph_of(nodes, {}, (6,)), layer="none")
+    assert "features" not in {item.name for item in model.graph.output}

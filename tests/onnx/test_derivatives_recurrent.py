@@ -73,6 +73,13 @@ def test_the_state_of_an_lstm_and_one_that_it_starts_with():
     assert_equal_to_autograd(nodes, constants | start, normal(STEPS, ROWS, SIZE), function, ends=ends)
 
 
+def test_the_cell_alone_is_read():
+    layer, constants, options = made("LSTM")
+    nodes = [node("LSTM", "a", "w", "r", "b", outputs=["", "", "c"], **options)]
+    x = normal(STEPS, ROWS, SIZE)
+    assert_equal_to_autograd(nodes, constants, x, lambda x: layer(x)[1][1], ends=("c",))
+
+
 def test_one_step_and_no_bias_and_the_other_direction():
     layer, constants, options = made("LSTM")
     with torch.no_grad():

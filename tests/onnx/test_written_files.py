@@ -487,6 +487,39 @@ def test_export_options_without_meaning_are_wrong_usage(words, drip, tmp_path):
     )
 
 
+def test_samples_prove_an_onnx_file_of_the_shape_that_it_declares(drip, tmp_path):
+    from drip.media import encode_npy
+
+    plain, out = small_graph(tmp_path / "plain.onnx"), tmp_path / "m.onnx"
+    (tmp_path / "data").mkdir()
+    for index, row in enumerate(noise((2, 6, 7), 5)):
+        (tmp_path / "data" / f"{index}.npy").write_bytes(encode_npy(row))
+    result = drip("model", "export", plain, "--out", out, "--data", tmp_path / "data")
+    assert result.code == 0, result.err
+    assert "4 samples" in drip("model", "check", out).out
+
+
+def test_the_policy_completes_the_input_spec(drip, tmp_path):
+    plain, out = small_graph(tmp_path / "plain.onnx"), tmp_path / "m.onnx"
+    drip("model", "export", plain, "--out", out, "--input-spec", "mean=0.5 std=0.25")
+    policy, metadata = tmp_path / "policy.json", read_metadata(out)
+    scorer = OnnxScorer(out)
+    seen = scorer.score(noise((2, 6, 7), 400))
+    provenance = Provenance(
+        model_digest=metadata.parent_digest, score=metadata.score, input_spec=metadata.spec.to_json()
+    )
+    Policy.fit(seen.scores, seen.classes, n_classes=4, retention=0.6, provenance=provenance).save(policy)
+    result = drip("model", "export", plain, "--out", out, "--policy", policy, "--input-spec", "resize=exact")
+    assert result.code == 0, result.err
+    assert read_metadata(out).spec.mean == (0.5,)
+
+
+@pytest.mark.parametrize("words", [("--output", "y"), ("--softmax", "keep"), ("--score", "layout=tokens")])
+def test_options_of_onnx_files_are_wrong_usage_for_pytorch(words, factory, drip):
+    result = drip("model", "export", factory, "--input-spec", "3x9x11", "--out", "m.onnx", *words)
+    assert result.code == 2
+
+
 def test_one_logit_on_the_command_line(drip, tmp_path):
     from test_any_onnx import BACKBONE, BIAS, CONSTANTS, HEAD, WEIGHT, graph_of
 
