@@ -12,7 +12,7 @@ from experiments.situation_study import ARMS, LABELLED, PLACES
 from experiments.situation_study import SITUATIONS as STUDIED
 from experiments.situation_verdicts import plan, verdicts
 
-OTHERS = {"n_runs": "1", "full": [], "chance": {"comparisons": 0}, "claims": []}
+OTHERS = {"whole": [], "n_runs": "1", "full": [], "chance": {"comparisons": 0}, "claims": []}
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +110,9 @@ def test_the_tables_have_every_place_arm_and_keep_rate(study):
 
 def test_the_same_records_give_the_same_tables(study):
     assert tables(study) == tables(Study(study.runs))
+
+
+def test_the_page_has_the_whole_network_where_it_was_trained():
+    row = {"name": "junk, 30 %", "dataset": "tomato", "kept": "20", "runs": "5", "minus": "+1.25"}
+    page = _fill("what-we-measured.md.j2", {**OTHERS, "whole": [row], "situations": summary(study_of(0.05))})
+    assert "| junk, 30 % | tomato | 20 | 5 | +1.25 |" in page
