@@ -20,6 +20,7 @@ from drip.scoring import TorchScorer, model_digest
 from drip.sources import FolderSource
 from drip.store import RetentionStore
 from drip.workflow import ScoreOptions, calibrate_folder, run_stream, scorer_of
+from drip.workflow.calibration import first_inputs
 
 SPEC = InputSpec((1, 28, 28))
 
@@ -253,3 +254,21 @@ def test_histograms_of_a_policy_are_of_the_scores_that_its_windows_are_cut_from(
     assert policy.histograms[0].high > 10 * drip_policy.histograms[0].high  # logits, not heatmap means
     with pytest.raises(PolicyError):
         policy.retains(np.zeros(1), np.zeros(1, np.int64))
+
+
+def test_the_first_inputs_of_a_folder_are_prepared_as_its_samples_are(tmp_path):
+    digits, spec = load_mnist(), InputSpec((1, 28, 28))
+    for sample in digits.samples(range(5)):
+        (tmp_path / f"{sample.id}.png").write_bytes(sample.data)
+    files = sorted(tmp_path.iterdir())
+    assert first_inputs(tmp_path, spec, 3).shape == (3, 1, 28, 28)
+    assert np.allclose(first_inputs(tmp_path, spec)[0], spec.prepare(files[0].read_bytes(), "image/png"))
+    files[0].write_bytes(b"no picture")
+    with pytest.raises(InputError, match=files[0].name):
+        first_inputs(tmp_path, spec)
+    for file in files[1:]:
+        file.unlink()
+    files[0].write_bytes(next(iter(digits.samples([0]))).data)
+    with pytest.raises(InputError) as caught:
+        first_inputs(tmp_path, spec)
+    assert caught.value.code == "source-empty"
