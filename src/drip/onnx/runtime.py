@@ -212,6 +212,8 @@ class OnnxScorer:
         return values
 
     def _run(self, values: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        if len(values) == 1 or (len(values) and not self._one_by_one):  # the usual case, without a detour
+            return dict(zip(self._names, self._session_run(values), strict=True))
         step = 1 if self._one_by_one else max(1, len(values))
         starts = range(0, len(values), step)
         parts = [self._session_run(values[start : start + step]) for start in starts]
@@ -224,7 +226,7 @@ class OnnxScorer:
 
     def _session_run(self, values: NDArray[np.float32]) -> list[NDArray[Any]]:
         try:
-            found: list[NDArray[Any]] = self._session.run(list(self._names), {self._input: values})
+            found: list[NDArray[Any]] = self._session.run(self._names, {self._input: values})
         except Exception as error:  # ONNX Runtime's errors have no common class
             raise ModelError(
                 f"the model fails on inputs of shape {values.shape}: {error}; export it again",
@@ -232,7 +234,7 @@ class OnnxScorer:
             ) from error
         # A Reshape to constant sizes can merge rows without an error; samples would get the scores of other
         # samples.
-        if any(len(part) != len(values) for part in found):
+        if {len(part) for part in found} != {len(values)}:
             shapes = {name: part.shape for name, part in zip(self._names, found, strict=True)}
             raise ModelError(
                 f"the outputs must have {len(values)} rows, but have shapes {shapes}; {EXPORT}",
@@ -368,13 +370,13 @@ def _input_of(session: Any, shape: tuple[int, ...]) -> tuple[str, bool]:
     return inputs[0].name, batch == 1
 
 
-def _outputs_of(session: Any) -> tuple[str, ...]:
+def _outputs_of(session: Any) -> list[str]:
     types = {output.name: output.type for output in session.get_outputs()}
     for name, kind in _OUTPUTS.items():
         if types.get(name) != kind:
             found = f"has type {types[name]}, not {kind}" if name in types else "does not exist"
             raise ModelError(f"the model's output {name!r} {found}; {EXPORT}", code="model-outputs")
-    return (*_OUTPUTS, *(name for name, kind in _ON_REQUEST.items() if types.get(name) == kind))
+    return [*_OUTPUTS, *(name for name, kind in _ON_REQUEST.items() if types.get(name) == kind)]
 
 
 def _require_finite(what: str, values: NDArray[np.floating[Any]]) -> None:
