@@ -88,7 +88,7 @@ class InputSpec:
         resample: Convert audio of other rates; otherwise they are rejected.
         mix: Average the channels of audio with too many, and repeat a single one; otherwise they are rejected.
         hop: Audio samples, at ``sample_rate_hz``, between the starts of two windows of a longer recording; each
-            window is then a sample of its own. 0: a recording is one sample.
+            window is then a separate sample. 0: a recording is one sample.
     """
 
     shape: tuple[int, ...]
@@ -255,7 +255,7 @@ class InputSpec:
     def windows(self, data: bytes, media_type: str) -> Iterator[tuple[float, bytes]]:
         """The windows of a recording that is longer than one input, as WAV files of its own rate.
 
-        They start every ``hop``; one more ends at the end of the recording, so that nothing of it is lost.
+        They start every ``hop``; one more ends at the end of the recording, so nothing of it is lost.
 
         Yields:
             Start in seconds and encoded bytes; nothing for samples that are one input, or cannot be read.
