@@ -197,6 +197,19 @@ def inference_ms() -> str:
     return f"{records('selectors')[0]['inference_us'] / 1e3:.1f}"
 
 
+def keep_rates() -> str:
+    """The keep rates of the default rule over any 1,000 arrivals after the first 1,000, per stream."""
+    found: dict[tuple[str, str], list[str]] = {}
+    asked = sorted({record["keep"] for record in records("keep_rate")})
+    for record in records("keep_rate"):
+        cell = f"{record['lowest']:.1f} to {record['highest']:.1f}"
+        found.setdefault((record["dataset"], record["stream"]), []).append(cell)
+    return table(
+        ["data set", "stream", *(f"{100 * keep:.0f} %" for keep in asked)],
+        [[*where, *cells] for where, cells in found.items()],
+    )
+
+
 def calibration() -> str:
     """Windows of a million scores, beside sorting them."""
     found = records("policy")
