@@ -29,7 +29,6 @@ from experiments.tables import FIGURES, against, dataset_name, level, percent, s
 PAGE = "explanation/what-we-measured.md"
 APPENDIX = "appendix/index.html"
 DATA = "appendix/data"
-README_TABLE = "templates/readme_table.md"
 SITUATIONS_TABLE = "templates/situations_table.md"
 """Included in other pages; they are no pages of the site."""
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -70,7 +69,6 @@ def render(results: Path) -> dict[str, str]:
     numbers = {**summary(evidence), "situations": situation_report.summary(study), "whole": whole}
     return {
         PAGE: _fill("what-we-measured.md.j2", numbers),
-        README_TABLE: _fill("readme_table.md.j2", numbers),
         SITUATIONS_TABLE: _fill("situations_table.md.j2", numbers),
         APPENDIX: _fill("appendix.html.j2", {**numbers, "tables": _by_name(found), "figures": sorted(drawn)}),
         **{f"{DATA}/{table.name}.csv": table.csv() for table in found},

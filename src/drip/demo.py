@@ -31,7 +31,7 @@ from drip.models import SmallCNN
 from drip.pipeline import observe, run
 from drip.policy import Policy
 from drip.report import Arm, GalleryItem, RunReport
-from drip.rules import create
+from drip.rules import RECOMMENDED, create
 from drip.rules.chance import match_count
 from drip.scoring import TorchScorer
 from drip.sources import DatasetSource
@@ -204,17 +204,22 @@ class _Demo:
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
-        """Baseline, all-data, DRIP, and random and margin with exactly as many samples as DRIP."""
+        """Baseline, all-data, DRIP, and random, margin and the default rule with exactly as many samples as DRIP."""
         with self._store() as store:
             kept = np.array(sorted(self._position(stored.sample.id) for stored in store), dtype=np.int64)
         count, seed = len(kept), self._config.seed
-        margin = create("margin", retention=self._config.retention)
-        wanted = margin.calibrate(self.calibration).decide_many(self.scorer.observations).retain
+        wanted = {
+            name: create(name, retention=self._config.retention)
+            .calibrate(self.calibration)
+            .decide_many(self.scorer.observations)
+            .retain
+            for name in ("margin", RECOMMENDED)
+        }
         rows = {
             "all-data": np.arange(len(self._production)),
             "drip": kept,
             "random": match_count(np.zeros(len(self._production), np.bool_), count, seed),
-            "margin": match_count(wanted, count, seed),
+            **{name: match_count(retain, count, seed) for name, retain in wanted.items()},
         }
         baseline = self._arm("baseline", self.model, np.zeros(0, np.int64), self._seconds_of_model)
         arms = [baseline]

@@ -13,7 +13,7 @@ from experiments.appendix import tables
 from experiments.cells import Unit
 from experiments.ledger import RESULTS, Ledger
 from experiments.reading import Evidence, Place, paper
-from experiments.report import APPENDIX, DATA, PAGE, README_TABLE, gain, render, write
+from experiments.report import APPENDIX, DATA, PAGE, SITUATIONS_TABLE, gain, render, write
 from experiments.tables import FIGURES, against
 
 pytestmark = pytest.mark.slow
@@ -89,7 +89,7 @@ def test_the_committed_verdicts_are_those_that_were_published_before(committed):
 
 
 def test_the_readme_has_the_table_of_the_records(committed):
-    assert committed[README_TABLE].partition("-->")[2].strip() in (DOCS.parent / "README.md").read_text()
+    assert committed[SITUATIONS_TABLE].partition("-->")[2].strip() in (DOCS.parent / "README.md").read_text()
 
 
 def test_every_claim_that_was_decided_is_on_the_page_with_its_verdict(committed):

@@ -35,6 +35,7 @@ from drip.media import InputSpec
 
 if TYPE_CHECKING:
     from drip.policy import Policy
+    from drip.types import JsonObject
     from drip.windows import Window
 
 
@@ -125,6 +126,7 @@ def print_policy(policy: Policy, path: Path) -> None:
         f"Policy {path}",
         {
             "rule": policy.rule.name,
+            **_target(policy.rule.params),
             "model": f"{provenance.model_digest[:12]}..., layer {provenance.layer}",
             "score": f"{provenance.score['method']}, {provenance.score['heatmap']} heatmap",
             "input": InputSpec.from_json(provenance.input_spec).describe()
@@ -152,6 +154,15 @@ def print_policy(policy: Policy, path: Path) -> None:
             for name, window in zip(names, policy.windows, strict=True)
         ],
     )
+
+
+def _target(params: JsonObject) -> dict[str, str]:
+    """What a rule is asked to keep, by the argument that says so."""
+    for name, unit in (("samples_per_hour", "samples per hour"), ("bytes_per_day", "bytes per day")):
+        if params.get(name) is not None:
+            return {"keeps": f"{params[name]:g} {unit}"}
+    rate = params.get("retention")
+    return {} if rate is None else {"keeps": f"{rate:.1%} of the stream"}
 
 
 def _note(window: Window) -> str:

@@ -403,5 +403,12 @@ def print_metadata(metadata: ModelMetadata, path: Path, *, json_output: bool) ->
             **({"cut off": f"a {score['closing']} after the logits"} if "closing" in score else {}),
             "classes": ", ".join(metadata.class_names) or "without names",
             "policy": "none: keeps all" if policy is None else f"{policy.rule.name} {policy.digest[:12]}...",
+            **(
+                {}
+                if policy is None or "windows" in policy.rule.state
+                else {
+                    "retain": "always true, because the rule has no windows; drip run decides with the rule"
+                }
+            ),
         },
     )

@@ -31,6 +31,7 @@ from drip.report.model import (
     compare,
     standard_error,
 )
+from drip.rules import RECOMMENDED
 from drip.types import JsonObject
 
 COLUMNS = (
@@ -53,6 +54,7 @@ _TITLES = {
     DRIP: ("DRIP", "outside the window"),
     RANDOM: ("random", "drawn at random"),
     MARGIN: ("margin", "smallest margin"),
+    RECOMMENDED: (RECOMMENDED, "default rule"),
 }
 _MARKS = {"better": "\u25b2", "worse": "\u25bc", "inconclusive": "\u00b1", "unknown": "?"}
 
