@@ -52,8 +52,9 @@ RECOMMENDED = "adaptive-margin"
 
 RECOMMENDATION = (
     "Use the default rule, `adaptive-margin`. It keeps close calls, discards near-duplicates, gives a new kind of "
-    "input a quota of what is kept, and holds the keep rate. Selection pays where a stream has structure: a new "
-    "camera, repeated scenes, rare classes. On a well-mixed stream, hardly any rule is better than a random choice."
+    "input a quota of what is kept, and holds the keep rate. It pays where a stream has structure: a new camera, "
+    "rare or unknown classes, repeated scenes. On well-mixed streams there is little to gain. With junk in the "
+    "stream, it is no better than a random choice until a person says that the junk can be ignored."
 )
 """Which rule to use: rendered into README, `--help` and the site."""
 
