@@ -125,9 +125,8 @@ CODES: Mapping[str, str] = MappingProxyType(
             "The policy and the model have different numbers of classes. Calibrate with this model."
         ),
         "policy-other-model": (
-            "The policy was calibrated for another model: its `model_digest` differs from the digest that "
-            "`drip model check` shows. New weights or a quantised file count as another model, other class names do "
-            "not. Calibrate again with this model."
+            "The policy was calibrated for another model: its `model_digest` is not the digest that `drip model check` "
+            "shows. New weights or quantisation make another model. Calibrate again."
         ),
         "policy-other-run": "The last run into the store used another policy. Give the policy of that run.",
         "policy-other-score": (
