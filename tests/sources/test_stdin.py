@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from drip.errors import SourceError
 from drip.sources import StdinSource, open_source
-from drip.sources.messages import HEAD_BYTES
+from drip.sources.messages import HEAD_BYTES, sample_of, sample_of_json
 from drip.sources.stdin import FrameParser, LineParser
 from drip.store import RetentionStore
 from drip.testing import check_source
@@ -321,3 +321,42 @@ def test_command_reads_a_pipe_into_a_store_with_the_reasons_of_bad_samples(digit
         reasons = [bad.reason for bad in store.quarantined()]
     assert "truncated or corrupt" in reasons[0]
     assert reasons[1].startswith("the stream ended inside a line of 20 bytes")
+
+
+@pytest.mark.parametrize("form", ["lines", "uri", "urls", "bare"])
+def test_base64_is_read_as_senders_write_it(form: str) -> None:
+    data = (
+        b"BM" + bytes(range(256)) * 2 + b"\xff\xfb\xff\xbf"
+    )  # has both characters that URLs replace, and padding
+    plain = base64.b64encode(data).decode()
+    text = {
+        "lines": base64.encodebytes(data).decode(),
+        "uri": f"data:image/bmp;base64,{plain}",
+        "urls": base64.urlsafe_b64encode(data).decode(),
+        "bare": plain.rstrip("="),
+    }[form]
+    assert plain.endswith("=")
+    assert sample_of_json("", json.dumps({"data": text}).encode()).data == data
+
+
+def test_a_data_uri_without_base64_is_rejected() -> None:
+    found = sample_of_json("", b'{"data": "data:text/plain,hello"}')
+    assert found.rejected == "data is a data: URI that is not in base64; send base64"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "wanted"),
+    [
+        ("image/jpg", b"\xff\xd8\xff", "image/jpeg"),
+        ("Audio/X-WAV; rate=8000", b"RIFF", "audio/wav"),
+        ("application/octet-stream", b"\xff\xd8\xff", "image/jpeg"),
+        ("application/octet-stream", b"text", "application/octet-stream"),
+        (
+            "image/png",
+            b"\xff\xd8\xff",
+            "image/png",
+        ),  # a definite name that is wrong is for the decoder to refuse
+    ],
+)
+def test_media_types_by_other_names(name: str, data: bytes, wanted: str) -> None:
+    assert sample_of("cam", {"media_type": name}, data).media_type == wanted

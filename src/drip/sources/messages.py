@@ -40,6 +40,20 @@ _MAGIC = (
     (0, b"\x93NUMPY", NPY),
     (0, b"BM", "image/bmp"),
 )
+# Other names of the same types, as cameras, browsers and Python's own mimetypes write them.
+_OTHER_NAMES = {
+    "image/jpg": "image/jpeg",
+    "image/pjpeg": "image/jpeg",
+    "image/x-png": "image/png",
+    "image/x-bmp": "image/bmp",
+    "image/x-ms-bmp": "image/bmp",
+    "audio/x-wav": "audio/wav",
+    "audio/wave": "audio/wav",
+    "audio/vnd.wave": "audio/wav",
+    "audio/x-flac": "audio/flac",
+    "application/npy": NPY,
+}
+_SAYS_NOTHING = {UNKNOWN, "binary/octet-stream", "application/binary", "image/*", "audio/*"}
 
 
 def media_type_of(data: bytes) -> str | None:
@@ -149,13 +163,14 @@ def _sample(
         raise _invalid(f"unknown key {min(unknown)[:80]!r}; the keys are {', '.join(_HEADER_KEYS)}")
     if not data:
         raise _invalid("the payload is empty")
-    media_type = header.get("media_type") or media_type_of(data)
-    if media_type is None:
+    given = _media_type(header.get("media_type") or UNKNOWN)
+    media_type = (media_type_of(data) or given) if given in _SAYS_NOTHING else given
+    if media_type == UNKNOWN and not header.get("media_type"):
         raise _invalid(f"no media type is given, and the first bytes {data[:8]!r} match no known one")
     return Sample(
         id=_named(place, _id(header.get("id")) or sha256_hex(data)[:32]),
         data=data,
-        media_type=_media_type(media_type),
+        media_type=media_type,
         label=_label(header.get("label"), class_names),
         time_s=_time(header.get("time_s"), time_s),
         meta=_meta(header.get("meta")),
@@ -169,8 +184,16 @@ def _invalid(message: str) -> InputError:
 def _decoded(encoded: object) -> bytes:
     if not isinstance(encoded, str):
         raise _invalid(f"data must be text in base64, got {type(encoded).__name__}")
+    if encoded[:5].lower() == "data:":  # browsers and Node-RED send data URIs
+        form, _, encoded = encoded.partition(",")
+        if not form.lower().endswith(";base64"):
+            raise _invalid("data is a data: URI that is not in base64; send base64")
+    # Senders break lines after 76 characters, use the alphabet of URLs, or leave the padding out.
+    text = "".join(encoded.split()).replace("-", "+").replace("_", "/")
+    if not text.endswith("="):
+        text += "=" * (-len(text) % 4)
     try:
-        return base64.b64decode(encoded, validate=True)
+        return base64.b64decode(text, validate=True)
     except ValueError as error:
         raise _invalid(f"data is not valid base64: {error}") from error
 
@@ -192,7 +215,8 @@ def _id(value: object) -> str | None:
 def _media_type(value: object) -> str:
     if not (isinstance(value, str) and value.isascii() and value.isprintable() and len(value) <= 100):
         raise _invalid(f"media_type must be a name such as image/png, got {value!r}")
-    return value.partition(";")[0].strip().lower()
+    name = value.partition(";")[0].strip().lower()
+    return _OTHER_NAMES.get(name, name)
 
 
 def _label(value: object, class_names: Sequence[str]) -> int | None:
