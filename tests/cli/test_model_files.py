@@ -43,7 +43,12 @@ def test_long_recordings_are_calibrated_and_decided_window_by_window(drip, tmp_p
     for number in range(6):
         soundfile.write(folder / f"{number}.wav", rng.uniform(-0.9, 0.9, 8_000), 16_000)
     policy, store = tmp_path / "policy.json", tmp_path / "s.db"
-    assert drip("calibrate", known.path, "--data", folder, "--out", policy, "--keep", "0.5").code == 0
+    assert (
+        drip(
+            "calibrate", known.path, "--data", folder, "--out", policy, "--rule", "margin", "--keep", "0.5"
+        ).code
+        == 0
+    )
     n_windows = 6 * len(range(0, 8_000 - 400 + 1, 200))
     assert Policy.load(policy).provenance.n_samples == n_windows
     result = drip("run", known.path, "--policy", policy, "--source", folder, "--store", store, "--json")
